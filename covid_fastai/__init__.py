@@ -1,0 +1,61 @@
+"""From a folder of chest radiographs to a trained, honestly judged COVID-19 classifier.
+
+Research use only; not a medical device.
+
+The public names below are loaded on first use (PEP 562), so that `import covid_fastai` needs neither torch nor fastai.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+_MODULE_OF = {
+    "CovidFastaiError": "errors",
+    "DataError": "errors",
+    "Evaluation": "evidence.metrics",
+    "Run": "evidence.runs",
+    "TASKS": "data.tasks",
+    "Task": "data.tasks",
+    "TrainConfig": "config",
+    "build_dataloaders": "data.dataloaders",
+    "build_learner": "model.learner",
+    "cross_validate": "training",
+    "download_coronahack": "data.download",
+    "evaluate": "evidence.metrics",
+    "fit": "model.schedule",
+    "fold_by_patient": "data.splits",
+    "list_runs": "evidence.runs",
+    "load_model": "model.bundle",
+    "open_image": "data.images",
+    "predict": "evidence.predictions",
+    "radiograph_block": "data.dataloaders",
+    "read_cohort": "data.metadata",
+    "read_predictions": "evidence.predictions",
+    "read_run": "evidence.runs",
+    "save_model": "model.bundle",
+    "split_by_image": "data.splits",
+    "split_by_patient": "data.splits",
+    "summarise_cohort": "data.metadata",
+    "train_classifier": "training",
+    "write_exploration": "evidence.report",
+    "write_phantom": "data.phantom",
+    "write_report": "evidence.report",
+}
+
+__all__ = sorted([*_MODULE_OF, "__version__"])
+
+
+def __getattr__(name: str):
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("covid_fastai")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'covid_fastai' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"covid_fastai.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,388 @@
+"""From the cohort's rows to batches `(n, 1, h, w)`: a fastai `DataBlock` over the package's one image opener."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import ItemGetter, Normalize
+from fastai.torch_core import defaults
+from fastai.vision.data import ImageBlock
+
+from covid_fastai.data.augmentation import augmentation as named_augmentation
+from covid_fastai.data.radiographs import PILRadiograph, RadiographDL, ResizeRadiograph, png_bytes
+from covid_fastai.errors import DataError, EnvironmentProblem, UsageError
+
+__all__ = [
+    "RESIZE",
+    "build_dataloaders",
+    "empty_dataloaders",
+    "radiograph_block",
+    "resolve_device",
+]
+
+logger = logging.getLogger("covid_fastai")
+
+RESIZE = "squash-bilinear-antialias"  # what `resize_image` does; saved with a model, which is worth little without it
+MEAN, STD = 0.5, 0.25  # on the 0 to 1 scale: about those of chest radiographs; a round number is easily said again
+BALANCES = ("none", "loss", "sampler")
+SMALL_ROWS, SMALL_BYTES = 500, 64 << 20  # below both, one process opens an epoch's images in a few seconds
+
+
+def radiograph_block(
+    *,
+    classes: Sequence[str],
+    image_size: int = 224,
+    augmentation: str = "default",
+    mean: float = MEAN,
+    std: float = STD,
+) -> DataBlock:
+    """Make a fastai `DataBlock` that takes a cohort; `.summary(cohort)`, `.datasets` and `.dataloaders` work.
+
+    Which rows are items is decided in the block's `get_items`: those whose `split` is train or valid, so that no
+    loader, plot or summary made from the block can reach the test set or a row that was put aside. `dls.test_dl(rows)`
+    passes `get_items` by, and takes any rows, in their order.
+
+    Args:
+        classes: The vocabulary in this order; a column `p_<class>` each in the predictions.
+        image_size: Side of the square that images are squashed to, pixels.
+        augmentation: A name in `AUGMENTATIONS`.
+        mean: Subtracted from the grey values, which are on the scale 0 to 1.
+        std: What they are divided by after that. fastai adds no normalisation for one channel, so this block does.
+
+    Returns:
+        The block: items are (`PILRadiograph`, category), batches (`(n, 1, image_size, image_size)` float, `(n,)` int).
+
+    Raises:
+        UsageError: A value is not allowed.
+    """
+    _check_options(image_size=image_size, mean=mean, std=std)
+    if len(classes) < 2 or len(set(classes)) != len(classes):
+        raise UsageError(f"classes={list(classes)!r}.", hint="Give two or more different names.")
+    return DataBlock(
+        blocks=(ImageBlock(PILRadiograph), CategoryBlock(vocab=list(classes), sort=False)),
+        dl_type=RadiographDL,
+        get_items=_training_rows,
+        splitter=_split_rows,
+        get_x=ItemGetter("path"),
+        get_y=ItemGetter("label"),
+        item_tfms=ResizeRadiograph(image_size),
+        batch_tfms=[*named_augmentation(augmentation), _normalisation(mean, std)],
+    )
+
+
+def _training_rows(cohort: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows to learn from, and of them only what an item needs: a pickled learner shall name no patient."""
+    rows = cohort.loc[cohort["split"].isin(["train", "valid"]), ["path", "label", "split"]]
+    return rows.reset_index(drop=True)
+
+
+def _split_rows(items: pd.DataFrame) -> tuple[list[int], list[int]]:
+    split = items["split"].to_numpy()
+    return np.flatnonzero(split == "train").tolist(), np.flatnonzero(split == "valid").tolist()
+
+
+def _normalisation(mean: float, std: float) -> Normalize:
+    # cuda=False: fastai would put the two numbers on the default GPU even where the loaders are for the CPU
+    return Normalize.from_stats((mean,), (std,), cuda=False)
+
+
+def build_dataloaders(
+    cohort: pd.DataFrame,
+    *,
+    image_size: int = 224,
+    batch_size: int = 32,
+    augmentation: str = "default",
+    mean: float | None = None,
+    std: float | None = None,
+    balance: str = "none",
+    num_workers: int | str = "auto",
+    device: str | torch.device = "auto",
+    path: str | Path = ".",
+) -> DataLoaders:
+    """Make the training and validation loaders of a cohort.
+
+    Every training image is used once an epoch. fastai drops the last, incomplete batch, which in a data set of a
+    hundred images leaves out up to a third of them each time; here the last batch is kept, and where it would be less
+    than a quarter full, too small for BatchNorm's statistics, the batches are made a little smaller instead.
+
+    Seed first (`fastai.torch_core.no_random(seed)`), then build the loaders: they take their generator from the global
+    one when they are made, and give the same batches for the same seed with any number of workers.
+
+    Args:
+        cohort: Rows with `path`, `label` and `split`; `cohort.attrs["classes"]` is the vocabulary, else the labels of
+            the training rows, sorted.
+        image_size: Side of the square that images are squashed to, pixels, 32 to 1024.
+        batch_size: Images in a batch, 2 or more; fewer where there are fewer training images.
+        augmentation: A name in `AUGMENTATIONS`.
+        mean: Mean grey value on the scale 0 to 1 for the normalisation; None for 0.5. `build_learner` replaces both by
+            those that its weights were trained with.
+        std: Its standard deviation; None for 0.25.
+        balance: `"sampler"` draws each class equally often, with replacement; `"loss"` leaves it to the loss, with the
+            weights in `dls.class_weights`; `"none"` leaves the classes as they are.
+        num_workers: Processes that open images; `"auto"` is 0 on Windows and macOS and for small data, else up to 4.
+        device: `"auto"` (CUDA, else Apple's MPS, else the CPU), `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"` or a device.
+        path: Folder for what a `Learner` writes; never the data's own, which may be read-only.
+
+    Returns:
+        fastai `DataLoaders` with batches (`(n, 1, image_size, image_size)`, `(n,)`), and besides `.cohort` (all rows,
+        a copy), `.radiograph_config` (what the images went through) and `.class_weights` (float tensor, one a class,
+        or None). `dls.test_dl(rows, with_labels=True)` opens any rows in their order.
+
+    Raises:
+        DataError: There are no rows to train on or to validate on, or a class is missing from one of the two sides.
+        ImageError: The first image cannot be read.
+        UsageError: An option has a value that is not allowed.
+        EnvironmentProblem: The device is not there.
+    """
+    mean, std = MEAN if mean is None else mean, STD if std is None else std
+    _check_options(
+        image_size=image_size, batch_size=batch_size, mean=mean, std=std, balance=balance, num_workers=num_workers
+    )
+    device = resolve_device(device)
+    classes = _vocabulary(cohort)
+    counts = _check_split(cohort, classes)
+    batch_size, drop_last = _fitting_batch_size(int(counts.loc["train"].sum()), batch_size)
+    block = radiograph_block(classes=classes, image_size=image_size, augmentation=augmentation, mean=mean, std=std)
+    items = _training_rows(cohort)
+    weights = None
+    if balance == "sampler":
+        weights = (1 / items["label"][items["split"] == "train"].map(counts.loc["train"])).tolist()
+    dls = block.dataloaders(
+        cohort,
+        bs=batch_size,
+        drop_last=drop_last,
+        num_workers=_resolve_workers(num_workers, items["path"], batch_bytes=batch_size * image_size**2),
+        device=device,
+        path=path,
+        dl_kwargs=[{"weights": weights}, {}],
+    )
+    return _describe(
+        dls,
+        cohort.copy(),
+        class_weights=_class_weights(counts.loc["train"]) if balance == "loss" else None,
+        classes=classes,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        augmentation=augmentation,
+        batch_size=batch_size,
+        balance=balance,
+    )
+
+
+def empty_dataloaders(
+    *,
+    classes: Sequence[str],
+    image_size: int = 224,
+    mean: float = MEAN,
+    std: float = STD,
+    augmentation: str = "default",
+    batch_size: int = 32,
+    device: str | torch.device = "auto",
+    path: str | Path = ".",
+    attrs: dict[str, Any] | None = None,
+) -> DataLoaders:
+    """Make loaders without images: what a saved model needs to open new ones through `dls.test_dl(rows)`.
+
+    Args:
+        classes: The vocabulary in its order.
+        image_size: As in `build_dataloaders`, like all options that stand here without a word.
+        mean: Mean grey value.
+        std: Its standard deviation.
+        augmentation: A name in `AUGMENTATIONS`, for test-time augmentation.
+        batch_size: Images in a batch of `dls.test_dl`.
+        device: Where the batches go.
+        path: Folder for what a `Learner` writes.
+        attrs: The attrs of the empty `dls.cohort`.
+
+    Returns:
+        fastai `DataLoaders` with the attributes of `build_dataloaders`. To run over its training or validation images
+        is an error, since there are none.
+    """
+    _check_options(image_size=image_size, batch_size=batch_size, mean=mean, std=std)
+    block = radiograph_block(classes=classes, image_size=image_size, augmentation=augmentation, mean=mean, std=std)
+    picture = png_bytes(
+        np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)
+    )  # fastai learns an item's types from one item
+    row = {"path": picture, "label": classes[0]}
+    rows = pd.DataFrame([{**row, "split": "train"}, {**row, "split": "valid"}])
+    dls = block.dataloaders(rows, bs=batch_size, num_workers=0, device=resolve_device(device), path=path).new_empty()
+    cohort = pd.DataFrame({name: pd.Series(dtype=str) for name in ("path", "label", "patient", "split")})
+    cohort.attrs.update({**(attrs or {}), "classes": list(classes)})
+    return _describe(
+        dls,
+        cohort,
+        class_weights=None,
+        classes=list(classes),
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        augmentation=augmentation,
+        batch_size=batch_size,
+        balance="none",
+    )
+
+
+def _describe(
+    dls: DataLoaders, cohort: pd.DataFrame, *, class_weights: torch.Tensor | None, **config: Any
+) -> DataLoaders:
+    config |= {key: int(config[key]) for key in ("image_size", "batch_size")}  # numpy's numbers do not go into JSON
+    config |= {key: float(config[key]) for key in ("mean", "std")}
+    dls.cohort, dls.class_weights, dls.radiograph_config = cohort, class_weights, {**config, "resize": RESIZE}
+    return dls
+
+
+def _check_options(
+    *,
+    image_size: Any = 224,
+    batch_size: Any = 32,
+    mean: Any = MEAN,
+    std: Any = STD,
+    balance: Any = "none",
+    num_workers: Any = "auto",
+) -> None:
+    if not _is_whole(image_size) or not 32 <= image_size <= 1024:
+        raise UsageError(f"image_size={image_size!r}.", hint="Give a whole number of pixels, 32 to 1024.")
+    if not _is_whole(batch_size) or batch_size < 2:
+        raise UsageError(f"batch_size={batch_size!r}.", hint="Give 2 or more: BatchNorm cannot learn from one image.")
+    if not 0 <= mean <= 1 or not 0.01 <= std <= 10:
+        raise UsageError(f"mean={mean!r}, std={std!r}.", hint="Both are on the scale of 0 (black) to 1 (white).")
+    if balance not in BALANCES:
+        raise UsageError(f"balance={balance!r}.", hint=f"Choose one of {', '.join(BALANCES)}.")
+    if num_workers != "auto" and (not _is_whole(num_workers) or num_workers < 0):
+        raise UsageError(f"num_workers={num_workers!r}.", hint="Give 'auto', 0 or a number of processes.")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _vocabulary(cohort: pd.DataFrame) -> list[str]:
+    missing = [name for name in ("path", "label", "split") if name not in cohort]
+    if missing:
+        raise DataError(
+            f"The cohort has no column {', '.join(missing)}; it has {', '.join(map(str, cohort.columns))}.",
+            hint="Make it with read_cohort, and split it with split_by_patient.",
+        )
+    return list(cohort.attrs.get("classes") or sorted(cohort.loc[cohort["split"] == "train", "label"].unique()))
+
+
+def _check_split(cohort: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Return the images by split (rows train, valid) and class (columns), or raise for what cannot be learnt from."""
+    rows = _training_rows(cohort)
+    counts = pd.crosstab(rows["split"], rows["label"]).reindex(["train", "valid"], fill_value=0)
+    unknown = [label for label in counts.columns if label not in classes]
+    counts = counts.reindex(columns=[*classes, *unknown], fill_value=0)
+    listed = "; ".join(
+        f"{split}: " + ", ".join(f"{label} {n}" for label, n in row.items()) for split, row in counts.iterrows()
+    )
+    faults = [f"{label!r} is no class of the task" for label in unknown]
+    faults += [f"{split} has no image" for split, n in counts.sum(axis=1).items() if n == 0]
+    if not faults:
+        faults += [
+            f"{split} has no {label!r}" for split, row in counts.iterrows() for label, n in row.items() if n == 0
+        ]
+        faults += ["there is one class only"] if len(classes) < 2 else []
+    if not faults and counts.loc["train"].sum() < 2:
+        faults = ["train has one image only"]
+    if faults:
+        hint = "Each class needs images in train and in valid, of two patients at least: add data, or change valid."
+        details = [
+            {"row": None, "path": "", "kind": "split", "severity": "error", "reason": fault, "remedy": hint}
+            for fault in faults
+        ]
+        raise DataError(f"The split cannot be trained on: {', '.join(faults)} ({listed}).", hint=hint, details=details)
+    logger.info("Images by split and class: %s.", listed)
+    return counts
+
+
+def _class_weights(counts: pd.Series) -> torch.Tensor:
+    """Return weights in inverse proportion to the classes' images, whose mean over the images is 1."""
+    images = torch.tensor(counts.tolist(), dtype=torch.float32)
+    return images.sum() / (len(images) * images)
+
+
+def _fitting_batch_size(n: int, batch_size: int) -> tuple[int, bool]:
+    """Return the batch size for `n` training images, and whether a last batch of one image has to be dropped."""
+    if n <= batch_size:
+        if n < batch_size:
+            logger.info("batch_size is %d rather than %d: there are no more training images.", n, batch_size)
+        return n, False
+    even = math.ceil(n / math.ceil(n / batch_size))  # as many batches, but of one size
+    for size in (batch_size, *range(even, 1, -1)):
+        last = (n - 1) % size + 1
+        if last >= max(2, size / 4):
+            if size < batch_size:
+                logger.info("batch_size is %d rather than %d, for a last batch of %d.", size, batch_size, last)
+            return size, False
+    return batch_size, True
+
+
+def _resolve_workers(num_workers: int | str, paths: pd.Series, *, batch_bytes: int) -> int:
+    """Return how many processes open images; `batch_bytes` is what one of their batches takes in /dev/shm."""
+    if num_workers != "auto":
+        return int(num_workers)
+    if sys.platform in ("win32", "darwin"):
+        return 0  # each would import torch anew, and fastai has none on macOS
+    if len(paths) < SMALL_ROWS and sum(_file_bytes(path) for path in paths) < SMALL_BYTES:
+        return 0
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = max(0, min(4, cpus - 1))  # one stays for the training itself; more than four seldom help one GPU
+    shared = Path("/dev/shm")
+    if not shared.is_dir():
+        return wanted
+    room = shutil.disk_usage(shared).free // (4 * batch_bytes)  # each has two batches ready and one in its hands
+    if room < wanted:
+        logger.warning("/dev/shm has room for %d of %d processes that open images (docker: --shm-size).", room, wanted)
+    return int(min(wanted, room))
+
+
+def _file_bytes(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except (OSError, ValueError):
+        return 0  # opening it will say what is wrong
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """Return the device of that name.
+
+    Args:
+        device: `"auto"` for CUDA, else Apple's MPS, else the CPU (always the CPU after fastai's
+            `default_device(False)`); or a device's name, or a device.
+
+    Raises:
+        UsageError: There is no such kind of device.
+        EnvironmentProblem: This machine has none of that kind.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if defaults.use_cuda is False:  # fastai then moves every batch to the CPU, whatever its loader says
+        available.update(cuda=False, mps=False)
+    if device == "auto":
+        device = next(name for name, there in available.items() if there)
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"device={device!r}.", hint="Choose one of auto, cpu, cuda, mps.") from error
+    if device.type not in available:
+        raise UsageError(f"device={str(device)!r}.", hint="Choose one of auto, cpu, cuda, mps.")
+    if not available[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise EnvironmentProblem(
+            f"There is no device {str(device)!r} that torch {torch.__version__} can use here.",
+            hint="Use device='auto' or 'cpu', or install a torch that is built for it.",
+        )
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())  # fastai compares devices, and cuda is not cuda:0
+    return device

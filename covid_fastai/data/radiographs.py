@@ -1,0 +1,154 @@
+"""What a radiograph is to fastai: an image, a tensor, an item transform, and the loader that makes batches of them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastai.data.core import TfmdDL
+from fastai.data.transforms import DisplayedTransform
+from fastai.torch_core import TensorCategory, TensorImageBW
+from fastai.vision.core import PILImageBW
+from PIL import Image
+from torch.utils.data import get_worker_info
+
+from covid_fastai.data.images import open_image, resize_image
+from covid_fastai.errors import DataError, ImageError, ResourceError
+
+__all__ = ["PILRadiograph", "RadiographDL", "ResizeRadiograph", "TensorRadiograph", "png_bytes"]
+
+SHOW = {"cmap": "gray", "vmin": 0, "vmax": 255}  # air black, bone white; fastai's "Greys" shows a one-channel negative
+
+
+class TensorRadiograph(TensorImageBW):
+    """A grey image tensor `(1, h, w)` that shows itself as radiographs are read: air black, bone white."""
+
+    _show_args = SHOW
+
+
+class PILRadiograph(PILImageBW):
+    """An 8-bit grey image that is opened by `covid_fastai.data.images.open_image`, like every image of this package."""
+
+    _show_args = SHOW
+    _tensor_cls = TensorRadiograph
+
+    @classmethod  # its return type is not annotated: fastai's dispatch would keep it in a form that cannot be pickled
+    def create(cls, fn: str | Path | bytes | np.ndarray | torch.Tensor | Image.Image, **kwargs):
+        """Open a file, its bytes, or an image in memory.
+
+        Args:
+            fn: A path, the bytes of an image file, an array `(h, w)` or `(h, w, 3)`, a tensor `(1, h, w)` or an image.
+            **kwargs: Ignored; fastai passes its own opener's options here.
+
+        Returns:
+            The image in mode L.
+
+        Raises:
+            ImageError: It cannot be read as an image; the message names the file.
+        """
+        return cls(open_image(fn if isinstance(fn, (str, Path, bytes)) else png_bytes(fn)))
+
+
+def png_bytes(image: np.ndarray | torch.Tensor | Image.Image) -> bytes:
+    """Return an image in memory as the bytes of a lossless file, so that the one opener treats its mode and depth."""
+    if isinstance(image, torch.Tensor):
+        image = np.moveaxis(image.detach().cpu().numpy(), 0, -1) if image.ndim == 3 else image.detach().cpu().numpy()
+    file = io.BytesIO()
+    try:
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
+        image.save(file, format="PNG")
+    except (OSError, TypeError, ValueError) as error:
+        raise ImageError(
+            f"The image in memory cannot be read as a radiograph: {error}.", hint="Give 8- or 16-bit integers."
+        ) from error
+    return file.getvalue()
+
+
+class ResizeRadiograph(DisplayedTransform):
+    """Squash a radiograph to a square with `covid_fastai.data.images.resize_image`.
+
+    Squashed rather than cropped, since a crop may cut off the lung's edge where the finding is; a mask, point or label
+    in the same item is left alone.
+
+    Args:
+        image_size: Side of the square, pixels.
+    """
+
+    order = 1  # before ToTensor
+
+    def __init__(self, image_size: int):
+        super().__init__()
+        self.image_size = image_size
+
+    def encodes(self, x: PILRadiograph):
+        """Return the radiograph at the transform's size."""
+        return PILRadiograph(resize_image(x, self.image_size))
+
+
+class RadiographDL(TfmdDL):
+    """fastai's `TfmdDL`, with four faults less.
+
+    - Classes can be drawn equally often, from the loader's own generator: fastai's `WeightedDL` draws from numpy's
+      global one, divides by zero when empty, and shows validation images twice in `show_results`.
+    - An image that cannot be read in a worker process raises the same `ImageError` as it does without workers.
+    - No image is opened to learn what a batch looks like, since that is known: an empty loader can be copied.
+    - Without images it refuses to run, where fastai's trains on nothing without a word.
+
+    Args:
+        dataset: fastai `Datasets` of (`PILRadiograph`, category).
+        bs: Images in a batch.
+        weights: One number an image, in proportion to how often it shall be drawn, with replacement, when the loader
+            shuffles; None for each image once.
+        **kwargs: As for `TfmdDL`.
+    """
+
+    def __init__(self, dataset=None, bs=None, *, weights: Sequence[float] | None = None, **kwargs):
+        super().__init__(dataset, bs=bs, **kwargs)
+        self.weights = weights
+
+    def get_idxs(self) -> list[int]:
+        """Return the positions of an epoch's images in the order of their use."""
+        if self.weights is None or not self.shuffle:
+            return super().get_idxs()
+        return self.rng.choices(range(self.n), weights=self.weights, k=self.n)
+
+    def do_item(self, s):
+        """Open and transform the image at position `s`."""
+        try:
+            return super().do_item(s)
+        except ImageError as error:
+            if get_worker_info() is None:
+                raise
+            raise _ImageErrorInWorker(json.dumps([error.message, error.hint, error.details])) from None
+
+    def __iter__(self) -> Iterator[tuple]:
+        if self.n == 0:
+            raise DataError(
+                "These data loaders hold no images.", hint="Set learn.dls to what build_dataloaders returns."
+            )
+        try:
+            yield from super().__iter__()
+        except _ImageErrorInWorker as error:  # torch has put the worker's traceback before our line
+            line = str(error).strip().splitlines()[-1]
+            message, hint, details = json.loads(line.partition(f"{_ImageErrorInWorker.__name__}: ")[2])
+            raise ImageError(message, hint=hint, details=details) from None
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise ResourceError(
+                f"A process that opens images was killed: {error}",
+                hint="Memory or /dev/shm may be short: use num_workers=0, a smaller batch or smaller images.",
+            ) from error
+
+    def _one_pass(self) -> None:
+        self._n_inp = 1
+        self._types = {tuple: [TensorRadiograph, TensorCategory]}
+
+
+class _ImageErrorInWorker(Exception):
+    """An `ImageError` on its way out of a worker; torch keeps nothing of an exception but its type and its text."""

@@ -1,0 +1,199 @@
+"""Writing files so that a crash loses nothing, and run folders that only one process can own."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from covid_fastai.errors import ResourceError
+
+__all__ = ["atomic_write", "claim_folder", "new_run_folder", "utc_now", "write_csv", "write_json"]
+
+LOCK_NAME = ".lock"
+PART_SUFFIX = ".part"
+
+
+def utc_now() -> str:
+    """Return the time now in UTC as ISO 8601 with seconds, e.g. `2026-11-23T20:41:15Z`."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@contextmanager
+def atomic_write(path: str | Path, *, mode: str = "w") -> Iterator[IO]:
+    """Open a file that appears under its name only once it is whole.
+
+    The text or bytes go to a temporary file in the same folder, which is flushed to the disk and then renamed over
+    `path`; when anything fails on the way, the file that stood there before stays as it was.
+
+    Args:
+        path: Where the finished file shall stand; its folder must exist.
+        mode: `"w"` for UTF-8 text, `"wb"` for bytes.
+
+    Yields:
+        The open temporary file.
+
+    Raises:
+        ResourceError: The folder cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=PART_SUFFIX)
+    except OSError as error:
+        raise ResourceError(
+            f"{path} cannot be written: {error.strerror}.", hint="Choose an existing folder that you may write to."
+        ) from error
+    try:
+        with os.fdopen(descriptor, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)  # mkstemp makes it 0600, which other users of a shared folder could not read
+        os.replace(part, path)
+    except BaseException as error:
+        Path(part).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ResourceError(
+                f"{path} could not be written: {error.strerror or error}.",
+                hint="Free some space or choose another folder; what stood there before is untouched.",
+            ) from error
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the folder's own entry, so that the rename survives a power cut (POSIX only)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write `value` as indented JSON, atomically; NaN and infinities become null, paths become strings."""
+    with atomic_write(path) as file:
+        json.dump(_jsonable(value), file, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+    return Path(path)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return _jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_csv(path: str | Path, table) -> Path:
+    """Write a pandas table as CSV without its index, atomically."""
+    with atomic_write(path) as file:
+        table.to_csv(file, index=False)
+    return Path(path)
+
+
+def new_run_folder(out: str | Path | None, *, task: str, root: str | Path = "runs") -> Path:
+    """Make a folder for one run and return it.
+
+    Args:
+        out: The folder to make; None for `<root>/<UTC time>-<task>-<4 letters>`.
+        task: The task's name, for the folder's name.
+        root: Where unnamed runs are collected.
+
+    Raises:
+        ResourceError: `out` already holds something, or cannot be made.
+    """
+    if out is None:
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        letters = "".join(secrets.choice("abcdefghjkmnpqrstuvwxyz") for _ in range(4))
+        out = Path(root) / f"{stamp}-{task}-{letters}"
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ResourceError(
+            f"{out} already holds something.", hint="Name a new folder, or resume the run that lies there."
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"{out} cannot be made: {error.strerror}.", hint="Name a folder that you may write to."
+        ) from error
+    return out
+
+
+@contextmanager
+def claim_folder(folder: str | Path) -> Iterator[Path]:
+    """Own a folder for the time of a `with` block; a second process is refused.
+
+    The claim is an operating-system lock on `<folder>/.lock`, so it ends with the process, however that ends.
+
+    Raises:
+        ResourceError: Another process owns the folder, or it cannot be written to. The error names the owner.
+    """
+    folder = Path(folder)
+    lock = folder / LOCK_NAME
+    try:
+        file = open(lock, "a+", encoding="utf-8")
+    except OSError as error:
+        raise ResourceError(
+            f"{folder} cannot be written: {error.strerror}.", hint="Choose a folder that you may write to."
+        ) from error
+    with file:
+        if not _lock(file):
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise ResourceError(f"{folder} is in use by {owner}.", hint="Wait for it, or choose another folder.")
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {os.uname().nodename if hasattr(os, 'uname') else 'this machine'}\n")
+        file.flush()
+        for part in folder.rglob(f".*{PART_SUFFIX}"):  # what a killed process left half-written
+            part.unlink(missing_ok=True)
+        try:
+            yield folder
+        finally:
+            _unlock(file)  # the file stays: removing it would let two later processes lock two different files
+
+
+if os.name == "nt":  # pragma: no cover - not run on the machines that test this package
+    import msvcrt
+
+    def _lock(file: IO) -> bool:
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(file: IO) -> None:
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+else:
+    import fcntl
+
+    def _lock(file: IO) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(file: IO) -> None:
+        fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,0 +1,282 @@
+"""The saved model: plain tensors and a page of JSON that says how to use them; nothing in it is code."""
+
+from __future__ import annotations
+
+import copy
+import glob
+import hashlib
+import math
+import os
+import platform
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastai.learner import Learner
+from fastai.torch_core import get_model
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import nn
+
+from covid_fastai.data.dataloaders import empty_dataloaders, resolve_device
+from covid_fastai.errors import Diverged, ResourceError, UsageError
+from covid_fastai.files import atomic_write, write_json
+from covid_fastai.model.bundle_config import (
+    CONFIG_FILE,
+    FORMAT,
+    WEIGHTS_FILE,
+    BundleConfig,
+    golden_image,
+    golden_sha256,
+    no_model,
+    read_bytes,
+    read_config,
+    seal_config,
+)
+from covid_fastai.model.learner import build_learner
+from covid_fastai.model.weights import Weights
+
+__all__ = ["load_model", "save_model"]
+
+LARGEST_WEIGHTS = 2 << 30  # bytes; ResNet-50 has 90 MiB
+GOLDEN_TOLERANCE = 1e-3  # another CPU or torch version moves a probability by some 1e-6, a wrong mean by some 1e-2
+PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's zip; a bare pickle
+
+
+def save_model(learn: Learner, folder: str | Path) -> Path:
+    """Write a trained model as `model.safetensors` and `config.json`, both or neither.
+
+    The two are written to a folder beside the final one, which then takes its name; a model that stood there before
+    stays until the new one is whole. One process at a time may save to one place.
+
+    Args:
+        learn: A learner of `build_learner` or `load_model`.
+        folder: The folder to make; where it exists, it must be empty or hold a saved model only.
+
+    Returns:
+        The folder.
+
+    Raises:
+        Diverged: A weight is NaN or infinite.
+        ResourceError: The folder holds something else, or cannot be written.
+        UsageError: The learner was not made by this package.
+    """
+    folder = Path(folder)
+    if not all(hasattr(learn, name) for name in ("arch", "weights")) or not hasattr(learn.dls, "radiograph_config"):
+        raise UsageError("This learner was not made by build_learner.", hint="Use fastai's learn.export for it.")
+    model = get_model(learn.model)  # out of its wrapper, when it was trained on several GPUs
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    wild = _not_finite(state)
+    if wild:
+        raise Diverged(
+            f"The model is not saved: {wild} is NaN or infinite.", hint="Train again with a lower learning_rate."
+        )
+    content = save_safetensors(state, metadata={"format": "pt"})
+    config = seal_config(_describe(learn, model, sha256=hashlib.sha256(content).hexdigest()))
+    _check_target(folder)
+    part = _new_part(folder)
+    try:
+        with atomic_write(part / WEIGHTS_FILE, mode="wb") as file:
+            file.write(content)
+        write_json(part / CONFIG_FILE, config)
+        _take_name(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def load_model(folder: str | Path, *, device: str | torch.device = "auto") -> Learner:
+    """Read a model that `save_model` wrote, and test that it answers as it did then.
+
+    Nothing in the folder is executed: the weights are plain tensors, the JSON is checked field by field.
+
+    Args:
+        folder: With `model.safetensors` and `config.json`.
+        device: As in `build_dataloaders`.
+
+    Returns:
+        A fastai `Learner` with data loaders that hold no image. `predict(learn, cohort)`,
+        `learn.dls.test_dl(rows)` and `learn.predict(path)` work; set `learn.dls` to train on.
+
+    Raises:
+        ModelFormatError: A file is missing, damaged, changed, of a newer version, or no model of this package; the
+            message names the file and the reason.
+        EnvironmentProblem: The device is not there, or the architecture needs timm, which is not installed.
+    """
+    folder = Path(folder)
+    config = read_config(folder / CONFIG_FILE)
+    state = _read_state(folder / WEIGHTS_FILE, config.sha256)
+    learn = _build(config, folder / CONFIG_FILE, device=device)
+    _fill(learn.model, state, folder / WEIGHTS_FILE)
+    _check_golden(learn.model, config, folder)
+    return learn
+
+
+# writing
+
+
+def _describe(learn: Learner, model: nn.Module, *, sha256: str) -> dict[str, Any]:
+    data, attrs = learn.dls.radiograph_config, learn.dls.cohort.attrs
+    return {
+        "format": FORMAT,
+        "covid_fastai": _version("covid_fastai"),
+        "arch": learn.arch,
+        "head": _layers(model[1]),
+        "n_in": 1,
+        "classes": list(data["classes"]),
+        "positive": attrs.get("positive"),
+        "task": str(attrs.get("task") or ""),
+        **{key: data[key] for key in ("image_size", "resize", "mean", "std", "augmentation", "batch_size")},
+        "weights": learn.weights.to_dict(),
+        "sha256": sha256,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("torch", "torchvision", "fastai")},
+        },
+        "golden": {
+            "image_sha256": golden_sha256(data["image_size"]),
+            "probabilities": _answer(model, data["image_size"], mean=data["mean"], std=data["std"]),
+        },
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"  # run from a source tree
+
+
+def _layers(head: nn.Module) -> list[str]:
+    return [type(layer).__name__ for layer in head]
+
+
+def _check_target(folder: Path) -> None:
+    if not folder.exists():
+        return
+    others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name]
+    others = [name for name in others if name not in (WEIGHTS_FILE, CONFIG_FILE)]
+    if others:
+        raise ResourceError(
+            f"{folder} already holds something else: {', '.join(others[:3])}.", hint="Name a folder of its own."
+        )
+
+
+def _new_part(folder: Path) -> Path:
+    """Make the folder to write in, on the same disk as the final one."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_part_prefix(folder)))
+        part.chmod(0o755)  # mkdtemp makes it 0700, which other users of a shared folder could not enter
+    except OSError as error:
+        raise ResourceError(
+            f"{folder} cannot be written: {error.strerror}.", hint="Choose a folder that you may write to."
+        ) from error
+    return part
+
+
+def _part_prefix(folder: Path) -> str:
+    return f".{folder.name[:60]}.unfinished-"
+
+
+def _take_name(part: Path, folder: Path) -> None:
+    """Give the finished folder its name; the model that had it steps aside first, since no system swaps folders."""
+    try:
+        if folder.exists():
+            old = part.with_name(f"{part.name}-old")
+            os.rename(folder, old)
+            try:
+                os.rename(part, folder)
+            except OSError:
+                os.rename(old, folder)
+                raise
+        else:
+            os.rename(part, folder)
+    except OSError as error:
+        raise ResourceError(
+            f"{folder} could not be written: {error.strerror}.", hint="Close what uses it, or choose another folder."
+        ) from error
+    for left in folder.parent.glob(
+        f"{glob.escape(_part_prefix(folder))}*"
+    ):  # the old model; what killed processes left
+        shutil.rmtree(left, ignore_errors=True)
+
+
+# reading
+
+
+def _read_state(path: Path, sha256: str) -> dict[str, torch.Tensor]:
+    content = read_bytes(path, LARGEST_WEIGHTS)
+    if content.startswith(PICKLE_MAGIC):
+        raise no_model(path, "it is a pickle, which may run any code and is never loaded")
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise no_model(path, "its sha256 is not the one in config.json, so it was damaged or exchanged")
+    try:
+        return load_safetensors(content)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise no_model(path, f"it is no safetensors file ({error})") from error
+
+
+def _build(config: BundleConfig, path: Path, *, device: str | torch.device) -> Learner:
+    """Build the learner that the config describes, with random weights and without images."""
+    options = {key: getattr(config, key) for key in ("image_size", "mean", "std", "augmentation", "batch_size")}
+    attrs = {"task": config.task, "positive": config.positive}
+    device = resolve_device(device)  # first, since a wrong device is no fault of the file
+    try:
+        dls = empty_dataloaders(classes=config.classes, device=device, attrs=attrs, **options)
+        weights = Weights(**config.weights.model_dump(), state=None)
+        learn = build_learner(dls, arch=config.arch, weights=weights)
+    except UsageError as error:
+        raise no_model(path, error.message, "Check that it was saved by this version of covid_fastai.") from error
+    if _layers(learn.model[1]) != config.head:
+        raise no_model(path, f"its head is {config.head}, this version builds {_layers(learn.model[1])}")
+    return learn
+
+
+def _fill(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Load the weights; every name, shape and kind of number must be the model's own."""
+    own = model.state_dict()
+    odd = sorted(own.keys() ^ state.keys())
+    if odd:
+        raise no_model(path, f"{len(odd)} tensors are missing or too many, such as {odd[0]!r}")
+    for name, tensor in own.items():
+        if state[name].shape != tensor.shape or state[name].dtype != tensor.dtype:
+            found, wanted = ((tuple(t.shape), str(t.dtype)) for t in (state[name], tensor))
+            raise no_model(path, f"{name!r} is {found} where the model has {wanted}")
+    wild = _not_finite(state)
+    if wild:
+        raise no_model(path, f"{wild!r} holds NaN or infinite numbers", "Use a model that was trained to its end.")
+    model.load_state_dict(state, strict=True)
+
+
+def _not_finite(state: dict[str, torch.Tensor]) -> str:
+    """Return the name of the first tensor with a number that is none, or nothing."""
+    return next((name for name, tensor in state.items() if not torch.isfinite(tensor).all()), "")
+
+
+# the self-test
+
+
+@torch.no_grad()
+def _answer(model: nn.Module, image_size: int, *, mean: float, std: float) -> list[float]:
+    """Return the probabilities for the golden image, computed on the CPU in 32 bits wherever the model lives."""
+    model = copy.deepcopy(model).float().cpu().eval()
+    batch = (torch.from_numpy(golden_image(image_size)).float() / 255 - mean) / std
+    return model(batch[None, None]).softmax(dim=1)[0].double().tolist()
+
+
+def _check_golden(model: nn.Module, config: BundleConfig, folder: Path) -> None:
+    if golden_sha256(config.image_size) != config.golden.image_sha256:
+        raise no_model(folder / CONFIG_FILE, "the picture of its self-test is not the one that this version draws")
+    found, expected = _answer(model, config.image_size, mean=config.mean, std=config.std), config.golden.probabilities
+    apart = max(abs(a - b) for a, b in zip(found, expected, strict=True))
+    if not math.isfinite(apart) or apart > GOLDEN_TOLERANCE:
+        raise no_model(
+            folder,
+            f"its self-test gives {[round(p, 4) for p in found]} instead of {[round(p, 4) for p in expected]}",
+            f"It was saved with {config.versions}; try those versions, or train again.",
+        )

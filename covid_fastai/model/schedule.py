@@ -1,0 +1,434 @@
+"""The training: two one-cycles, the first with the body frozen; watched, logged, and resumable after every epoch."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from fastai.callback.core import Callback
+from fastai.imports import IN_NOTEBOOK
+from fastai.learner import Learner
+from fastai.torch_core import get_model, rank_distrib
+
+from covid_fastai.errors import DataError, Diverged, ResourceError, UsageError
+from covid_fastai.model.checkpoint import (
+    Checkpoint,
+    check_room,
+    list_checkpoints,
+    read_checkpoint,
+    restore_model,
+    restore_optimiser,
+    restore_random,
+    save_checkpoint,
+)
+from covid_fastai.model.learner import FrozenBody
+
+__all__ = ["EpochLog", "fit"]
+
+logger = logging.getLogger("covid_fastai")
+
+PRETRAINED_SPREAD = 100.0  # fastai's fine_tune: the first layers, which changed least, learn 100 times slower
+FROZEN, UNFROZEN = "frozen", "unfrozen"
+PHASES = (FROZEN, UNFROZEN)
+CYCLES = {  # share of the warm-up, and where it begins as a part of the peak
+    FROZEN: {"pct_start": 0.25, "div": 25.0},  # fastai's fit_one_cycle
+    UNFROZEN: {"pct_start": 0.3, "div": 5.0},  # fastai's fine_tune: begins nearer to the peak, for the head is warm
+}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One of the two one-cycles: its name, epochs, peak learning rates, and the epochs before it."""
+
+    name: str
+    epochs: int
+    learning_rate: float | slice
+    before: int
+
+
+@dataclass
+class Record:
+    """What training has left so far: a row an epoch, a row a step."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    phase: list[int] = field(default_factory=list)  # index in PHASES
+    learning_rate: list[float] = field(default_factory=list)
+    train_loss: list[torch.Tensor] = field(default_factory=list)
+
+    def publish(self, learn: Learner) -> None:
+        """Show the record as `learn.history` and `learn.steps`."""
+        columns = ["phase", "epoch", "train_loss", "valid_loss", *learn.metrics.attrgot("name"), "seconds"]
+        learn.history = pd.DataFrame(self.history, columns=columns)
+        learn.steps = pd.DataFrame(
+            {
+                "step": range(1, len(self.phase) + 1),
+                "phase": [PHASES[index] for index in self.phase],
+                "learning_rate": self.learning_rate,
+                "train_loss": [float(loss) for loss in self.train_loss],
+            }
+        )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the steps as tensors."""
+        return {
+            "phase": torch.tensor(self.phase, dtype=torch.uint8),
+            "learning_rate": torch.tensor(self.learning_rate, dtype=torch.float64),
+            "train_loss": torch.tensor([float(loss) for loss in self.train_loss], dtype=torch.float32),
+        }
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint | None) -> Record:
+        """Return the record that a checkpoint holds; an empty one without a checkpoint."""
+        if checkpoint is None:
+            return cls()
+        steps = checkpoint.part("steps.")
+        rows = [dict(row) for row in checkpoint.facts["history"]]
+        return cls(rows, steps["phase"].tolist(), steps["learning_rate"].tolist(), list(steps["train_loss"]))
+
+
+def fit(
+    learn: Learner,
+    *,
+    frozen_epochs: int = 5,
+    unfrozen_epochs: int = 5,
+    learning_rate: float = 2e-3,
+    unfrozen_learning_rate: float | None = None,
+    discriminative: float | None = None,
+    checkpoints: str | Path | None = None,
+    resume: bool = False,
+    stop_on_divergence: bool = True,
+) -> None:
+    """Train in two one-cycles: the head on a body that is truly frozen, then everything.
+
+    In the first phase no tensor of the body changes, BatchNorm's statistics included. In the second the groups of
+    layers learn at rates from `unfrozen_learning_rate / discriminative` (first layers) to `unfrozen_learning_rate`
+    (head), in equal factors. (One-cycle: Smith, arXiv:1803.09820; discriminative rates: Howard and Ruder, ACL 2018.)
+
+    Afterwards, and after an error too, `learn.history` is a table with a row an epoch (phase, epoch counted from 1 over
+    both phases, train_loss, valid_loss, the metrics, seconds) and `learn.steps` one with a row a step (step, phase,
+    learning_rate of the head, train_loss smoothed). Each epoch is logged; a bar is shown in a notebook only.
+
+    Args:
+        learn: The learner, as `build_learner` makes it.
+        frozen_epochs: Epochs of the first phase, 0 to leave it out.
+        unfrozen_epochs: Epochs of the second phase, 0 to leave it out.
+        learning_rate: The head's peak rate in the first phase, above 0.
+        unfrozen_learning_rate: Its peak rate in the second phase; half of `learning_rate` if None.
+        discriminative: How many times slower the first layers learn than the head, 1 or more; if None, 100 for
+            pretrained weights and 1 for random ones, whose first layers have as much to learn.
+        checkpoints: A folder for a checkpoint an epoch, of which the last two are kept; None for none.
+        resume: Continue from the newest checkpoint there; from the beginning, where there is none yet. Callbacks of
+            one's own and what they remember are not in it.
+        stop_on_divergence: Stop at the first loss or weight that is not a finite number, and go back to the model of
+            the last good epoch. False is for looking at what happens.
+
+    Raises:
+        UsageError: An argument has a value that is not allowed, or the checkpoint is of a run with other settings.
+        DataError: The training images are fewer than one batch.
+        Diverged: A loss or a weight became NaN or infinite; says at which epoch and step.
+        ResourceError: The folder holds another run's checkpoints, or the disk has no room.
+        ModelFormatError: No checkpoint there can be read.
+    """
+    phases = _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learning_rate, discriminative)
+    _check_data(learn)
+    config = _describe(learn, phases)
+    checkpoint = _open_checkpoints(learn, checkpoints, resume=resume, config=config)
+    if not any(isinstance(callback, FrozenBody) for callback in learn.cbs):
+        learn.add_cb(FrozenBody())
+    learn.train_bn = False  # read when the optimiser is made: a frozen body's BatchNorm is frozen too
+    learn.opt = None
+    if checkpoint is not None:
+        restore_model(learn, checkpoint)
+    record = Record.of(checkpoint)
+    guard = Guard(learn, checkpoint.facts["epoch"] if checkpoint else 0) if stop_on_divergence else None
+    try:
+        with _logging_only(learn):
+            for phase in phases:
+                done = _done(phase, checkpoint)
+                if done < phase.epochs:
+                    callbacks = [
+                        Journal(record, phase, done),
+                        EpochLog(phase.before, sum(p.epochs for p in phases), phase.name),
+                    ]
+                    callbacks += [guard] if guard else []
+                    if checkpoints is not None:
+                        callbacks.append(Keeper(record, phase, Path(checkpoints), config))
+                    _run(learn, phase, done=done, checkpoint=checkpoint, callbacks=callbacks)
+    except Diverged as error:
+        learn.opt = None  # its moments are no numbers either
+        back = guard.restore(learn)
+        raise Diverged(f"{error.message} {back}", hint=error.hint, details=error.details) from None
+    finally:
+        record.publish(learn)
+
+
+def _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learning_rate, discriminative) -> list[Phase]:
+    """Check the numbers and return the phases that have epochs."""
+    for name, value in {"frozen_epochs": frozen_epochs, "unfrozen_epochs": unfrozen_epochs}.items():
+        if int(value) != value or value < 0:
+            raise UsageError(f"{name}={value} is not a count of epochs.", hint="Give 0 or more.")
+    if frozen_epochs + unfrozen_epochs == 0:
+        raise UsageError("frozen_epochs and unfrozen_epochs are both 0.", hint="Train for one epoch at least.")
+    pretrained = getattr(getattr(learn, "weights", None), "pretrained", True)
+    spread = (PRETRAINED_SPREAD if pretrained else 1.0) if discriminative is None else discriminative
+    peak = learning_rate / 2 if unfrozen_learning_rate is None else unfrozen_learning_rate
+    for name, value in {"learning_rate": learning_rate, "unfrozen_learning_rate": peak}.items():
+        if not (math.isfinite(value) and value > 0):
+            raise UsageError(f"{name}={value} is not above 0.", hint="2e-3 is usual.")
+    if not (math.isfinite(spread) and spread >= 1):
+        raise UsageError(f"discriminative={spread} is below 1.", hint="1 gives all layers the same rate.")
+    rates = peak if spread == 1 else slice(peak / spread, peak)
+    plan = [Phase(FROZEN, frozen_epochs, learning_rate, 0), Phase(UNFROZEN, unfrozen_epochs, rates, frozen_epochs)]
+    return [phase for phase in plan if phase.epochs]
+
+
+def _check_data(learn: Learner) -> None:
+    if len(learn.dls.train) == 0:
+        raise DataError(
+            f"{learn.dls.train.n} training images do not fill one batch of {learn.dls.train.bs}.",
+            hint="Take a smaller batch_size, or more images.",
+        )
+    if len(learn.dls.valid) == 0:
+        logger.warning("There are no validation images: valid_loss and the metrics stay empty.")
+
+
+def _describe(learn: Learner, phases: list[Phase]) -> dict[str, Any]:
+    """Say what makes this run this run, for its checkpoints: the schedule, the model, the data."""
+    weights, cohort = getattr(learn, "weights", None), getattr(learn.dls, "cohort", None)
+    facts = {phase.name: [phase.epochs, str(phase.learning_rate)] for phase in phases}
+    facts |= {"arch": str(getattr(learn, "arch", "")), "weight_decay": learn.wd, "batch_size": learn.dls.train.bs}
+    facts |= {"weights": (weights.sha256 or weights.name) if weights else "", "images": learn.dls.train.n}
+    facts |= {"classes": [str(name) for name in getattr(learn.dls, "vocab", [])]}
+    if cohort is not None:
+        rows = zip(cohort["path"].map(lambda path: Path(path).name), cohort["label"], cohort["split"], strict=True)
+        facts["rows"] = hashlib.sha256(repr(list(rows)).encode()).hexdigest()
+    return facts
+
+
+def _open_checkpoints(learn, folder, *, resume: bool, config: dict[str, Any]) -> Checkpoint | None:
+    """Make the folder ready and return the checkpoint to resume from, if there is one."""
+    if folder is None:
+        if resume:
+            raise UsageError("resume=True needs checkpoints.", hint="Name the folder that they lie in.")
+        return None
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{folder} cannot be made: {error.strerror}.", hint="Name another folder.") from error
+    if list_checkpoints(folder) and not resume:
+        raise ResourceError(
+            f"{folder} holds the checkpoints of another training.", hint="Name another folder, or resume=True."
+        )
+    check_room(learn, folder)
+    checkpoint = read_checkpoint(folder, config=config) if resume else None
+    if checkpoint is not None:
+        logger.info("Resuming after epoch %d (%s).", checkpoint.facts["epoch"], checkpoint.path.name)
+    elif resume:
+        logger.info("There is no checkpoint in %s yet: training begins at the beginning.", folder)
+    return checkpoint
+
+
+def _done(phase: Phase, checkpoint: Checkpoint | None) -> int:
+    """Return how many epochs of a phase the checkpoint has behind it."""
+    return 0 if checkpoint is None else min(max(checkpoint.facts["epoch"] - phase.before, 0), phase.epochs)
+
+
+def _run(learn: Learner, phase: Phase, *, done: int, checkpoint: Checkpoint | None, callbacks: list[Callback]) -> None:
+    """Train one phase from epoch `done` on."""
+    if phase.name == FROZEN:
+        learn.freeze()
+    else:
+        learn.unfreeze()
+    if checkpoint is not None and checkpoint.facts["epoch"] == phase.before + done:
+        if done:  # else the phase begins, with an optimiser that knows nothing, as in a run without a break
+            restore_optimiser(learn, checkpoint)
+        callbacks = [*callbacks, Resumption(checkpoint, done)]
+    learn.fit_one_cycle(phase.epochs, phase.learning_rate, start_epoch=done, cbs=callbacks, **CYCLES[phase.name])
+
+
+@contextmanager
+def _logging_only(learn: Learner) -> Iterator[None]:
+    """Outside a notebook show no bar and print no table: a terminal gets broken lines from them."""
+    with ExitStack() as stack:
+        if not (IN_NOTEBOOK and hasattr(learn, "progress")):
+            stack.enter_context(learn.no_bar())
+            stack.enter_context(learn.no_logging())
+        yield
+
+
+class EpochLog(Callback):
+    """Log a line an epoch.
+
+    Args:
+        before: Epochs of earlier phases, counted in.
+        epochs: How many there are in all; those of this fit if None.
+        phase: The phase's name, if it is to be said.
+    """
+
+    order, run_valid = 56, False  # after Recorder (50) has the numbers
+
+    def __init__(self, before: int = 0, epochs: int | None = None, phase: str = ""):
+        self.before, self.epochs, self.phase = before, epochs, phase
+
+    def before_epoch(self):
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def after_epoch(self):
+        """Log the epoch."""
+        values = [
+            f"{name.replace('_', ' ')} {value:.4f}"
+            for name, value in zip(self.recorder.metric_names[1:], self.learn.final_record, strict=False)
+            if isinstance(value, float)
+        ]
+        if values:  # a resumed run passes its earlier epochs by, without any
+            seconds = time.perf_counter() - self.started
+            epochs = self.n_epoch if self.epochs is None else self.epochs
+            epoch = f"epoch {self.before + self.epoch + 1}/{epochs}" + (f" ({self.phase})" if self.phase else "")
+            logger.info("%s: %s, %.0f s", epoch, ", ".join(values), seconds)
+
+
+class Journal(Callback):
+    """Write down every step and epoch."""
+
+    order = 55  # after Recorder (50) has the numbers
+
+    def __init__(self, record: Record, phase: Phase, done: int):
+        self.record, self.phase, self.done = record, phase, done
+
+    def before_epoch(self):
+        """Start the clock and remember where the steps stand."""
+        self.started = time.perf_counter()
+
+    def after_batch(self):
+        """Write down a step."""
+        if self.training:
+            self.record.phase.append(PHASES.index(self.phase.name))
+            self.record.learning_rate.append(float(self.opt.hypers[-1]["lr"]))
+            self.record.train_loss.append(self.recorder.smooth_loss.value)
+
+    def after_epoch(self):
+        """Write down an epoch."""
+        if self.epoch < self.done:
+            return
+        values = dict(zip(self.recorder.metric_names[1:], self.learn.final_record, strict=False))
+        row = {"phase": self.phase.name, "epoch": self.phase.before + self.epoch + 1, **values}
+        self.record.history.append(row | {"seconds": round(time.perf_counter() - self.started, 3)})
+        self.record.publish(self.learn)
+
+
+class Guard(Callback):
+    """Stop at the first number that is none, and keep the model of the last good epoch to go back to."""
+
+    order = 54  # after Recorder (50) and mixed precision (10), before the journal (55) writes down a bad epoch
+
+    def __init__(self, learn: Learner, epoch: int):
+        self.good, self.good_epoch = _copied_state(learn), epoch
+
+    def restore(self, learn: Learner) -> str:
+        """Put the kept model back and say which one it is."""
+        get_model(learn.model).load_state_dict(self.good)
+        which = f"after epoch {self.good_epoch}" if self.good_epoch else "before the first epoch"
+        return f"The model is again as it was {which}."
+
+    def _fail(self, what: str) -> None:
+        epoch, step = self.good_epoch + 1, self.iter + 1
+        raise Diverged(
+            f"Training left the numbers in epoch {epoch}, step {step}: {what}.",
+            hint="Take a smaller learning_rate, or set gradient_clip.",
+            details=[{"epoch": epoch, "step": step, "reason": what}],
+        )
+
+    def after_loss(self):
+        """Check the loss before it reaches the weights."""
+        if self.training and not bool(self.loss.isfinite().all()):
+            self._fail(f"the loss is {float(self.loss.mean())}")
+
+    def after_train(self):
+        """Check the weights."""
+        for name, tensor in get_model(self.model).state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                self._fail(f"{name} holds NaN or infinity")
+
+    def after_epoch(self):
+        """Check the validation loss and keep a good epoch's model."""
+        loss = next(iter(self.learn.final_record[1:]), None)
+        if self.learn.final_record and loss is not None and not math.isfinite(loss):
+            self._fail(f"the validation loss is {loss}")
+        if self.learn.final_record:
+            self.good, self.good_epoch = _copied_state(self.learn), self.good_epoch + 1
+
+
+def _copied_state(learn: Learner) -> dict[str, torch.Tensor]:
+    state = get_model(learn.model).state_dict()
+    return {key: value.detach().to("cpu", copy=True) for key, value in state.items()}
+
+
+class Keeper(Callback):
+    """Write a checkpoint after every epoch."""
+
+    order = 95  # last, so that it holds what every other callback has done
+
+    def __init__(self, record: Record, phase: Phase, folder: Path, config: dict[str, Any]):
+        self.record, self.phase, self.folder, self.config = record, phase, folder, config
+
+    def after_epoch(self):
+        """Write the checkpoint."""
+        if rank_distrib() or not self.learn.final_record:
+            return
+        done = self.epoch + 1
+        save_checkpoint(
+            self.learn,
+            self.folder,
+            phase=self.phase.name,
+            done=done,
+            epoch=self.phase.before + done,
+            config=self.config,
+            history=copy.deepcopy(self.record.history),
+            steps=self.record.tensors(),
+        )
+
+
+class Resumption(Callback):
+    """Take up a phase where a checkpoint left it: random states, smoothed loss and what the recorder knows."""
+
+    order = 94  # after every callback that starts afresh in before_fit, before Keeper
+
+    def __init__(self, checkpoint: Checkpoint, done: int):
+        self.checkpoint, self.done, self.waiting = checkpoint, done, True
+
+    def before_fit(self):
+        """Silence the table while the epochs that are done are passed by."""
+        self.kept_logger, self.learn.logger = self.learn.logger, _say_nothing
+        if self.done:
+            self._restore_recorder()
+
+    def _restore_recorder(self) -> None:
+        facts, recorder = self.checkpoint.facts, self.recorder
+        recorder.smooth_loss.count = facts["recorder"]["count"]
+        recorder.smooth_loss.val = self.checkpoint.tensors["recorder.value"].clone()
+        if facts["scaler"] and getattr(self.learn, "scaler", None) is not None:
+            self.learn.scaler.load_state_dict(facts["scaler"])
+
+    def before_train(self):
+        """Let the first epoch that is not done begin as it would have."""
+        if not self.waiting:
+            return
+        self.waiting, self.learn.logger = False, self.kept_logger
+        self.recorder.values, self.recorder.iters = [], []
+        restore_random(self.learn, self.checkpoint)
+
+
+def _say_nothing(*_: Any) -> None:
+    """Take the place of a logger."""

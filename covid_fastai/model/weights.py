@@ -1,0 +1,420 @@
+"""Where a model's first weights come from: ImageNet, this package, a file, or chance; verified before they are used."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import json
+import logging
+import re
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from fastai.vision.learner import TimmBody, create_body
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import nn
+
+from covid_fastai.errors import EnvironmentProblem, ModelFormatError, OfflineError, ResourceError, UsageError
+from covid_fastai.files import atomic_write
+
+__all__ = ["ARCHITECTURES", "Weights", "check_arch", "empty_body", "resolve_weights"]
+
+logger = logging.getLogger("covid_fastai")
+
+ARCHITECTURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}  # name -> channels of the last feature maps
+TIMM_PREFIX = "timm/"
+NAMES = ("auto", "imagenet", "cxr")
+PACKAGE_FOLDER = Path(__file__).parent  # holds cxr-resnet18.safetensors and .json once they are made
+IMAGENET_GREY = (
+    0.449,
+    0.226,
+)  # means of torchvision's (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NEUTRAL_GREY = (0.5, 0.25)  # brings 0..1 to -2..2, where no data say better
+TIMEOUT = 15.0  # seconds without a byte before a server counts as silent
+LARGEST_DOWNLOAD = 500 << 20  # bytes; ResNet-50, the largest one here, has 98 MiB
+RESNET_PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")  # fastai numbers them 0..7
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Hold the first weights of a body and the facts about them.
+
+    Attributes:
+        name: `"imagenet"`, `"cxr"`, `"file"` or `"random"`.
+        state: The body's tensors under the body's names, stem of one channel; None for random weights, and in
+            `learn.weights`, once they are in the model.
+        mean: What the normalisation subtracts, on the 0..1 scale of a grey pixel.
+        std: What the normalisation divides by, on the same scale.
+        origin: The file that they were read from, or how they were made.
+        sha256: Of that file, 64 hexadecimal digits; empty for random weights.
+        arch: The architecture that they belong to.
+    """
+
+    name: str
+    state: Mapping[str, torch.Tensor] | None = field(repr=False, compare=False)
+    mean: float
+    std: float
+    origin: str
+    sha256: str
+    arch: str
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the body has been trained before."""
+        return self.name != "random"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts, without the tensors, as plain values."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "state"}
+
+
+def resolve_weights(weights: str | Path | Weights | None, *, arch: str) -> Weights:
+    """Find the weights that a model shall begin with, and verify them.
+
+    Args:
+        weights: `"auto"`: this package's own for ResNet-18, ImageNet's for any other architecture.
+            `"imagenet"`: torchvision's (timm's), from its cache or fetched. `"cxr"`: this package's own.
+            A path: a `.safetensors` or `.pth` file, or the folder of a saved model. None: random weights.
+            Only `"auto"` for ResNet-18 falls back, to random weights with a warning, as long as the package has none.
+        arch: A name in `ARCHITECTURES`, or `"timm/<name>"`.
+
+    Returns:
+        The weights, their stem summed to one channel where it had three (as fastai does for `n_in=1`).
+
+    Raises:
+        UsageError: `arch` or `weights` is not known, or the two do not belong together.
+        ModelFormatError: A file is damaged, not what its name says, or not of this architecture.
+        OfflineError: They have to be fetched and no network answers; the error says which file to place where.
+        EnvironmentProblem: timm is asked for and not installed.
+    """
+    check_arch(arch)
+    if isinstance(weights, Weights):
+        if weights.arch != arch:
+            raise UsageError(
+                f"These weights belong to {weights.arch}, not to {arch}.", hint=f"Use arch={weights.arch!r}."
+            )
+        return weights
+    if weights is None:
+        return _random_weights(arch)
+    if weights == "cxr" or (weights == "auto" and arch == "resnet18"):
+        return _package_weights(arch, may_be_absent=weights == "auto")
+    if weights in ("auto", "imagenet"):
+        return _timm_weights(arch) if arch.startswith(TIMM_PREFIX) else _imagenet_weights(arch)
+    return _file_weights(Path(weights), arch)
+
+
+def check_arch(arch: str) -> None:
+    """Raise unless `arch` is an architecture that can be built here.
+
+    Raises:
+        UsageError: The name is not known.
+        EnvironmentProblem: It is a timm name, and timm is not installed.
+    """
+    if arch in ARCHITECTURES:
+        return
+    if not arch.startswith(TIMM_PREFIX):
+        known = [*ARCHITECTURES, f"{TIMM_PREFIX}<name>"]
+        raise UsageError(f"There is no architecture {arch!r}.", hint=_suggest(arch, ARCHITECTURES, known))
+    timm, name = _import_timm(), arch.removeprefix(TIMM_PREFIX)
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise UsageError(f"timm has no model {name!r}.", hint=f"Near: {', '.join(near) or 'see timm.list_models()'}.")
+
+
+def empty_body(arch: str) -> nn.Module:
+    """Build the body of `arch` for one grey channel on the meta device: names and shapes without memory or weights."""
+    with torch.device("meta"):
+        if arch.startswith(TIMM_PREFIX):
+            model = _import_timm().create_model(arch.removeprefix(TIMM_PREFIX), num_classes=0, in_chans=1)
+            return TimmBody(model, pretrained=False, n_in=1)
+        return create_body(getattr(torchvision.models, arch)(), n_in=1, pretrained=False, cut=-2)
+
+
+def _suggest(word: str, candidates, known) -> str:
+    near = difflib.get_close_matches(word, candidates, n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+
+
+def _random_weights(arch: str) -> Weights:
+    mean, std = NEUTRAL_GREY
+    return Weights("random", None, mean, std, "random initialisation", "", arch)
+
+
+def _package_weights(arch: str, *, may_be_absent: bool) -> Weights:
+    """Return this package's own weights; where they are not there yet, random ones (loudly) or an error."""
+    if arch != "resnet18":
+        raise UsageError(f"The package's own weights are for resnet18, not {arch}.", hint="Use weights='imagenet'.")
+    path = PACKAGE_FOLDER / f"cxr-{arch}.safetensors"
+    if not path.exists():
+        if not may_be_absent:
+            raise UsageError(
+                "This version of the package has no weights of its own.", hint="Use 'imagenet', a file, or None."
+            )
+        logger.warning(
+            "Training starts from RANDOM WEIGHTS: this version has none of its own for %s. "
+            "weights='imagenet' takes ImageNet's; weights=None says that random ones are meant.",
+            arch,
+        )
+        return _random_weights(arch)
+    state, sha256 = _read_safetensors(path)
+    facts = _read_facts(path.with_suffix(".json"))
+    if facts.get("sha256") != sha256:
+        raise ModelFormatError(
+            f"{path} is damaged: its sha256 is not that in its .json.", hint="Reinstall the package."
+        )
+    return Weights("cxr", _fit(state, arch, path), facts["mean"], facts["std"], str(path), sha256, arch)
+
+
+def _imagenet_weights(arch: str) -> Weights:
+    """Return torchvision's weights, whose cached file is verified as a downloaded one is."""
+    url = _imagenet_url(arch)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    damage = ""
+    if path.exists():
+        try:
+            return _imagenet_from(path, arch)
+        except ModelFormatError as error:
+            damage = f" The file in the cache cannot be used: {error.message}"
+            logger.warning("%s It is fetched again from %s.", error.message, url)
+    _download(url, path, what=f"ImageNet weights for {arch}", damage=damage)
+    return _imagenet_from(path, arch)
+
+
+def _imagenet_from(path: Path, arch: str) -> Weights:
+    state, sha256 = _read_torch_file(path)
+    return Weights("imagenet", _fit(state, arch, path), *IMAGENET_GREY, str(path), sha256, arch)
+
+
+def _imagenet_url(arch: str) -> str:
+    """The weights that torchvision (and so fastai) takes when asked for its best: V1 for 18 and 34, V2 for 50."""
+    return torchvision.models.get_model_weights(arch).DEFAULT.url
+
+
+def _file_weights(path: Path, arch: str) -> Weights:
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise UsageError(
+            f"There are no weights {str(path)!r}.", hint=_suggest(str(path), NAMES, [*NAMES, "a file", "None"])
+        )
+    if arch.startswith(TIMM_PREFIX):
+        return _timm_file(path, arch, name="file")
+    readers = {".safetensors": _read_safetensors, ".pth": _read_torch_file, ".pt": _read_torch_file}
+    if path.suffix not in readers:
+        raise UsageError(f"{path} is no weights file.", hint=f"Its name must end in {', '.join(readers)}.")
+    state, sha256 = readers[path.suffix](path)
+    facts = _read_facts(_facts_file(path))
+    if facts.get("sha256", sha256) != sha256:
+        raise ModelFormatError(f"{path} is damaged: its sha256 is not the one beside it.", hint="Copy it again.")
+    if facts.get("arch", arch) != arch:
+        raise UsageError(f"{path} holds a {facts['arch']}, not a {arch}.", hint=f"Use arch={facts['arch']!r}.")
+    body = _fit(state, arch, path)
+    if "mean" not in facts:
+        colour = any(tensor.ndim == 4 and tensor.shape[1] == 3 for tensor in _unwrap(state).values())
+        facts = dict(zip(("mean", "std"), IMAGENET_GREY if colour else NEUTRAL_GREY, strict=True))
+        logger.warning("%s has no mean and std beside it: %s and %s are taken.", path, facts["mean"], facts["std"])
+    return Weights("file", body, facts["mean"], facts["std"], str(path), sha256, arch)
+
+
+def _facts_file(path: Path) -> Path:
+    """A saved model keeps its facts in config.json, a lone file in a .json of its own name."""
+    return path.with_name("config.json") if path.name == "model.safetensors" else path.with_suffix(".json")
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """Return arch, mean, std and sha256 from the JSON beside a weights file, those that it has; {} without a file."""
+    if not path.exists():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        found = {key: str(facts[key]) for key in ("arch", "sha256") if key in facts}
+        found |= {key: float(facts[key]) for key in ("mean", "std") if key in facts}
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelFormatError(
+            f"{path} cannot be read: {error}.", hint="Take the file from where it came again."
+        ) from error
+    if ("mean" in found) != ("std" in found) or not found.get("std", 1.0) > 0:
+        raise ModelFormatError(f"{path}: mean and std belong together, and std is above 0.", hint="Correct the file.")
+    return found
+
+
+def _read_bytes(path: Path) -> tuple[bytes, str]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ResourceError(f"{path} cannot be read: {error.strerror}.", hint="Check its permissions.") from error
+    return content, hashlib.sha256(content).hexdigest()
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    content, sha256 = _read_bytes(path)
+    try:
+        return load_safetensors(content), sha256
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ModelFormatError(f"{path} is not a safetensors file: {error}.", hint="Copy it again.") from error
+
+
+def _read_torch_file(path: Path) -> tuple[Mapping[str, Any], str]:
+    """Read a `.pth` file. The one place of the package that opens a pickle, and why it may.
+
+    The hash in the file's name (torchvision's `resnet18-f37072fd.pth`) is compared before a byte is interpreted, and
+    `weights_only=True` lets nothing but tensors and plain containers be made, so that no code in it runs.
+    The bytes that are hashed are the bytes that are read: the file cannot change in between.
+    """
+    content, sha256 = _read_bytes(path)
+    expected = re.search(r"-([0-9a-f]{8,64})\.pth$", path.name)
+    if expected and not sha256.startswith(expected[1]):
+        raise ModelFormatError(
+            f"{path} is not what its name says: its sha256 begins with {sha256[:8]}.",
+            hint="Fetch it again.",
+        )
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file makes the reader raise, it is refused
+        reason = str(error).split("\n", 1)[0][:200] or type(error).__name__
+        raise ModelFormatError(
+            f"{path} is not a file of weights alone: {reason}", hint="Give a state_dict, or better a .safetensors file."
+        ) from error
+    if not isinstance(state, Mapping):
+        raise ModelFormatError(
+            f"{path} holds a {type(state).__name__}, not a state_dict.", hint="Save model.state_dict()."
+        )
+    return state, sha256
+
+
+def _unwrap(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a state_dict that may lie under `state_dict` or `model` (as `learn.save` writes it)."""
+    for key in ("state_dict", "model"):
+        if isinstance(state.get(key), Mapping):
+            state = state[key]
+    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _fit(state: Mapping[str, Any], arch: str, origin: Path) -> dict[str, torch.Tensor]:
+    """Give the tensors the body's names and one grey channel, and check every name, shape and value.
+
+    Raises:
+        ModelFormatError: Something is missing, too much, of another shape, or not finite.
+    """
+    tensors = _body_names(_unwrap(state))
+    expected = empty_body(arch).state_dict()
+    for key, like in expected.items():
+        if key.endswith("num_batches_tracked"):  # files older than torch 0.4.1 lack it, and it has no effect here
+            tensors.setdefault(key, torch.zeros_like(like, device="cpu"))
+    stem = next(iter(expected))
+    if stem in tensors and tensors[stem].ndim == 4 and tensors[stem].shape[1] == 3:
+        tensors[stem] = tensors[stem].sum(dim=1, keepdim=True)
+    odd = sorted(tensors.keys() ^ expected.keys())
+    odd += [key for key in expected.keys() & tensors.keys() if tensors[key].shape != expected[key].shape]
+    if odd:
+        raise ModelFormatError(
+            f"{origin} is not a {arch}: {len(odd)} tensors do not fit, such as {odd[0]!r}.", hint="Check arch."
+        )
+    tensors = {key: tensors[key].to(expected[key].dtype).contiguous() for key in expected}
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()) or not tensors[stem].any():
+        raise ModelFormatError(f"{origin} holds weights that are no numbers, or all zero.", hint="Use another file.")
+    return tensors
+
+
+def _body_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename torchvision's `layer1.0.conv1.weight`, or a saved model's `0.4.0.conv1.weight`, to `4.0.conv1.weight`."""
+    if "conv1.weight" not in tensors:
+        return {key.removeprefix("0."): value for key, value in tensors.items() if key.startswith("0.")}
+    renamed = {}
+    for key, value in tensors.items():
+        part, _, rest = key.partition(".")
+        if part != "fc":  # the classifier of the 1000 classes
+            renamed[f"{RESNET_PARTS.index(part)}.{rest}" if part in RESNET_PARTS else key] = value
+    return renamed
+
+
+def _download(url: str, path: Path, *, what: str, damage: str = "") -> None:
+    """Fetch a file whose name holds the beginning of its sha256; it appears under its name only when that agrees.
+
+    Raises:
+        OfflineError: The server does not answer, or sends something else; names the file to place by hand.
+        ResourceError: The folder cannot be written.
+    """
+    prefix = path.stem.rsplit("-", 1)[-1]
+    hint = f"Place that file at {path} (its sha256 begins with {prefix}), or use weights=None."
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{path.parent} cannot be made: {error.strerror}.", hint="Set TORCH_HOME.") from error
+    logger.info("Fetching %s to %s.", url, path)
+    with atomic_write(path, mode="wb") as file:
+        try:
+            content = _fetch(url)
+        except (OSError, HTTPException, ValueError) as error:  # URLError and time-outs are OSErrors
+            reason = getattr(error, "reason", None) or error
+            raise OfflineError(f"{what}: {url} cannot be fetched ({reason}).{damage}", hint=hint) from error
+        sha256 = hashlib.sha256(content).hexdigest()
+        if not sha256.startswith(prefix):
+            raise OfflineError(
+                f"{what}: {url} sent {len(content):,} bytes of something else (sha256 {sha256[:8]}).{damage}", hint=hint
+            )
+        file.write(content)
+
+
+def _fetch(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:  # only torchvision's own https addresses come here
+        content = response.read(LARGEST_DOWNLOAD + 1)
+    if len(content) > LARGEST_DOWNLOAD:
+        raise ValueError(f"more than {LARGEST_DOWNLOAD >> 20} MiB")
+    return content
+
+
+def _import_timm():
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise EnvironmentProblem("timm is not installed.", hint='Run: pip install "covid_fastai[timm]"') from error
+    return timm
+
+
+def _timm_weights(arch: str) -> Weights:
+    """Return timm's weights from the Hugging Face cache or hub, as safetensors only."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    config = _import_timm().get_pretrained_cfg(arch.removeprefix(TIMM_PREFIX))
+    if config is None or not config.hf_hub_id:
+        raise UsageError(f"timm has no pretrained weights for {arch}.", hint="Use weights=None or a file.")
+    name = "model.safetensors"
+    cached = try_to_load_from_cache(config.hf_hub_id, name)
+    if not isinstance(cached, str):
+        address = f"https://huggingface.co/{config.hf_hub_id}"
+        try:
+            # asked first: the hub's own client retries for most of a minute when there is no network
+            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT).close()
+            cached = hf_hub_download(config.hf_hub_id, name)
+        except (OSError, HTTPException, ValueError) as error:
+            raise OfflineError(
+                f"{arch}: {address} cannot be fetched ({getattr(error, 'reason', None) or error}).",
+                hint=f"Fetch its {name} elsewhere and give that file as weights, or use weights=None.",
+            ) from error
+    return _timm_file(Path(cached), arch, name="imagenet")
+
+
+def _timm_file(path: Path, arch: str, *, name: str) -> Weights:
+    """Read a timm `.safetensors` file; timm itself sums the stem and leaves the classifier out."""
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path}: for timm's architectures only .safetensors files are read.", hint="Convert it.")
+    _, sha256 = _read_safetensors(path)
+    short = arch.removeprefix(TIMM_PREFIX)
+    try:
+        model = _import_timm().create_model(
+            short, pretrained=True, num_classes=0, in_chans=1, pretrained_cfg_overlay={"file": str(path)}
+        )
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise ModelFormatError(f"{path} is not a {arch}: {str(error)[:200]}.", hint="Check arch.") from error
+    config = model.pretrained_cfg
+    mean, std = (sum(config[key]) / len(config[key]) for key in ("mean", "std"))
+    return Weights(name, TimmBody(model).state_dict(), mean, std, str(path), sha256, arch)

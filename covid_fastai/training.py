@@ -1,0 +1,329 @@
+"""`train_classifier` and `cross_validate`: the package's story, and the one place where its layers meet."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from fastai.callback.core import Callback
+from fastai.learner import Learner
+from fastai.torch_core import no_random
+
+from covid_fastai.config import TrainConfig
+from covid_fastai.data.dataloaders import build_dataloaders
+from covid_fastai.data.metadata import read_cohort
+from covid_fastai.data.splits import fold_by_patient, fold_cohort, split_by_image, split_by_patient
+from covid_fastai.errors import DataError, Diverged, UsageError
+from covid_fastai.evidence.metrics import evaluate
+from covid_fastai.evidence.predictions import predict, read_predictions
+from covid_fastai.evidence.report import render_report, write_report
+from covid_fastai.evidence.runs import Run, collect_versions, log_event, read_record, read_run
+from covid_fastai.files import claim_folder, new_run_folder, write_csv, write_json
+from covid_fastai.model.bundle import save_model
+from covid_fastai.model.learner import build_learner
+from covid_fastai.model.schedule import fit
+
+__all__ = ["cross_validate", "train_classifier"]
+
+logger = logging.getLogger("covid_fastai")
+
+READING = (  # the fields of TrainConfig that read_cohort takes under the same name
+    *("task", "image_root", "path_column", "label_column", "patient_column", "split_column", "source_column"),
+    *("view_column", "encoding", "negatives_per_positive", "seed", "on_problem"),
+)
+
+
+def _with_choices(function):
+    """Show the fields of `TrainConfig` in the function's signature, so that help and completion know them."""
+    signature = inspect.signature(function)
+    fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    fields = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
+        for name, field in TrainConfig.model_fields.items()
+    ]
+    function.__signature__ = signature.replace(parameters=[*fixed, *fields])
+    return function
+
+
+@_with_choices
+def train_classifier(
+    data: str | Path | pd.DataFrame | None = None,
+    *,
+    preset: str | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    quiet: bool = False,
+    **choices: Any,
+) -> Learner:
+    """Train a classifier of chest radiographs, judge it on patients that it has not seen, and write a report.
+
+    Reads the rows, checks every image, splits by patient, trains in two one-cycle phases (body frozen, then unfrozen),
+    predicts the held-out images once, and computes every figure with its n and 95% interval. Research use only.
+
+    Args:
+        data: CoronaHack's folder or CSV, any CSV (name its columns), a folder that holds a folder a class, or a
+            DataFrame of rows. May be left out with `resume`.
+        preset: `"article"` for the settings of the article that this package follows, its faults left out.
+        out: The run's folder, new or empty; None for `runs/<UTC time>-<task>-<4 letters>`.
+        resume: The folder of an unfinished run, which is continued from its last whole epoch.
+        callbacks: fastai callbacks that see the training.
+        quiet: Log nothing but warnings.
+        **choices: The fields of `TrainConfig`, by name.
+
+    Returns:
+        The fitted fastai `Learner`. `learn.path` is the run's folder; `read_run(learn.path)` reads it back.
+
+    Raises:
+        UsageError: An option does not exist or its value is not allowed.
+        DataError: Rows or images are faulty; `.details` lists them all, and so does `problems.csv` in the run's folder.
+        Diverged: The loss left the numbers; the run keeps its last good epoch and is not exported.
+        ResourceError: The folder is in use, holds something else, or cannot be written.
+        OfflineError: Weights were asked for that must be fetched, and no network answers.
+    """
+    data, config, folder = _settle(data, preset=preset, out=out, resume=resume, choices=choices)
+    with _own_run(folder, config, data, resuming=resume is not None, quiet=quiet), no_random(config.seed):
+        cohort = _read(data, config, folder)
+        cohort = _split(cohort, config)
+        _keep_cohort(cohort, folder, resuming=resume is not None)
+        learn = _train(cohort, config, folder, callbacks=callbacks, resuming=resume is not None)
+        predictions = predict(learn)
+        if config.touch_test:
+            predictions = pd.concat([predictions, _touch_test(learn, folder)], ignore_index=True)
+        write_csv(folder / "predictions.csv", predictions)
+        save_model(learn, folder / "model")
+        result = _judge(predictions, cohort, folder)
+        write_report(learn, result)
+        log_event(folder, "finished", report=str(folder / "report.html"))
+    return learn
+
+
+@_with_choices
+def cross_validate(
+    data: str | Path | pd.DataFrame | None = None,
+    *,
+    folds: int = 5,
+    preset: str | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    quiet: bool = False,
+    **choices: Any,
+) -> Run:
+    """Train once a fold and predict every patient by the one model that has not seen them.
+
+    Args:
+        data: As in `train_classifier`.
+        folds: How many parts the patients are dealt into, 2 or more; `valid` and `touch_test` have no meaning here.
+        preset: As in `train_classifier`.
+        out: The run's folder; each fold has its own folder `fold-<k>` in it, with its model.
+        resume: The folder of an unfinished cross-validation; finished folds are kept, the one begun goes on.
+        callbacks: fastai callbacks; the same objects see every fold in turn.
+        quiet: Log nothing but warnings.
+        **choices: The fields of `TrainConfig`, by name.
+
+    Returns:
+        The run: `.predictions` holds the out-of-fold predictions with their `fold`, `.metrics` the figures over all of
+        them, each patient counted once.
+
+    Raises:
+        UsageError: An option does not exist, or `folds`, `split` or `touch_test` cannot be had together.
+        DataError: As in `train_classifier`; also where a class has fewer patients than there are folds.
+        Diverged: As in `train_classifier`.
+        ResourceError: As in `train_classifier`.
+        OfflineError: As in `train_classifier`.
+    """
+    data, config, folder = _settle(data, preset=preset, out=out, resume=resume, choices=choices, folds=folds)
+    resuming = resume is not None
+    with _own_run(folder, config, data, resuming=resuming, quiet=quiet, folds=folds):
+        cohort = _read(data, config, folder)
+        cohort = fold_by_patient(cohort, folds=folds, seed=config.seed)
+        _keep_cohort(cohort, folder, resuming=resuming)
+        tables, histories = [], []
+        for fold in range(folds):
+            part = folder / f"fold-{fold}"
+            part.mkdir(exist_ok=True)
+            if not (part / "predictions.csv").exists():
+                logger.info("fold %d of %d", fold + 1, folds)
+                with no_random(config.seed + fold):
+                    learn = _train(fold_cohort(cohort, fold), config, part, callbacks=callbacks, resuming=resuming)
+                    save_model(learn, part / "model")
+                    write_csv(part / "predictions.csv", predict(learn, fold=fold))
+                log_event(folder, "fold finished", fold=fold)
+            tables.append(read_predictions(part / "predictions.csv"))
+            histories.append(pd.read_csv(part / "history.csv").assign(fold=fold))
+        predictions = pd.concat(tables, ignore_index=True)
+        write_csv(folder / "predictions.csv", predictions)
+        write_csv(folder / "history.csv", pd.concat(histories, ignore_index=True))
+        _judge(predictions, cohort, folder)
+        render_report(folder)
+        log_event(folder, "finished", report=str(folder / "report.html"))
+    return read_run(folder)
+
+
+def _settle(data, *, preset, out, resume, choices, folds=None) -> tuple[Any, TrainConfig, Path]:
+    """Return the data, the checked config and the run's folder, from the arguments or from the run to resume."""
+    if folds is not None and (folds < 2 or choices.get("split") == "image" or choices.get("touch_test")):
+        raise UsageError(
+            f"folds={folds} cannot be had with these options.",
+            hint="Cross-validation needs 2 folds or more, split='patient', and leaves the official TEST alone.",
+        )
+    if resume is None:
+        if data is None:
+            raise UsageError("There is no data.", hint="Name a folder or CSV, or resume a run.")
+        config = TrainConfig.build(preset=preset, **choices)
+        return data, config, new_run_folder(out, task=config.task_name)
+    if preset or choices or out:
+        raise UsageError("A resumed run keeps its own options.", hint="Leave out all options beside resume.")
+    folder = Path(resume)
+    try:
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder} is not a run that can be resumed: {error}.", hint="Name a run's folder.") from error
+    if saved.get("folds") != folds:
+        call = "cross_validate" if saved.get("folds") else "train_classifier"
+        raise UsageError(f"{folder} was not begun so.", hint=f"Resume it with {call}, folds={saved.get('folds')}.")
+    if any(event["event"] == "finished" for event in read_record(folder)):
+        raise UsageError(f"{folder} is finished.", hint="Start a new run.")
+    if data is None:
+        data = saved["data"]
+        if data is None:
+            raise UsageError(f"{folder} was made from a DataFrame.", hint="Give the same DataFrame to resume it.")
+    return data, TrainConfig.from_dict(saved["config"]), folder
+
+
+@contextmanager
+def _own_run(
+    folder: Path, config: TrainConfig, data: Any, *, resuming: bool, quiet: bool, **extra: Any
+) -> Iterator[None]:
+    """Own the run's folder, write down what it is and how it ended, and let progress be seen."""
+    with claim_folder(folder), _heard(quiet):
+        source = None if isinstance(data, pd.DataFrame) else str(data)
+        if not resuming:
+            commands = {"python": config.to_python(source or "rows"), "command": config.to_command(source or "rows")}
+            if extra.get("folds"):  # the same options, another function; the command line has no cross-validation yet
+                commands = {"python": commands["python"].replace("train_classifier", "cross_validate", 1)}
+            write_json(folder / "config.json", {"data": source, "config": config.to_dict(), **commands, **extra})
+            write_json(folder / "versions.json", collect_versions())
+        log_event(folder, "resumed" if resuming else "started")
+        try:
+            yield
+        except KeyboardInterrupt:
+            log_event(folder, "interrupted")
+            logger.warning("Interrupted. Go on with resume=%r.", str(folder))
+            raise
+        except Exception as error:
+            log_event(folder, "diverged" if isinstance(error, Diverged) else "failed", reason=str(error))
+            raise
+
+
+@contextmanager
+def _heard(quiet: bool) -> Iterator[None]:
+    """Show this package's notes on standard error where the caller has set up no logging of their own."""
+    if quiet or logger.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(), logger.level
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _read(data: Any, config: TrainConfig, folder: Path) -> pd.DataFrame:
+    """Read and check the rows; what is faulty is written to `problems.csv`, whether it stops the run or not."""
+    columns = ["row", "path", "kind", "severity", "reason", "remedy"]
+    try:
+        cohort = read_cohort(data, **{name: getattr(config, name) for name in READING})
+    except DataError as error:
+        write_csv(folder / "problems.csv", pd.DataFrame(error.details, columns=columns))
+        raise
+    write_csv(folder / "problems.csv", pd.DataFrame(cohort.attrs["problems"], columns=columns))
+    return cohort
+
+
+def _split(cohort: pd.DataFrame, config: TrainConfig) -> pd.DataFrame:
+    split = split_by_patient if config.split == "patient" else split_by_image
+    return split(cohort, valid=config.valid, seed=config.seed)
+
+
+def _keep_cohort(cohort: pd.DataFrame, folder: Path, *, resuming: bool) -> None:
+    """Write the cohort into the run; a resumed run must find the rows and the split that it began with."""
+    path = folder / "cohort.csv"
+    if resuming and path.exists():
+        before = pd.read_csv(path, dtype=str, keep_default_na=False)
+        same = ["path", "label", "split"]
+        if not before[same].equals(cohort[same].astype(str)):
+            raise DataError(f"The data have changed since {folder} was begun.", hint="Start a new run.")
+    write_csv(path, cohort)
+
+
+def _train(
+    cohort: pd.DataFrame, config: TrainConfig, folder: Path, *, callbacks: Sequence[Callback], resuming: bool
+) -> Learner:
+    """Build the loaders and the learner, and fit it, with a checkpoint an epoch in the run's folder."""
+    dls = build_dataloaders(
+        cohort,
+        image_size=config.image_size,
+        batch_size=config.batch_size,
+        augmentation=config.augmentation,
+        balance=config.balance,
+        num_workers=config.num_workers,
+        device=config.device,
+        path=folder,
+    )
+    learn = build_learner(
+        dls,
+        arch=config.arch,
+        weights=config.weights,
+        path=folder,
+        balance=config.balance,
+        weight_decay=config.weight_decay,
+        gradient_clip=config.gradient_clip,
+        precision=config.precision,
+        callbacks=callbacks,
+    )
+    fit(
+        learn,
+        frozen_epochs=config.frozen_epochs,
+        unfrozen_epochs=config.unfrozen_epochs,
+        learning_rate=config.learning_rate,
+        unfrozen_learning_rate=config.unfrozen_learning_rate,
+        checkpoints=folder / "checkpoints",
+        resume=resuming,
+    )
+    write_csv(folder / "history.csv", learn.history)
+    write_csv(folder / "steps.csv", learn.steps)
+    return learn
+
+
+def _touch_test(learn: Learner, folder: Path) -> pd.DataFrame:
+    """Predict the official TEST, and write down that it was touched."""
+    cohort = learn.dls.cohort
+    rows = cohort[cohort["split"] == "test"]
+    if rows.empty:
+        raise UsageError(
+            f"The task {cohort.attrs['task']!r} has no official TEST in these data.", hint="Leave out touch_test."
+        )
+    log_event(folder, "test touched", images=len(rows), patients=int(rows["patient"].nunique()))
+    return predict(learn, split="test")
+
+
+def _judge(predictions: pd.DataFrame, cohort: pd.DataFrame, folder: Path):
+    """Evaluate each split's predictions, write `metrics.json`, and return the evaluation of the held-out patients."""
+    results = {
+        split: evaluate(rows.reset_index(drop=True), positive=cohort.attrs["positive"])
+        for split, rows in predictions.groupby("split", sort=False)
+    }
+    write_json(folder / "metrics.json", {split: result.to_dict() for split, result in results.items()})
+    return results["valid"]

@@ -1,0 +1,37 @@
+"""Fixtures that many tests share: the real images where they are, and one small synthetic data set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real radiographs, named by COVID_FASTAI_DATA; tests that need it carry the marker `realdata`."""
+    folder = Path(os.environ.get("COVID_FASTAI_DATA", REPOSITORY / "../shared/data")).resolve()
+    if not (folder / "coronahack-224").is_dir():
+        pytest.skip(f"no real radiographs: {folder}/coronahack-224 is not there; set COVID_FASTAI_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_root(tmp_path_factory) -> Path:
+    """A small synthetic data set in CoronaHack's layout: 20 patients each of COVID-19 and Normal, 8 of each other."""
+    from covid_fastai.data.phantom import write_phantom
+
+    patients = {"COVID-19": 20, "Normal": 20, "bacteria": 8, "virus": 8}
+    return write_phantom(tmp_path_factory.mktemp("phantom") / "data", patients=patients, image_size=64, seed=1)
+
+
+@pytest.fixture(scope="session")
+def phantom_cohort(phantom_root):
+    """The covid task's cohort of `phantom_root`, split by patient, a quarter for validation. Copy before changing."""
+    from covid_fastai.data.metadata import read_cohort
+    from covid_fastai.data.splits import split_by_patient
+
+    return split_by_patient(read_cohort(phantom_root, task="covid"), valid=0.25, seed=0)

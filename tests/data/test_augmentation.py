@@ -1,0 +1,91 @@
+"""Augmentation: what changes, what must not, and in which split."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fastai.torch_core import TensorImageBW
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import affine, hflip
+
+from covid_fastai.data.augmentation import AUGMENTATIONS, augmentation
+from covid_fastai.errors import UsageError
+
+
+def batch(n=64, size=33):
+    """Images with one bright spot left of the middle, where the heart of an upright radiograph is not."""
+    images = torch.full((n, 1, size, size), 0.2)
+    images[:, :, 14:19, 5:10] = 0.9
+    return TensorImageBW(images)
+
+
+def apply(name, images, split_idx=0):
+    for transform in augmentation(name):
+        images = transform(images, split_idx=split_idx)
+    return images
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_shape_type_and_range_stay(name):
+    torch.manual_seed(0)
+    images = apply(name, batch())
+    assert images.shape == (64, 1, 33, 33) and type(images) is TensorImageBW
+    assert 0 <= images.min() and images.max() <= 1
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_validation_images_stay_bit_identical(name):
+    images = batch()
+    assert torch.equal(apply(name, images.clone(), split_idx=1), images)
+
+
+def spot_is_left(images):
+    return torch.stack([image[0, :, :16].amax() > image[0, :, 17:].amax() for image in images])
+
+
+def test_default_never_flips_and_article_flips_half():
+    torch.manual_seed(0)
+    assert spot_is_left(apply("default", batch(256))).all()
+    flipped = (~spot_is_left(apply("article", batch(256)))).float().mean()
+    assert 0.4 < flipped < 0.6
+
+
+def test_default_changes_most_images_each_in_its_own_way():
+    torch.manual_seed(0)
+    images = apply("default", batch(64))
+    assert len({image.numpy().tobytes() for image in images}) > 50
+
+
+def test_pads_with_black():
+    torch.manual_seed(0)
+    images = apply("article", TensorImageBW(torch.ones(32, 1, 64, 64)))
+    assert images[:, 0, 0, 0].max() < 0.9 and images[:, 0, 32, 32].min() > 0.99
+
+
+def test_article_is_torchvisions_flip_and_rotation():
+    """Oracle: each image equals torchvision's rotation, flipped or not, at some angle within 10 degrees."""
+    torch.manual_seed(3)
+    smooth = torch.nn.functional.interpolate(torch.rand(1, 1, 6, 6), size=65, mode="bicubic").clamp(0, 1)
+    images = apply("article", TensorImageBW(smooth.repeat(4, 1, 1, 1)))
+    turn = {"translate": [0, 0], "scale": 1.0, "shear": [0.0], "interpolation": InterpolationMode.BILINEAR}
+    angles = torch.arange(-10, 10.01, 0.25).tolist()
+    oracle = torch.cat([affine(x, angle, **turn) for x in (smooth, hflip(smooth)) for angle in angles])
+    inner = (slice(None), slice(None), slice(12, 53), slice(12, 53))
+    for image in images:
+        best = (oracle[inner] - image[None][inner]).abs().mean(dim=(1, 2, 3)).min()
+        assert best < 0.01
+
+
+def test_same_seed_same_images():
+    torch.manual_seed(5)
+    first = apply("default", batch())
+    torch.manual_seed(5)
+    assert torch.equal(apply("default", batch()), first)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("defalt", "default"), ("Article", "article"), ("zzz", "none"), (3, "none")]
+)
+def test_unknown_name_is_told_with_what_there_is(name, hint):
+    with pytest.raises(UsageError, match=hint):
+        augmentation(name)

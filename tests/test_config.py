@@ -1,0 +1,58 @@
+"""One frozen object for every choice."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from covid_fastai.config import PRESETS, TrainConfig
+from covid_fastai.errors import UsageError
+
+
+def test_config_is_frozen():
+    with pytest.raises(ValidationError):
+        TrainConfig().seed = 1
+
+
+@pytest.mark.parametrize(
+    "choice", [{"valid": 1.5}, {"batch_size": 1}, {"balance": "all"}, {"learning_rate": float("nan")}]
+)
+def test_impossible_values_are_named(choice):
+    with pytest.raises(UsageError, match=next(iter(choice))):
+        TrainConfig.build(**choice)
+
+
+def test_a_misspelt_option_is_answered_with_the_nearest():
+    with pytest.raises(UsageError, match="frozen_epochs"):
+        TrainConfig.build(frozen_epoch=3)
+
+
+def test_a_choice_replaces_the_preset():
+    config = TrainConfig.build(preset="article", batch_size=16)
+    assert (config.arch, config.batch_size, config.gradient_clip) == ("resnet50", 16, 0.1)
+    assert round(54 * config.negatives_per_positive) == 61
+
+
+def test_presets_are_valid():
+    for name in PRESETS:
+        TrainConfig.build(preset=name)
+    with pytest.raises(UsageError, match="article"):
+        TrainConfig.build(preset="articel")
+
+
+def test_python_and_command_say_the_same():
+    config = TrainConfig.build(task="pneumonia", touch_test=True, weights=None)
+    assert config.to_python("data", "out") == (
+        "train_classifier('data', task='pneumonia', touch_test=True, weights=None, out='out')"
+    )
+    assert config.to_command("my data") == "covid-fastai train 'my data' --task pneumonia --touch-test --weights none"
+
+
+def test_round_trip():
+    config = TrainConfig.build(preset="article")
+    assert TrainConfig.from_dict(config.to_dict()) == config
+
+
+def test_every_field_says_what_it_is():
+    for name, field in TrainConfig.model_fields.items():
+        assert field.description and field.description.endswith("."), name

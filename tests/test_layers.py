@@ -1,0 +1,66 @@
+"""Dependencies point down only: app -> training -> evidence -> model -> data."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import covid_fastai
+
+PACKAGE = Path(covid_fastai.__file__).parent
+LAYERS = ["data", "model", "evidence", "training", "app"]  # lowest first
+FOUNDATION = {"errors", "files", "config"}  # below every layer; config names the tasks of data only where it must
+TAKES_A_LEARNER = {
+    "predictions",
+    "interpretation",
+    "saliency",
+}  # the modules of evidence/ that may import torch or fastai
+TORCH_FREE = ["data/images.py", "data/fingerprints.py", "data/metadata.py", "data/patients.py", "data/phantom.py"]
+TORCH_FREE += ["data/splits.py", "data/tasks.py", "data/exploration.py", "config.py", "errors.py", "files.py"]
+HEAVY = {"torch", "torchvision", "fastai", "timm"}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
+
+
+def imported_names(path: Path) -> set[str]:
+    """Every dotted name that the file imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert all(alias.name != "*" for alias in node.names), f"{path}: import *"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def layer_of(name: str) -> str | None:
+    part = name.split(".")[1] if name.startswith("covid_fastai.") else None
+    return part if part in LAYERS else None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = layer_of("covid_fastai." + path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."))
+    if own is None:
+        return
+    for name in imported_names(path):
+        other = layer_of(name)
+        assert other is None or LAYERS.index(other) <= LAYERS.index(own), f"{path.name} ({own}) imports {name}"
+
+
+@pytest.mark.parametrize("relative", TORCH_FREE)
+def test_torch_free_modules(relative):
+    assert not {name.split(".")[0] for name in imported_names(PACKAGE / relative)} & HEAVY
+
+
+def test_evidence_needs_a_learner_in_few_places():
+    for path in (PACKAGE / "evidence").glob("*.py"):
+        heavy = {name.split(".")[0] for name in imported_names(path)} & HEAVY
+        assert not heavy or path.stem in TAKES_A_LEARNER, f"{path.name} imports {heavy}"
+
+
+def test_no_module_is_a_drawer():
+    assert not {path.stem for path in MODULES} & {"utils", "core", "helpers", "misc", "common"}
