@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,27 +14,20 @@ import torch
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import ItemGetter, Normalize
-from fastai.torch_core import defaults
 from fastai.vision.data import ImageBlock
 
 from covid_fastai.data.augmentation import augmentation as named_augmentation
+from covid_fastai.data.hardware import resolve_device, resolve_workers
 from covid_fastai.data.radiographs import PILRadiograph, RadiographDL, ResizeRadiograph, png_bytes
-from covid_fastai.errors import DataError, EnvironmentProblem, UsageError
+from covid_fastai.errors import DataError, UsageError
 
-__all__ = [
-    "RESIZE",
-    "build_dataloaders",
-    "empty_dataloaders",
-    "radiograph_block",
-    "resolve_device",
-]
+__all__ = ["RESIZE", "build_dataloaders", "empty_dataloaders", "radiograph_block"]
 
 logger = logging.getLogger("covid_fastai")
 
 RESIZE = "squash-bilinear-antialias"  # what `resize_image` does; saved with a model, which is worth little without it
 MEAN, STD = 0.5, 0.25  # on the 0 to 1 scale: about those of chest radiographs; a round number is easily said again
 BALANCES = ("none", "loss", "sampler")
-SMALL_ROWS, SMALL_BYTES = 500, 64 << 20  # below both, one process opens an epoch's images in a few seconds
 
 
 def radiograph_block(
@@ -163,7 +153,7 @@ def build_dataloaders(
         cohort,
         bs=batch_size,
         drop_last=drop_last,
-        num_workers=_resolve_workers(num_workers, items["path"], batch_bytes=batch_size * image_size**2),
+        num_workers=resolve_workers(num_workers, items["path"], batch_bytes=batch_size * image_size**2),
         device=device,
         path=path,
         dl_kwargs=[{"weights": weights}, {}],
@@ -213,9 +203,8 @@ def empty_dataloaders(
     """
     _check_options(image_size=image_size, batch_size=batch_size, mean=mean, std=std)
     block = radiograph_block(classes=classes, image_size=image_size, augmentation=augmentation, mean=mean, std=std)
-    picture = png_bytes(
-        np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)
-    )  # fastai learns an item's types from one item
+    # fastai learns an item's types from an item, so there has to be one for a moment
+    picture = png_bytes(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64))
     row = {"path": picture, "label": classes[0]}
     rows = pd.DataFrame([{**row, "split": "train"}, {**row, "split": "valid"}])
     dls = block.dataloaders(rows, bs=batch_size, num_workers=0, device=resolve_device(device), path=path).new_empty()
@@ -282,13 +271,13 @@ def _vocabulary(cohort: pd.DataFrame) -> list[str]:
 def _check_split(cohort: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """Return the images by split (rows train, valid) and class (columns), or raise for what cannot be learnt from."""
     rows = _training_rows(cohort)
-    counts = pd.crosstab(rows["split"], rows["label"]).reindex(["train", "valid"], fill_value=0)
-    unknown = [label for label in counts.columns if label not in classes]
-    counts = counts.reindex(columns=[*classes, *unknown], fill_value=0)
+    unknown = rows.loc[~rows["label"].isin(classes), "label"].map(str).value_counts()
+    counts = pd.crosstab(rows["split"], rows["label"])
+    counts = counts.reindex(index=["train", "valid"], columns=list(classes), fill_value=0)
     listed = "; ".join(
         f"{split}: " + ", ".join(f"{label} {n}" for label, n in row.items()) for split, row in counts.iterrows()
     )
-    faults = [f"{label!r} is no class of the task" for label in unknown]
+    faults = [f"{label!r} is no class of the task, {n} times" for label, n in unknown.items()]
     faults += [f"{split} has no image" for split, n in counts.sum(axis=1).items() if n == 0]
     if not faults:
         faults += [
@@ -328,61 +317,3 @@ def _fitting_batch_size(n: int, batch_size: int) -> tuple[int, bool]:
                 logger.info("batch_size is %d rather than %d, for a last batch of %d.", size, batch_size, last)
             return size, False
     return batch_size, True
-
-
-def _resolve_workers(num_workers: int | str, paths: pd.Series, *, batch_bytes: int) -> int:
-    """Return how many processes open images; `batch_bytes` is what one of their batches takes in /dev/shm."""
-    if num_workers != "auto":
-        return int(num_workers)
-    if sys.platform in ("win32", "darwin"):
-        return 0  # each would import torch anew, and fastai has none on macOS
-    if len(paths) < SMALL_ROWS and sum(_file_bytes(path) for path in paths) < SMALL_BYTES:
-        return 0
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = max(0, min(4, cpus - 1))  # one stays for the training itself; more than four seldom help one GPU
-    shared = Path("/dev/shm")
-    if not shared.is_dir():
-        return wanted
-    room = shutil.disk_usage(shared).free // (4 * batch_bytes)  # each has two batches ready and one in its hands
-    if room < wanted:
-        logger.warning("/dev/shm has room for %d of %d processes that open images (docker: --shm-size).", room, wanted)
-    return int(min(wanted, room))
-
-
-def _file_bytes(path: str) -> int:
-    try:
-        return os.path.getsize(path)
-    except (OSError, ValueError):
-        return 0  # opening it will say what is wrong
-
-
-def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """Return the device of that name.
-
-    Args:
-        device: `"auto"` for CUDA, else Apple's MPS, else the CPU (always the CPU after fastai's
-            `default_device(False)`); or a device's name, or a device.
-
-    Raises:
-        UsageError: There is no such kind of device.
-        EnvironmentProblem: This machine has none of that kind.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if defaults.use_cuda is False:  # fastai then moves every batch to the CPU, whatever its loader says
-        available.update(cuda=False, mps=False)
-    if device == "auto":
-        device = next(name for name, there in available.items() if there)
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(f"device={device!r}.", hint="Choose one of auto, cpu, cuda, mps.") from error
-    if device.type not in available:
-        raise UsageError(f"device={str(device)!r}.", hint="Choose one of auto, cpu, cuda, mps.")
-    if not available[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        raise EnvironmentProblem(
-            f"There is no device {str(device)!r} that torch {torch.__version__} can use here.",
-            hint="Use device='auto' or 'cpu', or install a torch that is built for it.",
-        )
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())  # fastai compares devices, and cuda is not cuda:0
-    return device

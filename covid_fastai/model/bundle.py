@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import glob
 import hashlib
-import math
 import os
 import platform
 import shutil
@@ -22,7 +21,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from covid_fastai.data.dataloaders import empty_dataloaders, resolve_device
+from covid_fastai.data.dataloaders import empty_dataloaders
+from covid_fastai.data.hardware import resolve_device
 from covid_fastai.errors import Diverged, ResourceError, UsageError
 from covid_fastai.files import atomic_write, write_json
 from covid_fastai.model.bundle_config import (
@@ -43,7 +43,7 @@ from covid_fastai.model.weights import Weights
 __all__ = ["load_model", "save_model"]
 
 LARGEST_WEIGHTS = 2 << 30  # bytes; ResNet-50 has 90 MiB
-GOLDEN_TOLERANCE = 1e-3  # another CPU or torch version moves a probability by some 1e-6, a wrong mean by some 1e-2
+GOLDEN_TOLERANCE = 1e-3  # share of a logit; another CPU or torch version moves it by some 1e-6, a wrong mean by 1e-2
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's zip; a bare pickle
 
 
@@ -120,7 +120,8 @@ def load_model(folder: str | Path, *, device: str | torch.device = "auto") -> Le
 
 
 def _describe(learn: Learner, model: nn.Module, *, sha256: str) -> dict[str, Any]:
-    data, attrs = learn.dls.radiograph_config, learn.dls.cohort.attrs
+    data, attrs, weights = learn.dls.radiograph_config, learn.dls.cohort.attrs, learn.weights
+    origin = Path(weights.origin).name if weights.sha256 else weights.origin  # a file's folder may name its owner
     return {
         "format": FORMAT,
         "covid_fastai": _version("covid_fastai"),
@@ -131,7 +132,7 @@ def _describe(learn: Learner, model: nn.Module, *, sha256: str) -> dict[str, Any
         "positive": attrs.get("positive"),
         "task": str(attrs.get("task") or ""),
         **{key: data[key] for key in ("image_size", "resize", "mean", "std", "augmentation", "batch_size")},
-        "weights": learn.weights.to_dict(),
+        "weights": {**weights.to_dict(), "origin": origin},
         "sha256": sha256,
         "versions": {
             "python": platform.python_version(),
@@ -139,7 +140,7 @@ def _describe(learn: Learner, model: nn.Module, *, sha256: str) -> dict[str, Any
         },
         "golden": {
             "image_sha256": golden_sha256(data["image_size"]),
-            "probabilities": _answer(model, data["image_size"], mean=data["mean"], std=data["std"]),
+            **_answer(model, data["image_size"], mean=data["mean"], std=data["std"]),
         },
     }
 
@@ -200,10 +201,8 @@ def _take_name(part: Path, folder: Path) -> None:
         raise ResourceError(
             f"{folder} could not be written: {error.strerror}.", hint="Close what uses it, or choose another folder."
         ) from error
-    for left in folder.parent.glob(
-        f"{glob.escape(_part_prefix(folder))}*"
-    ):  # the old model; what killed processes left
-        shutil.rmtree(left, ignore_errors=True)
+    for left in folder.parent.glob(glob.escape(_part_prefix(folder)) + "*"):
+        shutil.rmtree(left, ignore_errors=True)  # the old model, and what processes left that were killed
 
 
 # reading
@@ -262,21 +261,24 @@ def _not_finite(state: dict[str, torch.Tensor]) -> str:
 
 
 @torch.no_grad()
-def _answer(model: nn.Module, image_size: int, *, mean: float, std: float) -> list[float]:
-    """Return the probabilities for the golden image, computed on the CPU in 32 bits wherever the model lives."""
+def _answer(model: nn.Module, image_size: int, *, mean: float, std: float) -> dict[str, list[float]]:
+    """Return the answer to the golden image, computed on the CPU in 32 bits wherever the model lives."""
     model = copy.deepcopy(model).float().cpu().eval()
     batch = (torch.from_numpy(golden_image(image_size)).float() / 255 - mean) / std
-    return model(batch[None, None]).softmax(dim=1)[0].double().tolist()
+    logits = model(batch[None, None])[0].double()
+    return {"logits": logits.tolist(), "probabilities": logits.softmax(dim=0).tolist()}
 
 
 def _check_golden(model: nn.Module, config: BundleConfig, folder: Path) -> None:
-    if golden_sha256(config.image_size) != config.golden.image_sha256:
+    golden = config.golden
+    if golden_sha256(config.image_size) != golden.image_sha256:
         raise no_model(folder / CONFIG_FILE, "the picture of its self-test is not the one that this version draws")
-    found, expected = _answer(model, config.image_size, mean=config.mean, std=config.std), config.golden.probabilities
-    apart = max(abs(a - b) for a, b in zip(found, expected, strict=True))
-    if not math.isfinite(apart) or apart > GOLDEN_TOLERANCE:
-        raise no_model(
-            folder,
-            f"its self-test gives {[round(p, 4) for p in found]} instead of {[round(p, 4) for p in expected]}",
-            f"It was saved with {config.versions}; try those versions, or train again.",
-        )
+    found = _answer(model, config.image_size, mean=config.mean, std=config.std)
+    for name in ("logits", "probabilities"):
+        pairs = list(zip(found[name], getattr(golden, name), strict=True))
+        if not all(abs(a - b) <= GOLDEN_TOLERANCE * max(1, abs(b)) for a, b in pairs):
+            raise no_model(
+                folder,
+                f"its self-test gives {name} {[round(a, 4) for a, _ in pairs]}, not {[round(b, 4) for _, b in pairs]}",
+                f"It was saved with {config.versions}; try those versions, or train again.",
+            )

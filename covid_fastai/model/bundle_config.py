@@ -1,4 +1,4 @@
-"""What a saved model says of itself in `config.json`, checked field by field; free of torch, for the light predictor."""
+"""What a saved model says of itself in `config.json`, checked field by field, without torch."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, Field(max_length=2000)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Logit = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Mean = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Std = Annotated[float, Field(ge=0.01, le=10, allow_inf_nan=False)]
 
@@ -56,6 +57,7 @@ class _Golden(_Strict):
     """One picture that the code draws, and what the model answered to it when it was saved."""
 
     image_sha256: Sha256
+    logits: list[Logit] = Field(min_length=2, max_length=1000)  # a sure model's probabilities hardly move, these do
     probabilities: list[Probability] = Field(min_length=2, max_length=1000)
 
 
@@ -110,15 +112,15 @@ class BundleConfig(_Strict):
             raise ValueError("a class stands twice")
         if self.positive is not None and self.positive not in self.classes:
             raise ValueError(f"positive={self.positive!r} is no class")
-        if len(self.golden.probabilities) != len(self.classes):
-            raise ValueError("golden.probabilities and classes differ in number")
+        if not len(self.golden.probabilities) == len(self.golden.logits) == len(self.classes):
+            raise ValueError("golden and classes differ in number")
         if (self.weights.mean, self.weights.std, self.weights.arch) != (self.mean, self.std, self.arch):
             raise ValueError("mean, std or arch differ from those of weights")
         return self
 
 
 def golden_image(image_size: int) -> np.ndarray:
-    """Draw the picture of the self-test: a slope of greys with a bright disk, the same on every machine.
+    """Draw the picture of the self-test: a slope of greys with a bright ellipse, the same on every machine.
 
     Args:
         image_size: Side of the square, pixels.
@@ -128,8 +130,8 @@ def golden_image(image_size: int) -> np.ndarray:
     """
     y, x = np.mgrid[:image_size, :image_size].astype(np.int64)
     grey = (160 * x + 60 * y) // (image_size - 1)
-    disk = (3 * x - image_size) ** 2 + (2 * y - image_size) ** 2 < (image_size // 2) ** 2
-    return np.where(disk, 255 - grey // 4, grey).astype(np.uint8)
+    ellipse = (3 * x - image_size) ** 2 + (2 * y - image_size) ** 2 < (image_size // 2) ** 2
+    return np.where(ellipse, 255 - grey // 4, grey).astype(np.uint8)
 
 
 def golden_sha256(image_size: int) -> str:
@@ -158,6 +160,7 @@ def _fingerprint(config: dict[str, Any]) -> str:
 
 
 def no_model(path: Path, reason: str, hint: str = "Copy the folder again, or save the model anew.") -> ModelFormatError:
+    """Make the error that says why a file is no model."""
     return ModelFormatError(f"{path} is no model that can be used: {reason}.", hint=hint)
 
 

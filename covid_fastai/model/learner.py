@@ -25,7 +25,6 @@ from fastai.metrics import accuracy
 from fastai.vision.learner import vision_learner
 from torch import nn
 
-from covid_fastai.data.dataloaders import set_normalisation
 from covid_fastai.errors import UsageError
 from covid_fastai.model.weights import ARCHITECTURES, TIMM_PREFIX, Weights, empty_body, resolve_weights
 
@@ -204,14 +203,17 @@ class CheckNormalisation(Callback):
 
 def _normalise(dls: DataLoaders, weights: Weights) -> None:
     """Make every loader normalise by the weights' mean and std, in place; add it to loaders that do not."""
-    dls.radiograph_config = dict(getattr(dls, "radiograph_config", {}))
-    for loader in dls.loaders:
-        if not _normalisations(loader):
-            values = torch.zeros(1, 1, 1, 1, device=dls.device), torch.ones(1, 1, 1, 1, device=dls.device)
-            loader.after_batch.add([Normalize(*values)])
     if not all(_agree(_normalisations(loader), weights) for loader in dls.loaders):
         logger.info("Images are normalised by mean %.3f and std %.3f (%s).", weights.mean, weights.std, weights.name)
-    set_normalisation(dls, mean=weights.mean, std=weights.std)
+    for loader in dls.loaders:
+        steps = [step for step in loader.after_batch.fs if isinstance(step, Normalize)]
+        if not steps:
+            steps = [Normalize(torch.zeros(1), torch.ones(1))]
+            loader.after_batch.add(steps)
+        for step in steps:  # the object stays, for the pipeline refers to it by more than one way
+            step.mean = torch.full((1, 1, 1, 1), weights.mean, device=dls.device)
+            step.std = torch.full((1, 1, 1, 1), weights.std, device=dls.device)
+    dls.radiograph_config = {**getattr(dls, "radiograph_config", {}), "mean": weights.mean, "std": weights.std}
 
 
 def _normalisations(loader: DataLoader) -> list[tuple[float, float]]:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import io
-import json
 import logging
-import re
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -18,12 +14,17 @@ from typing import Any
 import torch
 import torchvision
 from fastai.vision.learner import TimmBody, create_body
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from torch import nn
 
-from covid_fastai.errors import EnvironmentProblem, ModelFormatError, OfflineError, ResourceError, UsageError
-from covid_fastai.files import atomic_write
+from covid_fastai.errors import EnvironmentProblem, ModelFormatError, OfflineError, UsageError
+from covid_fastai.model.weight_files import (
+    TIMEOUT,
+    download,
+    facts_file,
+    read_facts,
+    read_safetensors,
+    read_torch_file,
+)
 
 __all__ = ["ARCHITECTURES", "Weights", "check_arch", "empty_body", "resolve_weights"]
 
@@ -33,13 +34,8 @@ ARCHITECTURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}  # name -> 
 TIMM_PREFIX = "timm/"
 NAMES = ("auto", "imagenet", "cxr")
 PACKAGE_FOLDER = Path(__file__).parent  # holds cxr-resnet18.safetensors and .json once they are made
-IMAGENET_GREY = (
-    0.449,
-    0.226,
-)  # means of torchvision's (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_GREY = (0.449, 0.226)  # torchvision's mean and std, each averaged over the three channels
 NEUTRAL_GREY = (0.5, 0.25)  # brings 0..1 to -2..2, where no data say better
-TIMEOUT = 15.0  # seconds without a byte before a server counts as silent
-LARGEST_DOWNLOAD = 500 << 20  # bytes; ResNet-50, the largest one here, has 98 MiB
 RESNET_PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")  # fastai numbers them 0..7
 
 
@@ -164,8 +160,8 @@ def _package_weights(arch: str, *, may_be_absent: bool) -> Weights:
             arch,
         )
         return _random_weights(arch)
-    state, sha256 = _read_safetensors(path)
-    facts = _read_facts(path.with_suffix(".json"))
+    state, sha256 = read_safetensors(path)
+    facts = read_facts(path.with_suffix(".json"))
     if facts.get("sha256") != sha256:
         raise ModelFormatError(
             f"{path} is damaged: its sha256 is not that in its .json.", hint="Reinstall the package."
@@ -184,12 +180,12 @@ def _imagenet_weights(arch: str) -> Weights:
         except ModelFormatError as error:
             damage = f" The file in the cache cannot be used: {error.message}"
             logger.warning("%s It is fetched again from %s.", error.message, url)
-    _download(url, path, what=f"ImageNet weights for {arch}", damage=damage)
+    download(url, path, what=f"ImageNet weights for {arch}", damage=damage)
     return _imagenet_from(path, arch)
 
 
 def _imagenet_from(path: Path, arch: str) -> Weights:
-    state, sha256 = _read_torch_file(path)
+    state, sha256 = read_torch_file(path)
     return Weights("imagenet", _fit(state, arch, path), *IMAGENET_GREY, str(path), sha256, arch)
 
 
@@ -207,11 +203,11 @@ def _file_weights(path: Path, arch: str) -> Weights:
         )
     if arch.startswith(TIMM_PREFIX):
         return _timm_file(path, arch, name="file")
-    readers = {".safetensors": _read_safetensors, ".pth": _read_torch_file, ".pt": _read_torch_file}
+    readers = {".safetensors": read_safetensors, ".pth": read_torch_file, ".pt": read_torch_file}
     if path.suffix not in readers:
         raise UsageError(f"{path} is no weights file.", hint=f"Its name must end in {', '.join(readers)}.")
     state, sha256 = readers[path.suffix](path)
-    facts = _read_facts(_facts_file(path))
+    facts = read_facts(facts_file(path))
     if facts.get("sha256", sha256) != sha256:
         raise ModelFormatError(f"{path} is damaged: its sha256 is not the one beside it.", hint="Copy it again.")
     if facts.get("arch", arch) != arch:
@@ -222,72 +218,6 @@ def _file_weights(path: Path, arch: str) -> Weights:
         facts = dict(zip(("mean", "std"), IMAGENET_GREY if colour else NEUTRAL_GREY, strict=True))
         logger.warning("%s has no mean and std beside it: %s and %s are taken.", path, facts["mean"], facts["std"])
     return Weights("file", body, facts["mean"], facts["std"], str(path), sha256, arch)
-
-
-def _facts_file(path: Path) -> Path:
-    """A saved model keeps its facts in config.json, a lone file in a .json of its own name."""
-    return path.with_name("config.json") if path.name == "model.safetensors" else path.with_suffix(".json")
-
-
-def _read_facts(path: Path) -> dict[str, Any]:
-    """Return arch, mean, std and sha256 from the JSON beside a weights file, those that it has; {} without a file."""
-    if not path.exists():
-        return {}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        found = {key: str(facts[key]) for key in ("arch", "sha256") if key in facts}
-        found |= {key: float(facts[key]) for key in ("mean", "std") if key in facts}
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelFormatError(
-            f"{path} cannot be read: {error}.", hint="Take the file from where it came again."
-        ) from error
-    if ("mean" in found) != ("std" in found) or not found.get("std", 1.0) > 0:
-        raise ModelFormatError(f"{path}: mean and std belong together, and std is above 0.", hint="Correct the file.")
-    return found
-
-
-def _read_bytes(path: Path) -> tuple[bytes, str]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ResourceError(f"{path} cannot be read: {error.strerror}.", hint="Check its permissions.") from error
-    return content, hashlib.sha256(content).hexdigest()
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
-    content, sha256 = _read_bytes(path)
-    try:
-        return load_safetensors(content), sha256
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ModelFormatError(f"{path} is not a safetensors file: {error}.", hint="Copy it again.") from error
-
-
-def _read_torch_file(path: Path) -> tuple[Mapping[str, Any], str]:
-    """Read a `.pth` file. The one place of the package that opens a pickle, and why it may.
-
-    The hash in the file's name (torchvision's `resnet18-f37072fd.pth`) is compared before a byte is interpreted, and
-    `weights_only=True` lets nothing but tensors and plain containers be made, so that no code in it runs.
-    The bytes that are hashed are the bytes that are read: the file cannot change in between.
-    """
-    content, sha256 = _read_bytes(path)
-    expected = re.search(r"-([0-9a-f]{8,64})\.pth$", path.name)
-    if expected and not sha256.startswith(expected[1]):
-        raise ModelFormatError(
-            f"{path} is not what its name says: its sha256 begins with {sha256[:8]}.",
-            hint="Fetch it again.",
-        )
-    try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file makes the reader raise, it is refused
-        reason = str(error).split("\n", 1)[0][:200] or type(error).__name__
-        raise ModelFormatError(
-            f"{path} is not a file of weights alone: {reason}", hint="Give a state_dict, or better a .safetensors file."
-        ) from error
-    if not isinstance(state, Mapping):
-        raise ModelFormatError(
-            f"{path} holds a {type(state).__name__}, not a state_dict.", hint="Save model.state_dict()."
-        )
-    return state, sha256
 
 
 def _unwrap(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -336,42 +266,6 @@ def _body_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
-def _download(url: str, path: Path, *, what: str, damage: str = "") -> None:
-    """Fetch a file whose name holds the beginning of its sha256; it appears under its name only when that agrees.
-
-    Raises:
-        OfflineError: The server does not answer, or sends something else; names the file to place by hand.
-        ResourceError: The folder cannot be written.
-    """
-    prefix = path.stem.rsplit("-", 1)[-1]
-    hint = f"Place that file at {path} (its sha256 begins with {prefix}), or use weights=None."
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"{path.parent} cannot be made: {error.strerror}.", hint="Set TORCH_HOME.") from error
-    logger.info("Fetching %s to %s.", url, path)
-    with atomic_write(path, mode="wb") as file:
-        try:
-            content = _fetch(url)
-        except (OSError, HTTPException, ValueError) as error:  # URLError and time-outs are OSErrors
-            reason = getattr(error, "reason", None) or error
-            raise OfflineError(f"{what}: {url} cannot be fetched ({reason}).{damage}", hint=hint) from error
-        sha256 = hashlib.sha256(content).hexdigest()
-        if not sha256.startswith(prefix):
-            raise OfflineError(
-                f"{what}: {url} sent {len(content):,} bytes of something else (sha256 {sha256[:8]}).{damage}", hint=hint
-            )
-        file.write(content)
-
-
-def _fetch(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:  # only torchvision's own https addresses come here
-        content = response.read(LARGEST_DOWNLOAD + 1)
-    if len(content) > LARGEST_DOWNLOAD:
-        raise ValueError(f"more than {LARGEST_DOWNLOAD >> 20} MiB")
-    return content
-
-
 def _import_timm():
     try:
         import timm
@@ -382,7 +276,7 @@ def _import_timm():
 
 def _timm_weights(arch: str) -> Weights:
     """Return timm's weights from the Hugging Face cache or hub, as safetensors only."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     config = _import_timm().get_pretrained_cfg(arch.removeprefix(TIMM_PREFIX))
     if config is None or not config.hf_hub_id:
@@ -390,8 +284,10 @@ def _timm_weights(arch: str) -> Weights:
     name = "model.safetensors"
     cached = try_to_load_from_cache(config.hf_hub_id, name)
     if not isinstance(cached, str):
-        address = f"https://huggingface.co/{config.hf_hub_id}"
+        address = f"{constants.ENDPOINT}/{config.hf_hub_id}"
         try:
+            if constants.HF_HUB_OFFLINE:
+                raise ConnectionError("HF_HUB_OFFLINE is set")
             # asked first: the hub's own client retries for most of a minute when there is no network
             urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT).close()
             cached = hf_hub_download(config.hf_hub_id, name)
@@ -407,7 +303,7 @@ def _timm_file(path: Path, arch: str, *, name: str) -> Weights:
     """Read a timm `.safetensors` file; timm itself sums the stem and leaves the classifier out."""
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: for timm's architectures only .safetensors files are read.", hint="Convert it.")
-    _, sha256 = _read_safetensors(path)
+    _, sha256 = read_safetensors(path)
     short = arch.removeprefix(TIMM_PREFIX)
     try:
         model = _import_timm().create_model(

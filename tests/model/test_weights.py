@@ -15,7 +15,8 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from covid_fastai.errors import EnvironmentProblem, ModelFormatError, OfflineError, UsageError
+from covid_fastai.errors import EnvironmentProblem, ModelFormatError, OfflineError, ResourceError, UsageError
+from covid_fastai.model import weight_files
 from covid_fastai.model import weights as module
 from covid_fastai.model.weights import IMAGENET_GREY, NEUTRAL_GREY, check_arch, empty_body, resolve_weights
 
@@ -63,7 +64,7 @@ def server(monkeypatch, pth):
             pass
 
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(module, "_imagenet_url", lambda arch: f"http://127.0.0.1:{httpd.server_port}/{pth.name}")
     yield state
     httpd.shutdown()
@@ -178,12 +179,30 @@ def test_a_silent_server_times_out(cache, monkeypatch, pth):
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(module, "TIMEOUT", 0.2)
+        monkeypatch.setattr(weight_files, "TIMEOUT", 0.2)
         monkeypatch.setattr(
             module, "_imagenet_url", lambda arch: f"http://127.0.0.1:{silent.getsockname()[1]}/{pth.name}"
         )
         with pytest.raises(OfflineError, match="timed out"):
             resolve_weights("imagenet", arch="resnet18")
+
+
+@pytest.mark.parametrize("limit", ["LARGEST_DOWNLOAD", "LONGEST_DOWNLOAD"])
+def test_an_endless_download_is_given_up(limit, cache, server, monkeypatch):
+    monkeypatch.setattr(weight_files, limit, 0)
+    with pytest.raises(OfflineError, match="given up after"):
+        resolve_weights("imagenet", arch="resnet18")
+    assert not list(cache.glob("*")) and not list(cache.glob(".*"))
+
+
+def test_a_full_disk_is_no_network_fault(cache, server, monkeypatch):
+    def receive(url):
+        yield b"some"
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weight_files, "_receive", receive)
+    with pytest.raises(ResourceError, match="No space left"):
+        resolve_weights("imagenet", arch="resnet18")
 
 
 def test_torchvision_publishes_what_we_look_for():
@@ -211,7 +230,7 @@ def test_random_is_neutral_and_loud_only_for_auto(caplog, monkeypatch, tmp_path)
     assert "RANDOM WEIGHTS" in caplog.text
     assert (found.name, found.state, found.mean, found.std) == ("random", None, *NEUTRAL_GREY) and not found.pretrained
     assert resolve_weights(found, arch="resnet18") is found
-    with pytest.raises(UsageError, match="are for resnet18"):
+    with pytest.raises(UsageError, match="belong to resnet18"):
         resolve_weights(found, arch="resnet34")
 
 

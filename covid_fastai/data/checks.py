@@ -1,0 +1,212 @@
+"""What may be wrong with a row: its label, its file, its picture, and what it shares with other rows."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from covid_fastai.data.fingerprints import duplicate_groups, fingerprint_images
+from covid_fastai.data.nearby import NearbyFiles
+from covid_fastai.data.problems import ProblemLog, printable
+from covid_fastai.data.tasks import Task
+
+__all__ = ["RowChecker"]
+
+
+class RowChecker:
+    """Check the rows of one data set in one pass, and record every fault.
+
+    A fault of a row that stands aside anyway is a warning and leaves it aside; any other is an error.
+
+    Args:
+        table: One row an image: `row`, `name`, `path`, `finding`, `label` ("" where it has no class), `patient`,
+            `split`, `note` (why it stands aside, else ""), `conflict`. Its index must be unique.
+        problems: Gets the faults.
+
+    Attributes:
+        faulty: The index of the rows that cannot be used.
+        repeated: The index of rows that say what an earlier row says.
+    """
+
+    def __init__(self, table: pd.DataFrame, problems: ProblemLog):
+        self.table, self.problems = table, problems
+        self.faulty: set[int] = set()
+        self.repeated: set[int] = set()
+        self._unopened: set[int] = set()  # rows without a file that could be opened
+        self._columns = {name: table[name].to_dict() for name in table}
+
+    def report(self, index: int, kind: str, *, reason: str, remedy: str, severity: str = "") -> None:
+        """Record a fault of one row; without a severity it is an error, or a warning where the row stands aside."""
+        severity = severity or ("warning" if self._columns["note"][index] else "error")
+        row = self._columns["row"][index]
+        path = self._columns["path"][index] or self._columns["name"][index]
+        self.problems.add(
+            kind, row=None if pd.isna(row) else row, path=path, severity=severity, reason=reason, remedy=remedy
+        )
+        if severity == "error":
+            self.faulty.add(index)
+
+    def check_labels(self, task: Task) -> None:
+        """Find empty, contradictory and unknown labels."""
+        known = task.known_findings()
+        for index, row in self._rows("finding", "label", "note", "conflict"):
+            finding, label, note, conflict = row
+            if conflict:
+                self.report(index, "conflicting_label", reason=conflict, remedy="Correct one of the two in the data.")
+            elif label or note:
+                continue
+            elif not finding:
+                self.report(index, "empty_label", reason="it has no label", remedy="Give it one, or remove the row.")
+            else:
+                near = {name.casefold(): name for name in known}
+                match = difflib.get_close_matches(finding.casefold(), near, n=1)
+                meant = f"Did you mean {near[match[0]]!r}? " if match else ""
+                self.report(
+                    index,
+                    "unknown_label",
+                    reason=f"the task {task.name!r} does not know the label {finding!r}",
+                    remedy=f"{meant}It knows {', '.join(known)}; a Task of your own can name others.",
+                )
+
+    def check_files(self, root: Path | None) -> None:
+        """Find names that are empty or no text, files that are missing, no files, or outside of `root`."""
+        nearby = NearbyFiles(root)
+        inside = None if root is None else os.path.join(os.path.realpath(root), "")
+        for index, (path,) in self._rows("path"):
+            fault = _name_fault(path, inside) or _file_fault(path, nearby)
+            if fault is not None:
+                kind, reason, remedy = fault
+                # only a file that is not there does no harm to a row that stands aside
+                self.report(
+                    index, kind, severity="" if kind == "missing_file" else "error", reason=reason, remedy=remedy
+                )
+                self._unopened.add(index)
+
+    def check_repeats(self) -> None:
+        """Find files that several rows name: contradictions, and rows that say the same again."""
+        for _, same in self.table[self.table["path"] != ""].groupby("path", sort=False):
+            if len(same) < 2:
+                continue
+            meaning = same["label"].where(same["label"] != "", same["finding"])
+            clash = next(
+                (
+                    (kind, values)
+                    for kind, values in (("label", meaning), ("split", same["split"]), ("patient", same["patient"]))
+                    if values.nunique() > 1
+                ),
+                None,
+            )
+            if clash is None:
+                self._report_repeats(same)
+                continue
+            kind, values = clash
+            severity = "error" if (same["note"] == "").any() else "warning"
+            for index in same.index:
+                self.report(
+                    index,
+                    f"conflicting_{kind}",
+                    severity=severity,
+                    reason=f"{len(same)} rows name this file, with {kind} {' and '.join(map(repr, values.unique()))}",
+                    remedy="Keep the right row and remove the others.",
+                )
+
+    def _report_repeats(self, same: pd.DataFrame) -> None:
+        first = same.iloc[0]
+        where = f"row {first['row']}" if first["row"] is not None else "an earlier row"
+        for index in same.index[1:]:
+            self.report(
+                index,
+                "duplicate_row",
+                severity="warning",
+                reason=f"it says what {where} says; it is counted once",
+                remedy="Remove it.",
+            )
+            self.repeated.add(index)
+
+    def check_images(self, *, workers: int | None) -> pd.Series:
+        """Open every image once: find those that cannot be read, and pictures that are there twice.
+
+        Args:
+            workers: Threads that open images, None for a number that fits the machine.
+
+        Returns:
+            The number of the group of equal pictures of each row; a number of its own for an image like no other.
+        """
+        passed = ~self.table.index.isin(self._unopened | self.repeated)
+        table = self.table[passed]
+        prints = fingerprint_images(table["path"].tolist(), workers=workers)
+        prints.index = table.index
+        for index, error, hint in zip(prints.index, prints["error"], prints["hint"], strict=True):
+            if error:
+                self.report(index, "unreadable", reason=error, remedy=hint or "Replace the file, or remove the row.")
+        readable = prints[prints["error"] == ""]
+        groups = pd.Series(np.arange(-len(self.table), 0), index=self.table.index)  # negative: a group of its own
+        groups[readable.index] = np.asarray(duplicate_groups(readable))
+        for _, same in self.table.loc[readable.index].groupby(groups[readable.index], sort=False):
+            if len(same) > 1:
+                self._report_same_picture(same)
+        return groups
+
+    def _report_same_picture(self, same: pd.DataFrame) -> None:
+        meaning = same["label"].where(same["label"] != "", same["finding"])
+        names = same["path"].map(os.path.basename)
+        labels = " and ".join(map(repr, meaning.unique()))
+        conflict = meaning.nunique() > 1
+        for index in same.index[0 if conflict else 1 :]:
+            other = names[same.index[0] if index != same.index[0] else same.index[1]]
+            if conflict:
+                severity = "error" if (same["note"] == "").any() else "warning"
+                self.report(
+                    index,
+                    "conflicting_picture",
+                    severity=severity,
+                    reason=f"it shows the picture of {other}; they are labelled {labels}",
+                    remedy="Find out which label is right and remove the other row.",
+                )
+            else:
+                joined = "" if same["patient"].nunique() == 1 else "; its patients are kept on one side of any split"
+                self.report(
+                    index,
+                    "same_picture",
+                    severity="note",
+                    reason=f"it shows the picture of {other}{joined}",
+                    remedy="Nothing: a split keeps them together.",
+                )
+
+    def _rows(self, *names: str) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        values = zip(*(self.table[name] for name in names), strict=True)
+        return zip(self.table.index, values, strict=True)
+
+
+def _name_fault(path: str, inside: str | None) -> tuple[str, str, str] | None:
+    """Return kind, reason and remedy where the name alone tells that the file must not be opened."""
+    if not path:
+        return "empty_name", "it names no file", "Name its image, or remove the row."
+    if "\0" in path or printable(path) != path:
+        return "bad_name", "its name is not valid text", "Rename the file."
+    if inside is not None and not os.path.realpath(path).startswith(inside):
+        remedy = "Name files below that folder, or name a folder that holds them all with image_root."
+        return "outside_root", f"it lies outside of {inside}", remedy
+    return None
+
+
+def _file_fault(path: str, nearby: NearbyFiles) -> tuple[str, str, str] | None:
+    """Return kind, reason and remedy where there is no regular file: a pipe, once opened, would never answer."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        meant = nearby.find(path)
+        remedy = f"Did you mean {meant}?" if meant else "Add the file, correct its name, or give image_root."
+        return "missing_file", "there is no such file", remedy
+    except OSError as error:  # no right to look, a loop of links, a name too long
+        return "missing_file", error.strerror or str(error), "Check the name and your rights."
+    if stat.S_ISREG(mode):
+        return None
+    return "not_a_file", "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file", "Name an image file."

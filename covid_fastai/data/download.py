@@ -1,0 +1,84 @@
+"""The CoronaHack data set, fetched through kagglehub (the extra `data`)."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+from pathlib import Path
+
+from covid_fastai.data.layouts import CORONAHACK_CSV
+from covid_fastai.errors import DataError, EnvironmentProblem, OfflineError, ResourceError
+
+__all__ = ["DATASET", "MANUAL_WAY", "TERMS", "download_coronahack"]
+
+logger = logging.getLogger("covid_fastai")
+
+DATASET = "praveengovi/coronahack-chest-xraydataset"
+PAGE = f"https://www.kaggle.com/datasets/{DATASET}"
+MANUAL_WAY = f"By hand: open {PAGE}, download the archive, unzip it, and give the folder: read_cohort('FOLDER')."
+TERMS = (
+    f"CoronaHack-Chest-XRay-Dataset, compiled by P. Govi on Kaggle: {PAGE}. Kaggle's terms of use and the licence "
+    "stated on that page apply. Its images come from Kermany, Zhang, Goldbaum 2018 (Mendeley Data, "
+    "doi:10.17632/rscbjbr9sj, CC BY 4.0) and Cohen, Morrison, Dao 2020 (COVID-19 Image Data Collection, each image "
+    "under a licence of its own; its metadata CC BY-NC-SA 4.0, as far as is known). Cite them. Research use only."
+)
+
+
+def download_coronahack(folder: str | Path | None = None) -> Path:
+    """Fetch CoronaHack from Kaggle, about 1.2 GB, and return its folder for `read_cohort`.
+
+    What is there already is not fetched again. Licence and terms (`TERMS`) are logged before anything is fetched.
+
+    Args:
+        folder: Where it shall lie, a new or empty folder; None for kagglehub's cache.
+
+    Returns:
+        The folder that holds the metadata CSV.
+
+    Raises:
+        EnvironmentProblem: kagglehub is not installed, or Kaggle refuses (an account may be needed).
+        OfflineError: Kaggle cannot be reached; the error names the way by hand.
+        ResourceError: There is no room, or no right to write.
+        DataError: What came is not the data set.
+    """
+    kagglehub = _import_kagglehub()
+    logger.info("%s", TERMS)
+    place = {} if folder is None else {"output_dir": str(Path(folder).expanduser().resolve())}
+    try:
+        root = Path(kagglehub.dataset_download(DATASET, **place))
+    except Exception as error:  # kagglehub, requests and urllib3 share no base class
+        raise _explain(error) from error
+    found = sorted(root.rglob(CORONAHACK_CSV))
+    if not found:
+        raise DataError(f"{root} has no {CORONAHACK_CSV}: it is not CoronaHack, or only a part.", hint=MANUAL_WAY)
+    logger.info("CoronaHack lies in %s.", found[0].parent)
+    return found[0].parent
+
+
+def _import_kagglehub():
+    try:
+        return importlib.import_module("kagglehub")
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "To download needs the package kagglehub.",
+            hint=f'Install it: pip install "covid_fastai[data]". {MANUAL_WAY}',
+        ) from error
+
+
+def _explain(error: Exception) -> EnvironmentProblem:
+    """Return our error for what kagglehub raised."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        need = "Kaggle may want an account: kagglehub.login(). " if status in (401, 403) else ""
+        return EnvironmentProblem(f"Kaggle answers {status}: {_line(error)}.", hint=f"{need}{MANUAL_WAY}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
+        return ResourceError(f"CoronaHack cannot be written: {error.strerror}.", hint="Choose another folder.")
+    if isinstance(error, OSError):  # requests' and urllib's errors of connection and time-out are OSErrors
+        return OfflineError(f"Kaggle cannot be reached: {_line(error)}.", hint=MANUAL_WAY)
+    return EnvironmentProblem(f"kagglehub failed: {type(error).__name__}: {_line(error)}.", hint=MANUAL_WAY)
+
+
+def _line(error: Exception) -> str:
+    """Return the error's first line, shortened: kagglehub and urllib3 write paragraphs."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

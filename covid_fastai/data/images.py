@@ -1,0 +1,287 @@
+"""The one opener of the whole package: any radiograph file to an 8-bit grey image. Needs Pillow and numpy only."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from covid_fastai.errors import ImageError
+
+__all__ = ["FORMATS", "ImageFacts", "describe_image", "open_image", "read_image", "resize_image"]
+
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # no GIF (animated), no EPS, PDF or SVG (they run other programs)
+MAX_PIXELS = 50_000_000  # ten times the largest radiograph of CoronaHack; decoding it takes 200 MB at most
+MIN_SIDE = 32  # pixels; below it no lung can be seen
+MAX_ASPECT = 5.0  # longer side over shorter; beyond it no chest has been squeezed
+MIN_SPREAD = 1.0  # standard deviation in grey levels of 0 to 255; below it the image is blank
+PERCENTILES = (0.5, 99.5)  # what counts as black and white where more than 8 bits have to fit in 8
+SNIFFED = 64  # bytes that tell what a file really is
+COLOUR_GAP = 12.0  # mean difference between channels, grey levels; scans and tints stay below, screenshots do not
+EXIF_ORIENTATION = 0x0112
+DEEP_MODES = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
+SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "TIFF": (".tif", ".tiff")}
+SUFFIXES |= {"BMP": (".bmp", ".dib"), "WEBP": (".webp",)}
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a file's header and pixels say.
+
+    Attributes:
+        format: One of `FORMATS`.
+        mode: Pillow's mode as stored, e.g. `"L"`, `"RGB"`, `"I;16"`.
+        width: Pixels as stored, before any EXIF rotation.
+        height: Pixels as stored.
+        bits: Bits a channel, 1, 8, 16 or 32.
+        notes: What was put right or looks odd, e.g. `"EXIF orientation 6"`, `"colour"`.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    bits: int
+    notes: tuple[str, ...] = ()
+
+
+def open_image(source: str | os.PathLike | bytes | BinaryIO) -> Image.Image:
+    """Open a radiograph as 8-bit grey.
+
+    Reads JPEG, PNG, TIFF, BMP and WebP of every mode: more than 8 bits are scaled between the 0.5th and 99.5th
+    percentile, transparency is laid over black, and the EXIF orientation is applied.
+
+    Args:
+        source: A path, the bytes of a file, or a binary file object, read from where it stands.
+
+    Returns:
+        An image of mode `"L"`, `(height, width)` as the file has it after rotation.
+
+    Raises:
+        ImageError: The file is missing, not a regular file, of another format, damaged, too large, of several frames,
+            or no picture that could be a radiograph. The message names the file and the reason, `.hint` the remedy.
+    """
+    return _read(source)[0]
+
+
+def describe_image(source: str | os.PathLike | bytes | BinaryIO) -> ImageFacts:
+    """Say what a file is and what `open_image` puts right in it.
+
+    Args:
+        source: As for `open_image`.
+
+    Returns:
+        The facts.
+
+    Raises:
+        ImageError: As for `open_image`.
+    """
+    return _read(source)[1]
+
+
+def read_image(source: str | os.PathLike | bytes | BinaryIO) -> tuple[Image.Image, ImageFacts]:
+    """Open a radiograph and return it with its facts, for one decode; see `open_image` and `describe_image`."""
+    return _read(source)
+
+
+def resize_image(image: Image.Image, image_size: int) -> Image.Image:
+    """Squash an image to a square, bilinear with antialiasing, as training and prediction both do.
+
+    Args:
+        image: Mode `"L"`.
+        image_size: Side of the square, pixels.
+
+    Returns:
+        The image, `(image_size, image_size)`.
+    """
+    if image.size == (image_size, image_size):
+        return image
+    return image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+
+
+def _read(source) -> tuple[Image.Image, ImageFacts]:
+    name, content = _content(source)
+    with io.BytesIO(content) as file:
+        stored = _open_header(file, name, content)
+        with stored:
+            _check_header(stored, name)
+            facts = ImageFacts(stored.format, stored.mode, *stored.size, _bits(stored))
+            orientation = _orientation(stored)
+            try:
+                stored.load()
+                grey, notes = _to_grey(stored)
+            except Exception as error:  # a damaged file makes decoders raise nearly anything
+                raise ImageError(
+                    f"{name}: the image data are damaged or truncated ({error}).",
+                    hint="Fetch the file anew, or leave it out.",
+                ) from error
+    if orientation in _TURNS:
+        grey = grey.transpose(_TURNS[orientation])
+        notes.append(f"EXIF orientation {orientation}")
+    _check_picture(grey, name)
+    suffix = Path(name).suffix.lower()
+    if suffix and suffix not in SUFFIXES[facts.format]:
+        notes.append(f"named {suffix} but {facts.format}")
+    return grey, ImageFacts(facts.format, facts.mode, facts.width, facts.height, facts.bits, tuple(notes))
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _content(source) -> tuple[str, bytes]:
+    """Return a name for messages and the file's bytes."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return "the image", bytes(source)
+    if hasattr(source, "read"):
+        return str(getattr(source, "name", "the image")), source.read()
+    name = _printable(os.fspath(source))
+    try:
+        status = os.stat(source)
+        if not stat.S_ISREG(status.st_mode):  # looked at before opening: to open a FIFO waits for ever
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+            raise ImageError(f"{name} is {kind}, not a file.", hint="Name an image file.")
+        return name, Path(source).read_bytes()
+    except FileNotFoundError as error:
+        if os.path.islink(source):
+            raise ImageError(f"{name} is a link to nothing.", hint="Restore the file that it points to.") from error
+        raise ImageError(f"{name} is missing.", hint="Correct the name, or fetch the file.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ImageError(f"{name} cannot be read: {error}.", hint="Check the name and the permissions.") from error
+
+
+def _printable(name: str | bytes) -> str:
+    return os.fsdecode(name).encode("utf-8", "backslashreplace").decode()
+
+
+def _open_header(file: io.BytesIO, name: str, content: bytes) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name} is too large to be a radiograph ({error}).", hint=f"At most {MAX_PIXELS:,} pixels are read."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is {_sniff(content)}.", hint=_SNIFF_HINT) from error
+    except Exception as error:  # so does a damaged header
+        raise ImageError(f"{name}: the file is damaged ({error}).", hint="Fetch it anew, or leave it out.") from error
+
+
+_SNIFF_HINT = "Put the real image in its place (JPEG, PNG, TIFF, BMP or WebP), or leave it out."
+
+
+def _sniff(content: bytes) -> str:
+    """Say what a file is that is no image of an allowed format."""
+    start = content[:SNIFFED]
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not content:
+        return "empty, 0 bytes"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the image itself"
+    if text.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "an HTML page, not an image"
+    if content[128:132] == b"DICM":
+        return "a DICOM file, which this version does not read"
+    if start.startswith((b"GIF8", b"%PDF", b"%!PS", b"\xc5\xd0\xd3\xc6")) or text.startswith((b"<svg", b"<?xml")):
+        return "of a format that is not read (GIF, PDF, EPS, SVG)"
+    if start.startswith((b"\xff\xd8", b"\x89PNG", b"BM", b"II*\0", b"MM\0*", b"RIFF")):
+        return f"damaged: it begins like an image and ends after {len(content)} bytes"
+    if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in start):
+        return "a text file, not an image"
+    return "not an image of a known format"
+
+
+def _check_header(stored: Image.Image, name: str) -> None:
+    width, height = stored.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{name} has {width} x {height} pixels, too many for a radiograph.",
+            hint=f"At most {MAX_PIXELS:,} pixels are read: scale it down.",
+        )
+    frames = getattr(stored, "n_frames", 1)
+    if frames > 1:
+        raise ImageError(f"{name} holds {frames} images.", hint="Save the one that is meant as a file of its own.")
+    if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(
+            f"{name} is not an x-ray like image: {width} x {height} pixels.",
+            hint=f"Each side needs {MIN_SIDE} pixels or more, the longer one at most {MAX_ASPECT:g} times the other.",
+        )
+
+
+def _bits(stored: Image.Image) -> int:
+    if stored.mode == "1":
+        return 1
+    if stored.mode.startswith("I;16"):
+        return 16
+    if stored.mode == "I":
+        return 16 if stored.format == "PNG" else 32  # Pillow opens some 16-bit PNG as I
+    return 32 if stored.mode == "F" else 8
+
+
+def _orientation(stored: Image.Image) -> int:
+    try:
+        return int(stored.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 - damaged EXIF makes Pillow raise nearly anything, and says nothing of the picture
+        return 1
+
+
+def _to_grey(stored: Image.Image) -> tuple[Image.Image, list[str]]:
+    """Return the picture as 8-bit grey, and what was done to it."""
+    if stored.mode in DEEP_MODES:
+        return _scale_deep(stored)
+    notes = []
+    image = stored
+    if image.mode in ("P", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("LA", "La", "RGBA", "RGBa"):
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            notes.append("transparency laid over black")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image).convert("RGB")
+    elif image.mode not in ("L", "1", "RGB"):
+        image = image.convert("RGB")  # CMYK, YCbCr, LAB, HSV
+    if image.mode == "RGB" and _is_colour(image):
+        notes.append("colour")
+    return image.convert("L"), notes
+
+
+def _is_colour(image: Image.Image) -> bool:
+    small = np.asarray(image.resize((64, 64), Image.Resampling.BOX), dtype=np.float32)
+    return float((small.max(axis=2) - small.min(axis=2)).mean()) > COLOUR_GAP
+
+
+def _scale_deep(stored: Image.Image) -> tuple[Image.Image, list[str]]:
+    """Scale more than 8 bits between two percentiles; Pillow's own conversion would clip nearly all of it to white."""
+    values = np.asarray(stored, dtype=np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise ValueError("it holds no finite value")
+    low, high = np.percentile(values[finite], PERCENTILES)
+    if high <= low:
+        low, high = values[finite].min(), values[finite].max()
+    scale = 255 / (high - low) if high > low else 0.0
+    grey = np.clip((np.where(finite, values, low) - low) * scale, 0, 255).round().astype(np.uint8)
+    return Image.fromarray(grey), [f"{_bits(stored)} bits scaled to 8"]
+
+
+def _check_picture(grey: Image.Image, name: str) -> None:
+    spread = float(np.asarray(grey).std())
+    if spread < MIN_SPREAD:
+        raise ImageError(
+            f"{name} is not an x-ray like image: it is blank (standard deviation {spread:.2f} of 255).",
+            hint="Put the real image in its place, or leave it out.",
+        )

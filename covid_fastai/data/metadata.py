@@ -1,0 +1,313 @@
+"""From a data set to one tidy, checked table: the cohort, a row an image."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from covid_fastai.data.checks import RowChecker
+from covid_fastai.data.fingerprints import join_groups
+from covid_fastai.data.layouts import SPLITS, Rows, read_rows
+from covid_fastai.data.patients import image_facts, image_source, patient_key
+from covid_fastai.data.problems import ProblemLog, count_kinds
+from covid_fastai.data.tasks import Task, canonical_finding, fold_text, get_task
+from covid_fastai.errors import DataError, UsageError
+
+__all__ = ["COHORT_COLUMNS", "read_cohort", "summarise_cohort"]
+
+logger = logging.getLogger("covid_fastai")
+
+COHORT_COLUMNS = ["path", "label", "patient", "group", "split", "source", "view", "finding", "note"]
+FACTS = ["sex", "age", "day"]
+LATERAL = {fold_text(view) for view in ("L", "LL", "RL", "LAT", "lateral", "left lateral", "right lateral")}
+
+
+def read_cohort(
+    data: str | Path | pd.DataFrame,
+    *,
+    task: str | Task = "covid",
+    image_root: str | Path | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    patient_column: str | None = None,
+    split_column: str | None = None,
+    source_column: str | None = None,
+    view_column: str | None = None,
+    encoding: str | None = None,
+    negatives_per_positive: float | None = None,
+    seed: int = 42,
+    on_problem: str = "error",
+    check_images: bool = True,
+    workers: int | None = None,
+) -> pd.DataFrame:
+    """Read a data set into a cohort, and check every row of it before anything is learnt from it.
+
+    Nothing is dropped in silence: rows that take no part stay in the cohort, with `split` aside and the reason in
+    `note`, and rows that are faulty are in `attrs["problems"]`. Images of Cohen's collection that are not COVID-19
+    stand aside in every task, as a tripwire: a classifier that calls them COVID-19 has learnt the source.
+
+    Args:
+        data: CoronaHack's folder as Kaggle lays it out, or its CSV; any other CSV; a folder with a folder a class
+            (or with such folders in train/ and test/); or a DataFrame.
+        task: `"covid"`, `"pneumonia"`, `"etiology"`, or a `Task`.
+        image_root: The folder that the names in a CSV start from; None for the CSV's own, or the one it brings.
+        path_column: The column with the image's file; like all columns looked for by its usual names where None.
+        label_column: The column with the label.
+        patient_column: The column with the patient. Where there is none, CoronaHack's file names tell the patient;
+            any other image is its own patient, and `attrs["patients_known"]` is False.
+        split_column: The column with train or test. What is called valid counts as train.
+        source_column: The column with the hospital or collection.
+        view_column: The column with the projection (PA, AP, L ...).
+        encoding: The CSV's encoding, where it is neither UTF-8 nor marked as UTF-16.
+        negatives_per_positive: Images of the negative class that are drawn for each image of the positive one, both
+            of the training rows; the rest stands aside as "not drawn". Images are drawn, not patients, as in the
+            article. None for all.
+        seed: Seed of that draw, which does not depend on the order of the rows.
+        on_problem: `"error"` raises when rows are faulty, `"skip"` leaves those out.
+        check_images: Whether to open every image, which finds unreadable ones and pictures that are there twice.
+        workers: Threads that open images; None for a number that fits the machine.
+
+    Returns:
+        One row an image, with a RangeIndex and the columns `COHORT_COLUMNS`, `sex`, `age` (years) and `day` where
+        they are known, and all columns that the data came with. `split` is train, test or aside. In `attrs`: `task`,
+        `classes`, `positive`, `root`, `patients_known`, `problems` and `data`, all plain values.
+
+    Raises:
+        DataError: The data cannot be read, or rows are faulty; `details` has a dictionary a fault, all of them.
+        UsageError: An option has a value that is not allowed.
+    """
+    task = get_task(task)
+    _check_options(task, negatives_per_positive=negatives_per_positive, on_problem=on_problem, seed=seed)
+    problems = ProblemLog()
+    columns = {"path": path_column, "label": label_column, "patient": patient_column}
+    columns |= {"split": split_column, "source": source_column, "view": view_column}
+    rows = read_rows(data, task=task, columns=columns, image_root=image_root, encoding=encoding, problems=problems)
+    table = _identify(rows)
+    table = _place(table, task, problems)
+    table, duplicates = _check(table, task, rows.root, problems, check_images=check_images, workers=workers)
+    if on_problem == "error":
+        problems.raise_errors(rows.data)
+    if table.empty:
+        raise DataError(f"{rows.data}: no row is left.", hint="See the details.", details=problems.errors())
+    table["group"] = join_groups(table["patient"], duplicates)
+    table = _keep_test_apart(table, problems)
+    if negatives_per_positive is not None:
+        table = _draw_negatives(table, task, ratio=negatives_per_positive, seed=seed)
+    cohort = _assemble(table, rows.extras)
+    cohort.attrs = _attrs(table, task, rows, problems)
+    _log_cohort(cohort)
+    return cohort
+
+
+def summarise_cohort(cohort: pd.DataFrame) -> pd.DataFrame:
+    """Count a cohort's images and patients by split, label and, for rows aside, reason.
+
+    Args:
+        cohort: What `read_cohort` returned, split or not.
+
+    Returns:
+        A tidy table with `split` (train, valid, test, aside), `label` (for a row without a class of the task its
+        finding), `note`, `images` and `patients`, in the order of the splits and classes.
+    """
+    label = cohort["label"].where(cohort["label"] != "", cohort["finding"])
+    order = {name: number for number, name in enumerate(["train", "valid", "test", "aside"])}
+    classes = {name: number for number, name in enumerate(cohort.attrs.get("classes", []))}
+    counts = (
+        cohort.assign(label=label)
+        .groupby(["split", "label", "note"], sort=True)["patient"]
+        .agg(images="size", patients="nunique")
+        .reset_index()
+    )
+    ranks = counts.assign(
+        split=counts["split"].map(order).fillna(len(order)), label=counts["label"].map(classes).fillna(len(classes))
+    )
+    counts = counts.loc[ranks.sort_values(["split", "label"], kind="stable").index].reset_index(drop=True)
+    counts.attrs = {}
+    return counts
+
+
+def _check_options(task: Task, *, negatives_per_positive: float | None, on_problem: str, seed: int) -> None:
+    if on_problem not in ("error", "skip"):
+        raise UsageError(f"on_problem={on_problem!r}.", hint="Choose 'error' or 'skip'.")
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
+        raise UsageError(f"seed={seed!r}.", hint="Give a whole number, 0 or more.")
+    if negatives_per_positive is None:
+        return
+    if not 0 < negatives_per_positive < float("inf"):
+        raise UsageError(f"negatives_per_positive={negatives_per_positive!r}.", hint="Give a number above 0.")
+    if task.positive is None or len(task.classes) != 2:
+        raise UsageError(
+            f"negatives_per_positive needs a task of two classes, one of them positive; {task.name!r} is none.",
+            hint="Leave it out, or use balance= in training.",
+        )
+
+
+def _identify(rows: Rows) -> pd.DataFrame:
+    """Say of each row whose image it is and where it comes from: by the columns, else by the file's name."""
+    table = rows.table.copy()
+    base = table["name"].map(lambda name: os.path.basename(name.replace("\\", "/")))
+    key = base.map(patient_key).fillna("")
+    given = table["patient"] != ""
+    table["patient_known"] = given | (key != "")
+    alone = base.where(~base.duplicated(keep=False), table["name"])  # COVID/1.png and Normal/1.png are two patients
+    table["patient"] = table["patient"].where(given, key.where(key != "", alone))
+    by_name = base.map(image_source)
+    by_name = by_name.where(by_name != "unknown", rows.source)
+    table["source"] = table["source"].where(table["source"] != "", by_name)
+    return _join_facts(table, base.where(table["source"].map(fold_text) == "cohen", ""))
+
+
+def _join_facts(table: pd.DataFrame, names: pd.Series) -> pd.DataFrame:
+    """Add what Cohen's collection publishes: its finding, the view where none is given, sex, age and day."""
+    facts = image_facts(names)
+    table["cohen_finding"] = facts["finding"]
+    table["view"] = table["view"].where(table["view"] != "", facts["view"])
+    table["view"] = table["view"].map(lambda view: "L" if fold_text(view) in LATERAL else view)
+    if (facts["finding"] != "").any():
+        table[FACTS] = facts[FACTS]
+    return table
+
+
+def _place(table: pd.DataFrame, task: Task, problems: ProblemLog) -> pd.DataFrame:
+    """Give each row its class and its split, and the reason where it stands aside; the last reason stands."""
+    classes, reasons = (
+        {text: find(text) or "" for text in table["finding"].unique()} for find in (task.class_of, task.reason_aside)
+    )
+    table["label"], table["note"] = table["finding"].map(classes), table["finding"].map(reasons)
+    table["finding"] = table["finding"].map(canonical_finding)
+    if task.frontal_only:
+        table.loc[(table["view"] == "L") & (table["note"] == ""), "note"] = "lateral view"
+    for name, reason in task.aside_sources.items():
+        table.loc[table["source"].map(fold_text) == fold_text(name), "note"] = reason
+    tripwire = ~table["cohen_finding"].isin(["", "COVID-19"])
+    table.loc[tripwire, "note"] = "tripwire: Cohen's collection, not COVID-19 (" + table["cohen_finding"] + ")"
+    return _place_in_split(table, task, problems)
+
+
+def _place_in_split(table: pd.DataFrame, task: Task, problems: ProblemLog) -> pd.DataFrame:
+    given = table["split"].map(lambda text: SPLITS.get(fold_text(text), "" if text else "train"))
+    for index in table.index[given == ""]:
+        row = table.loc[index]
+        problems.add(
+            "unknown_split",
+            row=row["row"],
+            path=row["path"] or row["name"],
+            reason=f"it belongs to {row['split']!r}",
+            remedy="Call it train or test.",
+        )
+    if (n := int((given == "valid").sum())) > 0:
+        problems.add(
+            "valid_is_train",
+            severity="note",
+            reason=f"{n} rows are called valid; they count as train",
+            remedy="Nothing: split_by_patient draws the validation part, with no patient on both sides.",
+        )
+    table["unknown_split"] = given == ""
+    table.loc[(given == "aside") & (table["note"] == ""), "note"] = "aside in the data"
+    test = (given == "test") & (table["note"] == "")
+    absent = [name for name in task.classes if name not in set(table.loc[test, "label"])]
+    if test.any() and absent and not task.official_test:
+        table.loc[test, "note"] = f"official TEST: holds no {' and no '.join(absent)}"
+    table["split"] = given.replace({"valid": "train", "": "train"}).mask(table["note"] != "", "aside")
+    return table
+
+
+def _check(
+    table: pd.DataFrame, task: Task, root: Path | None, problems: ProblemLog, *, check_images: bool, workers: int | None
+) -> tuple[pd.DataFrame, pd.Series]:
+    """Check all rows, and return those that can be used, with the groups of equal pictures."""
+    checker = RowChecker(table, problems)
+    checker.check_labels(task)
+    checker.check_files(root)
+    checker.check_repeats()
+    if check_images:
+        duplicates = checker.check_images(workers=workers)
+    else:
+        duplicates = pd.Series(range(len(table)), index=table.index)
+        problems.add(
+            "not_opened",
+            severity="note",
+            reason="no image was opened: unreadable ones and copies were not looked for",
+            remedy="Say check_images=True.",
+        )
+    kept = table.drop(index=checker.faulty | checker.repeated | set(table.index[table["unknown_split"]]))
+    return kept, duplicates[kept.index]
+
+
+def _keep_test_apart(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
+    """Put training images aside whose patient, or whose picture, is in the test set too."""
+    tested = set(table.loc[table["split"] == "test", "group"])
+    both = (table["split"] == "train") & table["group"].isin(tested)
+    for index in table.index[both]:
+        row = table.loc[index]
+        problems.add(
+            "train_and_test",
+            row=row["row"],
+            path=row["path"],
+            severity="warning",
+            reason=f"patient {row['patient']} is in the test set too; this training image stands aside",
+            remedy="Keep all images of a patient on one side.",
+        )
+    table.loc[both, ["split", "note"]] = ["aside", "its patient is in the test set"]
+    return table
+
+
+def _draw_negatives(table: pd.DataFrame, task: Task, *, ratio: float, seed: int) -> pd.DataFrame:
+    """Draw images of the negative class among the training rows, in an order that only names and seed decide."""
+    train = table[table["split"] == "train"]
+    positives = int((train["label"] == task.positive).sum())
+    negatives = train[train["label"] != task.positive].sort_values("path")
+    wanted = max(1, round(ratio * positives))
+    if positives == 0:
+        raise DataError(
+            f"There is no {task.positive!r} image to draw {ratio:g} of the negative class for.",
+            hint="Leave out negatives_per_positive, or check the labels.",
+        )
+    if wanted > len(negatives):
+        logger.warning("negatives_per_positive=%g asks for %d images; there are %d.", ratio, wanted, len(negatives))
+        return table
+    order = np.random.default_rng(seed).permutation(len(negatives))
+    table.loc[negatives.index[order[wanted:]], ["split", "note"]] = ["aside", "not drawn"]
+    return table
+
+
+def _assemble(table: pd.DataFrame, extras: pd.DataFrame) -> pd.DataFrame:
+    """Put the columns in their order; what the data came with under a name of ours gets `_given` behind it."""
+    ours = table[[*COHORT_COLUMNS, *(name for name in FACTS if name in table and name not in extras)]]
+    theirs = extras.loc[table.index].rename(columns={name: f"{name}_given" for name in extras if name in ours})
+    return pd.concat([ours, theirs], axis=1).reset_index(drop=True)
+
+
+def _attrs(table: pd.DataFrame, task: Task, rows: Rows, problems: ProblemLog) -> dict:
+    used = table[table["split"] != "aside"]
+    root = rows.root or os.path.commonpath([os.path.dirname(path) for path in table["path"]])
+    return {
+        "task": task.name,
+        "classes": list(task.classes),
+        "positive": task.positive,
+        "root": str(root),
+        "patients_known": bool(used["patient_known"].all()),
+        "problems": problems.rows,
+        "data": rows.data,
+    }
+
+
+def _log_cohort(cohort: pd.DataFrame) -> None:
+    counts = summarise_cohort(cohort)
+    for split, part in counts.groupby("split", sort=False):
+        what = "note" if split == "aside" else "label"
+        sums = part.groupby(what, sort=False)["images"].sum()
+        logger.info("%s: %s.", split.capitalize(), "; ".join(f"{name} {n}" for name, n in sums.items()))
+    problems = cohort.attrs["problems"]
+    serious = [row for row in problems if row["severity"] != "note"]
+    if serious:
+        logger.warning("Problems: %s.", count_kinds(serious))
+    if not cohort.attrs["patients_known"]:
+        logger.warning(
+            "Not every image's patient is known; an image without one counts as a patient of its own. That the same "
+            "patient is trained on and tested on cannot be excluded. Is there a column for patient_column?"
+        )

@@ -1,0 +1,185 @@
+"""Tasks: which findings are which class, and which images stand aside."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from covid_fastai.errors import UsageError
+
+__all__ = ["TASKS", "Task", "canonical_finding", "fold_text", "get_task"]
+
+# How data sets spell the findings; compared folded, so that "Covid_19" and "COVID 19" need no line of their own.
+SPELLINGS = {
+    "Normal": ("no finding", "no findings", "healthy"),
+    "pneumonia": ("Pnemonia",),  # CoronaHack's spelling
+    "bacteria": ("bacterial", "bacterial pneumonia"),
+    "virus": ("viral", "viral pneumonia"),
+    "COVID-19": ("covid", "covid-19 pneumonia", "sars-cov-2"),
+    "SARS": (),
+    "ARDS": (),
+    "Streptococcus": ("streptococcus pneumoniae",),
+}
+
+
+def fold_text(text: str) -> str:
+    """Return `text` as findings are compared: lower case, without spaces, hyphens and underscores."""
+    return re.sub(r"[-_\s]+", "", str(text).casefold())
+
+
+_CANONICAL = {fold_text(spelling): name for name, others in SPELLINGS.items() for spelling in (name, *others)}
+
+
+def canonical_finding(text: str) -> str:
+    """Return the usual spelling of a finding, e.g. `COVID-19` for `covid`; one that is not known only stripped."""
+    return _CANONICAL.get(fold_text(text), str(text).strip())
+
+
+@dataclass(frozen=True)
+class Task:
+    """Say which findings make which class, in one small object.
+
+    Findings are compared without regard to case, spaces, hyphens and underscores, and in all spellings that
+    `canonical_finding` knows; a class's own name is always one of its findings.
+
+    Args:
+        name: One word, for folders and the command line.
+        title: A line for plots and reports.
+        classes: The classes in the order of the vocabulary, the negative one first.
+        positive: The class that sensitivity is about; None where there are more than two.
+        labels: The class of each finding.
+        aside: The reason why a finding takes no part, for findings that are known and not asked about. A finding
+            that is neither here nor in `labels` is an unknown label, and an error.
+        aside_sources: The reason why a whole collection takes no part, by the `source` of its images.
+        frontal_only: Whether lateral views stand aside, where the view is known.
+        official_test: Whether the rows that the data call TEST are a test set of this task in any case; if not, they
+            are one only where every class is among them, and stand aside otherwise.
+
+    Raises:
+        UsageError: The parts contradict each other.
+    """
+
+    name: str
+    title: str = ""
+    classes: tuple[str, ...] = ()
+    positive: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    aside: Mapping[str, str] = field(default_factory=dict)
+    aside_sources: Mapping[str, str] = field(default_factory=dict)
+    frontal_only: bool = True
+    official_test: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.classes, str):
+            raise UsageError(f"classes={self.classes!r} is one text.", hint='Give a tuple: ("Normal", "COVID-19").')
+        object.__setattr__(self, "classes", tuple(self.classes))  # JSON gives lists
+        for name in ("labels", "aside", "aside_sources"):
+            object.__setattr__(self, name, dict(getattr(self, name)))
+        object.__setattr__(self, "title", self.title or " or ".join(self.classes))
+        self._check()
+
+    def _check(self) -> None:
+        where = f"Task {self.name!r}"
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
+            raise UsageError(f"{where}: the name stands in folder names.", hint="Use letters, digits, - and _.")
+        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes) or not all(self.classes):
+            raise UsageError(f"{where}: classes={list(self.classes)}.", hint="Name two or more different classes.")
+        if self.positive is not None and self.positive not in self.classes:
+            raise UsageError(
+                f"{where}: positive={self.positive!r} is no class.", hint=f"Classes: {', '.join(self.classes)}."
+            )
+        for finding, label in self.labels.items():
+            if label not in self.classes:
+                raise UsageError(
+                    f"{where}: {finding!r} is given the class {label!r}.", hint=f"Classes: {', '.join(self.classes)}."
+                )
+        both = sorted({fold_text(text) for text in self.labels} & {fold_text(text) for text in self.aside})
+        if both:
+            raise UsageError(
+                f"{where}: {', '.join(both)} has a class and stands aside.", hint="Name it in one of both."
+            )
+
+    def class_of(self, finding: str) -> str | None:
+        """Return the class of a finding, None where it has none."""
+        return _look_up({**{name: name for name in self.classes}, **self.labels}, finding)
+
+    def reason_aside(self, finding: str) -> str | None:
+        """Return why a finding takes no part, None where it does or is not known."""
+        return None if self.class_of(finding) else _look_up(self.aside, finding)
+
+    def known_findings(self) -> list[str]:
+        """Return the findings that the task can place: those of its classes first, then those that stand aside."""
+        return list(dict.fromkeys([*self.classes, *self.labels, *self.aside]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, from which `Task(**fields)` makes the same task."""
+        return {**vars(self), "classes": list(self.classes)}
+
+
+def _look_up(table: Mapping[str, str], finding: str) -> str | None:
+    """Return the entry of a finding as it is spelt, else that of its usual spelling."""
+    folded = {fold_text(name): value for name, value in table.items()}
+    usual = {fold_text(canonical_finding(name)): value for name, value in table.items()}
+    key = fold_text(finding)
+    return folded.get(key, usual.get(fold_text(canonical_finding(finding))))
+
+
+def _not_of_this_task(*findings: str) -> dict[str, str]:
+    return {finding: f"not of this task: {finding}" for finding in findings}
+
+
+# Cohen's images are of adults from many hospitals, all others in CoronaHack of children of one hospital: a class that
+# held Cohen's images could be told by where they come from, without looking at a lung.
+_COHEN_ASIDE = {"cohen": "adults of other hospitals (Cohen): class and source would be one"}
+
+TASKS: dict[str, Task] = {
+    "covid": Task(
+        name="covid",
+        title="COVID-19 or normal chest radiograph, frontal views",
+        classes=("Normal", "COVID-19"),
+        positive="COVID-19",
+        labels={"Normal": "Normal", "COVID-19": "COVID-19"},
+        aside=_not_of_this_task("bacteria", "virus", "pneumonia", "Streptococcus", "SARS", "ARDS"),
+        official_test=False,  # CoronaHack's TEST holds no COVID-19
+    ),
+    "pneumonia": Task(
+        name="pneumonia",
+        title="Pneumonia or normal chest radiograph, children",
+        classes=("Normal", "Pneumonia"),
+        positive="Pneumonia",
+        labels={"Normal": "Normal", **dict.fromkeys(("bacteria", "virus", "pneumonia"), "Pneumonia")},
+        aside=_not_of_this_task("COVID-19", "Streptococcus", "SARS", "ARDS"),
+        aside_sources=_COHEN_ASIDE,
+    ),
+    "etiology": Task(
+        name="etiology",
+        title="Normal, bacterial or viral pneumonia, children",
+        classes=("Normal", "Bacterial", "Viral"),
+        labels={"Normal": "Normal", "bacteria": "Bacterial", "virus": "Viral"},
+        aside=_not_of_this_task("pneumonia", "COVID-19", "Streptococcus", "SARS", "ARDS"),
+        aside_sources=_COHEN_ASIDE,
+    ),
+}
+
+
+def get_task(task: str | Task) -> Task:
+    """Return the task of that name, or the task itself.
+
+    Args:
+        task: `"covid"`, `"pneumonia"`, `"etiology"`, or a `Task`.
+
+    Raises:
+        UsageError: There is no such task.
+    """
+    if isinstance(task, Task):
+        return task
+    if isinstance(task, str) and task in TASKS:
+        return TASKS[task]
+    near = difflib.get_close_matches(str(task).casefold(), TASKS, n=1)
+    meant = f"Did you mean {near[0]!r}? " if near else ""
+    raise UsageError(
+        f"There is no task {task!r}.", hint=f"{meant}Tasks: {', '.join(TASKS)}; or give a Task of your own."
+    )

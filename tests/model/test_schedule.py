@@ -1,0 +1,218 @@
+"""The schedule: what is frozen, the learning rates' curves, what is written down, and the end of what diverges."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from fastai.torch_core import no_random, params
+from torch import nn
+
+from covid_fastai.errors import DataError, Diverged, UsageError
+from covid_fastai.model.journal import EpochLog
+from covid_fastai.model.schedule import fit
+from covid_fastai.model.weights import Weights
+
+STEPS = 7  # batches in an epoch
+
+
+def make_learner(tmp_path, *, name="imagenet", images=28, callbacks=()) -> Learner:
+    """A tiny network whose body has two groups and BatchNorm, on noise whose mean tells the class."""
+    numbers = np.random.default_rng(0)
+    y = torch.tensor(numbers.integers(0, 2, images + 12))
+    x = torch.tensor(numbers.normal(size=(images + 12, 1, 8, 8)), dtype=torch.float32) + y[:, None, None, None]
+    items = list(zip(x, y, strict=True))
+    with no_random(0):
+        loaders = [DataLoader(items[:images], bs=4, shuffle=True, drop_last=True), DataLoader(items[images:], bs=4)]
+        body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    learn = Learner(
+        DataLoaders(*loaders, path=tmp_path),
+        nn.Sequential(body, head),
+        loss_func=CrossEntropyLossFlat(),
+        metrics=accuracy,
+        splitter=lambda m: [params(m[0][:3]), params(m[0][3:]), params(m[1])],
+        cbs=list(callbacks),
+    )
+    learn.weights = Weights(name, None, 0.5, 0.25, "", "", "tiny")
+    return learn
+
+
+def digest(module) -> str:
+    return hashlib.sha256(b"".join(t.numpy().tobytes() for t in module.state_dict().values())).hexdigest()
+
+
+class Digests(Callback):
+    """Notes what the body and the head are after each epoch, and every group's rate at each step."""
+
+    def before_fit(self):
+        self.learn.noted = getattr(self.learn, "noted", [])
+        self.learn.rates = getattr(self.learn, "rates", [])
+
+    def after_batch(self):
+        if self.training:
+            self.learn.rates.append([hyper["lr"] for hyper in self.opt.hypers])
+
+    def after_epoch(self):
+        self.learn.noted.append((digest(self.model[0]), digest(self.model[1])))
+
+
+def test_the_frozen_body_stays_bit_identical(tmp_path):
+    learn = make_learner(tmp_path, callbacks=[Digests()])
+    body = digest(learn.model[0])
+    fit(learn, frozen_epochs=3, unfrozen_epochs=2)
+    bodies, heads = zip(*learn.noted, strict=True)
+    assert bodies[:3] == (body,) * 3 and len(set(bodies)) == 3 and len(set(heads)) == 5
+
+
+def test_rates_are_one_cycle_and_discriminative(tmp_path):
+    learn = make_learner(tmp_path, callbacks=[Digests()])
+    fit(learn, frozen_epochs=2, unfrozen_epochs=3, learning_rate=0.02, unfrozen_learning_rate=0.01)
+    rates = np.array(learn.rates)
+    head, unfrozen = rates[:, -1], rates[2 * STEPS :]
+    assert head[0] == pytest.approx(0.02 / 25) and head[: 2 * STEPS].max() == pytest.approx(0.02, rel=0.05)
+    assert head[2 * STEPS] == pytest.approx(0.01 / 5) and head[2 * STEPS :].max() == pytest.approx(0.01, rel=0.05)
+    assert np.allclose(unfrozen[:, -1] / unfrozen[:, 0], 100) and np.allclose(unfrozen[:, -1] / unfrozen[:, 1], 10)
+    assert head[-1] < 0.01 / 50
+
+
+@pytest.mark.parametrize(("name", "discriminative", "spread"), [("random", None, 1), ("imagenet", 9.0, 9)])
+def test_random_weights_learn_at_one_rate(name, discriminative, spread, tmp_path):
+    learn = make_learner(tmp_path, name=name, callbacks=[Digests()])
+    fit(learn, frozen_epochs=0, unfrozen_epochs=1, learning_rate=0.02, discriminative=discriminative)
+    rates = np.array(learn.rates)
+    assert np.allclose(rates[:, -1] / rates[:, 0], spread) and rates.max() < 0.0101, "half of learning_rate"
+
+
+def test_it_learns_and_says_what_it_did(tmp_path, caplog, capsys):
+    learn = make_learner(tmp_path)
+    with caplog.at_level(logging.INFO, logger="covid_fastai"):
+        fit(learn, frozen_epochs=2, unfrozen_epochs=4, learning_rate=0.02)
+    history, steps = learn.history, learn.steps
+    assert list(history) == ["phase", "epoch", "train_loss", "valid_loss", "accuracy", "seconds"]
+    assert list(history["phase"]) == ["frozen"] * 2 + ["unfrozen"] * 4 and list(history["epoch"]) == [1, 2, 3, 4, 5, 6]
+    assert history["valid_loss"].iloc[-1] < history["valid_loss"].iloc[0] and (history["seconds"] >= 0).all()
+    assert list(steps) == ["step", "phase", "learning_rate", "train_loss"] and len(steps) == 6 * STEPS
+    assert list(steps["step"]) == list(range(1, 6 * STEPS + 1)) and steps["train_loss"].notna().all()
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("epoch ")]
+    assert len(lines) == 6 and lines[2].startswith("epoch 3/6 (unfrozen): train loss ") and "accuracy" in lines[2]
+    assert capsys.readouterr().out == ""
+    with learn.no_bar():
+        assert history["accuracy"].iloc[-1] == pytest.approx(float(learn.validate()[1]))
+
+
+@pytest.mark.parametrize(("frozen", "unfrozen"), [(1, 0), (0, 1)])
+def test_either_phase_can_be_left_out(frozen, unfrozen, tmp_path):
+    learn = make_learner(tmp_path)
+    fit(learn, frozen_epochs=frozen, unfrozen_epochs=unfrozen)
+    assert list(learn.history["phase"]) == ["frozen" if frozen else "unfrozen"]
+
+
+def test_a_second_fit_begins_its_own_record(tmp_path):
+    learn = make_learner(tmp_path)
+    fit(learn, frozen_epochs=1, unfrozen_epochs=1)
+    fit(learn, frozen_epochs=0, unfrozen_epochs=1)
+    assert (
+        len(learn.history) == 1
+        and learn.fit_one_cycle
+        and sum(type(c).__name__ == "FrozenBody" for c in learn.cbs) == 1
+    )
+
+
+def test_epoch_log_works_alone(tmp_path, caplog):
+    learn = make_learner(tmp_path)
+    with caplog.at_level(logging.INFO, logger="covid_fastai"), learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(2, cbs=EpochLog())
+    assert [record.getMessage()[:10] for record in caplog.records] == ["epoch 1/2:", "epoch 2/2:"]
+
+
+class Poison(Callback):
+    """Spoils the loss, a weight or the validation loss at a given epoch."""
+
+    order = 20
+
+    def __init__(self, what, epoch, value=math.nan):
+        self.what, self.at, self.value, self.seen = what, epoch, value, 0
+
+    def after_pred(self):
+        on = self.seen == self.at and self.iter == 2
+        if on and (self.training, self.what) in ((True, "loss"), (False, "valid")):
+            self.learn.pred = self.pred * self.value
+
+    def after_step(self):
+        if self.what == "weight" and self.seen == self.at and self.iter == 2:
+            self.model[1][-1].bias.data[0] = self.value
+
+    def after_epoch(self):
+        self.seen += 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("what", ["loss", "weight", "valid"])
+@pytest.mark.parametrize("epoch", [0, 1, 3])
+def test_divergence_stops_and_goes_back(what, epoch, value, tmp_path):
+    learn = make_learner(tmp_path, callbacks=[Digests(), Poison(what, epoch, value)])
+    before = digest(learn.model[0]), digest(learn.model[1])
+    which = f"again as it was after epoch {epoch}" if epoch else "before the first epoch"
+    with pytest.raises(Diverged, match=f"in epoch {epoch + 1}, step .*{which}") as caught:
+        fit(learn, frozen_epochs=2, unfrozen_epochs=3)
+    good = before if epoch == 0 else learn.noted[epoch - 1]
+    assert (digest(learn.model[0]), digest(learn.model[1])) == good
+    assert len(learn.history) == epoch and learn.history.drop(columns="phase").notna().all().all()
+    assert caught.value.details[0]["epoch"] == epoch + 1 and "learning_rate" in caught.value.hint
+    assert caught.value.details[0]["step"] == 3 or what != "loss"
+    learn.remove_cb(learn.poison)
+    fit(learn, frozen_epochs=0, unfrozen_epochs=1)
+    assert learn.history["valid_loss"].notna().all()
+
+
+def test_a_rate_out_of_bounds_diverges(tmp_path):
+    learn = make_learner(tmp_path)
+    with pytest.raises(Diverged):
+        fit(learn, frozen_epochs=0, unfrozen_epochs=3, learning_rate=1e38, discriminative=1)
+    assert all(bool(tensor.isfinite().all()) for tensor in learn.model.state_dict().values())
+
+
+def test_divergence_may_be_looked_at(tmp_path):
+    learn = make_learner(tmp_path, callbacks=[Poison("loss", 0)])
+    fit(learn, frozen_epochs=0, unfrozen_epochs=1, stop_on_divergence=False, checkpoints=tmp_path / "c")
+    assert learn.history["train_loss"].isna().all()
+    resumed = make_learner(tmp_path)
+    fit(resumed, frozen_epochs=0, unfrozen_epochs=1, checkpoints=tmp_path / "c", resume=True)
+    assert resumed.history["train_loss"].isna().all(), "NaN survives a checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"frozen_epochs": 0, "unfrozen_epochs": 0}, "both 0"),
+        ({"frozen_epochs": -1}, "frozen_epochs=-1"),
+        ({"unfrozen_epochs": 1.5}, "unfrozen_epochs=1.5"),
+        ({"learning_rate": 0}, "learning_rate=0"),
+        ({"learning_rate": math.nan}, "learning_rate=nan"),
+        ({"unfrozen_learning_rate": -1e-3}, "unfrozen_learning_rate=-0.001"),
+        ({"discriminative": 0.5}, "discriminative=0.5"),
+    ],
+)
+def test_options_that_are_not_allowed(option, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        fit(make_learner(tmp_path), **option)
+
+
+def test_too_few_images_is_an_error_and_no_validation_a_warning(tmp_path, caplog):
+    with pytest.raises(DataError, match="3 training images do not fill one batch of 4"):
+        fit(make_learner(tmp_path, images=3))
+    learn = make_learner(tmp_path)
+    learn.dls.valid = DataLoader([], bs=4)
+    fit(learn, frozen_epochs=0, unfrozen_epochs=1)
+    assert "no validation images" in caplog.text and learn.history["valid_loss"].isna().all()
