@@ -30,7 +30,7 @@ _MODULE_OF = {
     "predict": "evidence.predictions",
     "radiograph_block": "data.dataloaders",
     "read_cohort": "data.metadata",
-    "read_predictions": "evidence.predictions",
+    "read_predictions": "evidence.prediction_table",
     "read_run": "evidence.runs",
     "save_model": "model.bundle",
     "split_by_image": "data.splits",

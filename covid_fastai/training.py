@@ -21,7 +21,8 @@ from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.splits import fold_by_patient, fold_cohort, split_by_image, split_by_patient
 from covid_fastai.errors import DataError, Diverged, UsageError
 from covid_fastai.evidence.metrics import evaluate
-from covid_fastai.evidence.predictions import predict, read_predictions
+from covid_fastai.evidence.prediction_table import read_predictions
+from covid_fastai.evidence.predictions import predict
 from covid_fastai.evidence.report import render_report, write_report
 from covid_fastai.evidence.runs import Run, collect_versions, log_event, read_record, read_run
 from covid_fastai.files import claim_folder, new_run_folder, write_csv, write_json

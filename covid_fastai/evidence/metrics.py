@@ -1,0 +1,376 @@
+"""Figures with their n and 95% interval, by patient, from a predictions table alone."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evidence.prediction_table import PROBABILITY, class_columns, read_predictions
+from covid_fastai.evidence.resampling import average_precision, patient_draws, roc_auc
+
+__all__ = ["Evaluation", "Scores", "evaluate", "score_units"]
+
+COLUMNS = ["metric", "class", "value", "low", "high", "n", "unit", "method"]
+LEVEL = 0.95
+LOWER_IS_BETTER = {"brier", "log_loss"}
+SMALLEST_P = 1e-15  # scikit-learn's clip in log_loss has the size of a float's rounding; this is near it
+BLOCK = 5_000_000  # weights that are worked on at a time: some 200 MB
+RESEARCH_USE = "Research use only; not a medical device."
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What is counted: a row a patient (or image), with its true class and its probabilities.
+
+    Attributes:
+        table: `patient`, `label`, `images`, `p_<class>` (mean over the images), `predicted`.
+        unit: `"patient"` or `"image"`.
+    """
+
+    table: pd.DataFrame
+    unit: str
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """How well predictions agree with the labels.
+
+    Attributes:
+        metrics: A row a figure: `metric`, `class` ("" for all classes together, "macro" for their plain mean), `value`,
+            `low` and `high` (95% interval; NaN where none can be given), `n`, `unit` (what n counts), `method`.
+        classes: The classes, the negative one first.
+        positive: The class that sensitivity is about; None where there are more than two.
+        threshold: The probability of the positive class from which it is predicted; None where there are more than two.
+        confusion: Counts of units, true class by row, predicted class by column.
+        unit: What is counted, `"patient"` or `"image"`.
+        n_images: Images that were judged.
+        n_failed: Images without a prediction, which no figure counts.
+        n_unlabelled: Images without a label, which no figure counts.
+        patients_known: False where the table named no patients, so that each image counts as one.
+        predictions: The table that was judged; empty where only the figures were read back.
+    """
+
+    metrics: pd.DataFrame
+    classes: list[str]
+    positive: str | None
+    threshold: float | None
+    confusion: pd.DataFrame
+    unit: str
+    n_images: int
+    n_failed: int
+    n_unlabelled: int
+    patients_known: bool
+    predictions: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def value(self, metric: str, of: str | None = None) -> float:
+        """Return one figure.
+
+        Args:
+            metric: A name in `metrics["metric"]`.
+            of: The class; None for the figure of all classes, else the positive class's, else the mean of all.
+
+        Raises:
+            UsageError: There is no such figure.
+        """
+        return float(self.row(metric, of)["value"])
+
+    def row(self, metric: str, of: str | None = None) -> dict[str, Any]:
+        """Return one figure's row of `metrics`; see `value`."""
+        rows = self.metrics[self.metrics["metric"] == metric]
+        wanted = [of] if of is not None else ["", self.positive, "macro"]
+        for name in wanted:
+            found = rows[rows["class"] == name]
+            if len(found):
+                return found.iloc[0].to_dict()
+        known = ", ".join(dict.fromkeys(self.metrics["metric"]))
+        raise UsageError(f"There is no figure {metric!r}" + (f" of {of!r}." if of else "."), hint=f"Figures: {known}.")
+
+    def summary(self) -> pd.DataFrame:
+        """Return the figures as text, for tables: `figure`, `value`, `95% interval`, `n`."""
+        return pd.DataFrame(
+            {
+                "figure": [_title(row["metric"], row["class"]) for row in self.metrics.to_dict("records")],
+                "value": [_number(value) for value in self.metrics["value"]],
+                "95% interval": [
+                    f"{_number(low)} to {_number(high)}" if math.isfinite(low) else "not estimable"
+                    for low, high in zip(self.metrics["low"], self.metrics["high"], strict=True)
+                ],
+                "n": [f"{n} {unit}s" for n, unit in zip(self.metrics["n"], self.metrics["unit"], strict=True)],
+            }
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain values, without the predictions."""
+        names = ("classes", "positive", "threshold", "unit", "n_images", "n_failed", "n_unlabelled", "patients_known")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "confusion": self.confusion.to_numpy().tolist(),
+            "metrics": self.metrics.to_dict("records"),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], predictions: pd.DataFrame | None = None) -> Evaluation:
+        """Make an evaluation from what `to_dict` returned, and from its predictions where they are at hand."""
+        fields = dict(fields)
+        metrics = pd.DataFrame(fields.pop("metrics"), columns=COLUMNS)
+        for name in ("value", "low", "high"):
+            metrics[name] = metrics[name].astype(float)  # JSON has null where a figure has NaN
+        confusion = pd.DataFrame(fields.pop("confusion"), index=fields["classes"], columns=fields["classes"])
+        return cls(
+            metrics=metrics,
+            confusion=confusion.rename_axis(index="true", columns="predicted"),
+            predictions=pd.DataFrame() if predictions is None else predictions,
+            **fields,
+        )
+
+    def __repr__(self) -> str:
+        return f"{self.summary().to_string(index=False)}\n{self._footer()}"
+
+    def _repr_html_(self) -> str:
+        return f"{self.summary().to_html(index=False)}<p>{html.escape(self._footer())}</p>"
+
+    def _footer(self) -> str:
+        lost = f" {self.n_failed} images without a prediction are not counted." if self.n_failed else ""
+        return f"{self.n_images} images.{lost} {RESEARCH_USE}"
+
+
+def evaluate(
+    predictions: str | Path | pd.DataFrame,
+    *,
+    positive: str | None = None,
+    threshold: float = 0.5,
+    draws: int = 2000,
+    seed: int = 0,
+    unit: str = "patient",
+) -> Evaluation:
+    """Judge a predictions table: every figure with its n and 95% interval.
+
+    A patient's probabilities are the mean over their images (a patient with images of two classes counts once with
+    each). Proportions of patients (accuracy, sensitivity, specificity) carry Wilson's score interval (JASA 1927), the
+    other figures the percentiles of a bootstrap that draws patients class by class, with all their images. Where no draw
+    differs, as with an AUC of 1, the bootstrap says nothing; the bound is then Wilson's for the smallest class.
+
+    Args:
+        predictions: What `predict` returned, or any table or CSV that `read_predictions` accepts.
+        positive: The class that sensitivity is about; None for the last of two. With more classes each is judged
+            against the rest, and `"macro"` is the plain mean over the classes.
+        threshold: The positive class is predicted from this probability on, 0 to 1; with more than two classes the most
+            probable one is.
+        draws: Bootstrap draws, 100 or more.
+        seed: Of the bootstrap.
+        unit: `"patient"`, or `"image"` to count images; their intervals still draw whole patients.
+
+    Returns:
+        The evaluation. Figures that cannot be computed, such as the AUC of one class alone, are NaN.
+
+    Raises:
+        UsageError: An option has a value that is not allowed.
+        DataError: The table is faulty, or no row has both a label and a prediction.
+    """
+    table = read_predictions(predictions)
+    classes = class_columns(table)
+    positive = _check(classes, positive=positive, threshold=threshold, draws=draws, unit=unit)
+    scores = score_units(table, positive=positive, threshold=threshold, unit=unit)
+    units = scores.table
+    truth = pd.Categorical(units["label"], categories=classes).codes
+    predicted = pd.Categorical(units["predicted"], categories=classes).codes
+    p = units[[PROBABILITY + name for name in classes]].to_numpy()
+    confusion = np.zeros((len(classes), len(classes)), dtype=int)
+    np.add.at(confusion, (truth, predicted), 1)
+    weights = patient_draws(units["patient"], units["label"], draws=draws, seed=seed)
+    figures = _Figures(truth, predicted, p, weights, classes=classes, unit=unit)
+    judged = table["status"].eq("ok") & table["label"].ne("")
+    return Evaluation(
+        metrics=pd.DataFrame(figures.rows(positive), columns=COLUMNS),
+        classes=classes,
+        positive=positive,
+        threshold=threshold if positive else None,
+        confusion=pd.DataFrame(confusion, index=classes, columns=classes).rename_axis(
+            index="true", columns="predicted"
+        ),
+        unit=unit,
+        n_images=int(judged.sum()),
+        n_failed=int(table["status"].ne("ok").sum()),
+        n_unlabelled=int(table["label"].eq("").sum()),
+        patients_known=table.attrs["patients_known"],
+        predictions=table,
+    )
+
+
+def score_units(
+    table: pd.DataFrame, *, positive: str | None = None, threshold: float = 0.5, unit: str = "patient"
+) -> Scores:
+    """Return one row a patient (or image) with its mean probabilities and the class that is predicted from them.
+
+    Args:
+        table: What `read_predictions` returned.
+        positive: The positive class of two; None to predict the most probable one.
+        threshold: The positive class is predicted from this probability on.
+        unit: `"patient"` or `"image"`.
+
+    Returns:
+        The scores.
+
+    Raises:
+        DataError: No row has both a label and a prediction.
+    """
+    classes = class_columns(table)
+    columns = [PROBABILITY + name for name in classes]
+    judged = table[table["status"].eq("ok") & table["label"].ne("")]
+    if judged.empty:
+        raise DataError(
+            "No row has both a label and a prediction.",
+            hint="Give the true labels in the column label; rows whose status is not 'ok' have no prediction.",
+        )
+    if unit == "patient":
+        groups = judged.groupby(["patient", "label"], sort=True)
+        units = groups[columns].mean().assign(images=groups.size()).reset_index()
+    else:
+        units = judged[["path", "patient", "label", *columns]].assign(images=1).reset_index(drop=True)
+    if positive is None:
+        units["predicted"] = np.array(classes, dtype=object)[units[columns].to_numpy().argmax(axis=1)]
+    else:
+        negative = next(name for name in classes if name != positive)
+        units["predicted"] = np.where(units[PROBABILITY + positive] >= threshold, positive, negative)
+    return Scores(units, unit)
+
+
+def _check(classes: list[str], *, positive: str | None, threshold: float, draws: int, unit: str) -> str | None:
+    """Check the options and return the positive class, None where there are more than two classes."""
+    if positive is not None and positive not in classes:
+        raise UsageError(f"positive={positive!r} is no class.", hint=f"Classes: {', '.join(classes)}.")
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"threshold={threshold!r}.", hint="Give a probability, 0 to 1.")
+    if draws < 100:
+        raise UsageError(f"draws={draws!r}.", hint="Give 100 or more; 2000 is usual.")
+    if unit not in ("patient", "image"):
+        raise UsageError(f"unit={unit!r}.", hint="Choose 'patient' or 'image'.")
+    return (positive or classes[-1]) if len(classes) == 2 else None
+
+
+class _Figures:
+    """Compute the rows of `Evaluation.metrics`; n units, k classes, d draws."""
+
+    def __init__(self, truth, predicted, p, weights, *, classes: list[str], unit: str):
+        self.truth, self.predicted, self.p, self.weights = truth, predicted, p, weights  # (n,), (n,), (n, k), (d, n)
+        self.classes, self.unit = classes, unit
+        self.once = np.ones((1, len(truth)))  # the data themselves, as a draw of weight 1 each
+        self.present = [number for number in range(len(classes)) if (truth == number).any()]
+
+    def rows(self, positive: str | None) -> list[dict[str, Any]]:
+        """Return all rows: those of all classes together, then those of the positive or of each class."""
+        everyone = len(self.truth)
+        hit = (self.truth == self.predicted).astype(float)
+        rows = [self.proportion("accuracy", "", hit, np.ones(everyone, dtype=bool))]
+        rows.append(self.drawn("balanced_accuracy", "", self.balanced_accuracy, everyone))
+        one_each = {
+            "auc": lambda w, k: roc_auc(self.p[:, k], self.truth == k, w),
+            "average_precision": lambda w, k: average_precision(self.p[:, k], self.truth == k, w),
+            "f1": self.f1,
+        }
+        judged = [self.classes.index(positive)] if positive else range(len(self.classes))
+        for k in judged:
+            name, of_class = self.classes[k], self.truth == k
+            rows.append(self.proportion("sensitivity", name, (self.predicted == k).astype(float), of_class))
+            rows.append(self.proportion("specificity", name, (self.predicted != k).astype(float), ~of_class))
+            for metric, compute in one_each.items():
+                rows.append(self.drawn(metric, name, lambda w, c=compute, k=k: c(w, k), everyone))
+        if positive is None:
+            for metric, compute in one_each.items():
+                macro = lambda w, c=compute: np.mean([c(w, k) for k in range(len(self.classes))], axis=0)  # noqa: E731
+                rows.append(self.drawn(metric, "macro", macro, everyone))
+        rows.append(self.drawn("brier", "", lambda w: self.mean(w, self.brier_terms(positive)), everyone))
+        rows.append(self.drawn("log_loss", "", lambda w: self.mean(w, self.log_loss_terms()), everyone))
+        return rows
+
+    def proportion(self, metric: str, of: str, hit: np.ndarray, among: np.ndarray) -> dict[str, Any]:
+        """Return the row of a proportion among some units: Wilson where units are independent, else the bootstrap."""
+        n = int(among.sum())
+        if n == 0:
+            return self.row(metric, of, math.nan, math.nan, math.nan, 0, "no unit")
+        if self.unit != "patient":  # images of one patient are not independent
+            return self.drawn(metric, of, lambda w: self.mean(w[:, among], hit[among]), n)
+        low, high = _wilson(int(hit[among].sum()), n)
+        return self.row(metric, of, float(hit[among].mean()), low, high, n, "Wilson")
+
+    def drawn(self, metric: str, of: str, compute: Callable[[np.ndarray], np.ndarray], n: int) -> dict[str, Any]:
+        """Return the row of a figure with the percentiles of its bootstrap."""
+        value = float(compute(self.once)[0])
+        if not math.isfinite(value):
+            return self.row(metric, of, math.nan, math.nan, math.nan, n, "no unit of some class")
+        blocks = np.array_split(self.weights, math.ceil(self.weights.size / BLOCK))
+        drawn = np.concatenate([compute(block.astype(float)) for block in blocks])
+        drawn = drawn[np.isfinite(drawn)]
+        tail = (1 - LEVEL) / 2
+        if len(drawn) and np.ptp(drawn) > 1e-9:  # wider than a float's rounding
+            low, high = np.quantile(drawn, [tail, 1 - tail])
+            return self.row(metric, of, value, min(low, value), max(high, value), n, "bootstrap")
+        smallest = min(int((self.truth == k).sum()) for k in self.present)
+        if metric not in LOWER_IS_BETTER and value in (0.0, 1.0):
+            low, high = _wilson(int(value) * smallest, smallest)
+            return self.row(metric, of, value, low, high, n, f"Wilson, n={smallest} (no draw differs)")
+        return self.row(metric, of, value, math.nan, math.nan, n, "no draw differs")
+
+    def row(self, metric: str, of: str, value: float, low: float, high: float, n: int, method: str) -> dict[str, Any]:
+        """Return a row."""
+        return dict(zip(COLUMNS, (metric, of, value, float(low), float(high), n, self.unit, method), strict=True))
+
+    @staticmethod
+    def mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Return the weighted mean in each draw, `(d,)`."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return weights @ values / weights.sum(axis=1)
+
+    def balanced_accuracy(self, weights: np.ndarray) -> np.ndarray:
+        """Return the mean over the classes that are there of the share that is recognised, `(d,)`."""
+        if len(self.present) < 2:
+            return np.full(len(weights), np.nan)
+        shares = []
+        for k in self.present:
+            of_class = self.truth == k
+            shares.append(self.mean(weights[:, of_class], (self.predicted[of_class] == k).astype(float)))
+        return np.mean(shares, axis=0)
+
+    def f1(self, weights: np.ndarray, k: int) -> np.ndarray:
+        """Return the harmonic mean of precision and sensitivity of class k, `(d,)`; NaN where the class is not there."""
+        of_class, said = self.truth == k, self.predicted == k
+        if not of_class.any():
+            return np.full(len(weights), np.nan)
+        both = weights @ (of_class & said).astype(float)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return 2 * both / (weights @ of_class.astype(float) + weights @ said.astype(float))
+
+    def brier_terms(self, positive: str | None) -> np.ndarray:
+        """Return each unit's squared error: of the positive class's probability, or summed over all classes."""
+        errors = (self.p - np.eye(len(self.classes))[self.truth]) ** 2
+        return errors[:, self.classes.index(positive)] if positive else errors.sum(axis=1)
+
+    def log_loss_terms(self) -> np.ndarray:
+        """Return each unit's minus log of its true class's probability, natural logarithm."""
+        return -np.log(np.clip(self.p[np.arange(len(self.truth)), self.truth], SMALLEST_P, 1))
+
+
+def _wilson(hits: int, n: int) -> tuple[float, float]:
+    interval = binomtest(hits, n).proportion_ci(confidence_level=LEVEL, method="wilson")
+    return interval.low, interval.high
+
+
+TITLES = {"auc": "AUC", "f1": "F1", "log_loss": "log loss", "brier": "Brier score"}
+
+
+def _title(metric: str, of: str) -> str:
+    name = TITLES.get(metric, metric.replace("_", " "))
+    return f"{name} ({of})" if of else name
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "-"

@@ -1,0 +1,123 @@
+"""What a predictions table has to be, checked row by row: ours, and that of any other model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from covid_fastai.errors import DataError
+
+__all__ = ["PROBABILITY", "STATUSES", "class_columns", "read_predictions"]
+
+PROBABILITY = "p_"  # before a class's name: the column with its probability
+STATUSES = ("ok", "unreadable", "failed")
+SUM_TOLERANCE = 1e-3  # probabilities written with three or four digits
+
+
+def read_predictions(source: str | Path | pd.DataFrame) -> pd.DataFrame:
+    """Read a predictions table and check every row of it.
+
+    Args:
+        source: A CSV file or a table with `label` and a column `p_<class>` for each class (0 to 1, sum 1), the negative
+            class first. `path`, `patient`, `split`, `fold`, `source`, `view` and `status` are taken where they are;
+            without `patient` each row is a patient of its own.
+
+    Returns:
+        The table with all columns of `predict`, a RangeIndex, and `attrs["patients_known"]`.
+
+    Raises:
+        DataError: A column is missing, or rows are faulty; `details` has a dictionary a fault, all of them.
+    """
+    name = "The table" if isinstance(source, pd.DataFrame) else str(source)
+    table = source.copy() if isinstance(source, pd.DataFrame) else _read_csv(Path(source))
+    columns = [column for column in table if str(column).startswith(PROBABILITY)]
+    if "label" not in table or len(columns) < 2:
+        raise DataError(
+            f"{name} has no {'column label' if 'label' not in table else 'two columns p_<class>'}; it has "
+            f"{', '.join(map(str, table.columns)) or 'none'}.",
+            hint="A row an image: label, p_<negative class>, p_<positive class>, and patient where it is known.",
+        )
+    if table.empty:
+        raise DataError(f"{name} has no row.", hint="Give at least one prediction.")
+    patients_known = "patient" in table
+    table = _complete(table.reset_index(drop=True))
+    faults = list(_faults(table, columns))
+    if faults:
+        listed = "; ".join(f"row {fault['row']}: {fault['reason']}" for fault in faults[:3])
+        raise DataError(
+            f"{name} has {len(faults)} faulty row{'s' if len(faults) > 1 else ''}: {listed}.",
+            hint="Correct them; rows that have no prediction take the status 'failed' and no probability.",
+            details=faults,
+        )
+    lost = table["status"] != "ok"
+    table.loc[lost, columns] = np.nan
+    best = table[columns].fillna(-1).to_numpy(dtype=float).argmax(axis=1)
+    table["prediction"] = np.where(lost, "", np.array(class_columns(table), dtype=object)[best])
+    table.attrs = {"patients_known": patients_known}
+    return table
+
+
+def class_columns(table: pd.DataFrame) -> list[str]:
+    """Return the classes that a predictions table has probabilities of, in its order."""
+    return [column.removeprefix(PROBABILITY) for column in table if str(column).startswith(PROBABILITY)]
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    text = dict.fromkeys(("path", "label", "patient", "split", "source", "view", "prediction", "status"), str)
+    try:
+        return pd.read_csv(path, dtype=text, keep_default_na=False, na_values={"fold": [""]}, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise DataError(f"{path} cannot be read as a CSV: {error}.", hint="Give a CSV with a header.") from error
+
+
+def _complete(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the columns that are not there, and make text text."""
+    numbers = pd.Series(range(1, len(table) + 1), index=table.index).map("row {}".format)
+    defaults = {"path": numbers, "patient": None, "split": "valid", "fold": 0, "source": "", "view": "", "status": "ok"}
+    for name, value in defaults.items():
+        if name not in table:
+            table[name] = table["path"] if name == "patient" else value
+    for name in ("path", "label", "patient", "split", "source", "view", "status"):
+        table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str)
+    table["status"] = table["status"].replace("", "ok")
+    for name in class_columns(table):
+        table[PROBABILITY + name] = pd.to_numeric(table[PROBABILITY + name], errors="coerce").astype(float)
+    order = ["path", "label", "patient", "split", "source", "view", "fold"]
+    order += [PROBABILITY + name for name in class_columns(table)]
+    if "prediction" not in table:
+        table["prediction"] = ""
+    order += ["prediction", "status"]
+    return table[[*order, *(name for name in table if name not in order)]]
+
+
+def _faults(table: pd.DataFrame, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the faults, by row (the first is 1)."""
+    classes = class_columns(table)
+    values = table[columns].to_numpy(dtype=float)
+    for number, (row, p) in enumerate(zip(table.to_dict("records"), values, strict=True), start=1):
+        reason = remedy = ""
+        if row["status"] not in STATUSES:
+            reason, remedy = f"status {row['status']!r} is unknown", f"Choose one of {', '.join(STATUSES)}."
+        elif row["label"] not in ("", *classes):
+            reason, remedy = f"label {row['label']!r} has no column", f"Classes: {', '.join(classes)}."
+        elif row["patient"] == "":
+            reason, remedy = "it names no patient", "Name one, or leave the column out."
+        elif row["status"] == "ok" and not np.isfinite(p).all():
+            reason, remedy = "a probability is missing or no number", "Give it, or the status 'failed'."
+        elif row["status"] == "ok" and ((p < 0).any() or (p > 1).any()):
+            reason, remedy = "a probability is not between 0 and 1", "Give probabilities, not logits or percent."
+        elif row["status"] == "ok" and abs(p.sum() - 1) > SUM_TOLERANCE:
+            reason, remedy = f"its probabilities sum to {p.sum():.4g}", "They have to sum to 1."
+        if reason:
+            yield {
+                "row": number,
+                "path": row["path"],
+                "kind": "prediction",
+                "severity": "error",
+                "reason": reason,
+                "remedy": remedy,
+            }
