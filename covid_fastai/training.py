@@ -27,6 +27,7 @@ from covid_fastai.evidence.report import render_report, write_report
 from covid_fastai.evidence.runs import Run, collect_versions, log_event, read_record, read_run
 from covid_fastai.files import claim_folder, new_run_folder, write_csv, write_json
 from covid_fastai.model.bundle import save_model
+from covid_fastai.model.checkpoint import clear_checkpoints
 from covid_fastai.model.learner import build_learner
 from covid_fastai.model.schedule import fit
 
@@ -99,9 +100,10 @@ def train_classifier(
             predictions = pd.concat([predictions, _touch_test(learn, folder)], ignore_index=True)
         write_csv(folder / "predictions.csv", predictions)
         save_model(learn, folder / "model")
+        clear_checkpoints(folder / "checkpoints")
         result = _judge(predictions, cohort, folder)
+        log_event(folder, "finished")
         write_report(learn, result)
-        log_event(folder, "finished", report=str(folder / "report.html"))
     return learn
 
 
@@ -156,6 +158,7 @@ def cross_validate(
                     learn = _train(fold_cohort(cohort, fold), config, part, callbacks=callbacks, resuming=resuming)
                     save_model(learn, part / "model")
                     write_csv(part / "predictions.csv", predict(learn, fold=fold))
+                    clear_checkpoints(part / "checkpoints")
                 log_event(folder, "fold finished", fold=fold)
             tables.append(read_predictions(part / "predictions.csv"))
             histories.append(pd.read_csv(part / "history.csv").assign(fold=fold))
@@ -163,8 +166,8 @@ def cross_validate(
         write_csv(folder / "predictions.csv", predictions)
         write_csv(folder / "history.csv", pd.concat(histories, ignore_index=True))
         _judge(predictions, cohort, folder)
+        log_event(folder, "finished")
         render_report(folder)
-        log_event(folder, "finished", report=str(folder / "report.html"))
     return read_run(folder)
 
 
@@ -250,6 +253,7 @@ def _read(data: Any, config: TrainConfig, folder: Path) -> pd.DataFrame:
         write_csv(folder / "problems.csv", pd.DataFrame(error.details, columns=columns))
         raise
     write_csv(folder / "problems.csv", pd.DataFrame(cohort.attrs["problems"], columns=columns))
+    log_event(folder, "data read", images=len(cohort), patients_known=cohort.attrs["patients_known"])
     return cohort
 
 
@@ -294,17 +298,21 @@ def _train(
         precision=config.precision,
         callbacks=callbacks,
     )
-    fit(
-        learn,
-        frozen_epochs=config.frozen_epochs,
-        unfrozen_epochs=config.unfrozen_epochs,
-        learning_rate=config.learning_rate,
-        unfrozen_learning_rate=config.unfrozen_learning_rate,
-        checkpoints=folder / "checkpoints",
-        resume=resuming,
-    )
-    write_csv(folder / "history.csv", learn.history)
-    write_csv(folder / "steps.csv", learn.steps)
+    log_event(folder, "model built", arch=learn.arch, device=str(dls.device), weights=learn.weights.to_dict())
+    try:
+        fit(
+            learn,
+            frozen_epochs=config.frozen_epochs,
+            unfrozen_epochs=config.unfrozen_epochs,
+            learning_rate=config.learning_rate,
+            unfrozen_learning_rate=config.unfrozen_learning_rate,
+            checkpoints=folder / "checkpoints",
+            resume=resuming,
+        )
+    finally:  # the epochs that there were, also where the last one failed
+        if hasattr(learn, "history"):
+            write_csv(folder / "history.csv", learn.history)
+            write_csv(folder / "steps.csv", learn.steps)
     return learn
 
 

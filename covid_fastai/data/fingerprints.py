@@ -48,7 +48,7 @@ def fingerprint_images(paths: Iterable[str | os.PathLike], *, workers: int | Non
         bytes (256-bit perceptual hash: signs of the lowest DCT frequencies against their median, after Zauner 2010);
         `thumbnail`, 32 x 32 bytes of grey. The last three are empty where the image cannot be read.
     """
-    paths = [os.fspath(path) for path in paths]
+    paths = [os.fsdecode(path) for path in paths]  # bytes would be taken for an image's content
     workers = min(8, os.cpu_count() or 1) if workers is None else max(1, workers)
     with ThreadPoolExecutor(workers) as pool:
         return pd.DataFrame(list(pool.map(_fingerprint, paths)), columns=COLUMNS)
@@ -145,15 +145,17 @@ def join_groups(patients: pd.Series, duplicates: pd.Series) -> pd.Series:
 
     Args:
         patients: Patient keys.
-        duplicates: Group numbers under the same index, as `duplicate_groups` returns them.
+        duplicates: Group numbers under the same index, as `duplicate_groups` returns them; a row without one joins
+            nobody.
 
     Returns:
         For each row the alphabetically first patient key of its joined group.
     """
     keys, patient = np.unique(patients.to_numpy().astype(str), return_inverse=True)
-    _, picture = np.unique(duplicates.reindex(patients.index).to_numpy(), return_inverse=True)
-    nodes = len(keys) + (picture.max() + 1 if len(picture) else 0)
-    component = _components(patient, len(keys) + picture, nodes)[: len(keys)]
+    picture = pd.factorize(duplicates.reindex(patients.index))[0]
+    known = picture >= 0
+    nodes = len(keys) + picture.max(initial=-1) + 1
+    component = _components(patient[known], len(keys) + picture[known], nodes)[: len(keys)]
     first = pd.Series(keys).groupby(component).transform("min").to_numpy()
     return pd.Series(first[patient], index=patients.index, name="group", dtype=object)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,14 +17,18 @@ from covid_fastai.errors import ImageError
 __all__ = ["FORMATS", "ImageFacts", "describe_image", "open_image", "read_image", "resize_image"]
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # no GIF (animated), no EPS, PDF or SVG (they run other programs)
-MAX_PIXELS = 50_000_000  # ten times the largest radiograph of CoronaHack; decoding it takes 200 MB at most
+MAX_PIXELS = 50_000_000  # ten times the largest radiograph of CoronaHack; decoding it takes 200 MB in 8 bits
+MAX_BYTES = 8 * MAX_PIXELS  # of the file: four channels of 16 bits, not compressed
 MIN_SIDE = 32  # pixels; below it no lung can be seen
 MAX_ASPECT = 5.0  # longer side over shorter; beyond it no chest has been squeezed
 MIN_SPREAD = 1.0  # standard deviation in grey levels of 0 to 255; below it the image is blank
 PERCENTILES = (0.5, 99.5)  # what counts as black and white where more than 8 bits have to fit in 8
+DARK = 128  # grey level; where the upper 8 of 16 bits stay below it, the detector gave fewer bits
 SNIFFED = 64  # bytes that tell what a file really is
 COLOUR_GAP = 12.0  # mean difference between channels, grey levels; scans and tints stay below, screenshots do not
 EXIF_ORIENTATION = 0x0112
+TIFF_WIDTH, TIFF_HEIGHT, TIFF_PHOTOMETRIC = 256, 257, 262
+WHITE_IS_ZERO = 0  # a photometric interpretation; Pillow inverts it in 8 bits, and not in more
 DEEP_MODES = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
 SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "TIFF": (".tif", ".tiff")}
 SUFFIXES |= {"BMP": (".bmp", ".dib"), "WEBP": (".webp",)}
@@ -55,7 +59,9 @@ def open_image(source: str | os.PathLike | bytes | BinaryIO) -> Image.Image:
     """Open a radiograph as 8-bit grey.
 
     Reads JPEG, PNG, TIFF, BMP and WebP of every mode: more than 8 bits are scaled between the 0.5th and 99.5th
-    percentile, transparency is laid over black, and the EXIF orientation is applied.
+    percentile, transparency is laid over black, and the EXIF orientation is applied. Of 16 bits a channel in colour
+    or with transparency Pillow reads the upper 8 only; they are scaled where they do not fill half of the range, as
+    those of a detector with 12 bits.
 
     Args:
         source: A path, the bytes of a file, or a binary file object, read from where it stands.
@@ -111,24 +117,29 @@ def _read(source) -> tuple[Image.Image, ImageFacts]:
         stored = _open_header(file, name, content)
         with stored:
             _check_header(stored, name)
-            facts = ImageFacts(stored.format, stored.mode, *stored.size, _bits(stored))
+            facts = ImageFacts(stored.format, stored.mode, *_stored_size(stored), _bits(stored))
             orientation = _orientation(stored)
             try:
                 stored.load()
-                grey, notes = _to_grey(stored)
+                grey, notes = _to_grey(stored, facts.bits)
             except Exception as error:  # a damaged file makes decoders raise nearly anything
-                raise ImageError(
-                    f"{name}: the image data are damaged or truncated ({error}).",
-                    hint="Fetch the file anew, or leave it out.",
-                ) from error
+                raise _damaged(name, error) from error
     if orientation in _TURNS:
-        grey = grey.transpose(_TURNS[orientation])
+        if facts.format != "TIFF":  # Pillow turns a TIFF itself, on loading
+            grey = grey.transpose(_TURNS[orientation])
         notes.append(f"EXIF orientation {orientation}")
     _check_picture(grey, name)
     suffix = Path(name).suffix.lower()
     if suffix and suffix not in SUFFIXES[facts.format]:
         notes.append(f"named {suffix} but {facts.format}")
-    return grey, ImageFacts(facts.format, facts.mode, facts.width, facts.height, facts.bits, tuple(notes))
+    return grey, replace(facts, notes=tuple(notes))
+
+
+def _damaged(name: str, error: Exception) -> ImageError:
+    reason = str(error).rstrip(".") or type(error).__name__
+    return ImageError(
+        f"{name}: the image data are damaged or truncated ({reason}).", hint="Fetch the file anew, or leave it out."
+    )
 
 
 _TURNS = {
@@ -147,13 +158,14 @@ def _content(source) -> tuple[str, bytes]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "the image", bytes(source)
     if hasattr(source, "read"):
-        return str(getattr(source, "name", "the image")), source.read()
+        return _file_content(source)
     name = _printable(os.fspath(source))
     try:
         status = os.stat(source)
         if not stat.S_ISREG(status.st_mode):  # looked at before opening: to open a FIFO waits for ever
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
             raise ImageError(f"{name} is {kind}, not a file.", hint="Name an image file.")
+        _check_bytes(status.st_size, name)
         return name, Path(source).read_bytes()
     except FileNotFoundError as error:
         if os.path.islink(source):
@@ -163,6 +175,24 @@ def _content(source) -> tuple[str, bytes]:
         raise ImageError(f"{name} cannot be read: {error}.", hint="Check the name and the permissions.") from error
 
 
+def _file_content(file: BinaryIO) -> tuple[str, bytes]:
+    name = getattr(file, "name", None)  # None or a number for a file without a name
+    name = _printable(name) if isinstance(name, (str, bytes)) else "the image"
+    try:
+        content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: closed, or text that is none
+        raise ImageError(f"{name} cannot be read: {error}.", hint='Open the file in the mode "rb".') from error
+    if not isinstance(content, bytes):
+        raise ImageError(f"{name} is open as text.", hint='Open the file in the mode "rb".')
+    _check_bytes(len(content), name)
+    return name, content
+
+
+def _check_bytes(size: int, name: str) -> None:
+    if size > MAX_BYTES:
+        raise ImageError(f"{name} is too large to be a radiograph.", hint=f"At most {MAX_BYTES:,} bytes are read.")
+
+
 def _printable(name: str | bytes) -> str:
     return os.fsdecode(name).encode("utf-8", "backslashreplace").decode()
 
@@ -170,14 +200,14 @@ def _printable(name: str | bytes) -> str:
 def _open_header(file: io.BytesIO, name: str, content: bytes) -> Image.Image:
     try:
         return Image.open(file, formats=FORMATS)
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             f"{name} is too large to be a radiograph ({error}).", hint=f"At most {MAX_PIXELS:,} pixels are read."
         ) from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is {_sniff(content)}.", hint=_SNIFF_HINT) from error
     except Exception as error:  # so does a damaged header
-        raise ImageError(f"{name}: the file is damaged ({error}).", hint="Fetch it anew, or leave it out.") from error
+        raise _damaged(name, error) from error
 
 
 _SNIFF_HINT = "Put the real image in its place (JPEG, PNG, TIFF, BMP or WebP), or leave it out."
@@ -211,7 +241,10 @@ def _check_header(stored: Image.Image, name: str) -> None:
             f"{name} has {width} x {height} pixels, too many for a radiograph.",
             hint=f"At most {MAX_PIXELS:,} pixels are read: scale it down.",
         )
-    frames = getattr(stored, "n_frames", 1)
+    try:
+        frames = getattr(stored, "n_frames", 1)
+    except Exception as error:  # to count the images of a TIFF, Pillow reads the header of each
+        raise _damaged(name, error) from error
     if frames > 1:
         raise ImageError(f"{name} holds {frames} images.", hint="Save the one that is meant as a file of its own.")
     if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
@@ -221,14 +254,27 @@ def _check_header(stored: Image.Image, name: str) -> None:
         )
 
 
+def _stored_size(stored: Image.Image) -> tuple[int, int]:
+    if stored.format != "TIFF":
+        return stored.size
+    return stored.tag_v2[TIFF_WIDTH], stored.tag_v2[TIFF_HEIGHT]  # `size` is that after the rotation
+
+
 def _bits(stored: Image.Image) -> int:
     if stored.mode == "1":
         return 1
     if stored.mode.startswith("I;16"):
         return 16
     if stored.mode == "I":
-        return 16 if stored.format == "PNG" else 32  # Pillow opens some 16-bit PNG as I
-    return 32 if stored.mode == "F" else 8
+        return 16 if stored.format == "PNG" or _has_raw_16(stored) else 32  # Pillow opens some 16-bit files as I
+    if stored.mode == "F":
+        return 32
+    return 16 if stored.format in ("PNG", "TIFF") and _has_raw_16(stored) else 8
+
+
+def _has_raw_16(stored: Image.Image) -> bool:
+    """Say whether the file has 16 bits a channel where Pillow's mode does not tell: as in `"RGB;16B"`."""
+    return bool(stored.tile) and ";16" in str(stored.tile[0].args)
 
 
 def _orientation(stored: Image.Image) -> int:
@@ -238,10 +284,10 @@ def _orientation(stored: Image.Image) -> int:
         return 1
 
 
-def _to_grey(stored: Image.Image) -> tuple[Image.Image, list[str]]:
+def _to_grey(stored: Image.Image, bits: int) -> tuple[Image.Image, list[str]]:
     """Return the picture as 8-bit grey, and what was done to it."""
     if stored.mode in DEEP_MODES:
-        return _scale_deep(stored)
+        return _scale_deep(_deep_values(stored)), [f"{bits} bits scaled to 8"]
     notes = []
     image = stored
     if image.mode in ("P", "PA") or "transparency" in image.info:
@@ -256,7 +302,13 @@ def _to_grey(stored: Image.Image) -> tuple[Image.Image, list[str]]:
         image = image.convert("RGB")  # CMYK, YCbCr, LAB, HSV
     if image.mode == "RGB" and _is_colour(image):
         notes.append("colour")
-    return image.convert("L"), notes
+    grey = image.convert("L")
+    if bits > 8:
+        values = np.asarray(grey, dtype=np.float64)
+        dark = np.percentile(values, PERCENTILES[1]) < DARK
+        notes.append(f"the upper 8 of {bits} bits{', scaled' if dark else ''}")
+        grey = _scale_deep(values) if dark else grey
+    return grey, notes
 
 
 def _is_colour(image: Image.Image) -> bool:
@@ -264,9 +316,15 @@ def _is_colour(image: Image.Image) -> bool:
     return float((small.max(axis=2) - small.min(axis=2)).mean()) > COLOUR_GAP
 
 
-def _scale_deep(stored: Image.Image) -> tuple[Image.Image, list[str]]:
-    """Scale more than 8 bits between two percentiles; Pillow's own conversion would clip nearly all of it to white."""
+def _deep_values(stored: Image.Image) -> np.ndarray:
     values = np.asarray(stored, dtype=np.float64)
+    if stored.format == "TIFF" and stored.tag_v2.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:
+        return -values
+    return values
+
+
+def _scale_deep(values: np.ndarray) -> Image.Image:
+    """Scale more than 8 bits between two percentiles; Pillow's own conversion would clip nearly all of it to white."""
     finite = np.isfinite(values)
     if not finite.any():
         raise ValueError("it holds no finite value")
@@ -274,12 +332,15 @@ def _scale_deep(stored: Image.Image) -> tuple[Image.Image, list[str]]:
     if high <= low:
         low, high = values[finite].min(), values[finite].max()
     scale = 255 / (high - low) if high > low else 0.0
-    grey = np.clip((np.where(finite, values, low) - low) * scale, 0, 255).round().astype(np.uint8)
-    return Image.fromarray(grey), [f"{_bits(stored)} bits scaled to 8"]
+    if not finite.all():
+        values = np.nan_to_num(values, nan=low, neginf=low, posinf=high)
+    return Image.fromarray(np.clip((values - low) * scale, 0, 255).round().astype(np.uint8))
 
 
 def _check_picture(grey: Image.Image, name: str) -> None:
-    spread = float(np.asarray(grey).std())
+    counts, levels = np.array(grey.histogram(), dtype=np.float64), np.arange(256)
+    mean = np.average(levels, weights=counts)
+    spread = float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
     if spread < MIN_SPREAD:
         raise ImageError(
             f"{name} is not an x-ray like image: it is blank (standard deviation {spread:.2f} of 255).",

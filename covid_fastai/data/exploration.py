@@ -1,0 +1,286 @@
+"""The article's first two steps as pictures of the cohort: who is in the data, and what the images look like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from covid_fastai.data.images import describe_image, open_image, resize_image
+from covid_fastai.data.metadata import COHORT_COLUMNS
+from covid_fastai.errors import DataError, ImageError, UsageError
+
+if TYPE_CHECKING:
+    from fastai.data.core import DataLoaders
+
+__all__ = [
+    "class_colours",
+    "header_facts",
+    "plot_batch",
+    "plot_class_counts",
+    "plot_header_facts",
+    "plot_images_per_patient",
+    "plot_missing_values",
+    "plot_pictures",
+    "plot_samples",
+]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by all eyes
+GREY = "#999999"
+SHOWN = 256  # pixels a side of a picture in a figure
+SPLITS = ("train", "valid", "test", "aside")
+HATCHES = {"train": "", "valid": "///", "test": "xxx", "aside": "..."}
+
+
+def class_colours(classes: Sequence[str]) -> dict[str, str]:
+    """Return a colour for each class, the same in all figures of the package and safe for colour-blind readers.
+
+    Args:
+        classes: The classes in their order; from the seventh on colours repeat.
+
+    Returns:
+        The hexadecimal colour of each class.
+    """
+    return {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(classes)}
+
+
+def plot_missing_values(cohort: pd.DataFrame) -> Figure:
+    """Plot the share of empty cells in each column that the data came with.
+
+    Args:
+        cohort: What `read_cohort` returned.
+
+    Returns:
+        The figure, bars from 0 to 100%.
+    """
+    own = [name for name in cohort if name not in COHORT_COLUMNS] or ["label", "patient", "source", "view"]
+    share = pd.Series({name: (cohort[name].isna() | (cohort[name].astype(str) == "")).mean() for name in own})
+    figure, axes = _figure(height=0.9 + 0.32 * len(share))
+    bars = axes.barh(share.index[::-1].astype(str), 100 * share[::-1], color=COLOURS[0])
+    axes.bar_label(bars, [f"{100 * value:.0f}%" for value in share[::-1]], padding=3)
+    axes.set(xlabel="empty cells (%)", xlim=(0, 112), title=f"Missing values, {len(cohort)} images")
+    return figure
+
+
+def plot_class_counts(cohort: pd.DataFrame) -> Figure:
+    """Plot images and patients by class and split.
+
+    Args:
+        cohort: What `read_cohort` or a split returned; rows aside are left out.
+
+    Returns:
+        The figure: images on the left, patients on the right.
+    """
+    rows = cohort[cohort["split"] != "aside"]
+    classes = list(cohort.attrs.get("classes") or sorted(rows["label"].unique()))
+    splits = [split for split in SPLITS if (rows["split"] == split).any()]
+    figure = Figure(figsize=(8, 0.9 + 0.5 * len(classes) * max(1, len(splits)) / 1.6), layout="constrained")
+    colours = class_colours(classes)
+    for axes, what in zip(figure.subplots(1, 2, sharey=True), ("images", "patients"), strict=True):
+        for place, split in enumerate(splits):
+            part = rows[rows["split"] == split].groupby("label")["patient"]
+            counts = (part.size() if what == "images" else part.nunique()).reindex(classes, fill_value=0)
+            height = 0.8 / len(splits)
+            bars = axes.barh(
+                np.arange(len(classes)) - 0.4 + height * (place + 0.5),
+                counts,
+                height=height,
+                color=[colours[name] for name in classes],
+                hatch=HATCHES[split],
+                edgecolor="white",
+                label=split,
+            )
+            axes.bar_label(bars, [f"{n:,} {split}" for n in counts], padding=3, fontsize=8)
+        axes.set(xlabel=what, title=what.capitalize(), yticks=range(len(classes)), yticklabels=classes)
+        axes.margins(x=0.28)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.invert_yaxis()
+    return figure
+
+
+def plot_images_per_patient(cohort: pd.DataFrame) -> Figure:
+    """Plot how many images a patient has: where that is more than one, a split by image leaks patients.
+
+    Args:
+        cohort: What `read_cohort` returned; rows aside are left out.
+
+    Returns:
+        The figure, a bar for each number of images, from 8 on together.
+    """
+    rows = cohort[cohort["split"] != "aside"]
+    numbers = rows.groupby("patient").size()
+    counts = numbers.clip(upper=8).value_counts().reindex(range(1, int(min(numbers.max(), 8)) + 1), fill_value=0)
+    figure, axes = _figure()
+    bars = axes.bar([f"{n}" if n < 8 else "8+" for n in counts.index], counts, color=COLOURS[0])
+    axes.bar_label(bars, [f"{n:,}" for n in counts], fontsize=8)
+    several = int((numbers > 1).sum())
+    axes.set(xlabel="images of a patient", ylabel="patients")
+    axes.set_title(f"{several:,} of {len(numbers):,} patients have several images")
+    return figure
+
+
+def plot_samples(cohort: pd.DataFrame, *, each: int = 6, seed: int = 0) -> Figure:
+    """Plot images drawn from each class, as the model sees them: 8-bit grey and squashed to a square.
+
+    Args:
+        cohort: What `read_cohort` returned; rows aside are left out.
+        each: Images a class, each of another patient where there are enough.
+        seed: Of the draw.
+
+    Returns:
+        The figure, a row a class.
+
+    Raises:
+        ImageError: An image that was drawn cannot be read.
+    """
+    rows = cohort[cohort["split"] != "aside"]
+    classes = list(cohort.attrs.get("classes") or sorted(rows["label"].unique()))
+    pictures, titles = [], []
+    for name in classes:
+        drawn = rows[rows["label"] == name].sample(frac=1, random_state=seed).drop_duplicates("patient").head(each)
+        for row in drawn.to_dict("records"):
+            pictures.append(_picture(row["path"]))
+            titles.append(f"{name}\n{shorten(row['source'], 22)}")
+        pictures += [None] * (each - len(drawn))
+        titles += [""] * (each - len(drawn))
+    return plot_pictures(pictures, titles, columns=each)
+
+
+def plot_pictures(pictures: Sequence[np.ndarray | None], titles: Sequence[str], *, columns: int = 4) -> Figure:
+    """Plot grey pictures in a grid, air black.
+
+    Args:
+        pictures: Arrays `(h, w)` of 0 to 255; None leaves a gap.
+        titles: What stands above each.
+        columns: Pictures in a row.
+
+    Returns:
+        The figure.
+
+    Raises:
+        UsageError: There are no pictures.
+    """
+    if not pictures:
+        raise UsageError("There is no picture to plot.", hint="Give at least one.")
+    rows = math.ceil(len(pictures) / columns)
+    figure = Figure(figsize=(1.75 * columns, 2.1 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, picture, title in zip(figure.axes, pictures, titles, strict=False):
+        if picture is not None:
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            axes.set_title(title, fontsize=8, parse_math=False)  # a file name may hold dollar signs
+    return figure
+
+
+def plot_batch(dls: DataLoaders, *, images: int = 8) -> Figure:
+    """Plot a training batch as the model gets it, after augmentation, with the normalisation undone.
+
+    Args:
+        dls: What `build_dataloaders` returned.
+        images: How many of the batch, at most.
+
+    Returns:
+        The figure.
+    """
+    x, y = dls.train.one_batch()
+    mean, std = dls.radiograph_config["mean"], dls.radiograph_config["std"]
+    pictures = np.asarray((x[:images, 0].detach().cpu() * std + mean) * 255).clip(0, 255)
+    titles = [str(dls.vocab[int(label)]) for label in y[:images]]
+    return plot_pictures(list(pictures), titles, columns=min(images, 8, len(pictures)))
+
+
+def header_facts(cohort: pd.DataFrame, *, most: int = 400, seed: int = 0) -> pd.DataFrame:
+    """Read what the files' headers say, by class: where it differs, a model can be right without looking at a lung.
+
+    Args:
+        cohort: What `read_cohort` returned; rows aside are left out.
+        most: Images a class that are looked at, drawn at random.
+        seed: Of the draw.
+
+    Returns:
+        A row an image: `path`, `label`, `source`, `format`, `mode`, `bits`, `width`, `height` (pixels), `megabytes`.
+
+    Raises:
+        DataError: There is no image in the cohort that can be read.
+    """
+    rows = cohort[cohort["split"] != "aside"]
+    drawn = rows.sample(frac=1, random_state=seed).groupby("label", sort=True).head(most).sort_index()
+    facts = []
+    for row in drawn.to_dict("records"):
+        try:
+            found = describe_image(row["path"])
+        except ImageError:
+            continue  # read_cohort has listed it among the problems
+        size = Path(row["path"]).stat().st_size / 1e6
+        facts.append(
+            {name: row[name] for name in ("path", "label", "source")}
+            | {name: getattr(found, name) for name in ("format", "mode", "bits", "width", "height")}
+            | {"megabytes": size}
+        )
+    if not facts:
+        raise DataError("No image of the cohort can be read.", hint="Look at cohort.attrs['problems'].")
+    return pd.DataFrame(facts)
+
+
+def plot_header_facts(facts: pd.DataFrame, *, classes: Sequence[str] | None = None) -> Figure:
+    """Plot format, mode, size and shape of the files by class.
+
+    Args:
+        facts: What `header_facts` returned.
+        classes: Their order; sorted where None.
+
+    Returns:
+        The figure, four panels.
+    """
+    classes = list(classes or sorted(facts["label"].unique()))
+    colours = class_colours(classes)
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    kinds, modes, areas, shapes = figure.subplots(2, 2).flat
+    for axes, column, title in ((kinds, "format", "File format"), (modes, "mode", "Colour mode")):
+        shares = pd.crosstab(facts["label"], facts[column], normalize="index").reindex(classes).fillna(0)
+        left = np.zeros(len(shares))
+        for number, value in enumerate(shares):
+            bars = axes.barh(classes, 100 * shares[value], left=100 * left, color=COLOURS[number % 6], label=str(value))
+            axes.bar_label(bars, [str(value) if x > 0.12 else "" for x in shares[value]], label_type="center", size=8)
+            left += shares[value]
+        axes.set(xlabel="images (%)", title=title, xlim=(0, 100))
+        axes.invert_yaxis()
+    area = facts["width"] * facts["height"] / 1e6
+    bins = np.geomspace(max(area.min(), 1e-3) * 0.95, area.max() * 1.05, 30)
+    for name in classes:
+        of_class = facts["label"] == name
+        areas.hist(area[of_class], bins=bins, color=colours[name], alpha=0.6, label=name)
+        shapes.scatter(
+            facts.loc[of_class, "width"], facts.loc[of_class, "height"], s=8, color=colours[name], alpha=0.5, label=name
+        )
+    areas.set(xscale="log", xlabel="megapixels", ylabel="images", title="Image size")
+    shapes.set(xlabel="width (pixels)", ylabel="height (pixels)", title="Shape")
+    areas.legend(fontsize=8, frameon=False)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def shorten(text: str, most: int) -> str:
+    """Return `text`, its middle left out where it is longer than `most` characters."""
+    text = str(text)
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+
+
+def _picture(path: str) -> np.ndarray:
+    return np.asarray(resize_image(open_image(path), SHOWN))
+
+
+def _figure(*, height: float = 3.0):
+    figure = Figure(figsize=(6, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

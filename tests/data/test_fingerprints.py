@@ -1,0 +1,338 @@
+"""Fingerprints: which pictures are found to be the same, which are not, and how patients who share one are joined."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import imagehash
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy.sparse.csgraph import connected_components
+
+from covid_fastai.data import fingerprints
+from covid_fastai.data.fingerprints import (
+    MAX_DISTANCE,
+    MIN_CORRELATION,
+    duplicate_groups,
+    duplicate_pairs,
+    fingerprint_images,
+    join_groups,
+)
+from covid_fastai.data.images import open_image
+from covid_fastai.data.phantom import FINDINGS, draw_anatomy, draw_phantom
+
+PEOPLE = 24
+
+
+def radiograph(person: int) -> Image.Image:
+    rng = np.random.default_rng([11, person])
+    return Image.fromarray(draw_phantom(rng, finding=list(FINDINGS)[person % 4], image_size=128).image)
+
+
+COPIES = {  # how a picture gets a second life, with the file's suffix; all the same picture to a reader
+    "renamed.png": lambda image: (image, {}),
+    "lossless.bmp": lambda image: (image, {}),
+    "colour.png": lambda image: (image.convert("RGB"), {}),
+    "quality-60.jpg": lambda image: (image, {"quality": 60}),
+    "half.png": lambda image: (image.resize((64, 64), Image.Resampling.BILINEAR), {}),
+    "double.png": lambda image: (image.resize((256, 256), Image.Resampling.BICUBIC), {}),
+    "squashed.png": lambda image: (image.resize((150, 110), Image.Resampling.BILINEAR), {}),
+    "brighter.png": lambda image: (image.point(lambda value: min(255, round(1.1 * value + 12))), {}),
+    "half-quality-60.jpg": lambda image: (image.resize((64, 64), Image.Resampling.LANCZOS), {"quality": 60}),
+}
+SAME_PIXELS = {"renamed.png", "lossless.bmp", "colour.png"}
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("originals")
+    paths = [str(folder / f"person-{person:02d}.png") for person in range(PEOPLE)]
+    for person, path in enumerate(paths):
+        radiograph(person).save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def prints(originals) -> pd.DataFrame:
+    return fingerprint_images(originals)
+
+
+def save_copies(folder, kind: str, persons) -> list[str]:
+    paths = []
+    for person in persons:
+        image, options = COPIES[kind](radiograph(person))
+        paths.append(str(folder / f"{person:02d}-{kind}"))
+        image.save(paths[-1], **options)
+    return paths
+
+
+# the table
+
+
+def test_a_row_an_image_in_the_order_given(originals, prints):
+    assert list(prints.columns) == fingerprints.COLUMNS
+    assert prints["path"].tolist() == originals and prints.index.tolist() == list(range(PEOPLE))
+    row = prints.iloc[3]
+    assert (row["format"], row["mode"], row["width"], row["height"], row["notes"]) == ("PNG", "L", 128, 128, "")
+    assert len(row["phash"]) == 32 and len(row["thumbnail"]) == 32 * 32 and len(row["sha256"]) == 64
+    across = np.floor(np.asarray(open_image(originals[3])).reshape(128, 32, 4).mean(axis=2) + 0.5)
+    down = np.floor(across.reshape(32, 4, 32).mean(axis=1) + 0.5)  # Pillow rounds after each of both directions
+    np.testing.assert_array_equal(np.frombuffer(row["thumbnail"], np.uint8).reshape(32, 32), down)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_the_number_of_workers_changes_nothing(originals, prints, workers):
+    pd.testing.assert_frame_equal(fingerprint_images(originals, workers=workers), prints)
+
+
+def test_names_as_bytes_are_names(originals, prints):
+    pd.testing.assert_frame_equal(fingerprint_images([os.fsencode(path) for path in originals]), prints)
+
+
+def test_unreadable_images_have_an_error_and_no_fingerprint(originals, tmp_path):
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "cut.png").write_bytes(open(originals[0], "rb").read()[:3000])
+    bad = [str(tmp_path / name) for name in ("empty.png", "cut.png", "absent.png")]
+    table = fingerprint_images([originals[0], bad[0], originals[0], bad[1], bad[2]])
+    unreadable = table.iloc[[1, 3, 4]]
+    for (_, row), reason in zip(unreadable.iterrows(), ("empty", "damaged", "missing"), strict=True):
+        assert reason in row["error"] and os.path.basename(row["path"]) in row["error"] and row["hint"]
+        assert (row["sha256"], row["phash"], row["thumbnail"], row["width"]) == ("", b"", b"", 0)
+    assert (table.loc[[0, 2], "error"] == "").all()
+    pairs = duplicate_pairs(table)
+    assert pairs[["first", "second", "kind"]].to_numpy().tolist() == [[0, 2, "exact"]]
+    groups = duplicate_groups(table)
+    assert groups[0] == groups[2] and groups.nunique() == 4  # two that are unreadable are not alike
+
+
+@pytest.mark.parametrize("paths", [[], ["/nowhere/absent.png"], ["/nowhere/a.png", "/nowhere/b.png"]])
+def test_nothing_to_compare(paths):
+    table = fingerprint_images(paths)
+    assert list(table.columns) == fingerprints.COLUMNS and len(table) == len(paths)
+    assert duplicate_pairs(table).empty
+    assert duplicate_groups(table).tolist() == list(range(len(paths)))
+
+
+# the hash
+
+
+def bits(phash: bytes) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(phash, np.uint8)).reshape(16, 16).astype(bool)
+
+
+def test_phash_is_that_of_imagehash(tmp_path):
+    """At 64 x 64 neither has anything to scale, and every bit agrees, row by row, the lowest frequency first.
+
+    Larger images differ by a few bits: imagehash scales with Lanczos, we take the mean of the pixels (box), which does
+    not ring at the edges of a burnt-in letter. `str(ImageHash)` writes the same bits as hexadecimal digits.
+    """
+    paths = save_copies(tmp_path, "half.png", range(8))
+    table = fingerprint_images(paths)
+    for path, phash in zip(paths, table["phash"], strict=True):
+        theirs = imagehash.phash(Image.open(path), hash_size=16, highfreq_factor=4)
+        np.testing.assert_array_equal(bits(phash), theirs.hash)
+        assert phash.hex() == str(theirs)
+
+
+def test_phash_of_larger_images_is_near_that_of_imagehash(originals, prints):
+    gaps = [
+        int((bits(phash) != imagehash.phash(Image.open(path), hash_size=16, highfreq_factor=4).hash).sum())
+        for path, phash in zip(originals, prints["phash"], strict=True)
+    ]
+    assert max(gaps) <= 8
+
+
+def test_distance_and_correlation_are_those_of_the_formulas(originals, tmp_path):
+    paths = [originals[2], *save_copies(tmp_path, "half-quality-60.jpg", [2])]
+    table = fingerprint_images(paths)
+    pair = duplicate_pairs(table).iloc[0]
+    first, second = (imagehash.ImageHash(bits(phash)) for phash in table["phash"])
+    assert pair["distance"] == first - second
+    thumbnails = [np.frombuffer(thumbnail, np.uint8).astype(float) for thumbnail in table["thumbnail"]]
+    assert pair["correlation"] == pytest.approx(np.corrcoef(*thumbnails)[0, 1], abs=1e-5)
+
+
+# the same picture, and another one
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_are_found_and_nothing_else(kind, originals, prints, tmp_path):
+    persons = range(0, PEOPLE, 3)
+    copies = fingerprint_images(save_copies(tmp_path, kind, persons))
+    table = pd.concat([prints, copies], ignore_index=True)
+    pairs = duplicate_pairs(table)
+    expected = [(person, PEOPLE + number) for number, person in enumerate(persons)]
+    assert sorted(zip(pairs["first"], pairs["second"], strict=True)) == expected
+    assert set(pairs["kind"]) == {"exact" if kind in SAME_PIXELS else "near"}
+    if kind in SAME_PIXELS:
+        assert (pairs["distance"] == 0).all() and (pairs["correlation"] == 1).all()
+    else:
+        assert pairs["distance"].max() <= MAX_DISTANCE and pairs["correlation"].min() > MIN_CORRELATION
+    groups = duplicate_groups(table)
+    assert groups.nunique() == PEOPLE and groups[PEOPLE:].tolist() == [groups[person] for person in persons]
+
+
+def test_different_people_are_not_alike(prints):
+    assert duplicate_pairs(prints).empty and duplicate_groups(prints).tolist() == list(range(PEOPLE))
+    distances = [int((bits(a) != bits(b)).sum()) for a, b in itertools.combinations(prints["phash"], 2)]
+    assert min(distances) > MAX_DISTANCE + 10
+
+
+def test_two_images_of_one_patient_are_not_a_copy(tmp_path):
+    """The same build, another exposure: to be told from a copy, else follow-up images would be called duplicates."""
+    paths = []
+    for person in range(10):
+        rng = np.random.default_rng([12, person])
+        anatomy = draw_anatomy(rng)
+        for day in range(2):
+            paths.append(str(tmp_path / f"{person}-{day}.png"))
+            Image.fromarray(draw_phantom(rng, anatomy=anatomy, image_size=128).image).save(paths[-1])
+    assert duplicate_pairs(fingerprint_images(paths)).empty
+
+
+def test_mirrored_copies_are_not_looked_for(originals, tmp_path):
+    path = tmp_path / "mirrored.png"
+    radiograph(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    assert duplicate_pairs(fingerprint_images([originals[0], path])).empty
+
+
+def test_the_same_pixels_in_another_shape_are_not_exact(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, 64 * 100, dtype=np.uint8)
+    for name, shape in (("wide.png", (64, 100)), ("high.png", (100, 64))):
+        Image.fromarray(pixels.reshape(shape)).save(tmp_path / name)
+    table = fingerprint_images([tmp_path / "wide.png", tmp_path / "high.png"])
+    assert table["sha256"].nunique() == 2 and duplicate_pairs(table).empty
+
+
+def test_n_identical_pictures_give_n_less_one_pairs(originals):
+    table = fingerprint_images([originals[5], originals[1], *[originals[5]] * 3])
+    pairs = duplicate_pairs(table)
+    assert list(zip(pairs["first"], pairs["second"], strict=True)) == [(0, 2), (0, 3), (0, 4)]
+
+
+def near_and_thumbnail(flips: list[int], correlation_noise: float = 0.0) -> pd.DataFrame:
+    """A table made by hand: each row's hash is the first one's with so many bits flipped."""
+    rng = np.random.default_rng(0)
+    base, picture = rng.integers(0, 2, 256).astype(np.uint8), rng.integers(60, 200, 1024)
+    rows = []
+    for number, flip in enumerate(flips):
+        hash_bits = base.copy()
+        hash_bits[:flip] ^= 1
+        noisy = picture + (rng.normal(0, correlation_noise, 1024) if number else 0)
+        thumbnail = np.clip(noisy, 0, 255).astype(np.uint8).tobytes()
+        rows.append({"sha256": str(number), "phash": np.packbits(hash_bits).tobytes(), "thumbnail": thumbnail})
+    return pd.DataFrame(rows)
+
+
+def test_both_limits_hold():
+    pairs = duplicate_pairs(near_and_thumbnail([0, MAX_DISTANCE, MAX_DISTANCE + 1]))
+    found = set(zip(pairs["first"], pairs["second"], pairs["distance"], strict=True))
+    assert found == {(0, 1, MAX_DISTANCE), (1, 2, 1)}  # 0 and 2 are joined by the group only
+    assert duplicate_groups(near_and_thumbnail([0, MAX_DISTANCE, MAX_DISTANCE + 1])).tolist() == [0, 0, 0]
+    assert duplicate_pairs(near_and_thumbnail([0, 0], correlation_noise=40)).empty
+
+
+def test_blocks_of_rows_meet_each_other(prints, monkeypatch):
+    """Pairs within a block, across blocks and of a block's ends are all found, whatever the size of a block."""
+    table = pd.concat([prints[:9], prints[:9].assign(sha256=[f"copy {n}" for n in range(9)])], ignore_index=True)
+    expected = [(n, n + 9) for n in range(9)]
+    for block in (1, 2, 5, 9, 18, 512):
+        monkeypatch.setattr(fingerprints, "BLOCK", block)
+        pairs = duplicate_pairs(table)
+        assert sorted(zip(pairs["first"], pairs["second"], strict=True)) == expected
+
+
+def test_order_does_not_matter(originals, tmp_path):
+    paths = [*originals[:8], *save_copies(tmp_path, "quality-60.jpg", range(4)), *originals[2:6]]
+    table = fingerprint_images(paths)
+    reference = partition(duplicate_groups(table))
+    for seed in range(3):
+        shuffled = table.sample(frac=1, random_state=seed)
+        groups = duplicate_groups(shuffled)
+        assert groups.index.equals(shuffled.index) and partition(groups) == reference
+
+
+def partition(groups: pd.Series) -> set[frozenset]:
+    return {frozenset(same.index) for _, same in groups.groupby(groups)}
+
+
+def test_the_index_may_be_of_any_kind(originals):
+    table = fingerprint_images([originals[0], originals[1], originals[0]])
+    table.index = ["a", "b", "c"]
+    assert duplicate_pairs(table)[["first", "second"]].to_numpy().tolist() == [["a", "c"]]
+    assert duplicate_groups(table).to_dict() == {"a": 0, "b": 1, "c": 0}
+
+
+# patients who share a picture
+
+
+def test_join_is_transitive():
+    """Ann and Bob share a picture, Bob and Cem another one: all three are one; Dan stays alone."""
+    patients = pd.Series(["cem", "bob", "bob", "ann", "dan"], index=[10, 11, 12, 13, 14])
+    duplicates = pd.Series([7, 7, 8, 8, 9], index=[10, 11, 12, 13, 14])
+    joined = join_groups(patients, duplicates)
+    assert joined.tolist() == ["ann", "ann", "ann", "ann", "dan"]
+    assert joined.index.equals(patients.index) and joined.name == "group"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_join_is_the_connected_components_of_rows(seed):
+    """The oracle is another graph: rows are the nodes, joined where they share a patient or a picture."""
+    rng = np.random.default_rng(seed)
+    patients = pd.Series([f"p{n}" for n in rng.integers(0, 40, 60)])
+    duplicates = pd.Series(rng.integers(0, 45, 60))
+    same = (patients.to_numpy()[:, None] == patients.to_numpy()) | (
+        duplicates.to_numpy()[:, None] == duplicates.to_numpy()
+    )
+    oracle = pd.Series(connected_components(same, directed=False)[1])
+    joined = join_groups(patients, duplicates)
+    assert partition(joined) == partition(oracle)
+    assert joined.tolist() == patients.groupby(oracle).transform("min").tolist()
+
+
+def test_join_does_not_depend_on_the_order():
+    rng = np.random.default_rng(0)
+    patients = pd.Series([f"p{n}" for n in rng.integers(0, 20, 40)])
+    duplicates = pd.Series(rng.integers(0, 30, 40))
+    order = rng.permutation(40)
+    joined = join_groups(patients, duplicates)
+    pd.testing.assert_series_equal(join_groups(patients[order], duplicates[order]).sort_index(), joined)
+    pd.testing.assert_series_equal(join_groups(patients, duplicates[order]), joined)  # found by index, not by place
+
+
+def test_join_leaves_rows_without_a_group_alone():
+    patients = pd.Series(["a", "b", "c", "d"])
+    assert join_groups(patients, pd.Series([0, 0])).tolist() == ["a", "a", "c", "d"]
+    assert join_groups(patients, pd.Series([np.nan, 1, np.nan, 1])).tolist() == ["a", "b", "c", "b"]
+
+
+def test_join_of_nothing():
+    assert join_groups(pd.Series([], dtype=object), pd.Series([], dtype=int)).empty
+
+
+# real radiographs
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_coronahack_has_30_exact_groups_and_two_near_pairs(real_data):
+    """EVIDENCE 3.3, measured by another program: 62 images in 30 exact groups, and two near copies of one patient."""
+    folder = real_data / "coronahack-224"
+    paths = sorted(folder.glob("Coronahack-Chest-XRay-Dataset/Coronahack-Chest-XRay-Dataset/*/*"))
+    table = fingerprint_images(paths)
+    assert len(table) == 5910 and (table["error"] == "").all()
+    exact = table["sha256"].value_counts()
+    assert (exact > 1).sum() == 30 and exact[exact > 1].sum() == 62
+    pairs = duplicate_pairs(table)
+    assert (pairs["kind"] == "exact").sum() == 62 - 30
+    prefix = table["path"].map(lambda path: os.path.basename(path).split("-")[0])
+    near = pairs[pairs["kind"] == "near"]
+    found = {
+        frozenset((prefix[first], prefix[second])) for first, second in zip(near["first"], near["second"], strict=True)
+    }
+    assert found == {frozenset(("D5ACAA93", "35AF5C3B")), frozenset(("F4341CE7", "E63574A7"))} and len(near) == 2
+    sizes = duplicate_groups(table).value_counts()
+    assert (sizes > 1).sum() == 32 and sizes[sizes > 1].sum() == 66
