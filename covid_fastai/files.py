@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from covid_fastai.errors import ResourceError
 
-__all__ = ["atomic_write", "claim_folder", "new_run_folder", "utc_now", "write_csv", "write_json"]
+__all__ = ["atomic_write", "claim_folder", "new_run_folder", "to_plain", "utc_now", "write_csv", "write_json"]
 
 LOCK_NAME = ".lock"
 PART_SUFFIX = ".part"
@@ -83,20 +83,21 @@ def _sync_folder(folder: Path) -> None:
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically; NaN and infinities become null, paths become strings."""
     with atomic_write(path) as file:
-        json.dump(_jsonable(value), file, indent=2, ensure_ascii=False, allow_nan=False)
+        json.dump(to_plain(value), file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
     return Path(path)
 
 
-def _jsonable(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """Return `value` as what JSON can hold: NaN and infinities become None, paths text, numpy's numbers Python's."""
     if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_jsonable(item) for item in value]
+        return [to_plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "tolist"):  # numpy scalars and arrays
-        return _jsonable(value.tolist())
+        return to_plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
