@@ -17,6 +17,7 @@ from fastai.torch_core import no_random
 
 from covid_fastai.config import TrainConfig
 from covid_fastai.data.dataloaders import build_dataloaders
+from covid_fastai.data.layouts import find_data
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.splits import fold_by_patient, fold_cohort, split_by_image, split_by_patient
 from covid_fastai.errors import DataError, Diverged, UsageError
@@ -182,6 +183,8 @@ def _settle(data, *, preset, out, resume, choices, folds=None) -> tuple[Any, Tra
         if data is None:
             raise UsageError("There is no data.", hint="Name a folder or CSV, or resume a run.")
         config = TrainConfig.build(preset=preset, **choices)
+        if not isinstance(data, pd.DataFrame):
+            find_data(data)  # before a folder is made for a run that cannot begin
         return data, config, new_run_folder(out, task=config.task_name)
     if preset or choices or out:
         raise UsageError("A resumed run keeps its own options.", hint="Leave out all options beside resume.")

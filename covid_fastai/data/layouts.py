@@ -16,7 +16,7 @@ from covid_fastai.data.tables import read_table
 from covid_fastai.data.tasks import Task, canonical_finding, fold_text
 from covid_fastai.errors import DataError, UsageError
 
-__all__ = ["ROLES", "Rows", "read_rows"]
+__all__ = ["ROLES", "Rows", "find_data", "read_rows"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -87,13 +87,7 @@ def read_rows(
     """
     if isinstance(data, pd.DataFrame):
         return _from_frame(data, columns=columns, image_root=image_root)
-    if not isinstance(data, (str, os.PathLike)):
-        raise UsageError(f"data is a {type(data).__name__}.", hint="Give a folder, a CSV's path or a DataFrame.")
-    path = Path(data).expanduser()
-    if not path.exists():
-        near = difflib.get_close_matches(path.name, _names_in(path.parent), n=1)
-        hint = f"Did you mean {path.parent / near[0]}?" if near else f"There is no such name in {path.parent}."
-        raise DataError(f"{path} is not there.", hint=hint)
+    path = find_data(data)
     if path.is_dir():
         found = _coronahack_csv(path)
         if found is None:
@@ -103,6 +97,26 @@ def read_rows(
     if table.empty and not problems.rows:
         raise DataError(f"{path} has a header and no rows.", hint="Give a line an image.")
     return _from_table(table, path=path, columns=columns, image_root=image_root)
+
+
+def find_data(data: str | os.PathLike) -> Path:
+    """Return the path of a data set that is there.
+
+    Args:
+        data: A folder or a file.
+
+    Raises:
+        DataError: There is nothing of that name; the hint says what may be meant.
+        UsageError: It is no path.
+    """
+    if not isinstance(data, (str, os.PathLike)):
+        raise UsageError(f"data is a {type(data).__name__}.", hint="Give a folder, a CSV's path or a DataFrame.")
+    path = Path(data).expanduser()
+    if not path.exists():
+        near = difflib.get_close_matches(path.name, _names_in(path.parent), n=1)
+        hint = f"Did you mean {path.parent / near[0]}?" if near else f"There is no such name in {path.parent}."
+        raise DataError(f"{path} is not there.", hint=hint)
+    return path
 
 
 def _coronahack_csv(folder: Path) -> Path | None:

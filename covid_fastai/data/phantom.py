@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.files import write_csv, write_json
 
-__all__ = ["FINDINGS", "SHORTCUTS", "Anatomy", "Phantom", "draw_anatomy", "draw_phantom", "write_phantom"]
+__all__ = ["Anatomy", "FINDINGS", "Phantom", "SHORTCUTS", "draw_anatomy", "draw_phantom", "write_phantom"]
 
 logger = logging.getLogger("covid_fastai")
 

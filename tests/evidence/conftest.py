@@ -1,0 +1,47 @@
+"""Predictions made from a seed, and a small run that was trained once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+
+def draw_predictions(*, patients: int = 60, classes=("Normal", "COVID-19"), seed: int = 0, skill: float = 1.0):
+    """A table of one to three images a patient, whose probabilities know the class as well as `skill` says."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for patient in range(patients):
+        label = int(rng.integers(len(classes)))
+        for image in range(int(rng.integers(1, 4))):
+            logits = rng.normal(size=len(classes)) + skill * np.eye(len(classes))[label]
+            p = np.exp(logits) / np.exp(logits).sum()
+            row = {"path": f"/data/p{patient}-{image}.png", "label": classes[label], "patient": f"p{patient}"}
+            rows.append(row | {f"p_{name}": value for name, value in zip(classes, p, strict=True)})
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def make_predictions():
+    return draw_predictions
+
+
+@pytest.fixture
+def predictions():
+    return draw_predictions()
+
+
+@pytest.fixture
+def three_classes():
+    return draw_predictions(patients=90, classes=("Normal", "Bacterial", "Viral"), skill=1.5)
+
+
+@pytest.fixture(scope="session")
+def run_folder(covid_dataset, tmp_path_factory):
+    """The folder of a run of one short epoch; not to be changed."""
+    from covid_fastai import train_classifier
+
+    folder = tmp_path_factory.mktemp("evidence") / "run"
+    quick = {"image_size": 32, "batch_size": 8, "frozen_epochs": 1, "unfrozen_epochs": 1, "weights": None}
+    train_classifier(covid_dataset, out=folder, quiet=True, num_workers=0, **quick)
+    return folder

@@ -1,0 +1,71 @@
+"""Predicting: order, files that cannot be read, numbers that are none, test-time augmentation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from covid_fastai import predict
+from covid_fastai.errors import DataError, UsageError
+
+
+def test_probabilities_are_the_learners_own_in_the_order_of_the_rows(covid_learner, covid_cohort):
+    table = predict(covid_learner)
+    valid = covid_cohort[covid_cohort["split"] == "valid"]
+    assert table["path"].tolist() == valid["path"].tolist()
+    assert table["patient"].tolist() == valid["patient"].tolist()
+    with covid_learner.no_bar(), covid_learner.no_logging():
+        expected, _ = covid_learner.get_preds(dl=covid_learner.dls.valid)
+    np.testing.assert_allclose(table[["p_Normal", "p_COVID-19"]], expected, atol=1e-6)
+    np.testing.assert_allclose(table[["p_Normal", "p_COVID-19"]].sum(axis=1), 1, atol=1e-6)
+    assert set(table["status"]) == {"ok"} and set(table["split"]) == {"valid"}
+
+
+def test_new_files_without_labels(covid_learner, covid_cohort):
+    paths = covid_cohort["path"].head(3).tolist()
+    table = predict(covid_learner, paths)
+    assert table["path"].tolist() == paths and table["label"].tolist() == [""] * 3
+    assert table["patient"].tolist() == paths
+    assert set(table["prediction"]) <= {"Normal", "COVID-19"}
+
+
+def test_an_image_that_cannot_be_read_keeps_its_row(covid_learner, covid_cohort, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"<html>not found</html>")
+    good = covid_cohort["path"].head(2).tolist()
+    table = predict(covid_learner, [good[0], broken, good[1]])
+    assert table["status"].tolist() == ["ok", "unreadable", "ok"]
+    assert table.loc[1, "prediction"] == "" and table.loc[1, ["p_Normal", "p_COVID-19"]].isna().all()
+    alone = predict(covid_learner, good)
+    np.testing.assert_allclose(table.loc[[0, 2], "p_Normal"], alone["p_Normal"], atol=1e-6)
+
+
+def test_no_class_is_predicted_from_a_number_that_is_none(covid_learner, covid_cohort):
+    with torch.no_grad():
+        bias = covid_learner.model[1][-1].bias
+        kept = bias.clone()
+        bias[0] = torch.nan
+        try:
+            table = predict(covid_learner, covid_cohort.head(2))
+        finally:
+            bias.copy_(kept)
+    assert table["status"].tolist() == ["failed", "failed"]
+    assert table["prediction"].tolist() == ["", ""]
+
+
+def test_test_time_augmentation_differs_and_repeats(covid_learner):
+    plain, first, second = predict(covid_learner), predict(covid_learner, tta=True), predict(covid_learner, tta=True)
+    np.testing.assert_array_equal(first["p_Normal"], second["p_Normal"])
+    assert not np.allclose(first["p_Normal"], plain["p_Normal"], atol=1e-6)
+    np.testing.assert_allclose(first[["p_Normal", "p_COVID-19"]].sum(axis=1), 1, atol=1e-5)
+
+
+def test_a_split_that_is_not_there(covid_learner):
+    with pytest.raises(UsageError, match="'tset'"):
+        predict(covid_learner, split="tset")
+
+
+def test_a_label_that_the_model_does_not_know(covid_learner, covid_cohort):
+    with pytest.raises(DataError, match="'virus'"):
+        predict(covid_learner, covid_cohort.head(2).assign(label="virus"))

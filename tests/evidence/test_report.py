@@ -1,0 +1,146 @@
+"""The report: whole, self-contained, safe, and loud where it has to be."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+
+from covid_fastai import build_dataloaders, build_learner, evaluate, fit, predict, read_run, write_exploration, write_report
+from covid_fastai.evidence.remarks import cohort_remarks, run_remarks, source_table
+from covid_fastai.evidence.report import render_report
+
+
+class Page(html.parser.HTMLParser):
+    """The tags and texts of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.texts = [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+@pytest.fixture
+def copy(run_folder, tmp_path):
+    return shutil.copytree(run_folder, tmp_path / "run")
+
+
+def test_the_page_stands_alone_and_every_picture_has_words(run_folder):
+    page = Page(run_folder / "report.html")
+    pictures = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert len(pictures) >= 8
+    assert all(picture["src"].startswith("data:image/") and picture["alt"] for picture in pictures)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "iframe", "object", "form")]
+    links = [attrs for tag, attrs in page.tags if "href" in attrs or attrs.get("src", "data:")[:5] != "data:"]
+    assert links == []
+    policy = next(attrs for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy["content"]
+
+
+def test_the_page_says_the_figures_the_limits_and_what_it_is_not(run_folder):
+    run, page = read_run(run_folder), Page(run_folder / "report.html")
+    summary = run.metrics.summary()
+    for value, interval in zip(summary["value"], summary["95% interval"], strict=True):
+        assert value in page.text and interval in page.text
+    assert page.text.count("Research use only") >= 2
+    assert run.config["python"] in page.text and run.config["command"] in page.text
+    assert "no patient is on two sides" in page.text
+    assert "random weights" in page.text
+    assert "diagnos" not in page.text.lower()
+
+
+def test_the_same_files_give_the_same_page(copy):
+    first = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "", render_report(copy).read_text())
+    second = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "", render_report(copy).read_text())
+    assert first == second
+
+
+def test_hostile_names_are_text(copy):
+    evil = "<script>alert(1)</script>"
+    for name in ("cohort.csv", "predictions.csv"):
+        table = pd.read_csv(copy / name, dtype=str, keep_default_na=False)
+        table["source"] = evil
+        table["path"] = [f"/x/{evil}{number}.png" for number in range(len(table))]
+        table.to_csv(copy / name, index=False)
+    page = Page(render_report(copy))
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    assert evil in page.text
+
+
+def test_images_that_are_gone_are_said(copy):
+    table = pd.read_csv(copy / "predictions.csv", dtype=str, keep_default_na=False)
+    table["path"] = "/gone/" + table["path"].str.rsplit("/", n=1).str[-1]
+    table.to_csv(copy / "predictions.csv", index=False)
+    assert "file is not here" in Page(render_report(copy)).text
+
+
+def test_a_patient_on_two_sides_is_an_alarm(copy):
+    cohort = pd.read_csv(copy / "cohort.csv", dtype=str, keep_default_na=False)
+    cohort.loc[cohort["split"] == "train", "patient"] = cohort.loc[cohort["split"] == "valid", "patient"].iloc[0]
+    cohort.to_csv(copy / "cohort.csv", index=False)
+    first = run_remarks(read_run(copy))[0]
+    assert first.level == "alarm" and "trained on too" in first.title
+
+
+def test_unknown_patients_and_a_test_that_was_touched_twice_are_alarms(copy):
+    lines = [json.loads(line) for line in (copy / "record.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.update({"patients_known": False} if line["event"] == "data read" else {})
+    touched = [{"event": "test touched", "images": 3}] * 2
+    (copy / "record.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines + touched))
+    titles = [remark.title for remark in run_remarks(read_run(copy)) if remark.level == "alarm"]
+    assert "Not every image's patient is known." in titles
+    assert "The official test set was touched 2 times." in titles
+
+
+def confounded(cohort):
+    cohort = cohort.copy()
+    cohort["source"] = cohort["label"].map({"Normal": "kermany", "COVID-19": "cohen"}).fillna("kermany")
+    return cohort
+
+
+def test_a_class_with_a_source_of_its_own_is_an_alarm(covid_cohort):
+    assert not [remark for remark in cohort_remarks(covid_cohort) if "Class and source" in remark.title]
+    remarks = cohort_remarks(confounded(covid_cohort))
+    assert remarks[0].level == "alarm" and "Class and source are one" in remarks[0].title
+    assert source_table(covid_cohort.assign(source="unknown")) is None
+
+
+@pytest.mark.realdata
+def test_coronahack_is_such_a_case(real_data):
+    from covid_fastai import read_cohort
+
+    cohort = read_cohort(real_data / "coronahack-224", task="covid", check_images=False)
+    assert any("Class and source are one" in remark.title for remark in cohort_remarks(cohort))
+
+
+def test_exploration_shows_who_is_in_the_data(covid_cohort, tmp_path):
+    page = Page(write_exploration(confounded(covid_cohort), tmp_path / "page.html"))
+    assert sum(tag == "img" for tag, _ in page.tags) == 5
+    assert "Class and source are one" in page.text
+    assert "JPEG" in page.text and "Research use only" in page.text
+
+
+def test_the_story_told_by_hand_ends_in_a_report_too(covid_cohort, tmp_path):
+    """The lines of ARCHITECTURE and README, without train_classifier."""
+    dls = build_dataloaders(covid_cohort, image_size=32, batch_size=8, num_workers=0, path=tmp_path)
+    learn = build_learner(dls, weights=None, path=tmp_path)
+    fit(learn, frozen_epochs=0, unfrozen_epochs=1)
+    result = evaluate(predict(learn))
+    page = Page(write_report(learn, result))
+    assert f"{result.value('auc'):.3f}" in page.text
+    assert read_run(tmp_path).metrics.value("auc") == pytest.approx(result.value("auc"))
