@@ -1,7 +1,7 @@
 """pytest fixtures for people who build on this package: data, cohort, loaders and a trained learner, ready to use.
 
-Installing the package is enough: pytest finds the plugin by its entry point. It imports nothing heavy until a fixture is
-used, so a test run without these fixtures pays nothing. All are made once a session, from a seed, without a network.
+Installing the package is enough: pytest finds the plugin by its entry point. It imports nothing heavy until a fixture
+is used, so a test run without these fixtures pays nothing. All are made once a session, from a seed, without a network.
 Copy a table before you change it; train on a learner of your own (`build_learner(covid_dls)`).
 
     def test_my_rule(covid_cohort):

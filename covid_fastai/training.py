@@ -42,8 +42,11 @@ READING = (  # the fields of TrainConfig that read_cohort takes under the same n
 )
 
 
+CHOICES_LINE = "**choices: The fields of `TrainConfig`, by name."
+
+
 def _with_choices(function):
-    """Show the fields of `TrainConfig` in the function's signature, so that help and completion know them."""
+    """Show the fields of `TrainConfig` in the function's signature and docstring, for help and completion."""
     signature = inspect.signature(function)
     fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     fields = [
@@ -51,6 +54,10 @@ def _with_choices(function):
         for name, field in TrainConfig.model_fields.items()
     ]
     function.__signature__ = signature.replace(parameters=[*fixed, *fields])
+    lines = [
+        f"{name}: {field.description} Default {field.default!r}." for name, field in TrainConfig.model_fields.items()
+    ]
+    function.__doc__ = function.__doc__.replace(CHOICES_LINE, "\n        ".join(lines))
     return function
 
 

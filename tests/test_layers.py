@@ -12,21 +12,22 @@ import covid_fastai
 PACKAGE = Path(covid_fastai.__file__).parent
 LAYERS = ["data", "model", "evidence", "training", "app"]  # lowest first
 FOUNDATION = {"errors", "files", "config"}  # below every layer; config names the tasks of data only where it must
-TAKES_A_LEARNER = {
-    "predictions",
-    "interpretation",
-    "saliency",
-}  # the modules of evidence/ that may import torch or fastai
+TAKES_A_LEARNER = {"predictions", "interpretation", "saliency"}  # what in evidence/ may import torch or fastai
 TORCH_FREE = ["data/images.py", "data/fingerprints.py", "data/metadata.py", "data/patients.py", "data/phantom.py"]
 TORCH_FREE += ["data/splits.py", "data/tasks.py", "data/exploration.py", "config.py", "errors.py", "files.py"]
+TORCH_FREE += ["model/bundle_config.py"]
 HEAVY = {"torch", "torchvision", "fastai", "timm"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
 
 
 def imported_names(path: Path) -> set[str]:
-    """Every dotted name that the file imports, inside functions too."""
+    """Every dotted name that the file imports, inside functions too; not what only a type checker imports."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -64,3 +65,21 @@ def test_evidence_needs_a_learner_in_few_places():
 
 def test_no_module_is_a_drawer():
     assert not {path.stem for path in MODULES} & {"utils", "core", "helpers", "misc", "common"}
+
+
+READS_A_PICKLE = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_reads_a_pickle_but_the_one_audited_function(path):
+    assert not {name.split(".")[0] for name in imported_names(path)} & READS_A_PICKLE
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        name = getattr(getattr(node, "func", None), "attr", "") or getattr(getattr(node, "func", None), "id", "")
+        assert name not in {"load_learner", "read_pickle", "eval", "exec"}, f"{path.name} calls {name}"
+        if name == "load" and getattr(getattr(node.func, "value", None), "id", "") == "torch":
+            keywords = {word.arg: ast.literal_eval(word.value) for word in node.keywords if word.arg == "weights_only"}
+            assert path.name == "weight_files.py" and keywords == {"weights_only": True}, (
+                f"{path.name} calls torch.load"
+            )
+        if name == "load" and getattr(getattr(node.func, "value", None), "id", "") in {"np", "numpy"}:
+            assert not any(word.arg == "allow_pickle" for word in node.keywords), f"{path.name} allows pickles"

@@ -296,7 +296,7 @@ def runs(
         _print_json(table.to_dict("records"))
         return
     shown = table.assign(n=[f"{n} {unit}s" if n else "" for n, unit in zip(table["n"], table["unit"], strict=True)])
-    shown["95% interval"] = [f"{a:.3f} to {b:.3f}" if a == a else "" for a, b in zip(table["low"], table["high"])]
+    shown["95% interval"] = [f"{a:.3f} to {b:.3f}" if a == a else "" for a, b in table[["low", "high"]].to_numpy()]
     shown[metric] = [f"{value:.3f}" if value == value else "" for value in table["value"]]
     _print_table(shown[["run", "task", "arch", "started", "status", metric, "95% interval", "n"]], title=str(root))
     typer.echo(RESEARCH_USE)
@@ -358,9 +358,7 @@ def _train(
 
     bar = TerminalProgress(console) if console is not None and console.is_terminal else None
     try:
-        learn = train_classifier(
-            data, out=out, resume=resume, preset=preset, callbacks=[bar] if bar else [], **choices
-        )
+        learn = train_classifier(data, out=out, resume=resume, preset=preset, callbacks=[bar] if bar else [], **choices)
     finally:
         if bar:
             bar.close()

@@ -62,7 +62,11 @@ def _device() -> Iterator[tuple[str, str, str]]:
 def _extras() -> Iterator[tuple[str, str, str]]:
     for extra, module in EXTRAS.items():
         there = find_spec(module) is not None
-        yield f"extra {extra}", "ok" if there else "optional", module if there else f"pip install 'covid_fastai[{extra}]'"
+        yield (
+            f"extra {extra}",
+            "ok" if there else "optional",
+            module if there else f"pip install 'covid_fastai[{extra}]'",
+        )
 
 
 def _weights() -> Iterator[tuple[str, str, str]]:
@@ -74,7 +78,11 @@ def _weights() -> Iterator[tuple[str, str, str]]:
     for path in cached:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         whole = digest.startswith(path.stem.rsplit("-", 1)[-1])  # torchvision names its files by their hash
-        yield f"weights {path.stem}", "ok" if whole else "missing", str(path) if whole else f"{path} is damaged: delete it"
+        yield (
+            f"weights {path.stem}",
+            "ok" if whole else "missing",
+            str(path) if whole else f"{path} is damaged: delete it",
+        )
 
 
 def _folders() -> Iterator[tuple[str, str, str]]:
@@ -89,4 +97,8 @@ def _folders() -> Iterator[tuple[str, str, str]]:
     yield "room on disk", "ok" if free > ROOM else "missing", f"{free / 2**30:.1f} GiB free"
     if os.path.isdir("/dev/shm"):
         shared = shutil.disk_usage("/dev/shm").free
-        yield "/dev/shm", "ok" if shared > 1 << 26 else "optional", f"{shared / 2**20:.0f} MiB free (docker: --shm-size)"
+        yield (
+            "/dev/shm",
+            "ok" if shared > 1 << 26 else "optional",
+            f"{shared / 2**20:.0f} MiB free (docker: --shm-size)",
+        )

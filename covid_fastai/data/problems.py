@@ -9,7 +9,7 @@ from typing import Any
 
 from covid_fastai.errors import DataError
 
-__all__ = ["PROBLEM_COLUMNS", "SEVERITIES", "ProblemLog"]
+__all__ = ["PROBLEM_COLUMNS", "ProblemLog", "SEVERITIES"]
 
 PROBLEM_COLUMNS = ["row", "path", "kind", "severity", "reason", "remedy"]
 SEVERITIES = ("error", "warning", "note")  # an error keeps a row from being used; a note is only worth knowing

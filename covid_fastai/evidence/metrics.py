@@ -156,8 +156,8 @@ def evaluate(
 
     A patient's probabilities are the mean over their images (a patient with images of two classes counts once with
     each). Proportions of patients (accuracy, sensitivity, specificity) carry Wilson's score interval (JASA 1927), the
-    other figures the percentiles of a bootstrap that draws patients class by class, with all their images. Where no draw
-    differs, as with an AUC of 1, the bootstrap says nothing; the bound is then Wilson's for the smallest class.
+    other figures the percentiles of a bootstrap that draws patients class by class, with all their images. Where no
+    draw differs, as with an AUC of 1, the bootstrap says nothing; the bound is then Wilson's for the smallest class.
 
     Args:
         predictions: What `predict` returned, or any table or CSV that `read_predictions` accepts.
@@ -341,7 +341,7 @@ class _Figures:
         return np.mean(shares, axis=0)
 
     def f1(self, weights: np.ndarray, k: int) -> np.ndarray:
-        """Return the harmonic mean of precision and sensitivity of class k, `(d,)`; NaN where the class is not there."""
+        """Return the harmonic mean of precision and sensitivity of class k, `(d,)`; NaN without units of it."""
         of_class, said = self.truth == k, self.predicted == k
         if not of_class.any():
             return np.full(len(weights), np.nan)

@@ -35,7 +35,9 @@ def plot_history(history: pd.DataFrame) -> Figure:
     Returns:
         The figure: the losses, and a panel for each metric.
     """
-    metrics = [name for name in history if name not in ("phase", "epoch", "train_loss", "valid_loss", "seconds", "fold")]
+    metrics = [
+        name for name in history if name not in ("phase", "epoch", "train_loss", "valid_loss", "seconds", "fold")
+    ]
     figure = Figure(figsize=(4 * (1 + len(metrics)), 3.2), layout="constrained")
     panels = figure.subplots(1, 1 + len(metrics), squeeze=False)[0]
     folds = [part for _, part in history.groupby("fold")] if "fold" in history else [history]

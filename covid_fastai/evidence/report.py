@@ -39,7 +39,7 @@ from covid_fastai.evidence.plots import (
 )
 from covid_fastai.evidence.remarks import cohort_remarks, limits, run_remarks, source_table
 from covid_fastai.evidence.runs import Run, collect_versions, log_event, read_run
-from covid_fastai.files import atomic_write, utc_now, write_csv, write_json
+from covid_fastai.files import atomic_write, write_csv, write_json
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
@@ -171,7 +171,10 @@ def _lead(result: Evaluation, run: Run) -> str:
     folds = run.config.get("folds")
     how = f"Each was predicted by the one of {folds} models that had not seen them" if folds else "None was trained on"
     unit = "patients" if result.unit == "patient" else "images"
-    return f"{int(counts.sum())} held-out {unit} ({who}), {result.n_images} images. {how}; a patient's score is the mean over their images."
+    return (
+        f"{int(counts.sum())} held-out {unit} ({who}), {result.n_images} images. {how}; a patient's score is the mean "
+        "over their images."
+    )
 
 
 def _tiles(result: Evaluation) -> list[dict[str, str]]:
@@ -385,7 +388,9 @@ def _write_page(path: Path, template: str, **values: Any) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["columns"] = lambda frame: zip(frame, map(pd.api.types.is_numeric_dtype, frame.dtypes))
+    environment.filters["columns"] = lambda frame: [
+        (name, pd.api.types.is_numeric_dtype(kind)) for name, kind in frame.dtypes.items()
+    ]
     page = environment.get_template(template).render(version=version("covid_fastai"), written=_today(), **values)
     with atomic_write(path) as file:
         file.write(page)

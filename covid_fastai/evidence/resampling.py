@@ -11,8 +11,8 @@ __all__ = ["average_precision", "patient_draws", "precision_at", "roc_auc", "sen
 def patient_draws(patients: pd.Series, labels: pd.Series, *, draws: int, seed: int) -> np.ndarray:
     """Draw patients with replacement, class by class, and say how often each unit is drawn.
 
-    All units of a patient are drawn together. Patients with the same labels are a stratum, so that each draw has as many
-    patients of each class as the data.
+    All units of a patient are drawn together. Patients with the same labels are a stratum, so that each draw has as
+    many patients of each class as the data.
 
     Args:
         patients: The patient of each unit, `(n,)`.

@@ -155,7 +155,7 @@ def read_run(folder: str | Path) -> Run:
 def list_runs(root: str | Path = "runs", *, metric: str = "auc") -> pd.DataFrame:
     """List the runs below a folder, the best first, each figure with its interval.
 
-    The figures are of different held-out patients where seed, data or task differ: overlapping intervals are no ranking.
+    Figures are of different held-out patients where seed, data or task differ: overlapping intervals are no ranking.
 
     Args:
         root: The folder that holds the runs' folders.

@@ -35,14 +35,22 @@ def faulty_folder(tmp_path):
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 255, (64, 64), dtype=np.uint8)
     for number in range(4):
-        Image.fromarray(np.roll(picture, 7 * number, axis=number % 2) // (1 + number)).save(folder / f"good{number}.jpg")
+        Image.fromarray(np.roll(picture, 7 * number, axis=number % 2) // (1 + number)).save(
+            folder / f"good{number}.jpg"
+        )
     Image.fromarray(picture).save(folder / "cut.jpg")
     whole = (folder / "cut.jpg").read_bytes()
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "page.jpg").write_text("<!doctype html><title>404</title>")
     Image.fromarray(np.linspace(0, 60000, 64 * 64).reshape(64, 64).astype(np.uint16)).save(folder / "deep.png")
     labels = {f"good{n}.jpg": ("Normal", "COVID-19")[n % 2] for n in range(3)}
-    labels |= {"cut.jpg": "Normal", "page.jpg": "Normal", "gone.jpg": "COVID-19", "good3.jpg": "Cat", "deep.png": "Normal"}
+    labels |= {
+        "cut.jpg": "Normal",
+        "page.jpg": "Normal",
+        "gone.jpg": "COVID-19",
+        "good3.jpg": "Cat",
+        "deep.png": "Normal",
+    }
     with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "label", "patient"])
@@ -134,7 +142,9 @@ def test_explore_writes_a_page(covid_dataset, tmp_path):
 def test_doctor_names_versions_and_device(tmp_path):
     done = run("doctor", "--json", cwd=tmp_path)
     found = {row["what"]: row for row in json.loads(done.stdout)}
-    assert found["torch"]["state"] == "ok" and "cpu" in found["device"]["details"] or "cuda" in found["device"]["details"]
+    assert (
+        found["torch"]["state"] == "ok" and "cpu" in found["device"]["details"] or "cuda" in found["device"]["details"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,7 +176,9 @@ def test_debug_shows_the_traceback_and_json_the_error(tmp_path):
 
 @pytest.mark.parametrize("command", ["--help", "train --help", "check -h", "--version"])
 def test_help_needs_nothing_heavy(command):
-    code = "import sys; sys.argv[1:] = %r\nfrom covid_fastai.app.cli import main\ntry:\n    main()\nexcept SystemExit:\n"
+    code = (
+        "import sys; sys.argv[1:] = %r\nfrom covid_fastai.app.cli import main\ntry:\n    main()\nexcept SystemExit:\n"
+    )
     code += "    print(sorted({'torch', 'fastai', 'pandas', 'numpy', 'sklearn', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code % command.split()], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
@@ -185,7 +197,18 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(covid_dataset, tmp_pat
     import time
 
     process = subprocess.Popen(
-        [*COVID_FASTAI, "train", str(covid_dataset), "--out", "run", *map(str, QUICK[:6]), "--unfrozen-epochs", "50", "--weights", "none"],
+        [
+            *COVID_FASTAI,
+            "train",
+            str(covid_dataset),
+            "--out",
+            "run",
+            *map(str, QUICK[:6]),
+            "--unfrozen-epochs",
+            "50",
+            "--weights",
+            "none",
+        ],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,

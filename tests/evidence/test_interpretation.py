@@ -20,7 +20,9 @@ from covid_fastai.evidence.interpretation import (
 def test_learner_and_table_have_one_confusion_matrix(covid_learner):
     table = predict(covid_learner)
     pd.testing.assert_frame_equal(confusion_matrix(covid_learner), confusion_matrix(table))
-    np.testing.assert_array_equal(confusion_matrix(table), oracle(table["label"], table["prediction"], labels=["Normal", "COVID-19"]))
+    np.testing.assert_array_equal(
+        confusion_matrix(table), oracle(table["label"], table["prediction"], labels=["Normal", "COVID-19"])
+    )
 
 
 def test_learner_and_table_have_the_same_top_losses(covid_learner):

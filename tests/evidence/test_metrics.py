@@ -201,7 +201,7 @@ def test_without_labels_there_is_nothing_to_judge(predictions):
 
 @pytest.mark.slow
 def test_intervals_cover_the_truth_as_often_as_they_say():
-    """AUC of two normals one standard deviation apart is Phi(1/sqrt 2); 95% intervals have to hold it about that often."""
+    """AUC of two normals one standard deviation apart is Phi(1/sqrt 2); 95% intervals hold it about that often."""
     truth = norm.cdf(1 / math.sqrt(2))
     rng, held = np.random.default_rng(0), 0
     for _ in range(300):

@@ -19,7 +19,9 @@ def test_the_least_table_that_can_be_judged():
 
 
 def test_a_csv_and_its_table_are_the_same(predictions, tmp_path):
-    predictions["patient"] = [f"00{number}" for number in range(len(predictions))]  # no number, though it looks like one
+    predictions["patient"] = [
+        f"00{number}" for number in range(len(predictions))
+    ]  # no number, though it looks like one
     path = tmp_path / "p.csv"
     predictions.to_csv(path, index=False)
     pd.testing.assert_frame_equal(read_predictions(path), read_predictions(predictions))

@@ -10,7 +10,16 @@ import shutil
 import pandas as pd
 import pytest
 
-from covid_fastai import build_dataloaders, build_learner, evaluate, fit, predict, read_run, write_exploration, write_report
+from covid_fastai import (
+    build_dataloaders,
+    build_learner,
+    evaluate,
+    fit,
+    predict,
+    read_run,
+    write_exploration,
+    write_report,
+)
 from covid_fastai.evidence.remarks import cohort_remarks, run_remarks, source_table
 from covid_fastai.evidence.report import render_report
 
