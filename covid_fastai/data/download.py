@@ -16,6 +16,7 @@ logger = logging.getLogger("covid_fastai")
 
 DATASET = "praveengovi/coronahack-chest-xraydataset"
 PAGE = f"https://www.kaggle.com/datasets/{DATASET}"
+FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 MANUAL_WAY = f"By hand: open {PAGE}, download the archive, unzip it, and give the folder: read_cohort('FOLDER')."
 TERMS = (
     f"CoronaHack-Chest-XRay-Dataset, compiled by P. Govi on Kaggle: {PAGE}. Kaggle's terms of use and the licence "
@@ -39,7 +40,7 @@ def download_coronahack(folder: str | Path | None = None) -> Path:
     Raises:
         EnvironmentProblem: kagglehub is not installed, or Kaggle refuses (an account may be needed).
         OfflineError: Kaggle cannot be reached; the error names the way by hand.
-        ResourceError: There is no room, or no right to write.
+        ResourceError: There is no room or no right to write, or the folder is not empty.
         DataError: What came is not the data set.
     """
     kagglehub = _import_kagglehub()
@@ -72,8 +73,12 @@ def _explain(error: Exception) -> EnvironmentProblem:
     if status is not None:
         need = "Kaggle may want an account: kagglehub.login(). " if status in (401, 403) else ""
         return EnvironmentProblem(f"Kaggle answers {status}: {_line(error)}.", hint=f"{need}{MANUAL_WAY}")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
-        return ResourceError(f"CoronaHack cannot be written: {error.strerror}.", hint="Choose another folder.")
+    if isinstance(error, FileExistsError):  # kagglehub refuses a folder that holds something
+        return ResourceError(f"CoronaHack cannot be written: {_line(error)}.", hint="Name a new or empty folder.")
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in FULL_OR_FORBIDDEN):
+        return ResourceError(
+            f"CoronaHack cannot be written: {error.strerror or _line(error)}.", hint="Choose another folder."
+        )
     if isinstance(error, OSError):  # requests' and urllib's errors of connection and time-out are OSErrors
         return OfflineError(f"Kaggle cannot be reached: {_line(error)}.", hint=MANUAL_WAY)
     return EnvironmentProblem(f"kagglehub failed: {type(error).__name__}: {_line(error)}.", hint=MANUAL_WAY)

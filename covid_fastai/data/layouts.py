@@ -144,7 +144,7 @@ def _from_table(
     else:
         base = base if image_root is not None else _folder_of(rows["name"], base)
         relative = rows["name"]
-    rows["path"] = [os.path.join(base, path) if name else "" for path, name in zip(relative, rows["name"], strict=True)]
+    rows["path"] = [_absolute(base, path) if name else "" for path, name in zip(relative, rows["name"], strict=True)]
     return Rows(rows.reset_index(drop=True), _extras(table, chosen), base, str(path))
 
 
@@ -153,15 +153,24 @@ def _from_frame(frame: pd.DataFrame, *, columns: Mapping[str, str | None], image
         raise DataError("The table has no rows.", hint="Give a row an image.")
     table = frame.astype(object).where(frame.notna(), "").astype(str)
     table.columns = [str(name) for name in frame.columns]
+    double = table.columns[table.columns.duplicated()]
+    if len(double):
+        raise DataError(f"The table has the column {double[0]!r} twice.", hint="Rename one of them.")
     table.index = pd.RangeIndex(2, len(table) + 2)  # the lines that the rows would stand on in a CSV
     chosen = _choose_columns(table, columns, where="The table")
     rows = _shape(table, chosen)
     base = _existing_folder(image_root)
-    rows["path"] = [os.path.join(base or Path.cwd(), name) if name else "" for name in rows["name"]]
+    rows["path"] = [_absolute(base or Path.cwd(), name) if name else "" for name in rows["name"]]
     extras = _extras(table, chosen)
-    for name in extras.columns.intersection([str(name) for name in frame.columns]):
-        extras[name] = frame[name].to_numpy()  # numbers stay numbers
+    for number, name in enumerate(table.columns):
+        if name in extras:
+            extras[name] = frame.iloc[:, number].to_numpy()  # numbers stay numbers
     return Rows(rows.reset_index(drop=True), extras, base, "a table")
+
+
+def _absolute(base: Path, name: str) -> str:
+    """Return the one spelling of a file's path, so that `a.png` and `./a.png` are seen to be the same file."""
+    return os.path.normpath(os.path.join(base, name))
 
 
 def _shape(table: pd.DataFrame, chosen: Mapping[str, str | None]) -> pd.DataFrame:

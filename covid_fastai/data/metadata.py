@@ -137,7 +137,8 @@ def _check_options(task: Task, *, negatives_per_positive: float | None, on_probl
         raise UsageError(f"seed={seed!r}.", hint="Give a whole number, 0 or more.")
     if negatives_per_positive is None:
         return
-    if not 0 < negatives_per_positive < float("inf"):
+    number = isinstance(negatives_per_positive, (int, float, np.number)) and not isinstance(negatives_per_positive, bool)
+    if not number or not 0 < negatives_per_positive < float("inf"):
         raise UsageError(f"negatives_per_positive={negatives_per_positive!r}.", hint="Give a number above 0.")
     if task.positive is None or len(task.classes) != 2:
         raise UsageError(
@@ -153,7 +154,7 @@ def _identify(rows: Rows) -> pd.DataFrame:
     key = base.map(patient_key).fillna("")
     given = table["patient"] != ""
     table["patient_known"] = given | (key != "")
-    alone = base.where(~base.duplicated(keep=False), table["name"])  # COVID/1.png and Normal/1.png are two patients
+    alone = base.where(~base.duplicated(keep=False), table["name"].map(os.path.normpath))  # COVID/1.png, Normal/1.png
     table["patient"] = table["patient"].where(given, key.where(key != "", alone))
     by_name = base.map(image_source)
     by_name = by_name.where(by_name != "unknown", rows.source)
@@ -278,7 +279,12 @@ def _draw_negatives(table: pd.DataFrame, task: Task, *, ratio: float, seed: int)
 def _assemble(table: pd.DataFrame, extras: pd.DataFrame) -> pd.DataFrame:
     """Put the columns in their order; what the data came with under a name of ours gets `_given` behind it."""
     ours = table[[*COHORT_COLUMNS, *(name for name in FACTS if name in table and name not in extras)]]
-    theirs = extras.loc[table.index].rename(columns={name: f"{name}_given" for name in extras if name in ours})
+    names: dict[str, str] = {}
+    for name in extras.columns.intersection(ours.columns):
+        names[name] = f"{name}_given"
+        while names[name] in extras:  # a cohort that was written and read again
+            names[name] += "_given"
+    theirs = extras.loc[table.index].rename(columns=names)
     return pd.concat([ours, theirs], axis=1).reset_index(drop=True)
 
 

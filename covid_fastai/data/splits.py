@@ -15,6 +15,8 @@ __all__ = ["fold_by_patient", "fold_cohort", "leaked_patients", "split_by_image"
 
 logger = logging.getLogger("covid_fastai")
 
+DEALS = 50  # where groups hold several classes, one order of dealing can fail and another succeed
+
 
 def split_by_patient(cohort: pd.DataFrame, *, valid: float = 0.2, seed: int = 42) -> pd.DataFrame:
     """Split the training rows into training and validation, no patient on both sides.
@@ -73,7 +75,8 @@ def split_by_image(cohort: pd.DataFrame, *, valid: float = 0.2, seed: int = 42) 
     split = cohort.copy()
     split.loc[rows.index, "split"] = "train"
     split.loc[held_out, "split"] = "valid"
-    leaked, patients = leaked_patients(split), split.loc[held_out, "patient"].nunique()
+    leaked = leaked_patients(split[split["split"] != "test"])
+    patients = split.loc[held_out, "patient"].nunique()
     split.attrs["leaked_patients"] = len(leaked) / patients
     logger.warning(
         "Split by image: %d of %d validation patients (%.0f %%) are in training too; figures on it are too good.",
@@ -225,39 +228,51 @@ def _deal(counts: pd.DataFrame, *, shares: Sequence[float], seed: int) -> pd.Ser
         The number of the part of each group.
 
     Raises:
-        DataError: Groups that hold several classes leave no way to have each class in each part.
+        DataError: No deal has each class in each part, since groups hold several classes.
     """
     images = counts.to_numpy()
     rarest_first = np.argsort(images.sum(axis=0), kind="stable")
     owed = np.outer(shares, images.sum(axis=0)).astype(float)  # images that each part has yet to get, by class
-    part = np.full(len(images), -1)
     rng = np.random.default_rng(int(seed))
-    for label in rarest_first:
+    for _ in range(DEALS):
+        part = _deal_once(images, owed.copy(), rarest_first, rng)
+        missing = [
+            label
+            for label in rarest_first
+            for number in range(len(shares))
+            if not (part[images[:, label] > 0] == number).any() and not _move_one(images, part, label=label, to=number)
+        ]
+        if not missing:
+            return pd.Series(part, index=counts.index)
+    raise DataError(
+        f"No split has {counts.columns[missing[0]]!r} in every part: its patients have images of other classes too.",
+        hint="Add patients, or take fewer folds.",
+    )
+
+
+def _deal_once(images: np.ndarray, owed: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a part for each group, class by class in that order; changes `owed`."""
+    part = np.full(len(images), -1)
+    for label in order:
         groups = np.flatnonzero((images[:, label] > 0) & (part < 0))
         for group in rng.permutation(groups):
             best = np.flatnonzero(owed[:, label] >= owed[:, label].max() - 1e-9)
             part[group] = best[np.argmax(owed[best].sum(axis=1))]  # of equals the one that is owed most in all
             owed[part[group]] -= images[group]
-    for label in rarest_first:
-        for number in range(len(shares)):
-            if not (part[images[:, label] > 0] == number).any():
-                _move_one(images, part, label=label, to=number, classes=list(counts.columns))
-    return pd.Series(part, index=counts.index)
+    return part
 
 
-def _move_one(images: np.ndarray, part: np.ndarray, *, label: int, to: int, classes: Sequence[str]) -> None:
-    """Give part `to` the smallest group with the class that its present part can spare; changes `part`."""
+def _move_one(images: np.ndarray, part: np.ndarray, *, label: int, to: int) -> bool:
+    """Give part `to` the smallest group with the class that its present part can spare, and say whether there is one;
+    changes `part`."""
     has = images > 0
     groups = np.flatnonzero(has[:, label])
     for group in groups[np.argsort(images[groups].sum(axis=1), kind="stable")]:
         others = (part == part[group]) & (np.arange(len(part)) != group)
         if part[group] != to and (has[others].any(axis=0) >= has[group]).all():
             part[group] = to
-            return
-    raise DataError(
-        f"No split has {classes[label]!r} in every part: its patients have images of other classes too.",
-        hint="Add patients, or take fewer folds.",
-    )
+            return True
+    return False
 
 
 def _with_every_class(rows: pd.DataFrame, held_out: pd.Index, *, seed: int) -> pd.Index:

@@ -118,7 +118,7 @@ def _read_text(path: Path, encoding: str | None) -> str:
         ) from None
     if "\0" in text:
         raise DataError(f"{path} contains NUL bytes.", hint="Is it UTF-16? Then name it: encoding='utf-16-le'.")
-    return text
+    return text.removeprefix("\ufeff")  # the mark that encodings without "-sig" leave in the first column's name
 
 
 def _separator(lines: io.StringIO) -> tuple[str, int]:

@@ -96,10 +96,21 @@ class Task:
                 raise UsageError(
                     f"{where}: {finding!r} is given the class {label!r}.", hint=f"Classes: {', '.join(self.classes)}."
                 )
-        both = sorted({fold_text(text) for text in self.labels} & {fold_text(text) for text in self.aside})
+        self._check_findings(where)
+
+    def _check_findings(self, where: str) -> None:
+        """Refuse a finding that has two classes, or a class and a reason to stand aside, in any of its spellings."""
+        classes: dict[str, str] = {}
+        for finding, label in [*((name, name) for name in self.classes), *self.labels.items()]:
+            other = classes.setdefault(_usual(finding), label)
+            if other != label:
+                raise UsageError(
+                    f"{where}: {finding!r} has the classes {other!r} and {label!r}.", hint="Name it in one of both."
+                )
+        both = [finding for finding in self.aside if _usual(finding) in classes]
         if both:
             raise UsageError(
-                f"{where}: {', '.join(both)} has a class and stands aside.", hint="Name it in one of both."
+                f"{where}: {', '.join(map(repr, both))} has a class and stands aside.", hint="Name it in one of both."
             )
 
     def class_of(self, finding: str) -> str | None:
@@ -116,15 +127,18 @@ class Task:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, from which `Task(**fields)` makes the same task."""
-        return {**vars(self), "classes": list(self.classes)}
+        copies = {name: dict(value) for name, value in vars(self).items() if isinstance(value, dict)}
+        return {**vars(self), **copies, "classes": list(self.classes)}
 
 
 def _look_up(table: Mapping[str, str], finding: str) -> str | None:
-    """Return the entry of a finding as it is spelt, else that of its usual spelling."""
-    folded = {fold_text(name): value for name, value in table.items()}
-    usual = {fold_text(canonical_finding(name)): value for name, value in table.items()}
-    key = fold_text(finding)
-    return folded.get(key, usual.get(fold_text(canonical_finding(finding))))
+    """Return the entry of a finding, in whichever spelling it stands there."""
+    return {_usual(name): value for name, value in table.items()}.get(_usual(finding))
+
+
+def _usual(finding: str) -> str:
+    """Return what all spellings of a finding have in common."""
+    return fold_text(canonical_finding(finding))
 
 
 def _not_of_this_task(*findings: str) -> dict[str, str]:
