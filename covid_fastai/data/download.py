@@ -16,7 +16,7 @@ logger = logging.getLogger("covid_fastai")
 
 DATASET = "praveengovi/coronahack-chest-xraydataset"
 PAGE = f"https://www.kaggle.com/datasets/{DATASET}"
-FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)
 MANUAL_WAY = f"By hand: open {PAGE}, download the archive, unzip it, and give the folder: read_cohort('FOLDER')."
 TERMS = (
     f"CoronaHack-Chest-XRay-Dataset, compiled by P. Govi on Kaggle: {PAGE}. Kaggle's terms of use and the licence "

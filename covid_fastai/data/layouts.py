@@ -287,6 +287,8 @@ def _from_folders(
         raise DataError(
             f"{root} is neither CoronaHack (no {CORONAHACK_CSV}) nor a folder a class (folders: {found}).", hint=hint
         )
+    for place in (root, *{place.parent: None for _, _, place in places if place.parent != root}):
+        _note_strays(place, problems)
     rows = []
     for _, part, place in places:
         for path in _images_in(place, problems):
@@ -296,6 +298,21 @@ def _from_folders(
         raise DataError(f"The folders in {root} hold no images.", hint=f"Endings: {', '.join(sorted(IMAGE_SUFFIXES))}.")
     table = pd.DataFrame(rows).assign(patient="", source="", view="", conflict="")
     return Rows(table, pd.DataFrame(index=table.index), root, str(root), source=root.name)
+
+
+def _note_strays(folder: Path, problems: ProblemLog) -> None:
+    """Name images that lie beside the classes' folders: nothing says what they show."""
+    strays = [name for name in _names_in(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+    strays = [name for name in strays if not (folder / name).is_dir()]
+    if strays:
+        shown = ", ".join(strays[:5]) + (", ..." if len(strays) > 5 else "")
+        problems.add(
+            "no_class",
+            path=str(folder),
+            severity="note",
+            reason=f"{len(strays)} images beside the classes' folders were not read: {shown}",
+            remedy="Move them into the folder of their class, if they are of the data.",
+        )
 
 
 def _images_in(folder: Path, problems: ProblemLog) -> list[str]:

@@ -137,7 +137,7 @@ def _check_options(task: Task, *, negatives_per_positive: float | None, on_probl
         raise UsageError(f"seed={seed!r}.", hint="Give a whole number, 0 or more.")
     if negatives_per_positive is None:
         return
-    number = isinstance(negatives_per_positive, (int, float, np.number)) and not isinstance(negatives_per_positive, bool)
+    number = isinstance(negatives_per_positive, (int, float, np.number))
     if not number or not 0 < negatives_per_positive < float("inf"):
         raise UsageError(f"negatives_per_positive={negatives_per_positive!r}.", hint="Give a number above 0.")
     if task.positive is None or len(task.classes) != 2:

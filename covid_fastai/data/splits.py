@@ -245,7 +245,7 @@ def _deal(counts: pd.DataFrame, *, shares: Sequence[float], seed: int) -> pd.Ser
         if not missing:
             return pd.Series(part, index=counts.index)
     raise DataError(
-        f"No split has {counts.columns[missing[0]]!r} in every part: its patients have images of other classes too.",
+        f"No split has {counts.columns[missing[0]]!r} on every side: its patients have images of other classes too.",
         hint="Add patients, or take fewer folds.",
     )
 
