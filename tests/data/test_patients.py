@@ -94,7 +94,8 @@ def test_the_key_of_each_of_cohens_names_is_its_patient():
 
 
 def test_facts_cannot_be_changed_for_the_next_reader():
-    cohen_facts().loc[:, "patient"] = "nobody"
+    facts = cohen_facts()
+    facts.loc[:, "patient"] = "nobody"
     assert (cohen_facts()["patient"] != "nobody").all()
 
 

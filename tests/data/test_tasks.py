@@ -161,11 +161,10 @@ def test_get_task_takes_a_name_or_a_task():
         ("aetiology", "Did you mean 'etiology'?"),
         ("zzz", "Tasks: covid, pneumonia, etiology"),
         (None, "Tasks: covid"),
-        (["covid"], "Tasks: covid"),
+        (["covid"], "Did you mean 'covid'?"),
     ],
 )
 def test_get_task_says_what_may_be_meant(text, hint):
     with pytest.raises(UsageError, match="There is no task") as error:
         get_task(text)
-    assert hint in error.value.hint
-    assert ("Did you mean" in error.value.hint) == ("Did you mean" in hint or text == ["covid"])
+    assert error.value.hint.startswith(hint)

@@ -1,0 +1,397 @@
+"""Splits: no patient on two sides, every class on each, near the share asked for, and the test set untouched."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
+
+from covid_fastai.data.metadata import read_cohort
+from covid_fastai.data.splits import (
+    fold_by_patient,
+    fold_cohort,
+    leaked_patients,
+    split_by_image,
+    split_by_patient,
+)
+from covid_fastai.errors import DataError, UsageError
+
+CLASSES = ["Normal", "COVID-19"]
+
+
+def make_cohort(groups, *, classes=CLASSES, others=()) -> pd.DataFrame:
+    """A cohort from (patient, label, images) and, for rows that are not training, (patient, label, images, split)."""
+    rows = [
+        {"path": f"/data/{patient}-{label}-{i}.png", "label": label, "patient": patient, "group": patient, "split": s}
+        for patient, label, images, s in [*((*group, "train") for group in groups), *others]
+        for i in range(images)
+    ]
+    cohort = pd.DataFrame(rows, columns=["path", "label", "patient", "group", "split"])
+    cohort.attrs.update(classes=list(classes), positive=classes[-1])
+    return cohort
+
+
+def uneven(*, seed=0, patients=(120, 40), classes=CLASSES) -> list[tuple[str, str, int]]:
+    """Patients with one image mostly and up to a dozen, as in CoronaHack."""
+    rng = np.random.default_rng(seed)
+    return [
+        (f"{label}-{i}", label, int(min(12, rng.geometric(0.6))))
+        for label, n in zip(classes, patients, strict=True)
+        for i in range(n)
+    ]
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    others = [("t", "Normal", 4, "test"), ("u", "COVID-19", 2, "test"), ("v", "Normal", 3, "aside")]
+    return make_cohort(uneven(), others=others)
+
+
+def by_path(cohort, column="split"):
+    return cohort.set_index("path")[column].sort_index()
+
+
+# by patient
+
+
+def test_no_patient_on_both_sides_and_each_class_on_each(cohort):
+    split = split_by_patient(cohort)
+    assert leaked_patients(split) == []
+    used = split[split["split"].isin(["train", "valid"])]
+    assert (used.groupby("group")["split"].nunique() == 1).all()
+    assert set(used.groupby(["split", "label"]).size().index) == set(itertools.product(["train", "valid"], CLASSES))
+
+
+def test_only_training_rows_move(cohort):
+    before = cohort.copy(deep=True)
+    split = split_by_patient(cohort)
+    pd.testing.assert_frame_equal(cohort, before)
+    pd.testing.assert_frame_equal(split.drop(columns="split"), cohort.drop(columns="split"))
+    for part in ("test", "aside"):
+        assert ((split["split"] == part) == (cohort["split"] == part)).all()
+    assert split.attrs == cohort.attrs
+
+
+@pytest.mark.parametrize("valid", [0.1, 0.2, 0.5, 0.8])
+@pytest.mark.parametrize("seed", range(3))
+def test_each_class_is_near_the_share_asked_for(cohort, valid, seed):
+    split = split_by_patient(cohort, valid=valid, seed=seed)
+    used = split[split["split"].isin(["train", "valid"])]
+    for label, rows in used.groupby("label"):
+        largest = rows.groupby("group").size().max()
+        assert abs((rows["split"] == "valid").sum() - valid * len(rows)) <= largest, label
+
+
+@pytest.mark.parametrize("function", [split_by_patient, split_by_image, fold_by_patient])
+def test_the_seed_decides_and_the_order_of_rows_does_not(cohort, function):
+    column = "fold" if function is fold_by_patient else "split"
+    first = by_path(function(cohort, seed=3), column)
+    shuffled = cohort.sample(frac=1, random_state=1).reset_index(drop=True)
+    pd.testing.assert_series_equal(first, by_path(function(shuffled, seed=3), column))
+    assert (first != by_path(function(cohort, seed=4), column)).any()
+
+
+def test_any_unique_index_will_do(cohort):
+    moved = cohort.set_index(cohort["path"].str[::-1])
+    pd.testing.assert_series_equal(by_path(split_by_patient(moved)), by_path(split_by_patient(cohort)))
+
+
+def test_groups_not_patients_are_kept_together():
+    cohort = make_cohort([(f"{label}-{i}", label, 1) for label in CLASSES for i in range(10)])
+    cohort["group"] = cohort["patient"].str.replace("-1$", "-0", regex=True)  # patients 0 and 1 share a picture
+    for seed in range(20):
+        split = split_by_patient(cohort, seed=seed).set_index("patient")["split"]
+        assert all(split[f"{label}-0"] == split[f"{label}-1"] for label in CLASSES)
+
+
+def test_two_patients_of_a_class_are_enough():
+    cohort = make_cohort([("a", "Normal", 9), ("b", "Normal", 1), ("c", "COVID-19", 1), ("d", "COVID-19", 20)])
+    for valid in (0.01, 0.5, 0.99):
+        counts = split_by_patient(cohort, valid=valid).groupby(["split", "label"])["patient"].nunique()
+        assert counts.tolist() == [1, 1, 1, 1]
+
+
+def test_valid_rows_are_split_anew(cohort):
+    once = split_by_patient(cohort, seed=1)
+    pd.testing.assert_frame_equal(split_by_patient(once, seed=2), split_by_patient(cohort, seed=2))
+
+
+labels = st.sampled_from(["a", "b", "c"])
+mixed_groups = st.lists(st.lists(labels, min_size=1, max_size=6), min_size=1, max_size=14)
+
+
+@given(groups=mixed_groups, valid=st.floats(0.01, 0.99), folds=st.integers(2, 4), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_any_split_keeps_its_promises_or_is_refused(groups, valid, folds, seed):
+    rows = [(f"g{i}", label, 1) for i, group in enumerate(groups) for label in group]
+    cohort = make_cohort(rows, classes=["a", "b", "c"])
+    cohort["path"] += cohort.index.astype(str)
+    for deal, column, parts in (
+        (lambda: split_by_patient(cohort, valid=valid, seed=seed), "split", 2),
+        (lambda: fold_by_patient(cohort, folds=folds, seed=seed), "fold", folds),
+    ):
+        holding = cohort.groupby("label")["group"].nunique().reindex(["a", "b", "c"], fill_value=0)
+        try:
+            dealt = deal()
+        except DataError as error:
+            pure = cohort.groupby("group")["label"].nunique().max() == 1
+            assert (holding < parts).any() or not pure, "a class has a patient for each part"
+            assert error.hint
+            continue
+        assert (holding >= parts).all()
+        assert (dealt.groupby("group")[column].nunique() == 1).all()
+        assert (dealt.groupby("label")[column].nunique() == parts).all()
+
+
+def test_patients_with_several_classes_are_dealt_where_there_is_a_way():
+    """Compared with trying all ways: the greedy deal finds nearly each split that there is."""
+    refused = possible = 0
+    for trial in range(300):
+        rng = np.random.default_rng(trial)
+        images = rng.integers(0, 3, (rng.integers(3, 7), 2)) * (rng.random((1, 2)) < 2)
+        images = images[images.sum(axis=1) > 0]
+        if len(images) < 2 or ((images > 0).sum(axis=0) < 2).any():
+            continue
+        ways = (np.array(way) for way in itertools.product((0, 1), repeat=len(images)))
+        exists = any(all((images[way == part] > 0).any(axis=0).all() for part in (0, 1)) for way in ways)
+        rows = [(f"g{i}", CLASSES[j], n) for i, group in enumerate(images) for j, n in enumerate(group) if n]
+        try:
+            split = split_by_patient(make_cohort(rows), seed=1)
+            assert exists and (split.groupby("label")["split"].nunique() == 2).all()
+        except DataError:
+            refused += exists
+        possible += exists
+    assert possible > 100 and refused <= 0.01 * possible
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_folds_are_as_even_as_scikit_learns(seed):
+    cohort = make_cohort(uneven(seed=seed, patients=(300, 60)))
+    ours = fold_by_patient(cohort, folds=5, seed=seed)["fold"].to_numpy()
+    theirs = np.zeros(len(cohort), dtype=int)
+    folder = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    for number, (_, held_out) in enumerate(folder.split(cohort, cohort["label"], cohort["group"])):
+        theirs[held_out] = number
+
+    def unevenness(folds):
+        counts = pd.crosstab(folds, cohort["label"])
+        return ((counts - counts.mean()).abs() / counts.mean()).to_numpy().max()
+
+    assert unevenness(ours) <= unevenness(theirs) + 0.05
+    assert unevenness(ours) < 0.15
+
+
+# folds
+
+
+def test_folds_cover_every_training_row_once(cohort):
+    folded = fold_by_patient(cohort, folds=4)
+    training = cohort["split"] == "train"
+    assert set(folded.loc[training, "fold"]) == {0, 1, 2, 3} and (folded.loc[~training, "fold"] == -1).all()
+    assert (folded.loc[training].groupby("group")["fold"].nunique() == 1).all()
+    held_out = []
+    for fold in range(4):
+        split = fold_cohort(folded, fold)
+        assert leaked_patients(split) == []
+        assert (split.loc[~training, "split"] == cohort.loc[~training, "split"]).all()
+        assert set(split.loc[training, "split"]) == {"train", "valid"}
+        assert (split[split["split"] == "valid"].groupby("label").size() > 0).sum() == 2
+        held_out += split.index[split["split"] == "valid"].tolist()
+    assert sorted(held_out) == cohort.index[training].tolist()
+
+
+def test_folding_takes_valid_rows_back(cohort):
+    split = split_by_patient(cohort)
+    pd.testing.assert_frame_equal(fold_by_patient(split), fold_by_patient(cohort))
+
+
+def test_as_many_folds_as_patients_of_the_rarest_class():
+    cohort = make_cohort(uneven(patients=(30, 5)))
+    folded = fold_by_patient(cohort, folds=5)
+    assert folded[folded["label"] == "COVID-19"].groupby("fold")["patient"].nunique().tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("fold", [-1, 5, "0", None])
+def test_a_fold_that_is_not_there(cohort, fold):
+    with pytest.raises(UsageError, match="There is no fold") as error:
+        fold_cohort(fold_by_patient(cohort, folds=5), fold)
+    assert "0 to 4" in error.value.hint
+
+
+def test_a_cohort_without_folds(cohort):
+    with pytest.raises(UsageError, match="no column fold") as error:
+        fold_cohort(cohort, 0)
+    assert "fold_by_patient" in error.value.hint
+
+
+# by image
+
+
+def test_split_by_image_takes_the_share_of_images(cohort):
+    split = split_by_image(cohort, valid=0.25)
+    rows = split[split["split"].isin(["train", "valid"])]
+    assert (rows["split"] == "valid").sum() == round(0.25 * len(rows))
+    share = (rows["split"] == "valid").groupby(rows["label"]).mean()
+    np.testing.assert_allclose(share, 0.25, atol=0.01)
+    assert (split.loc[cohort["split"] == "test", "split"] == "test").all()
+
+
+def test_the_leaked_share_is_right(cohort, caplog):
+    with caplog.at_level(logging.WARNING, "covid_fastai"):
+        split = split_by_image(cohort)
+    train, valid = (set(split.loc[split["split"] == part, "patient"]) for part in ("train", "valid"))
+    assert 0 < len(train & valid) < len(valid)
+    assert split.attrs["leaked_patients"] == len(train & valid) / len(valid)
+    assert leaked_patients(split) == sorted(train & valid)
+    assert f"{len(train & valid)} of {len(valid)} validation patients" in caplog.text
+    assert "leaked_patients" not in split_by_patient(split).attrs
+    assert "leaked_patients" not in fold_by_patient(split).attrs
+
+
+def test_the_leaked_share_is_of_validation_patients_only():
+    cohort = make_cohort([(f"{label}-{i}", label, 1) for label in CLASSES for i in range(10)])
+    extra = cohort[cohort["label"] == "Normal"].assign(path=lambda rows: rows["path"] + "2", split="test")
+    both = pd.concat([cohort, extra], ignore_index=True)
+    both.attrs = cohort.attrs
+    assert split_by_image(both).attrs["leaked_patients"] == 0
+
+
+@pytest.mark.parametrize("rare", [2, 3])
+@pytest.mark.parametrize("valid", [0.01, 0.2, 0.99])
+def test_split_by_image_has_each_class_on_both_sides(rare, valid):
+    cohort = make_cohort([("a", "Normal", 60), ("b", "COVID-19", rare)])
+    for seed in range(10):
+        split = split_by_image(cohort, valid=valid, seed=seed)
+        assert (split.groupby("label")["split"].nunique() == 2).all()
+
+
+def test_leaked_patients_knows_shared_pictures_and_the_test_set():
+    cohort = make_cohort(
+        [("a", "Normal", 1), ("b", "Normal", 1)], others=[("c", "Normal", 1, "valid"), ("d", "Normal", 1, "test")]
+    )
+    assert leaked_patients(cohort) == []
+    cohort["group"] = ["a", "b", "a", "b"]
+    assert leaked_patients(cohort) == ["c", "d"]
+    assert leaked_patients(cohort.drop(columns="group")) == []
+
+
+# refused
+
+
+@pytest.mark.parametrize("function", [split_by_patient, split_by_image])
+@pytest.mark.parametrize("valid", [0, 1, -0.1, 20, float("nan")])
+def test_shares_outside_of_0_and_1(cohort, function, valid):
+    with pytest.raises(UsageError, match="valid="):
+        function(cohort, valid=valid)
+
+
+@pytest.mark.parametrize("function", [split_by_patient, split_by_image, fold_by_patient])
+@pytest.mark.parametrize("seed", [-1, 1.5, "1", None, True, 2**32])
+def test_seeds_that_are_none(cohort, function, seed):
+    with pytest.raises(UsageError, match="seed="):
+        function(cohort, seed=seed)
+
+
+@pytest.mark.parametrize("folds", [1, 0, -2, 2.0, "5", True])
+def test_numbers_of_folds_that_are_none(cohort, folds):
+    with pytest.raises(UsageError, match="folds="):
+        fold_by_patient(cohort, folds=folds)
+
+
+@pytest.mark.parametrize(
+    ("groups", "options", "message", "reasons"),
+    [
+        ([("a", "Normal", 5), ("b", "Normal", 5)], {}, "one class only .*'Normal' 2, 'COVID-19' 0", [2, 0]),
+        ([("a", "Normal", 1), ("b", "Normal", 1), ("c", "COVID-19", 9)], {}, "Too few patients of 'COVID-19'", [1]),
+        ([("a", "Normal", 9), ("c", "COVID-19", 9)], {}, "of 'Normal' and 'COVID-19'", [1, 1]),
+        (uneven(patients=(9, 3)), {"folds": 4}, "of 'COVID-19' for 4 folds .*'Normal' 9, 'COVID-19' 3", [3]),
+    ],
+)
+def test_too_few_patients_are_refused_with_their_counts(groups, options, message, reasons):
+    function = fold_by_patient if options else split_by_patient
+    with pytest.raises(DataError, match=message) as error:
+        function(make_cohort(groups), **options)
+    assert error.value.hint
+    for row, number in zip(error.value.details, reasons, strict=True):
+        assert row["kind"] == "too_few" and f"has {number} patient" in row["reason"] and row["remedy"]
+
+
+def test_a_class_of_one_image_is_refused():
+    with pytest.raises(DataError, match="Too few images of 'COVID-19'") as error:
+        split_by_image(make_cohort([("a", "Normal", 5), ("b", "COVID-19", 1)]))
+    assert error.value.details[0]["reason"] == "'COVID-19' has 1 image"
+
+
+def test_a_class_without_any_row_is_refused():
+    cohort = make_cohort(uneven(patients=(5, 5)), classes=CLASSES)
+    cohort.attrs["classes"] = [*CLASSES, "Viral"]
+    for function in (split_by_patient, split_by_image, fold_by_patient):
+        with pytest.raises(DataError, match="Too few .* of 'Viral'"):
+            function(cohort)
+
+
+def test_patients_with_every_class_on_two_sides_only():
+    cohort = make_cohort([("a", "Normal", 3), ("a", "COVID-19", 3), ("b", "Normal", 2), ("c", "COVID-19", 2)])
+    with pytest.raises(DataError, match="on every side: its patients have images of other classes too"):
+        split_by_patient(cohort)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda cohort: cohort.drop(columns=["group", "label"]), "no column label, group"),
+        (lambda cohort: cohort.assign(split="test"), r"no training row to split \(test 11\)"),
+        (lambda cohort: cohort.iloc[:0], r"no training row to split \(no row\)"),
+        (lambda cohort: pd.concat([cohort, cohort]), "share an index"),
+    ],
+)
+@pytest.mark.parametrize("function", [split_by_patient, split_by_image, fold_by_patient])
+def test_tables_that_are_no_cohort(function, change, message):
+    cohort = make_cohort([(f"{label}-{i}", label, 1) for label in CLASSES for i in range(6)]).iloc[:11]
+    with pytest.raises(DataError, match=message):
+        function(change(cohort))
+
+
+# real images
+
+
+@pytest.fixture(scope="module")
+def pneumonia(real_data):
+    return read_cohort(real_data / "coronahack-224", task="pneumonia", check_images=False)
+
+
+@pytest.mark.realdata
+def test_the_official_test_never_moves(pneumonia):
+    test = pneumonia["split"] == "test"
+    assert test.sum() == 624
+    for function in (split_by_patient, split_by_image, fold_by_patient):
+        moved = function(pneumonia)
+        assert ((moved["split"] == "test") == test).all()
+    assert leaked_patients(split_by_patient(pneumonia)) == []
+
+
+@pytest.mark.realdata
+def test_coronahack_is_split_near_a_fifth(pneumonia):
+    split = split_by_patient(pneumonia)
+    used = split[split["split"].isin(["train", "valid"])]
+    share = (used["split"] == "valid").groupby(used["label"]).mean()
+    np.testing.assert_allclose(share, 0.2, atol=0.005)
+
+
+@pytest.mark.realdata
+def test_splitting_coronahack_by_image_leaks_patients(real_data):
+    """Half of the held-out COVID-19 images are of patients who stay in training, at a tenth for validation."""
+    cohort = read_cohort(real_data / "coronahack-224", task="covid", check_images=False)
+    shares = []
+    for seed in range(20):
+        split = split_by_image(cohort, valid=0.1, seed=seed)
+        train = set(split.loc[split["split"] == "train", "patient"])
+        held_out = split[(split["split"] == "valid") & (split["label"] == "COVID-19")]
+        shares.append(held_out["patient"].isin(train).mean())
+    assert 0.35 < np.mean(shares) < 0.65
