@@ -225,6 +225,8 @@ def _own_run(
                 commands = {"python": commands["python"].replace("train_classifier", "cross_validate", 1)}
             write_json(folder / "config.json", {"data": source, "config": config.to_dict(), **commands, **extra})
             write_json(folder / "versions.json", collect_versions())
+            if not extra.get("folds"):
+                logger.info("The same from the command line: %s", commands["command"])
         log_event(folder, "resumed" if resuming else "started")
         try:
             yield

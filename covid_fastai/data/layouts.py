@@ -22,7 +22,7 @@ logger = logging.getLogger("covid_fastai")
 
 # The columns that a cohort is made from, and how data sets name them; the first that is there is taken.
 ROLES = {
-    "path": ("x_ray_image_name", "image", "path", "filename", "file", "image_path", "file_path", "image_name", "img"),
+    "path": ("path", "x_ray_image_name", "image", "filename", "file", "image_path", "file_path", "image_name", "img"),
     "label": ("label", "labels", "class", "finding", "diagnosis", "target"),
     "patient": ("patient", "patient_id", "subject", "subject_id"),
     "split": ("dataset_type", "split", "subset", "partition"),

@@ -180,7 +180,7 @@ def _classes(cohort: pd.DataFrame) -> list[str]:
 
 def _count_groups(rows: pd.DataFrame, classes: Sequence[str], *, least: int, what: str) -> pd.DataFrame:
     """Return the images by group (rows, by name) and class; raise where a class has too few groups."""
-    counts = pd.crosstab(rows["group"], rows["label"]).reindex(columns=classes, fill_value=0).sort_index()
+    counts = pd.crosstab(rows["group"], rows["label"]).reindex(columns=classes, fill_value=0)
     _refuse((counts > 0).sum(), least=least, unit="patient", what=what)
     return counts
 
@@ -234,8 +234,9 @@ def _deal(counts: pd.DataFrame, *, shares: Sequence[float], seed: int) -> pd.Ser
     rarest_first = np.argsort(images.sum(axis=0), kind="stable")
     owed = np.outer(shares, images.sum(axis=0)).astype(float)  # images that each part has yet to get, by class
     rng = np.random.default_rng(int(seed))
-    for _ in range(DEALS):
-        part = _deal_once(images, owed.copy(), rarest_first, rng)
+    for attempt in range(DEALS):
+        order = rng.permutation(rarest_first) if attempt else rarest_first
+        part = _deal_once(images, owed.copy(), order, rng)
         missing = [
             label
             for label in rarest_first

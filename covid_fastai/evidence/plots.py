@@ -58,7 +58,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
         if 0 < frozen < len(folds[0]):
             axes.axvspan(0.5, frozen + 0.5, color="#888888", alpha=0.12, lw=0)
-            axes.text(0.55, 0.02, " body frozen", transform=axes.get_xaxis_transform(), fontsize=7, color="#555555")
+            axes.text(0.55, 0.98, " body frozen", transform=axes.get_xaxis_transform(), fontsize=7, va="top")
         axes.set_xlim(0.5, history["epoch"].max() + 0.5)
     return figure
 
