@@ -1,0 +1,1 @@
+"""How the package's own weights were made: `python -m pretraining --data FOLDER --out FOLDER`."""
