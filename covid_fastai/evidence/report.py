@@ -151,7 +151,7 @@ def write_exploration(cohort: pd.DataFrame, out: str | Path = "exploration.html"
         counts=_counts(cohort),
         sources=source_table(cohort),
         count_figures=[
-            _chart(plot_class_counts(cohort), "Images and patients by class"),
+            _chart(plot_class_counts(cohort), "Images and patients by class", wide=True),
             _chart(plot_images_per_patient(cohort), "Images of a patient"),
             _chart(plot_missing_values(cohort), "Empty cells by column"),
         ],
@@ -185,10 +185,10 @@ def _tiles(result: Evaluation) -> list[dict[str, str]]:
     for metric, title in named.items():
         row = result.row(metric)
         value, low, high = row["value"], row["low"], row["high"]
-        interval = f"95% interval {low:.2f} to {high:.2f}" if low == low else "no interval can be given"
+        interval = f"95% interval {low:.3f} to {high:.3f}" if low == low else "no interval can be given"
         about = f" for {row['class']}" if metric == "sensitivity" else ""
         n = f"n = {row['n']} {row['unit']}s"
-        shown = f"{value:.2f}" if value == value else "–"
+        shown = f"{value:.3f}" if value == value else "–"
         tiles.append({"title": title + about, "value": shown, "interval": interval, "n": n})
     return tiles
 
