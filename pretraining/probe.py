@@ -1,0 +1,153 @@
+"""What frozen features are worth on patients and hospitals that the weights have not seen, beside what knows less.
+
+`python -m pretraining.probe --data FOLDER --out FOLDER` compares the weights in `--out` with random ones, the teacher
+and a 16x16 thumbnail: a logistic regression on frozen features, five folds by patient, the same rows and folds for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from covid_fastai.data.images import open_image, resize_image
+from covid_fastai.data.metadata import read_cohort
+from covid_fastai.data.splits import fold_by_patient
+from covid_fastai.data.tasks import Task
+from covid_fastai.evidence.metrics import Evaluation, evaluate
+from covid_fastai.files import write_csv
+from pretraining.teacher import teacher_features
+from pretraining.train import MEAN, STD, body
+
+__all__ = ["COHORTS", "body_features", "probe", "thumbnails"]
+
+FOLDS = 5
+EXTERNAL = Task(
+    name="external",
+    classes=("negative", "COVID-19"),
+    positive="COVID-19",
+    labels={"positive": "COVID-19", "no finding": "negative"},
+    frontal_only=False,
+    aside={"pneumonia": "not asked"},
+)
+
+
+def external(data: Path, *names: str) -> pd.DataFrame:
+    """Return the cohorts of other hospitals together, none of which the weights have seen."""
+    parts = [read_cohort(data / name / "labels.csv", task=EXTERNAL, check_images=False) for name in names]
+    cohort = pd.concat(parts, ignore_index=True)
+    cohort.attrs = parts[0].attrs
+    return cohort
+
+
+def unseen_kermany(data: Path, seen: pd.DataFrame) -> pd.DataFrame:
+    """Return Kermany's TRAIN patients that the weights have not seen, with the classes of the task etiology."""
+    cohort = read_cohort(data / "coronahack-224", task="etiology", check_images=False)
+    attrs = cohort.attrs
+    cohort = cohort[(cohort["split"] == "train") & ~cohort["patient"].isin(seen["patient"])].reset_index(drop=True)
+    cohort.attrs = attrs
+    return cohort
+
+
+def covid(data: Path, seen: pd.DataFrame) -> pd.DataFrame:
+    """Return CoronaHack's COVID-19 task, without the patients that the weights have seen."""
+    cohort = read_cohort(data / "coronahack-full", task="covid", check_images=False)
+    attrs = cohort.attrs
+    cohort = cohort[(cohort["split"] == "train") & ~cohort["patient"].isin(seen["patient"])].reset_index(drop=True)
+    cohort.attrs = attrs
+    return cohort
+
+
+COHORTS = {
+    "external-adult + actualmed": lambda data, seen: external(data, "external-adult", "external-actualmed"),
+    "Kermany, unseen patients": unseen_kermany,
+    "CoronaHack covid": covid,
+}
+
+
+@torch.inference_mode()
+def body_features(model: nn.Module, paths: pd.Series, *, size: int, batch_size: int = 64) -> np.ndarray:
+    """Return the body's pooled features, `(n, 512)`, the mean over the image and its mirror image."""
+    model = model.eval().to(memory_format=torch.channels_last)
+    rows = []
+    for start in range(0, len(paths), batch_size):
+        pictures = [np.asarray(resize_image(open_image(path), size)) for path in paths[start : start + batch_size]]
+        x = (torch.from_numpy(np.stack(pictures)).float().div(255)[:, None] - MEAN) / STD
+        rows.append(model(x).numpy())
+    return np.concatenate(rows)
+
+
+def thumbnails(paths: pd.Series) -> np.ndarray:
+    """Return each image as 16x16 grey values, `(n, 256)`: what can be told without a network."""
+    return np.stack([np.asarray(resize_image(open_image(path), 16), dtype=float).ravel() for path in paths])
+
+
+def probe(features: np.ndarray, cohort: pd.DataFrame, *, seed: int = 0) -> Evaluation:
+    """Judge features by a logistic regression in five folds by patient, its strength chosen inside each fold."""
+    cohort = fold_by_patient(cohort, folds=FOLDS, seed=seed)
+    classes = list(cohort.attrs["classes"])
+    probabilities = np.zeros((len(cohort), len(classes)))
+    for fold in range(FOLDS):
+        held_out = (cohort["fold"] == fold).to_numpy()
+        inner = fold_by_patient(cohort[~held_out].reset_index(drop=True), folds=3, seed=seed)["fold"].to_numpy()
+        splits = [(np.flatnonzero(inner != k), np.flatnonzero(inner == k)) for k in range(3)]
+        regression = LogisticRegressionCV(Cs=np.logspace(-4, 1, 6), cv=splits, scoring="neg_log_loss", max_iter=3000)
+        model = make_pipeline(StandardScaler(), regression)
+        model.fit(features[~held_out], cohort.loc[~held_out, "label"])
+        order = [list(model.classes_).index(name) for name in classes]
+        probabilities[held_out] = model.predict_proba(features[held_out])[:, order]
+    table = cohort[["path", "label", "patient"]].copy()
+    for number, name in enumerate(classes):
+        table[f"p_{name}"] = probabilities[:, number]
+    return evaluate(table, positive=cohort.attrs["positive"])
+
+
+def main() -> None:
+    """Compare the weights with what knows less and with the teacher, and write `probe.csv`."""
+    parser = argparse.ArgumentParser(prog="python -m pretraining.probe", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the pretraining")
+    parser.add_argument("--weights", type=Path, help="a body's .safetensors; that of --out if not given")
+    parser.add_argument("--size", type=int, default=128, help="side of the images, pixels")
+    options = parser.parse_args()
+    seen = pd.read_csv(options.out / "seen.csv", dtype=str, keep_default_na=False)
+    trained, random = body(), body()
+    state = load_file(options.weights or options.out / "cxr-resnet18.safetensors")
+    trained.load_state_dict(
+        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    )
+    rows = []
+    for name, read in COHORTS.items():
+        cohort = read(options.data, seen)
+        paths = cohort["path"]
+        found = {
+            "cxr": body_features(trained, paths, size=options.size),
+            "random": body_features(random, paths, size=options.size),
+            "teacher (ImageNet)": teacher_features(paths, None).astype(float),
+            "thumbnail": thumbnails(paths),
+        }
+        for kind, features in found.items():
+            result = probe(features, cohort)
+            for metric in ("accuracy", "auc", "log_loss"):
+                figure = result.row(metric)
+                rows.append(
+                    {
+                        "cohort": name,
+                        "features": kind,
+                        **{key: figure[key] for key in ("metric", "value", "low", "high", "n")},
+                    }
+                )
+            print(name, kind, {row["metric"]: round(row["value"], 4) for row in rows[-3:]}, flush=True)
+    write_csv(options.out / "probe.csv", pd.DataFrame(rows))
+
+
+if __name__ == "__main__":
+    main()
