@@ -48,18 +48,9 @@ def external(data: Path, *names: str) -> pd.DataFrame:
     return cohort
 
 
-def unseen_kermany(data: Path, seen: pd.DataFrame) -> pd.DataFrame:
-    """Return Kermany's TRAIN patients that the weights have not seen, with the classes of the task etiology."""
-    cohort = read_cohort(data / "coronahack-224", task="etiology", check_images=False)
-    attrs = cohort.attrs
-    cohort = cohort[(cohort["split"] == "train") & ~cohort["patient"].isin(seen["patient"])].reset_index(drop=True)
-    cohort.attrs = attrs
-    return cohort
-
-
-def covid(data: Path, seen: pd.DataFrame) -> pd.DataFrame:
-    """Return CoronaHack's COVID-19 task, without the patients that the weights have seen."""
-    cohort = read_cohort(data / "coronahack-full", task="covid", check_images=False)
+def coronahack(folder: Path, seen: pd.DataFrame, *, task: str) -> pd.DataFrame:
+    """Return the TRAIN rows of a task, without the patients that the weights have seen."""
+    cohort = read_cohort(folder, task=task, check_images=False)
     attrs = cohort.attrs
     cohort = cohort[(cohort["split"] == "train") & ~cohort["patient"].isin(seen["patient"])].reset_index(drop=True)
     cohort.attrs = attrs
@@ -68,8 +59,8 @@ def covid(data: Path, seen: pd.DataFrame) -> pd.DataFrame:
 
 COHORTS = {
     "external-adult + actualmed": lambda data, seen: external(data, "external-adult", "external-actualmed"),
-    "Kermany, unseen patients": unseen_kermany,
-    "CoronaHack covid": covid,
+    "Kermany, unseen patients": lambda data, seen: coronahack(data / "coronahack-224", seen, task="etiology"),
+    "CoronaHack covid": lambda data, seen: coronahack(data / "coronahack-full", seen, task="covid"),
 }
 
 
