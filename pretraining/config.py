@@ -32,7 +32,7 @@ class Recipe:
     seed: int = 0
     kermany_share: float = 0.5
     stored_size: int = 144
-    sizes: tuple[int, ...] = (96,) * 10 + (128,) * 12
+    sizes: tuple[int, ...] = (96,) * 8 + (128,) * 8
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
