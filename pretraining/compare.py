@@ -1,0 +1,149 @@
+"""What starting from the weights is worth when a model is trained: beside random weights, on the same rows.
+
+`python -m pretraining.compare covid|test|curve --data FOLDER --out FOLDER` is resumable: what is done is not done again.
+
+- `covid`: CoronaHack's COVID-19 task, five folds by patient, 1 + 1 and 5 + 5 epochs.
+- `test`: the pneumonia task, trained on TRAIN; the official TEST is touched once.
+- `curve`: the pneumonia task from 10 to 300 patients a class whom the weights have not seen, judged on 400 others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from fastai.torch_core import no_random
+
+from covid_fastai import (
+    build_dataloaders,
+    build_learner,
+    cross_validate,
+    evaluate,
+    fit,
+    predict,
+    read_cohort,
+    read_run,
+    train_classifier,
+)
+from covid_fastai.evidence.metrics import score_units
+from covid_fastai.evidence.resampling import patient_draws, roc_auc
+from covid_fastai.files import write_csv
+
+__all__ = ["compare_covid", "compare_curve", "compare_test", "paired_auc"]
+
+KINDS = {"cxr": "cxr", "random": None}
+PATIENTS = (10, 30, 100, 300)
+SEEDS = range(5)
+HELD_OUT = 200  # patients a class that the curve is judged on
+DRAWS = 2000
+
+
+def paired_auc(first: pd.DataFrame, second: pd.DataFrame, *, positive: str) -> dict[str, float]:
+    """Return the difference of two models' AUC on the same patients with its 95% interval.
+
+    Both are judged on the same 2,000 bootstrap draws of patients, class by class.
+    """
+    units = [score_units(table, positive=positive).table.set_index("patient").sort_index() for table in (first, second)]
+    if not units[0].index.equals(units[1].index):
+        raise ValueError("the two tables are of different patients")
+    labels = units[0]["label"]
+    weights = patient_draws(pd.Series(labels.index), labels, draws=DRAWS, seed=0).astype(float)
+    of_class = (labels == positive).to_numpy()
+    scores = [table[f"p_{positive}"].to_numpy() for table in units]
+    once = [roc_auc(score, of_class, np.ones((1, len(labels))))[0] for score in scores]
+    drawn = roc_auc(scores[0], of_class, weights) - roc_auc(scores[1], of_class, weights)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {"first": once[0], "second": once[1], "difference": once[0] - once[1], "low": low, "high": high}
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run is there and ended well."""
+    return (folder / "record.jsonl").exists() and read_run(folder).status == "finished"
+
+
+def compare_covid(data: Path, out: Path) -> pd.DataFrame:
+    """Cross-validate from either weights for 1 + 1 and 5 + 5 epochs, and return the paired differences."""
+    rows = []
+    for epochs in (1, 5):
+        tables = []
+        for kind, weights in KINDS.items():
+            folder = out / f"covid-{kind}-{epochs}"
+            if not finished(folder):
+                options = {"task": "covid", "frozen_epochs": epochs, "unfrozen_epochs": epochs, "weights": weights}
+                resume = {"resume": folder} if folder.exists() else {"out": folder, **options}
+                cross_validate(None if folder.exists() else data / "coronahack-full", **resume)
+            tables.append(read_run(folder).predictions)
+        rows.append({"epochs": f"{epochs} + {epochs}", **paired_auc(*tables, positive="COVID-19")})
+    return pd.DataFrame(rows)
+
+
+def compare_test(data: Path, out: Path) -> pd.DataFrame:
+    """Train on TRAIN from either weights, touch the official TEST once each, and return its figures."""
+    rows = []
+    for kind, weights in KINDS.items():
+        folder = out / f"test-{kind}"
+        if not finished(folder):
+            resume = {"resume": folder} if folder.exists() else {"out": folder, "weights": weights, "touch_test": True}
+            if not folder.exists():
+                resume["task"] = "pneumonia"
+            train_classifier(None if folder.exists() else data / "coronahack-224", **resume)
+        for split, result in read_run(folder).evaluations.items():
+            for metric in ("accuracy", "auc", "sensitivity", "specificity"):
+                row = result.row(metric)
+                figures = {name: row[name] for name in ("metric", "value", "low", "high", "n")}
+                rows.append({"weights": kind, "split": split, **figures})
+    return pd.DataFrame(rows)
+
+
+def compare_curve(data: Path, out: Path) -> pd.DataFrame:
+    """Train on few patients from either weights, and return accuracy and AUC by patients, seed and weights."""
+    cohort = read_cohort(data / "coronahack-224", task="pneumonia", check_images=False)
+    seen = set(pd.read_csv(out / "seen.csv", dtype=str, keep_default_na=False)["patient"])
+    attrs = cohort.attrs
+    cohort = cohort[(cohort["split"] == "train") & ~cohort["patient"].isin(seen)]
+    file = out / "curve.jsonl"
+    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    have = {(row["patients"], row["seed"], row["weights"]) for row in done}
+    for seed in SEEDS:
+        order = cohort.drop_duplicates("patient").sample(frac=1, random_state=seed)
+        ranks = order.groupby("label").cumcount()
+        for patients in PATIENTS:
+            held_out = set(order.loc[ranks < HELD_OUT, "patient"])
+            trained = set(order.loc[(ranks >= HELD_OUT) & (ranks < HELD_OUT + patients), "patient"])
+            rows = cohort[cohort["patient"].isin(held_out | trained)].reset_index(drop=True)
+            rows["split"] = np.where(rows["patient"].isin(held_out), "valid", "train")
+            rows.attrs = attrs
+            for kind, weights in KINDS.items():
+                if (patients, seed, kind) in have:
+                    continue
+                with no_random(seed):
+                    dls = build_dataloaders(rows, image_size=128, batch_size=16, num_workers=0)
+                    learn = build_learner(dls, weights=weights)
+                    fit(learn, frozen_epochs=5, unfrozen_epochs=5)
+                    result = evaluate(predict(learn))
+                row = {"patients": patients, "seed": seed, "weights": kind}
+                row |= {metric: result.value(metric) for metric in ("accuracy", "auc")}
+                done.append(row)
+                with open(file, "a", encoding="utf-8") as lines:
+                    lines.write(json.dumps(row) + "\n")
+    return pd.DataFrame(done)
+
+
+def main() -> None:
+    """Run one comparison and write its table into the folder of the pretraining."""
+    parser = argparse.ArgumentParser(prog="python -m pretraining.compare", description=__doc__)
+    comparisons = {"covid": compare_covid, "test": compare_test, "curve": compare_curve}
+    parser.add_argument("what", choices=comparisons)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the pretraining")
+    options = parser.parse_args()
+    table = comparisons[options.what](options.data, options.out)
+    write_csv(options.out / f"{options.what}.csv", table)
+    print(table.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
