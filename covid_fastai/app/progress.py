@@ -62,5 +62,6 @@ class TerminalProgress(Callback):
 
     def _begin(self, what: str) -> None:
         if self.bar is not None:
-            self._what = f"epoch {self.epoch + 1}, {what}"
+            phase = "frozen" if self.opt.frozen_idx else "unfrozen"
+            self._what = f"{phase} epoch {self.epoch + 1}/{self.n_epoch}, {what}"
             self.bar.reset(self.task, total=len(self.dl), description=self._what)

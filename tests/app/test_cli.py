@@ -192,6 +192,29 @@ def test_every_choice_of_a_training_is_an_option():
     assert set(TrainConfig.model_fields) <= set(inspect.signature(train).parameters)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], {}),
+        (["--no-guard-seen"], {"guard_seen": False}),
+        (["--guard-seen"], {"guard_seen": True}),
+        (["--touch-test", "--no-guard-seen"], {"touch_test": True, "guard_seen": False}),
+    ],
+)
+def test_options_that_are_on_or_off(words, expected, monkeypatch):
+    from typer.testing import CliRunner
+
+    from covid_fastai.app import cli
+
+    found = {}
+    monkeypatch.setattr(cli, "_train", lambda *arguments, choices, **options: found.update(choices))
+    done = CliRunner().invoke(cli.app, ["train", "data", *words, "--quiet"])
+    assert done.exit_code == 0 and found == expected
+    assert TrainConfig.build(**found).to_command("data").split()[3:] == [
+        word for word in words if word != "--guard-seen"
+    ]
+
+
 def test_an_interrupt_ends_with_130_and_says_how_to_go_on(covid_dataset, tmp_path):
     import signal
     import time
