@@ -61,6 +61,10 @@ class TrainConfig(BaseModel):
     on_problem: Literal["error", "skip"] = Field(
         "error", description="Stop at faulty rows (error), or leave them out and list them (skip)."
     )
+    guard_seen: bool = Field(
+        True,
+        description="Keep what the package's own weights have seen out of evaluation, whatever weights are chosen.",
+    )
     split: Literal["patient", "image"] = Field(
         "patient", description="Unit of the split; image lets one patient stand on both sides."
     )
@@ -136,7 +140,7 @@ class TrainConfig(BaseModel):
         for name, value in self.changed().items():
             option = f"--{name.replace('_', '-')}"
             if isinstance(value, bool):
-                words.append(option)
+                words.append(option if value else f"--no-{option[2:]}")
             else:
                 words += [option, self.task_name if name == "task" else "none" if value is None else str(value)]
         if out is not None:

@@ -38,7 +38,7 @@ logger = logging.getLogger("covid_fastai")
 
 READING = (  # the fields of TrainConfig that read_cohort takes under the same name
     *("task", "image_root", "path_column", "label_column", "patient_column", "split_column", "source_column"),
-    *("view_column", "encoding", "negatives_per_positive", "seed", "on_problem"),
+    *("view_column", "encoding", "negatives_per_positive", "guard_seen", "seed", "on_problem"),
 )
 
 

@@ -48,6 +48,13 @@ def test_python_and_command_say_the_same():
     assert config.to_command("my data") == "covid-fastai train 'my data' --task pneumonia --touch-test --weights none"
 
 
+def test_an_option_that_is_on_is_turned_off_by_its_no():
+    config = TrainConfig.build(guard_seen=False)
+    assert config.to_command("data") == "covid-fastai train data --no-guard-seen"
+    assert config.to_python("data") == "train_classifier('data', guard_seen=False)"
+    assert TrainConfig().guard_seen and "guard" not in TrainConfig.build(guard_seen=True).to_command("data")
+
+
 def test_round_trip():
     config = TrainConfig.build(preset="article")
     assert TrainConfig.from_dict(config.to_dict()) == config

@@ -126,6 +126,7 @@ def _option(name: str, field: Any) -> tuple[Any, Any]:
     text = f"{field.description} (default: {default})"
     flag = f"--{name.replace('_', '-')}"
     if kinds == {bool}:
+        flag = f"{flag}/--no-{name.replace('_', '-')}" if field.default else flag
         return bool | None, typer.Option(flag, help=text, show_default=False)
     if choices and kinds <= {str}:
         return typing.Literal[tuple(choices)] | None, typer.Option(flag, help=text, show_default=False)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from covid_fastai.data.checks import RowChecker
-from covid_fastai.data.fingerprints import join_groups
+from covid_fastai.data.fingerprints import join_groups, keep_hashes
 from covid_fastai.data.layouts import SPLITS, Rows, read_rows
 from covid_fastai.data.patients import image_facts, image_source, patient_key
 from covid_fastai.data.problems import ProblemLog, count_kinds
+from covid_fastai.data.seen import Manifest, mark_seen, package_manifests, read_manifest
 from covid_fastai.data.tasks import Task, canonical_finding, fold_text, get_task
 from covid_fastai.errors import DataError, UsageError
 
@@ -21,9 +23,10 @@ __all__ = ["COHORT_COLUMNS", "read_cohort", "summarise_cohort"]
 
 logger = logging.getLogger("covid_fastai")
 
-COHORT_COLUMNS = ["path", "label", "patient", "group", "split", "source", "view", "finding", "note"]
+COHORT_COLUMNS = ["path", "label", "patient", "group", "split", "source", "view", "finding", "note", "seen"]
 FACTS = ["sex", "age", "day"]
 LATERAL = {fold_text(view) for view in ("L", "LL", "RL", "LAT", "lateral", "left lateral", "right lateral")}
+SEEN = "seen by the package's weights"  # the note of a row of the official TEST that stands aside for it
 
 
 def read_cohort(
@@ -42,6 +45,7 @@ def read_cohort(
     seed: int = 42,
     on_problem: str = "error",
     check_images: bool = True,
+    guard_seen: bool = True,
     workers: int | None = None,
 ) -> pd.DataFrame:
     """Read a data set into a cohort, and check every row of it before anything is learnt from it.
@@ -65,35 +69,47 @@ def read_cohort(
         encoding: The CSV's encoding, where it is neither UTF-8 nor marked as UTF-16.
         negatives_per_positive: Images of the negative class that are drawn for each image of the positive one, both
             of the training rows; the rest stands aside as "not drawn". Images are drawn, not patients, as in the
-            article. None for all.
+            article, those first that the package's weights have not seen. None for all.
         seed: Seed of that draw, which does not depend on the order of the rows.
         on_problem: `"error"` raises when rows are faulty, `"skip"` leaves those out.
         check_images: Whether to open every image, which finds unreadable ones and pictures that are there twice.
+        guard_seen: Whether to keep what the package's own weights have seen out of evaluation, whatever weights are
+            chosen, so that all are compared on the same images: such an image, and any other of its patient, is `seen`,
+            which a split leaves in training, and in the official TEST it stands aside. Without opened images, names and
+            patients alone are compared. False looks for nothing, and is for weights from elsewhere, or none.
         workers: Threads that open images; None for a number that fits the machine.
 
     Returns:
         One row an image, with a RangeIndex and the columns `COHORT_COLUMNS`, `sex`, `age` (years) and `day` where
-        they are known, and all columns that the data came with. `split` is train, test or aside. In `attrs`: `task`,
-        `classes`, `positive`, `root`, `patients_known`, `problems` and `data`, all plain values.
+        they are known, and all columns that the data came with. `split` is train, test or aside; `seen` is bool, and
+        False in all rows with `guard_seen=False`. In `attrs`: `task`, `classes`, `positive`, `root`,
+        `patients_known`, `problems` and `data`, all plain values.
 
     Raises:
         DataError: The data cannot be read, or rows are faulty; `details` has a dictionary a fault, all of them.
+        ModelFormatError: The list of what the package's weights have seen is damaged.
         UsageError: An option has a value that is not allowed.
     """
     task = get_task(task)
     _check_options(task, negatives_per_positive=negatives_per_positive, on_problem=on_problem, seed=seed)
+    manifests = [read_manifest(file) for file in package_manifests()] if guard_seen else []
     problems = ProblemLog()
     columns = {"path": path_column, "label": label_column, "patient": patient_column}
     columns |= {"split": split_column, "source": source_column, "view": view_column}
     rows = read_rows(data, task=task, columns=columns, image_root=image_root, encoding=encoding, problems=problems)
     table = _identify(rows)
     table = _place(table, task, problems)
-    table, duplicates = _check(table, task, rows.root, problems, check_images=check_images, workers=workers)
+    with keep_hashes() as hashes:
+        table, duplicates = _check(
+            table, task, rows.root, problems, check_images=check_images, guarded=bool(manifests), workers=workers
+        )
     if on_problem == "error":
         problems.raise_errors(rows.data)
     if table.empty:
         raise DataError(f"{rows.data}: no row is left.", hint="See the details.", details=problems.errors())
     table["group"] = join_groups(table["patient"], duplicates)
+    table["seen"] = _mark_seen(table, hashes if check_images else None, manifests)
+    table = _keep_seen_apart(table, problems)
     table = _keep_test_apart(table, problems)
     if negatives_per_positive is not None:
         table = _draw_negatives(table, task, ratio=negatives_per_positive, seed=seed)
@@ -218,7 +234,14 @@ def _place_in_split(table: pd.DataFrame, task: Task, problems: ProblemLog) -> pd
 
 
 def _check(
-    table: pd.DataFrame, task: Task, root: Path | None, problems: ProblemLog, *, check_images: bool, workers: int | None
+    table: pd.DataFrame,
+    task: Task,
+    root: Path | None,
+    problems: ProblemLog,
+    *,
+    check_images: bool,
+    guarded: bool,
+    workers: int | None,
 ) -> tuple[pd.DataFrame, pd.Series]:
     """Check all rows, and return those that can be used, with the groups of equal pictures."""
     checker = RowChecker(table, problems)
@@ -229,14 +252,39 @@ def _check(
         duplicates = checker.check_images(workers=workers)
     else:
         duplicates = pd.Series(range(len(table)), index=table.index)
+        also = "; what the package's weights have seen was looked for by name and patient only" if guarded else ""
         problems.add(
             "not_opened",
             severity="note",
-            reason="no image was opened: unreadable ones and copies were not looked for",
+            reason="no image was opened: unreadable ones and copies were not looked for" + also,
             remedy="Say check_images=True.",
         )
     kept = table.drop(index=checker.faulty | checker.repeated | set(table.index[table["unknown_split"]]))
     return kept, duplicates[kept.index]
+
+
+def _mark_seen(table: pd.DataFrame, hashes: Mapping[str, bytes] | None, manifests: Sequence[Manifest]) -> pd.Series:
+    """Say of each row whether the weights have seen a picture of its group: it, a copy, or another of its patient."""
+    phash = None if hashes is None else table["path"].map(hashes)
+    seen = mark_seen(table, phash, manifests)
+    return table["group"].isin(set(table.loc[seen, "group"]))
+
+
+def _keep_seen_apart(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
+    """Put test images aside that the weights have seen, before the training images of tested patients are."""
+    tested = table["seen"] & (table["split"] == "test")
+    trained = int((table["seen"] & (table["split"] == "train")).sum())
+    if trained or tested.any():
+        aside = f"; {int(tested.sum())} of the official TEST stand aside" if tested.any() else ""
+        problems.add(
+            "seen_by_weights",
+            severity="note",
+            reason=f"{trained} training images are of patients whom the package's weights have seen: they are trained "
+            f"on and never evaluated on{aside}",
+            remedy="Nothing; guard_seen=False lets them be evaluated on, with weights=None or 'imagenet'.",
+        )
+    table.loc[tested, ["split", "note"]] = ["aside", SEEN]
+    return table
 
 
 def _keep_test_apart(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
@@ -258,7 +306,7 @@ def _keep_test_apart(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
 
 
 def _draw_negatives(table: pd.DataFrame, task: Task, *, ratio: float, seed: int) -> pd.DataFrame:
-    """Draw images of the negative class among the training rows, in an order that only names and seed decide."""
+    """Draw images of the negative class among the training rows, the unseen first; names and seed decide the order."""
     train = table[table["split"] == "train"]
     positives = int((train["label"] == task.positive).sum())
     negatives = train[train["label"] != task.positive].sort_values("path")
@@ -272,6 +320,7 @@ def _draw_negatives(table: pd.DataFrame, task: Task, *, ratio: float, seed: int)
         logger.warning("negatives_per_positive=%g asks for %d images; there are %d.", ratio, wanted, len(negatives))
         return table
     order = np.random.default_rng(seed).permutation(len(negatives))
+    order = order[np.argsort(negatives["seen"].to_numpy()[order], kind="stable")]  # the unseen first
     table.loc[negatives.index[order[wanted:]], ["split", "note"]] = ["aside", "not drawn"]
     return table
 
@@ -308,6 +357,11 @@ def _log_cohort(cohort: pd.DataFrame) -> None:
         what = "note" if split == "aside" else "label"
         sums = part.groupby(what, sort=False)["images"].sum()
         logger.info("%s: %s.", split.capitalize(), "; ".join(f"{name} {n}" for name, n in sums.items()))
+    if cohort["seen"].any():
+        logger.info(
+            "Seen by the package's weights, they or another image of their patient: %d images. Never evaluated on.",
+            int(cohort["seen"].sum()),
+        )
     problems = cohort.attrs["problems"]
     serious = [row for row in problems if row["severity"] != "note"]
     if serious:

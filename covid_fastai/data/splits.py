@@ -1,4 +1,10 @@
-"""Training, validation and folds: by patient, stratified by label, seeded; the test set is never touched."""
+"""Training, validation and folds: by patient, stratified by label, seeded; the test set is never touched.
+
+What the package's weights have seen (`seen` in the cohort), and the rest of its group, is in training in every split
+and every fold. Validation is drawn from the unseen: of each class as many images as its share of all training images,
+seen ones included, but no more than half of the unseen ones (or that share of them, where it is above a half), so that
+training keeps patients of that class that are as new to the weights as those it is judged on.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +21,7 @@ __all__ = ["fold_by_patient", "fold_cohort", "leaked_patients", "split_by_image"
 
 logger = logging.getLogger("covid_fastai")
 
+MOST_OF_UNSEEN = 0.5  # of a class's unseen images go to validation, where weights have seen others of that class
 DEALS = 50  # where groups hold several classes, one order of dealing can fail and another succeed
 
 
@@ -23,7 +30,8 @@ def split_by_patient(cohort: pd.DataFrame, *, valid: float = 0.2, seed: int = 42
 
     Whole groups (patients, joined where they share a picture) are dealt in random order, class by class from the
     rarest, so that each class has about the share `valid` of its images in validation and at least one patient on
-    either side. The result depends on the groups' names and the seed, not on the order of the rows.
+    either side; groups with a seen image are not dealt, and are training. The result depends on the groups' names and
+    the seed, not on the order of the rows.
 
     Args:
         cohort: What `read_cohort` returned. Its rows that are train or valid are split anew; test and aside stay.
@@ -34,13 +42,15 @@ def split_by_patient(cohort: pd.DataFrame, *, valid: float = 0.2, seed: int = 42
         A copy with new values in `split`.
 
     Raises:
-        DataError: There is one class only, or a class has fewer than two patients; `details` has the counts.
+        DataError: There is one class only, or a class has fewer than two patients, or than two unseen ones; `details`
+            has the counts.
         UsageError: An option has a value that is not allowed.
     """
     _check_options(valid=valid, seed=seed)
     rows = _training_rows(cohort)
     counts = _count_groups(rows, _classes(cohort), least=2, what="a training and a validation part")
-    part = _deal(counts, shares=[1 - valid, valid], seed=seed)
+    held_out = _valid_shares(rows, valid=valid).reindex(counts.columns)
+    part = _deal(counts, shares=np.stack([1 - held_out, held_out]), seed=seed)
     split = cohort.copy()
     split.loc[rows.index, "split"] = np.where(rows["group"].map(part) == 1, "valid", "train")
     split.attrs.pop("leaked_patients", None)
@@ -50,7 +60,8 @@ def split_by_patient(cohort: pd.DataFrame, *, valid: float = 0.2, seed: int = 42
 def split_by_image(cohort: pd.DataFrame, *, valid: float = 0.2, seed: int = 42) -> pd.DataFrame:
     """Split the training rows by image, as the article did: patients can stand on both sides.
 
-    What is measured on such a split is too good by an unknown amount. It is here to show by how much.
+    What is measured on such a split is too good by an unknown amount. It is here to show by how much. Seen images stay
+    in training here too.
 
     Args:
         cohort: What `read_cohort` returned.
@@ -62,16 +73,17 @@ def split_by_image(cohort: pd.DataFrame, *, valid: float = 0.2, seed: int = 42) 
         in training too, 0 to 1, which is logged as a warning.
 
     Raises:
-        DataError: There is one class only, or a class has fewer than two images.
+        DataError: There is one class only, or a class has fewer than two images, or than two unseen ones.
         UsageError: An option has a value that is not allowed.
     """
     _check_options(valid=valid, seed=seed)
     rows = _training_rows(cohort).sort_values("path")
-    counts = rows.groupby("label").size().reindex(_classes(cohort), fill_value=0)
-    _refuse(counts, least=2, unit="image", what="a training and a validation part")
-    number = min(max(round(valid * len(rows)), len(counts)), len(rows) - len(counts))  # room for each class
-    _, held_out = train_test_split(rows.index, test_size=number, stratify=rows["label"], random_state=int(seed))
-    held_out = _with_every_class(rows, held_out, seed=seed)
+    unseen, classes = rows[~rows["seen"]], _classes(cohort)
+    counts, kept_out = (
+        part.groupby("label").size().reindex(classes, fill_value=0) for part in (unseen, rows[rows["seen"]])
+    )
+    _refuse(counts, kept_out, least=2, unit="image", what="a training and a validation part")
+    held_out = _with_every_class(unseen, _draw_images(unseen, _valid_shares(rows, valid=valid), seed=seed), seed=seed)
     split = cohort.copy()
     split.loc[rows.index, "split"] = "train"
     split.loc[held_out, "split"] = "valid"
@@ -94,10 +106,12 @@ def fold_by_patient(cohort: pd.DataFrame, *, folds: int = 5, seed: int = 42) -> 
         seed: 0 or more.
 
     Returns:
-        A copy with the column `fold` (int): 0 to `folds - 1` in the training rows, -1 in all others.
+        A copy with the column `fold` (int): 0 to `folds - 1` in the training rows, -1 in all others, and in seen rows,
+        which are training in every fold.
 
     Raises:
-        DataError: There is one class only, or a class has fewer patients than folds; `details` has the counts.
+        DataError: There is one class only, or a class has fewer patients, or unseen ones, than folds; `details` has the
+            counts.
         UsageError: An option has a value that is not allowed.
     """
     _check_options(seed=seed)
@@ -105,17 +119,17 @@ def fold_by_patient(cohort: pd.DataFrame, *, folds: int = 5, seed: int = 42) -> 
         raise UsageError(f"folds={folds!r}.", hint="Give a whole number, 2 or more.")
     rows = _training_rows(cohort)
     counts = _count_groups(rows, _classes(cohort), least=folds, what=f"{folds} folds")
-    part = _deal(counts, shares=[1 / folds] * folds, seed=seed)
+    part = _deal(counts, shares=np.full((folds, counts.shape[1]), 1 / folds), seed=seed)
     folded = cohort.copy()
     folded["fold"] = -1
     folded.loc[rows.index, "split"] = "train"
-    folded.loc[rows.index, "fold"] = rows["group"].map(part)
+    folded.loc[rows.index, "fold"] = rows["group"].map(part).fillna(-1).astype(int)
     folded.attrs.pop("leaked_patients", None)
     return folded
 
 
 def fold_cohort(cohort: pd.DataFrame, fold: int) -> pd.DataFrame:
-    """Return the cohort of one fold: its rows are valid, those of the other folds train.
+    """Return the cohort of one fold: its rows are valid, those of the other folds, and the seen ones, train.
 
     Args:
         cohort: What `fold_by_patient` returned.
@@ -166,10 +180,19 @@ def _training_rows(cohort: pd.DataFrame) -> pd.DataFrame:
     if not cohort.index.is_unique:
         raise DataError("Rows of the cohort share an index.", hint="Call reset_index(drop=True) first.")
     rows = cohort.loc[cohort["split"].isin(["train", "valid"]), ["path", "label", "patient", "group"]]
+    rows["seen"] = rows["group"].isin(_seen_groups(cohort))
     if rows.empty:
         counts = ", ".join(f"{split} {n}" for split, n in cohort["split"].value_counts().items()) or "no row"
         raise DataError(f"There is no training row to split ({counts}).", hint="Check the task and the labels.")
     return rows
+
+
+def _seen_groups(cohort: pd.DataFrame) -> set:
+    """Return the groups with a seen image, on whatever side; none where the cohort does not say what was seen."""
+    if "seen" not in cohort:
+        return set()
+    seen = cohort["seen"].astype(str).str.casefold().isin(["true", "1", "1.0"])  # a cohort from a CSV holds texts
+    return set(cohort.loc[seen, "group"])
 
 
 def _classes(cohort: pd.DataFrame) -> list[str]:
@@ -179,14 +202,38 @@ def _classes(cohort: pd.DataFrame) -> list[str]:
 
 
 def _count_groups(rows: pd.DataFrame, classes: Sequence[str], *, least: int, what: str) -> pd.DataFrame:
-    """Return the images by group (rows, by name) and class; raise where a class has too few groups."""
-    counts = pd.crosstab(rows["group"], rows["label"]).reindex(columns=classes, fill_value=0)
-    _refuse((counts > 0).sum(), least=least, unit="patient", what=what)
-    return counts
+    """Return the images by unseen group (rows, by name) and class; raise where a class has too few groups."""
+    unseen, seen = (
+        pd.crosstab(part["group"], part["label"]).reindex(columns=classes, fill_value=0)
+        for part in (rows[~rows["seen"]], rows[rows["seen"]])
+    )
+    _refuse((unseen > 0).sum(), (seen > 0).sum(), least=least, unit="patient", what=what)
+    return unseen
 
 
-def _refuse(counts: pd.Series, *, least: int, unit: str, what: str) -> None:
-    """Raise where there is one class only or a class has fewer than `least` units."""
+def _valid_shares(rows: pd.DataFrame, *, valid: float) -> pd.Series:
+    """Return the share of each class's unseen images that go to validation, as the module's first lines say."""
+    unseen = (~rows["seen"]).groupby(rows["label"]).mean()
+    return (valid / unseen).clip(upper=max(valid, MOST_OF_UNSEEN))
+
+
+def _draw_images(unseen: pd.DataFrame, shares: pd.Series, *, seed: int) -> pd.Index:
+    """Draw images for validation, stratified by class among the classes of one share."""
+    drawn = []
+    for share, rows in unseen.groupby(unseen["label"].map(shares)):
+        classes = rows["label"].nunique()
+        number = min(max(round(share * len(rows)), classes), len(rows) - classes)  # room for each class
+        drawn += train_test_split(rows.index, test_size=number, stratify=rows["label"], random_state=int(seed))[1:]
+    return drawn[0].append(drawn[1:])
+
+
+def _refuse(counts: pd.Series, kept_out: pd.Series, *, least: int, unit: str, what: str) -> None:
+    """Raise where there is one class only or a class has fewer than `least` units that the weights have not seen."""
+    if kept_out.any() and (counts < least).any():
+        whole = counts + kept_out
+        if len(counts) >= 2 and (whole >= least).all():
+            _refuse_guarded(counts, kept_out, least=least, unit=unit, what=what)
+        counts = whole  # too few with the seen ones too: the guard is not the reason
     listed = ", ".join(f"{label!r} {n}" for label, n in counts.items())
     few = counts[counts < least]
     if len(counts) >= 2 and few.empty:
@@ -212,7 +259,33 @@ def _refuse(counts: pd.Series, *, least: int, unit: str, what: str) -> None:
     raise DataError(message, hint=hint, details=details)
 
 
-def _deal(counts: pd.DataFrame, *, shares: Sequence[float], seed: int) -> pd.Series:
+def _refuse_guarded(counts: pd.Series, kept_out: pd.Series, *, least: int, unit: str, what: str) -> None:
+    """Raise since the guard leaves too few; say how many it keeps out of evaluation."""
+    few = counts[counts < least]
+    names = " and ".join(map(repr, few.index))
+    listed = ", ".join(f"{label!r} {n} and {kept_out[label]} kept out" for label, n in counts.items())
+    hint = "To be judged on them, say guard_seen=False, with weights=None or 'imagenet'"
+    hint += ", or take fewer folds." if "folds" in what else "."
+    details = [
+        {
+            "row": None,
+            "path": "",
+            "kind": "too_few",
+            "severity": "error",
+            "reason": f"{label!r} has {n} unseen {unit}{'' if n == 1 else 's'}, and {kept_out[label]} kept out",
+            "remedy": hint,
+        }
+        for label, n in few.items()
+    ]
+    raise DataError(
+        f"Too few unseen {unit}s of {names} for {what}: what the package's weights have seen is trained on and never "
+        f"evaluated on (unseen {unit}s: {listed}; at least {least} of each are needed).",
+        hint=hint,
+        details=details,
+    )
+
+
+def _deal(counts: pd.DataFrame, *, shares: np.ndarray, seed: int) -> pd.Series:
     """Deal groups to parts so that each part has about its share of each class, and each class is in each part.
 
     scikit-learn's StratifiedGroupKFold leaves a fold without a class in silence where the class has too few groups,
@@ -221,7 +294,7 @@ def _deal(counts: pd.DataFrame, *, shares: Sequence[float], seed: int) -> pd.Ser
 
     Args:
         counts: Images by group and class.
-        shares: The parts' shares, which sum to 1.
+        shares: The parts' shares of each class, `(parts, classes)`; those of a class sum to 1.
         seed: Decides the order in which groups are dealt.
 
     Returns:
@@ -232,7 +305,7 @@ def _deal(counts: pd.DataFrame, *, shares: Sequence[float], seed: int) -> pd.Ser
     """
     images = counts.to_numpy()
     rarest_first = np.argsort(images.sum(axis=0), kind="stable")
-    owed = np.outer(shares, images.sum(axis=0)).astype(float)  # images that each part has yet to get, by class
+    owed = shares * images.sum(axis=0)  # images that each part has yet to get, by class
     rng = np.random.default_rng(int(seed))
     for attempt in range(DEALS):
         order = rng.permutation(rarest_first) if attempt else rarest_first

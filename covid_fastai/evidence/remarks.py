@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
+from covid_fastai.data.metadata import SEEN
 from covid_fastai.evidence.metrics import Evaluation
 from covid_fastai.evidence.runs import Run
 
@@ -99,8 +101,9 @@ def limits(cohort: pd.DataFrame, result: Evaluation) -> list[str]:
 
 
 def _of_run(run: Run) -> Iterator[Remark]:
-    built = next((event for event in run.record if "weights" in event), {})
-    if built.get("weights", {}).get("name") == "random":
+    weights = next((event["weights"] for event in run.record if "weights" in event), {})
+    yield from _of_seen(run, weights)
+    if weights.get("name") == "random":
         yield Remark(
             "care",
             "The model began with random weights.",
@@ -133,6 +136,47 @@ def _of_run(run: Run) -> Iterator[Remark]:
             "alarm",
             f"The official test set was touched {touches} times.",
             "Each look at it makes its figures a little less those of unseen patients.",
+        )
+
+
+def _of_seen(run: Run, weights: Mapping[str, Any]) -> Iterator[Remark]:
+    """What the package's weights know of the patients: who was kept out of evaluation for it, or was not."""
+    cohort = run.cohort
+    origin = str(weights.get("origin", "")).replace("\\", "/").rsplit("/", 1)[-1]
+    ours = weights.get("name") == "cxr" or origin.startswith("cxr-")  # the package's file, named by its path
+    fields = run.config.get("config") or {}  # none where the story was told by hand
+    if ours and ("seen" not in cohort or not fields.get("guard_seen", True)):
+        yield Remark(
+            "alarm",
+            "The weights may have seen the held-out patients.",
+            "The model began from this package's weights, which were pretrained on a part of CoronaHack's "
+            "training patients and on the COVID-19 Radiography Database, and those were not kept out of evaluation "
+            "(guard_seen=False). The figures are too good by an unknown amount.",
+        )
+        return
+    if "seen" not in cohort:
+        return
+    seen = cohort["seen"].astype(str).str.casefold() == "true"
+    judged = cohort["split"].isin(["valid", "test"])
+    judged |= cohort.get("fold", pd.Series("-1", cohort.index)).astype(float) >= 0
+    if ours and (seen & judged).any():
+        yield Remark(
+            "alarm",
+            f"The weights have seen {int((seen & judged).sum())} held-out images, or others of their patients.",
+            "The split was not made by this package, or was changed. The figures are too good by an unknown amount.",
+        )
+    kept_out = int((seen & ((cohort["split"] == "train") | (cohort["note"] == SEEN))).sum())
+    unknown = (
+        "The COVID-19 Radiography Database, on which the weights were pretrained too, names no patients: whether some "
+        "of its patients are in other collections that come from the NIH's is not known."
+    )
+    if ours or kept_out:
+        others = "They are kept out whatever weights are chosen, so that all are judged on the same patients."
+        yield Remark(
+            "care",
+            f"{kept_out:,} images were kept out of evaluation: this package's weights have seen them, or another image "
+            "of their patient.",
+            unknown if ours else others,
         )
 
 

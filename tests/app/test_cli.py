@@ -198,7 +198,7 @@ def test_every_choice_of_a_training_is_an_option():
         ([], {}),
         (["--no-guard-seen"], {"guard_seen": False}),
         (["--guard-seen"], {"guard_seen": True}),
-        (["--touch-test", "--no-guard-seen"], {"touch_test": True, "guard_seen": False}),
+        (["--no-guard-seen", "--touch-test"], {"touch_test": True, "guard_seen": False}),
     ],
 )
 def test_options_that_are_on_or_off(words, expected, monkeypatch):
@@ -207,6 +207,7 @@ def test_options_that_are_on_or_off(words, expected, monkeypatch):
     from covid_fastai.app import cli
 
     found = {}
+    monkeypatch.setattr(cli, "_listen", lambda **options: None)  # it would set up logging for all tests
     monkeypatch.setattr(cli, "_train", lambda *arguments, choices, **options: found.update(choices))
     done = CliRunner().invoke(cli.app, ["train", "data", *words, "--quiet"])
     assert done.exit_code == 0 and found == expected

@@ -12,11 +12,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from covid_fastai.data import fingerprints, seen
+from covid_fastai.data.fingerprints import fingerprint_images, keep_hashes
 from covid_fastai.data.images import open_image
 from covid_fastai.data.layouts import CORONAHACK_CSV, CORONAHACK_IMAGES
-from covid_fastai.data.metadata import COHORT_COLUMNS, read_cohort, summarise_cohort
+from covid_fastai.data.metadata import COHORT_COLUMNS, SEEN, read_cohort, summarise_cohort
 from covid_fastai.data.nearby import NearbyFiles
 from covid_fastai.data.problems import PROBLEM_COLUMNS, ProblemLog, count_kinds
+from covid_fastai.data.seen import write_manifest
 from covid_fastai.data.splits import leaked_patients, split_by_patient
 from covid_fastai.data.tables import read_table
 from covid_fastai.data.tasks import Task
@@ -660,6 +663,57 @@ def test_nothing_to_draw_for(many):
     assert "no 'COVID-19' image" in str(faults(many[6:], negatives_per_positive=1, check_images=False))
 
 
+# what the package's weights have seen; more in test_seen.py
+
+
+@pytest.fixture
+def guarded(coronahack, tmp_path, monkeypatch) -> set[str]:
+    """The package has weights that have seen one image of a training patient, and one of a test patient."""
+    names = ["IM-0128-0001.jpeg", "person1_virus_6.jpeg"]
+    cohort = read_cohort(coronahack, task="pneumonia", check_images=False)
+    write_manifest(cohort[cohort["X_ray_image_name"].isin(names)], tmp_path / "cxr.seen.safetensors")
+    monkeypatch.setattr(seen, "MANIFEST_FOLDER", tmp_path)
+    return set(names)
+
+
+@pytest.mark.parametrize("check_images", [True, False])
+def test_a_cohort_says_what_was_seen(coronahack, guarded, check_images, caplog):
+    with caplog.at_level(logging.INFO, "covid_fastai"):
+        cohort = read_cohort(coronahack, task="pneumonia", check_images=check_images)
+    assert cohort["seen"].dtype == bool and set(cohort.loc[cohort["seen"], "X_ray_image_name"]) == guarded
+    assert "Seen by the package's weights" in caplog.text
+    rows = cohort.set_index("X_ray_image_name")
+    assert rows.loc["IM-0128-0001.jpeg", "split"] == "train"
+    assert rows.loc["person1_virus_6.jpeg", ["split", "note"]].tolist() == ["aside", SEEN]
+    assert rows.loc["IM-0001-0001.jpeg", "split"] == "test"
+    assert kinds(cohort)["seen_by_weights"] == 1
+
+
+def test_a_cohort_that_is_written_and_read_again_is_judged_anew(coronahack, guarded, tmp_path):
+    cohort = read_cohort(coronahack, task="pneumonia")
+    cohort[cohort["split"] != "aside"].to_csv(tmp_path / "cohort.csv", index=False)
+    again = read_cohort(tmp_path / "cohort.csv", task="pneumonia", image_root=coronahack)
+    assert again["seen"].sum() == 1 and again["seen_given"].astype(str).tolist() == again["seen"].astype(str).tolist()
+
+
+def test_no_image_is_opened_twice_for_it(coronahack, guarded, monkeypatch):
+    opened = []
+    read = fingerprints.read_image
+    monkeypatch.setattr(fingerprints, "read_image", lambda path: opened.append(path) or read(path))
+    read_cohort(coronahack)
+    assert len(opened) == len(set(opened)) == len(CORONAHACK)
+
+
+def test_hashes_are_kept_only_where_it_was_asked_for(coronahack):
+    paths = read_cohort(coronahack)["path"].tolist()
+    with keep_hashes() as outer:
+        with keep_hashes() as inner:
+            prints = fingerprint_images(paths)
+        fingerprint_images(paths[:1])
+    fingerprint_images(paths[1:2])
+    assert inner == dict(zip(paths, prints["phash"], strict=True)) and list(outer) == paths[:1]
+
+
 # the parts
 
 
@@ -795,11 +849,12 @@ def test_an_external_set_by_its_csv(real_data):
 
 @pytest.mark.slow
 @pytest.mark.realdata
-def test_every_image_of_coronahack(real_data, real):
+def test_every_image_of_coronahack(real_data):
     """All open; the copies that are known are found, and join nobody else."""
-    cohort = read_cohort(real_data / "coronahack-224", task="covid")
+    cohort = read_cohort(real_data / "coronahack-224", task="covid", guard_seen=False)
     counts = kinds(cohort)
     assert set(counts) == {"same_picture"} and counts["same_picture"] == 34  # 32 exact copies, 2 of Cohen's patient 51
     assert (cohort["group"] == cohort["patient"]).all(), "each copy is of the same patient"
-    expected = real["covid"].drop(columns="group")
+    expected = read_cohort(real_data / "coronahack-224", task="covid", guard_seen=False, check_images=False)
+    expected = expected.drop(columns="group")
     pd.testing.assert_frame_equal(cohort.drop(columns="group"), expected, check_like=True)

@@ -242,6 +242,108 @@ def test_a_cohort_without_folds(cohort):
     assert "fold_by_patient" in error.value.hint
 
 
+# what the weights have seen
+
+
+def seen_cohort(share=0.5, *, patients=(120, 40), seed=0) -> pd.DataFrame:
+    cohort = make_cohort(uneven(patients=patients, seed=seed))
+    numbers = cohort["patient"].str.rsplit("-", n=1).str[1].astype(int)
+    return cohort.assign(seen=numbers % 20 < 20 * share)
+
+
+DEALS = [split_by_patient, split_by_image, fold_by_patient]
+
+
+@pytest.mark.parametrize("function", DEALS)
+def test_a_cohort_that_nothing_has_seen_is_dealt_as_ever(cohort, function):
+    pd.testing.assert_frame_equal(function(cohort.assign(seen=False)).drop(columns="seen"), function(cohort))
+
+
+@pytest.mark.parametrize("valid", [0.1, 0.2, 0.4, 0.8])
+@pytest.mark.parametrize("function", [split_by_patient, split_by_image])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.75])
+def test_validation_is_a_share_of_all_images_and_of_no_more_than_half_of_the_unseen(function, valid, share):
+    cohort = seen_cohort(share)
+    cohort.loc[cohort["label"] == "COVID-19", "seen"] = False  # of this class nothing is seen: the usual share
+    split = function(cohort, valid=valid)
+    assert (split.loc[cohort["seen"], "split"] == "train").all()
+    for label, rows in split.groupby("label"):
+        unseen = (~rows["seen"]).sum()
+        wanted = min(valid * len(rows), max(valid, 0.5) * unseen)
+        off = rows.groupby("group").size().max() if function is split_by_patient else 1
+        assert abs((rows["split"] == "valid").sum() - wanted) <= off, label
+
+
+@pytest.mark.parametrize("function", DEALS)
+def test_the_group_of_a_seen_image_is_seen_on_whatever_side_it_is(function):
+    cohort = make_cohort(uneven(), others=[("t", "Normal", 1, "aside")]).assign(seen=False)
+    cohort.loc[cohort["split"] == "aside", ["group", "seen"]] = ["Normal-0", True]
+    cohort.loc[cohort["patient"] == "Normal-1", "group"] = "Normal-0"  # who shares a picture with them
+    for seed in range(10):
+        split = function(cohort, seed=seed)
+        pinned = split[split["patient"].isin(["Normal-0", "Normal-1"])]
+        assert (pinned["split"] == "train").all()
+        assert function is not fold_by_patient or (pinned["fold"] == -1).all()
+
+
+@pytest.mark.parametrize("function", DEALS)
+@pytest.mark.parametrize("as_text", [lambda seen: seen.astype(str), lambda seen: seen.astype(int), lambda seen: seen])
+def test_a_cohort_that_was_written_and_read_is_as_well_guarded(function, as_text):
+    cohort = seen_cohort()
+    again = function(cohort.assign(seen=as_text(cohort["seen"])))
+    pd.testing.assert_frame_equal(again.drop(columns="seen"), function(cohort).drop(columns="seen"))
+
+
+def test_seen_rows_that_were_held_out_go_back_to_training():
+    cohort = split_by_patient(seen_cohort().drop(columns="seen")).assign(seen=seen_cohort()["seen"])
+    assert (cohort.loc[cohort["seen"], "split"] == "valid").any()
+    for function in DEALS:
+        assert (function(cohort).loc[cohort["seen"], "split"] == "train").all()
+
+
+def test_folds_cover_every_unseen_row_once_and_leave_the_seen_in_training():
+    cohort = seen_cohort()
+    folded = fold_by_patient(cohort, folds=4)
+    assert folded["fold"].dtype.kind == "i" and ((folded["fold"] == -1) == cohort["seen"]).all()
+    splits_of_folds = [fold_cohort(folded, fold) for fold in range(4)]
+    times = sum((split["split"] == "valid").astype(int) for split in splits_of_folds)
+    assert (times == (~cohort["seen"]).astype(int)).all()
+    assert all(leaked_patients(split) == [] for split in splits_of_folds)
+
+
+@given(groups=mixed_groups, pinned=st.sets(st.integers(0, 13)), folds=st.integers(2, 3), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_no_seen_row_is_ever_held_out(groups, pinned, folds, seed):
+    rows = [(f"g{i}", label, 1) for i, group in enumerate(groups) for label in group]
+    cohort = make_cohort(rows, classes=["a", "b", "c"])
+    cohort["path"] += cohort.index.astype(str)
+    cohort["seen"] = cohort["group"].isin([f"g{i}" for i in pinned])
+    unseen = cohort[~cohort["seen"]].groupby("label")["group"].nunique().reindex(["a", "b", "c"], fill_value=0)
+    for deal, parts in ((split_by_patient, 2), (split_by_image, 2), (fold_by_patient, folds)):
+        try:
+            dealt = deal(cohort, seed=seed, **({"folds": folds} if deal is fold_by_patient else {}))
+        except DataError as error:
+            assert error.hint
+            continue
+        assert (dealt.loc[cohort["seen"], "split"] == "train").all()
+        if deal is split_by_image:
+            held_out = dealt["split"] == "valid"
+        else:
+            assert (unseen >= parts).all()
+            held_out = dealt["fold"] >= 0 if deal is fold_by_patient else dealt["split"] == "valid"
+        assert set(dealt.loc[held_out, "label"]) == {"a", "b", "c"} and not cohort.loc[held_out, "seen"].any()
+
+
+def test_the_guard_is_named_only_where_it_is_the_reason():
+    cohort = make_cohort([(f"n{i}", "Normal", 1) for i in range(9)] + [("c0", "COVID-19", 1)])
+    for seen in (["c0"], ["n0", "n1"], ["c0", "n0"]):
+        with pytest.raises(DataError, match=r"Too few patients of 'COVID-19' .*'Normal' 9, 'COVID-19' 1") as error:
+            split_by_patient(cohort.assign(seen=cohort["patient"].isin(seen)))
+        assert "guard_seen" not in str(error.value)
+    with pytest.raises(DataError, match="guard_seen=False.*fewer folds"):
+        fold_by_patient(seen_cohort(0.9, patients=(40, 20)).assign(seen=lambda rows: rows["label"] == "Normal"))
+
+
 # by image
 
 

@@ -20,6 +20,7 @@ from covid_fastai import (
     write_exploration,
     write_report,
 )
+from covid_fastai.data.metadata import SEEN
 from covid_fastai.evidence.remarks import cohort_remarks, run_remarks, source_table
 from covid_fastai.evidence.report import render_report
 
@@ -114,6 +115,101 @@ def test_unknown_patients_and_a_test_that_was_touched_twice_are_alarms(copy):
     titles = [remark.title for remark in run_remarks(read_run(copy)) if remark.level == "alarm"]
     assert "Not every image's patient is known." in titles
     assert "The official test set was touched 2 times." in titles
+
+
+def rewrite(copy, *, weights=None, config=(), cohort=lambda table: table):
+    """Change what a run says of its weights, its options and its rows, and return its remarks."""
+    lines = [json.loads(line) for line in (copy / "record.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "weights" in line and weights is not None:
+            line["weights"].update(weights)
+    (copy / "record.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fields = json.loads((copy / "config.json").read_text())
+    fields["config"].update(config)
+    (copy / "config.json").write_text(json.dumps(fields))
+    table = pd.read_csv(copy / "cohort.csv", dtype=str, keep_default_na=False)
+    cohort(table).to_csv(copy / "cohort.csv", index=False)
+    return run_remarks(read_run(copy))
+
+
+def mark(number, *, split="train"):
+    """Mark the first images of a split as seen."""
+
+    def change(table):
+        table.loc[table.index[table["split"] == split][:number], "seen"] = "True"
+        return table
+
+    return change
+
+
+CXR = {"name": "cxr", "origin": "/package/cxr-resnet18.safetensors"}
+
+
+def test_a_run_that_no_weights_have_helped_says_nothing_of_them(run_folder):
+    assert not [remark for remark in run_remarks(read_run(run_folder)) if "weights have seen" in remark.title]
+
+
+@pytest.mark.parametrize("weights", [CXR, {"name": "file", "origin": "C:\\my\\cxr-resnet18.safetensors"}])
+def test_our_weights_without_the_guard_are_an_alarm(copy, weights):
+    remarks = rewrite(copy, weights=weights, config={"guard_seen": False})
+    assert any(remark.level == "alarm" and "may have seen the held-out" in remark.title for remark in remarks)
+    assert "may have seen the held-out patients" in Page(render_report(copy)).text
+
+
+def test_a_run_from_before_the_guard_is_one_without_it(copy):
+    remarks = rewrite(copy, weights=CXR, cohort=lambda table: table.drop(columns="seen"))
+    assert any(remark.level == "alarm" and "may have seen the held-out" in remark.title for remark in remarks)
+
+
+@pytest.mark.parametrize("weights", [{"name": "imagenet", "origin": "resnet18-f37072fd.pth"}, {"name": "random"}])
+def test_other_weights_need_no_guard(copy, weights):
+    remarks = rewrite(copy, weights=weights, config={"guard_seen": False})
+    assert not [remark for remark in remarks if "seen" in remark.title]
+
+
+@pytest.mark.parametrize("weights", [CXR, {"name": "imagenet", "origin": "resnet18-f37072fd.pth"}])
+def test_the_report_says_how_many_were_kept_out_of_evaluation(copy, weights):
+    def change(table):
+        table = mark(5)(table)
+        table.loc[table.index[table["split"] == "aside"][:3], ["seen", "note"]] = ["True", SEEN]
+        return table
+
+    (remark,) = [remark for remark in rewrite(copy, weights=weights, cohort=change) if "have seen" in remark.title]
+    assert remark.level == "care" and remark.title.startswith("8 images were kept out of evaluation")
+    assert ("names no patients" in remark.text) == (weights is CXR)
+    assert "8 images were kept out of evaluation" in Page(render_report(copy)).text
+
+
+def test_our_weights_name_what_is_not_known_where_nothing_was_seen(copy):
+    (remark,) = [remark for remark in rewrite(copy, weights=CXR) if "have seen" in remark.title]
+    assert remark.title.startswith("0 images") and "names no patients" in remark.text
+
+
+@pytest.mark.parametrize("folds", [False, True])
+def test_a_held_out_image_that_the_weights_have_seen_is_an_alarm(copy, folds):
+    def change(table):
+        table = mark(2, split="valid")(table)
+        return table.assign(fold=table["split"].map({"valid": "0"}).fillna("-1")) if folds else table
+
+    remarks = rewrite(copy, weights=CXR, cohort=change)
+    assert any(remark.level == "alarm" and "have seen 2 held-out images" in remark.title for remark in remarks)
+
+
+def test_a_cross_validation_predicts_each_dealt_image_once_and_no_seen_one(covid_dataset, tmp_path, monkeypatch):
+    from covid_fastai import cross_validate, read_cohort
+    from covid_fastai.data import seen
+
+    cohort = read_cohort(covid_dataset, check_images=False)
+    whom = {label: sorted(rows["patient"].unique())[:3] for label, rows in cohort.groupby("label") if label}
+    images = cohort[cohort["patient"].isin(sum(whom.values(), []))].drop_duplicates("patient")  # one of each is enough
+    seen.write_manifest(images, tmp_path / "cxr.seen.safetensors")
+    monkeypatch.setattr(seen, "MANIFEST_FOLDER", tmp_path)
+    quick = {"image_size": 32, "frozen_epochs": 0, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
+    run = cross_validate(covid_dataset, folds=2, out=tmp_path / "run", quiet=True, **quick)
+    kept_out = cohort["patient"].isin(images["patient"]) & (cohort["split"] == "train")
+    assert sorted(run.predictions["path"]) == sorted(cohort.loc[(cohort["split"] == "train") & ~kept_out, "path"])
+    page = Page(render_report(run.path)).text
+    assert f"{kept_out.sum()} images were kept out of evaluation" in page and "no patient is in two folds" in page
 
 
 def confounded(cohort):
