@@ -1,6 +1,6 @@
 """What starting from the weights is worth when a model is trained: beside random weights, on the same rows.
 
-`python -m pretraining.compare covid|test|curve --data FOLDER --out FOLDER` is resumable: what is done is not done again.
+`python -m pretraining.compare covid|test|curve --data FOLDER --out FOLDER` is resumable: nothing is done twice.
 
 - `covid`: CoronaHack's COVID-19 task, five folds by patient, 1 + 1 and 5 + 5 epochs.
 - `test`: the pneumonia task, trained on TRAIN; the official TEST is touched once.

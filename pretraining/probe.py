@@ -52,7 +52,8 @@ def coronahack(folder: Path, seen: pd.DataFrame, *, task: str) -> pd.DataFrame:
     """Return the TRAIN rows of a task, without the patients that the weights have seen."""
     cohort = read_cohort(folder, task=task, check_images=False)
     attrs = cohort.attrs
-    cohort = cohort[(cohort["split"] == "train") & ~cohort["patient"].isin(seen["patient"])].reset_index(drop=True)
+    unseen = ~cohort["seen"] & ~cohort["patient"].isin(seen["patient"])
+    cohort = cohort[(cohort["split"] == "train") & unseen].reset_index(drop=True)
     cohort.attrs = attrs
     return cohort
 

@@ -35,7 +35,7 @@ DEMO_DATA = {"patients": {"COVID-19": 200, "Normal": 236}, "image_size": 64, "se
 DEMO = {"task": "covid", "weights": None, "image_size": 64, "batch_size": 16, "valid": 0.3, "augmentation": "none"}
 DEMO |= {"frozen_epochs": 0, "unfrozen_epochs": 6, "learning_rate": 1e-2}
 READING = ("task", "image_root", "path_column", "label_column", "patient_column", "split_column", "source_column")
-READING += ("view_column", "encoding", "negatives_per_positive", "seed")
+READING += ("view_column", "encoding", "negatives_per_positive", "seed", "guard_seen")
 
 app = typer.Typer(
     name="covid-fastai",

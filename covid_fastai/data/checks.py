@@ -33,12 +33,14 @@ class RowChecker:
     Attributes:
         faulty: The index of the rows that cannot be used.
         repeated: The index of rows that say what an earlier row says.
+        phash: The perceptual hash of each row's picture, 32 bytes; empty where it was not, or could not be, opened.
     """
 
     def __init__(self, table: pd.DataFrame, problems: ProblemLog):
         self.table, self.problems = table, problems
         self.faulty: set[int] = set()
         self.repeated: set[int] = set()
+        self.phash = pd.Series(b"", index=table.index)
         self._unopened: set[int] = set()  # rows without a file that could be opened
         self._columns = {name: table[name].to_dict() for name in table}
 
@@ -143,6 +145,7 @@ class RowChecker:
         table = self.table[passed]
         prints = fingerprint_images(table["path"].tolist(), workers=workers)
         prints.index = table.index
+        self.phash = prints["phash"].reindex(self.table.index, fill_value=b"")
         for index, error, hint in zip(prints.index, prints["error"], prints["hint"], strict=True):
             if error:
                 self.report(index, "unreadable", reason=error, remedy=hint or "Replace the file, or remove the row.")

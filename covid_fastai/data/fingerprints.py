@@ -9,8 +9,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from covid_fastai.data.images import read_image
 from covid_fastai.errors import ImageError
 
-__all__ = ["duplicate_groups", "duplicate_pairs", "fingerprint_images", "join_groups", "keep_hashes"]
+__all__ = ["duplicate_groups", "duplicate_pairs", "fingerprint_images", "join_groups"]
 
 HASH_SIDE = 16  # 16 x 16 = 256 bits; the usual 64 bits join hundreds of radiographs of different people
 DCT_SIDE = 64  # pixels; four for each frequency that is kept, as in the usual 64-bit hash of 32 pixels
@@ -35,8 +33,6 @@ MIN_CORRELATION = 0.98  # of the thumbnails
 BLOCK = 512  # rows compared at once: 512 x 6,000 x 32 bytes fit in 100 MB
 
 COLUMNS = ["path", "error", "hint", "format", "mode", "width", "height", "notes", "sha256", "phash", "thumbnail"]
-
-_kept: ContextVar[dict[str, bytes] | None] = ContextVar("kept_hashes", default=None)
 
 
 def fingerprint_images(paths: Iterable[str | os.PathLike], *, workers: int | None = None) -> pd.DataFrame:
@@ -55,26 +51,7 @@ def fingerprint_images(paths: Iterable[str | os.PathLike], *, workers: int | Non
     paths = [os.fsdecode(path) for path in paths]  # bytes would be taken for an image's content
     workers = min(8, os.cpu_count() or 1) if workers is None else max(1, workers)
     with ThreadPoolExecutor(workers) as pool:
-        fingerprints = pd.DataFrame(list(pool.map(_fingerprint, paths)), columns=COLUMNS)
-    kept = _kept.get()
-    if kept is not None:
-        kept.update(zip(fingerprints["path"], fingerprints["phash"], strict=True))
-    return fingerprints
-
-
-@contextmanager
-def keep_hashes() -> Iterator[dict[str, bytes]]:
-    """Keep the perceptual hashes of what `fingerprint_images` opens meanwhile, so that no image is opened twice.
-
-    Yields:
-        The hashes by path, filled as images are opened; empty bytes for an image that cannot be read.
-    """
-    kept: dict[str, bytes] = {}
-    token = _kept.set(kept)
-    try:
-        yield kept
-    finally:
-        _kept.reset(token)
+        return pd.DataFrame(list(pool.map(_fingerprint, paths)), columns=COLUMNS)
 
 
 def _fingerprint(path: str) -> tuple[Any, ...]:

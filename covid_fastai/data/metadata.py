@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from covid_fastai.data.checks import RowChecker
-from covid_fastai.data.fingerprints import join_groups, keep_hashes
+from covid_fastai.data.fingerprints import join_groups
 from covid_fastai.data.layouts import SPLITS, Rows, read_rows
 from covid_fastai.data.patients import image_facts, image_source, patient_key
 from covid_fastai.data.problems import ProblemLog, count_kinds
@@ -99,16 +99,15 @@ def read_cohort(
     rows = read_rows(data, task=task, columns=columns, image_root=image_root, encoding=encoding, problems=problems)
     table = _identify(rows)
     table = _place(table, task, problems)
-    with keep_hashes() as hashes:
-        table, duplicates = _check(
-            table, task, rows.root, problems, check_images=check_images, guarded=bool(manifests), workers=workers
-        )
+    table, duplicates = _check(
+        table, task, rows.root, problems, check_images=check_images, guarded=bool(manifests), workers=workers
+    )
     if on_problem == "error":
         problems.raise_errors(rows.data)
     if table.empty:
         raise DataError(f"{rows.data}: no row is left.", hint="See the details.", details=problems.errors())
     table["group"] = join_groups(table["patient"], duplicates)
-    table["seen"] = _mark_seen(table, hashes if check_images else None, manifests)
+    table["seen"] = _mark_seen(table, manifests)
     table = _keep_seen_apart(table, problems)
     table = _keep_test_apart(table, problems)
     if negatives_per_positive is not None:
@@ -250,6 +249,7 @@ def _check(
     checker.check_repeats()
     if check_images:
         duplicates = checker.check_images(workers=workers)
+        table = table.assign(phash=checker.phash)
     else:
         duplicates = pd.Series(range(len(table)), index=table.index)
         also = "; what the package's weights have seen was looked for by name and patient only" if guarded else ""
@@ -263,10 +263,9 @@ def _check(
     return kept, duplicates[kept.index]
 
 
-def _mark_seen(table: pd.DataFrame, hashes: Mapping[str, bytes] | None, manifests: Sequence[Manifest]) -> pd.Series:
+def _mark_seen(table: pd.DataFrame, manifests: Sequence[Manifest]) -> pd.Series:
     """Say of each row whether the weights have seen a picture of its group: it, a copy, or another of its patient."""
-    phash = None if hashes is None else table["path"].map(hashes)
-    seen = mark_seen(table, phash, manifests)
+    seen = mark_seen(table, table.get("phash"), manifests)
     return table["group"].isin(set(table.loc[seen, "group"]))
 
 

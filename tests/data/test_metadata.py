@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from covid_fastai.data import fingerprints, seen
-from covid_fastai.data.fingerprints import fingerprint_images, keep_hashes
 from covid_fastai.data.images import open_image
 from covid_fastai.data.layouts import CORONAHACK_CSV, CORONAHACK_IMAGES
 from covid_fastai.data.metadata import COHORT_COLUMNS, SEEN, read_cohort, summarise_cohort
@@ -702,16 +701,6 @@ def test_no_image_is_opened_twice_for_it(coronahack, guarded, monkeypatch):
     monkeypatch.setattr(fingerprints, "read_image", lambda path: opened.append(path) or read(path))
     read_cohort(coronahack)
     assert len(opened) == len(set(opened)) == len(CORONAHACK)
-
-
-def test_hashes_are_kept_only_where_it_was_asked_for(coronahack):
-    paths = read_cohort(coronahack)["path"].tolist()
-    with keep_hashes() as outer:
-        with keep_hashes() as inner:
-            prints = fingerprint_images(paths)
-        fingerprint_images(paths[:1])
-    fingerprint_images(paths[1:2])
-    assert inner == dict(zip(paths, prints["phash"], strict=True)) and list(outer) == paths[:1]
 
 
 # the parts
