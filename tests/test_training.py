@@ -179,9 +179,10 @@ def test_cross_validation_refuses_what_it_cannot_do(phantom_root):
             cross_validate(phantom_root, **wrong)
 
 
-def test_random_weights_are_said_loudly(phantom_root, tmp_path, caplog):
+def test_random_weights_are_said_loudly(phantom_root, tmp_path, caplog, monkeypatch):
     from covid_fastai import train_classifier
 
+    monkeypatch.setattr("covid_fastai.model.weights.PACKAGE_FOLDER", tmp_path)  # as if the package had none
     with caplog.at_level(logging.WARNING, logger="covid_fastai"):
         train_classifier(phantom_root, out=tmp_path / "run", **{**QUICK, "weights": "auto", "frozen_epochs": 0})
     assert "random" in caplog.text
