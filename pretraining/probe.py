@@ -24,6 +24,7 @@ from covid_fastai.data.splits import fold_by_patient
 from covid_fastai.data.tasks import Task
 from covid_fastai.evidence.metrics import Evaluation, evaluate
 from covid_fastai.files import write_csv
+from pretraining.export import NAME, add_figures
 from pretraining.teacher import teacher_features
 from pretraining.train import MEAN, STD, body
 
@@ -67,7 +68,7 @@ COHORTS = {
 
 @torch.inference_mode()
 def body_features(model: nn.Module, paths: pd.Series, *, size: int, batch_size: int = 64) -> np.ndarray:
-    """Return the body's pooled features, `(n, 512)`, the mean over the image and its mirror image."""
+    """Return the body's pooled features, `(n, 512)`."""
     model = model.eval().to(memory_format=torch.channels_last)
     rows = []
     for start in range(0, len(paths), batch_size):
@@ -111,8 +112,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="side of the images, pixels")
     options = parser.parse_args()
     seen = pd.read_csv(options.out / "seen.csv", dtype=str, keep_default_na=False)
+    torch.manual_seed(0)
     trained, random = body(), body()
-    state = load_file(options.weights or options.out / "cxr-resnet18.safetensors")
+    state = load_file(options.weights or options.out / f"{NAME}.safetensors")
     trained.load_state_dict(
         {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     )
@@ -138,7 +140,10 @@ def main() -> None:
                     }
                 )
             print(name, kind, {row["metric"]: round(row["value"], 4) for row in rows[-3:]}, flush=True)
-    write_csv(options.out / "probe.csv", pd.DataFrame(rows))
+    table = pd.DataFrame(rows)
+    write_csv(options.out / "probe.csv", table)
+    if options.weights is None:
+        add_figures(options.out, table)
 
 
 if __name__ == "__main__":
