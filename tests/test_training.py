@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 
 import numpy as np
 import pandas as pd
@@ -179,13 +178,15 @@ def test_cross_validation_refuses_what_it_cannot_do(phantom_root):
             cross_validate(phantom_root, **wrong)
 
 
-def test_random_weights_are_said_loudly(phantom_root, tmp_path, caplog, monkeypatch):
+def test_the_report_says_which_weights_and_that_random_ones_transfer_nothing(learn, phantom_root, tmp_path):
     from covid_fastai import train_classifier
 
-    monkeypatch.setattr("covid_fastai.model.weights.PACKAGE_FOLDER", tmp_path)  # as if the package had none
-    with caplog.at_level(logging.WARNING, logger="covid_fastai"):
-        train_classifier(phantom_root, out=tmp_path / "run", **{**QUICK, "weights": "auto", "frozen_epochs": 0})
-    assert "random" in caplog.text
+    options = {**QUICK, "weights": "auto", "frozen_epochs": 0}
+    own = train_classifier(phantom_root, out=tmp_path / "run", quiet=True, **options)
+    assert own.weights.name == "cxr"
+    assert "radiograph weights" in (own.path / "report.html").read_text()
+    assert "began with random weights" not in (own.path / "report.html").read_text()
+    assert "began with random weights" in (learn.path / "report.html").read_text()
 
 
 def test_the_signature_shows_every_choice():

@@ -108,7 +108,7 @@ def _of_run(run: Run) -> Iterator[Remark]:
             "care",
             "The model began with random weights.",
             "Nothing was transferred to it; it has learnt all that it knows from these images. Pretrained weights "
-            "usually need fewer images: weights='imagenet', or a file.",
+            "usually need fewer images: weights='auto'.",
         )
     cohort = run.cohort
     used = cohort[cohort["split"].isin(["train", "valid"])]

@@ -33,7 +33,7 @@ logger = logging.getLogger("covid_fastai")
 ARCHITECTURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}  # name -> channels of the last feature maps
 TIMM_PREFIX = "timm/"
 NAMES = ("auto", "imagenet", "cxr")
-PACKAGE_FOLDER = Path(__file__).parent  # holds cxr-resnet18.safetensors and .json once they are made
+PACKAGE_FOLDER = Path(__file__).parent  # holds cxr-resnet18.safetensors, its .json and its manifest
 IMAGENET_GREY = (0.449, 0.226)  # torchvision's mean and std, each averaged over the three channels
 NEUTRAL_GREY = (0.5, 0.25)  # brings 0..1 to -2..2, where no data say better
 RESNET_PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")  # fastai numbers them 0..7
@@ -79,7 +79,7 @@ def resolve_weights(weights: str | Path | Weights | None, *, arch: str) -> Weigh
         weights: `"auto"`: this package's own for ResNet-18, ImageNet's for any other architecture.
             `"imagenet"`: torchvision's (timm's), from its cache or fetched. `"cxr"`: this package's own.
             A path: a `.safetensors` or `.pth` file, or the folder of a saved model. None: random weights.
-            Only `"auto"` for ResNet-18 falls back, to random weights with a warning, as long as the package has none.
+            None of them falls back on another.
         arch: A name in `ARCHITECTURES`, or `"timm/<name>"`.
 
     Returns:
@@ -101,7 +101,7 @@ def resolve_weights(weights: str | Path | Weights | None, *, arch: str) -> Weigh
     if weights is None:
         return _random_weights(arch)
     if weights == "cxr" or (weights == "auto" and arch == "resnet18"):
-        return _package_weights(arch, may_be_absent=weights == "auto")
+        return _package_weights(arch)
     if weights in ("auto", "imagenet"):
         return _timm_weights(arch) if arch.startswith(TIMM_PREFIX) else _imagenet_weights(arch)
     return _file_weights(Path(weights), arch)
@@ -144,28 +144,22 @@ def _random_weights(arch: str) -> Weights:
     return Weights("random", None, mean, std, "random initialisation", "", arch)
 
 
-def _package_weights(arch: str, *, may_be_absent: bool) -> Weights:
-    """Return this package's own weights; where they are not there yet, random ones (loudly) or an error."""
+def _package_weights(arch: str) -> Weights:
+    """Return this package's own weights, which need no network."""
     if arch != "resnet18":
         raise UsageError(f"The package's own weights are for resnet18, not {arch}.", hint="Use weights='imagenet'.")
     path = PACKAGE_FOLDER / f"cxr-{arch}.safetensors"
     if not path.exists():
-        if not may_be_absent:
-            raise UsageError(
-                "This version of the package has no weights of its own.", hint="Use 'imagenet', a file, or None."
-            )
-        logger.warning(
-            "Training starts from RANDOM WEIGHTS: this version has none of its own for %s. "
-            "weights='imagenet' takes ImageNet's; weights=None says that random ones are meant.",
-            arch,
+        raise ModelFormatError(
+            f"{path} is missing: the installation is incomplete.", hint="Reinstall; or use 'imagenet', a file, or None."
         )
-        return _random_weights(arch)
     state, sha256 = read_safetensors(path)
     facts = read_facts(path.with_suffix(".json"))
     if facts.get("sha256") != sha256:
         raise ModelFormatError(
             f"{path} is damaged: its sha256 is not that in its .json.", hint="Reinstall the package."
         )
+    logger.info("Starting from the package's own radiograph weights (cxr, sha256 %s), without a network.", sha256[:8])
     return Weights("cxr", _fit(state, arch, path), facts["mean"], facts["std"], str(path), sha256, arch)
 
 

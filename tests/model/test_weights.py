@@ -221,13 +221,8 @@ def test_hostile_file_without_a_hash_in_its_name(tmp_path):
     assert (tmp_path / "canary").exists(), "the canary itself does not sing"
 
 
-def test_random_is_neutral_and_loud_only_for_auto(caplog, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "PACKAGE_FOLDER", tmp_path)
-    with caplog.at_level(logging.WARNING, logger="covid_fastai"):
-        found = resolve_weights(None, arch="resnet18")
-        assert not caplog.records
-        assert resolve_weights("auto", arch="resnet18") == found
-    assert "RANDOM WEIGHTS" in caplog.text
+def test_random_is_neutral():
+    found = resolve_weights(None, arch="resnet18")
     assert (found.name, found.state, found.mean, found.std) == ("random", None, *NEUTRAL_GREY) and not found.pretrained
     assert resolve_weights(found, arch="resnet18") is found
     with pytest.raises(UsageError, match="belong to resnet18"):
@@ -236,8 +231,9 @@ def test_random_is_neutral_and_loud_only_for_auto(caplog, monkeypatch, tmp_path)
 
 def test_package_weights(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "PACKAGE_FOLDER", tmp_path)
-    with pytest.raises(UsageError, match="no weights of its own"):
-        resolve_weights("cxr", arch="resnet18")
+    for name in ("auto", "cxr"):
+        with pytest.raises(ModelFormatError, match="incomplete"):
+            resolve_weights(name, arch="resnet18")
     with pytest.raises(UsageError, match="for resnet18, not resnet50"):
         resolve_weights("cxr", arch="resnet50")
     body = torch.nn.Sequential(*list(torchvision.models.resnet18().children())[:-2])
@@ -254,6 +250,18 @@ def test_package_weights(monkeypatch, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ModelFormatError, match="damaged"):
         resolve_weights("auto", arch="resnet18")
+
+
+def test_the_weights_that_come_with_the_package(caplog):
+    with caplog.at_level(logging.INFO, logger="covid_fastai"):
+        found = resolve_weights("auto", arch="resnet18")
+    assert found.name == "cxr" and found.pretrained and "without a network" in caplog.text
+    assert resolve_weights("cxr", arch="resnet18").sha256 == found.sha256
+    assert found.state["0.weight"].shape == (64, 1, 7, 7)
+    path = module.PACKAGE_FOLDER / "cxr-resnet18.safetensors"
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert path.stat().st_size < 24e6 and facts["image_size"] == 128 and facts["figures"] and facts["sources"]
 
 
 def test_a_saved_model_folder(tmp_path, reference):
