@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from covid_fastai.data.seen import read_manifest
 from covid_fastai.model.weights import resolve_weights
 from pretraining.config import Recipe
 from pretraining.export import export
@@ -25,7 +26,7 @@ STILL = Recipe(degrees=0, scale=(1.0, 1.0), shift=0, gamma=0, contrast=0)
 def material(phantom_cohort):
     """Sixteen images of each of two banks, and features that a teacher might have given them."""
     rows = phantom_cohort[phantom_cohort["split"] != "aside"].head(32)
-    seen = pd.DataFrame({"path": rows["path"], "bank": ["kermany", "radiography"] * 16, "label": rows["label"]})
+    seen = rows[["path", "patient", "label"]].assign(bank=["kermany", "radiography"] * 16)
     features = np.random.default_rng(0).normal(size=(32, 1280)).astype(np.float16)
     return seen.reset_index(drop=True), features
 
@@ -84,6 +85,7 @@ def test_the_package_reads_what_is_exported(material, tmp_path):
         torch.testing.assert_close(own(x).mean((2, 3)), model(x), atol=0.02, rtol=0.02)  # 16 bits
     assert path.stat().st_size < 24e6
     assert json.loads(path.with_suffix(".json").read_text())["image_size"] == 32
+    assert len(read_manifest(path.with_suffix(".seen.safetensors"))) == len(seen)
 
 
 def test_pixels_are_stored_once(material, tmp_path):
