@@ -22,6 +22,9 @@ class Recipe:
         match: Weight of the cosine distance to the teacher's features.
         kermany: Weight of the cross-entropy among Kermany's classes, which come from one hospital.
         radiography: Weight of the cross-entropy among radiography-224's classes, which come from two image banks.
+        relate: Weight of the contrastive loss: of the teacher's features of a batch, which are of the same image?
+        temperature: Of the contrastive loss.
+        bfloat16: Whether the body computes in bfloat16: twice as fast where the processor has it.
         degrees: Largest rotation of a view, either way.
         scale: Smallest and largest magnification of a view.
         shift: Largest shift of a view, share of its side.
@@ -39,6 +42,9 @@ class Recipe:
     match: float = 1.0
     kermany: float = 0.3
     radiography: float = 0.3
+    relate: float = 0.0
+    temperature: float = 0.1
+    bfloat16: bool = False
     degrees: float = 10.0
     scale: tuple[float, float] = (0.85, 1.2)
     shift: float = 0.06

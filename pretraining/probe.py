@@ -28,9 +28,10 @@ from pretraining.export import NAME, add_figures
 from pretraining.teacher import teacher_features
 from pretraining.train import MEAN, STD, body
 
-__all__ = ["COHORTS", "body_features", "probe", "thumbnails"]
+__all__ = ["COHORTS", "body_features", "figures_of", "probe", "thumbnails"]
 
 FOLDS = 5
+COPIES = ("COVID-00020.jpg", "COVID-00022.jpg")  # of external-adult: CoronaHack's images re-encoded
 EXTERNAL = Task(
     name="external",
     classes=("negative", "COVID-19"),
@@ -45,6 +46,7 @@ def external(data: Path, *names: str) -> pd.DataFrame:
     """Return the cohorts of other hospitals together, none of which the weights have seen."""
     parts = [read_cohort(data / name / "labels.csv", task=EXTERNAL, check_images=False) for name in names]
     cohort = pd.concat(parts, ignore_index=True)
+    cohort = cohort[~cohort["image"].isin(COPIES)].reset_index(drop=True)
     cohort.attrs = parts[0].attrs
     return cohort
 
@@ -103,6 +105,12 @@ def probe(features: np.ndarray, cohort: pd.DataFrame, *, seed: int = 0) -> Evalu
     return evaluate(table, positive=cohort.attrs["positive"])
 
 
+def figures_of(result: Evaluation) -> list[dict]:
+    """Return accuracy, AUC and log loss of an evaluation with their intervals, a row each."""
+    rows = [result.row(metric) for metric in ("accuracy", "auc", "log_loss")]
+    return [{key: row[key] for key in ("metric", "value", "low", "high", "n")} for row in rows]
+
+
 def main() -> None:
     """Compare the weights with what knows less and with the teacher, and write `probe.csv`."""
     parser = argparse.ArgumentParser(prog="python -m pretraining.probe", description=__doc__)
@@ -129,17 +137,9 @@ def main() -> None:
             "thumbnail": thumbnails(paths),
         }
         for kind, features in found.items():
-            result = probe(features, cohort)
-            for metric in ("accuracy", "auc", "log_loss"):
-                figure = result.row(metric)
-                rows.append(
-                    {
-                        "cohort": name,
-                        "features": kind,
-                        **{key: figure[key] for key in ("metric", "value", "low", "high", "n")},
-                    }
-                )
-            print(name, kind, {row["metric"]: round(row["value"], 4) for row in rows[-3:]}, flush=True)
+            figures = figures_of(probe(features, cohort))
+            rows += [{"cohort": name, "features": kind, **figure} for figure in figures]
+            print(name, kind, {figure["metric"]: round(figure["value"], 4) for figure in figures}, flush=True)
     table = pd.DataFrame(rows)
     write_csv(options.out / "probe.csv", table)
     if options.weights is None:

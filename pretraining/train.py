@@ -97,7 +97,7 @@ def pretrain(seen: pd.DataFrame, pixels: np.ndarray, features: np.ndarray, out: 
     labels = {bank: sorted(rows["label"].unique()) for bank, rows in seen.groupby("bank")}
     codes = torch.tensor([labels[row.bank].index(row.label) for row in seen.itertuples()])
     banks = {bank: torch.tensor((seen["bank"] == bank).to_numpy()) for bank in labels}
-    weights = {"kermany": recipe.kermany, "radiography": recipe.radiography}
+    weights = {name: getattr(recipe, name) for name in ("match", "relate", *labels)}
     torch.manual_seed(recipe.seed)
     student = Student({bank: len(names) for bank, names in labels.items()}).to(memory_format=torch.channels_last)
     decayed = [p for p in student.parameters() if p.ndim > 1]
@@ -124,17 +124,23 @@ def pretrain(seen: pd.DataFrame, pixels: np.ndarray, features: np.ndarray, out: 
         generator = torch.Generator().manual_seed(recipe.seed * 1000 + epoch)
         order = torch.randperm(len(seen), generator=generator)
         student.train()
-        sums, started = dict.fromkeys(["match", *labels], 0.0), time.perf_counter()
+        sums, started = dict.fromkeys(weights, 0.0), time.perf_counter()
         for step in range(steps):
             rows = order[step * recipe.batch_size : (step + 1) * recipe.batch_size].sort().values
-            hidden = student.body(views(pixels[rows.numpy()], recipe.sizes[epoch], recipe, generator))
-            losses = {"match": 1 - functional.cosine_similarity(student.project(hidden), targets[rows]).mean()}
+            x = views(pixels[rows.numpy()], recipe.sizes[epoch], recipe, generator)
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+                hidden = student.body(x)
+            hidden = hidden.float()
+            projected = functional.normalize(student.project(hidden))
+            likeness = projected @ functional.normalize(targets[rows]).T
+            losses = {"match": 1 - likeness.diagonal().mean()}
+            if recipe.relate:
+                losses["relate"] = functional.cross_entropy(likeness / recipe.temperature, torch.arange(len(rows)))
             for bank, mask in banks.items():
                 there = mask[rows]
                 if weights[bank] and there.any():
                     losses[bank] = functional.cross_entropy(student.classify[bank](hidden[there]), codes[rows][there])
-            loss = recipe.match * losses["match"]
-            loss = loss + sum(weights[bank] * losses[bank] for bank in banks if bank in losses)
+            loss = sum(weights[name] * value for name, value in losses.items())
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(student.parameters(), 1.0)
