@@ -22,6 +22,7 @@ _MODULE_OF = {
     "cross_validate": "training",
     "download_coronahack": "data.download",
     "evaluate": "evidence.metrics",
+    "example_data": "data.examples",
     "fit": "model.schedule",
     "fold_by_patient": "data.splits",
     "list_runs": "evidence.runs",
