@@ -1,5 +1,5 @@
-# Four verbs; `make check` is what CI runs.
-.PHONY: format check test slow
+# `make check` is what CI runs; `make docs` builds the site into _docs and needs Quarto.
+.PHONY: format check test slow docs
 
 format:
 	ruff check --fix .
@@ -16,3 +16,9 @@ test:
 
 slow:
 	pytest -m slow
+
+docs:
+	python nbs/_site.py
+	cd nbs && quartodoc build
+	nbdev-docs
+	rm -f covid_fastai/_modidx.py

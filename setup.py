@@ -4,6 +4,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 settings = ConfigParser(delimiters=("=",), comment_prefixes=("#",), interpolation=None)
@@ -13,6 +14,18 @@ facts = settings["DEFAULT"]
 
 def requirements(text):
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+class BuildWithNotebooks(build_py):
+    """Put the walk-throughs into the package, where `covid-fastai new-notebook` finds them."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:  # there the checkout's own are found
+            target = Path(self.build_lib) / "covid_fastai" / "notebooks"
+            self.mkpath(str(target))
+            for notebook in sorted((HERE / "nbs").glob("[0-9]*.ipynb")):
+                self.copy_file(str(notebook), str(target / notebook.name))
 
 
 extras = {name: requirements(text) for name, text in settings["extras"].items() if name not in settings.defaults()}
@@ -30,6 +43,7 @@ setup(
     python_requires=f">={facts['min_python']}",
     packages=find_packages(include=["covid_fastai", "covid_fastai.*"]),
     include_package_data=True,
+    cmdclass={"build_py": BuildWithNotebooks},
     install_requires=requirements(facts["requirements"]),
     extras_require=extras,
     entry_points={

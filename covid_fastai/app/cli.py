@@ -322,6 +322,22 @@ def download(
         typer.echo(folder)
 
 
+@app.command("new-notebook")
+def new_notebook(
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to copy them to, made if needed.")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Copy the walk-throughs (Jupyter notebooks) into a folder, to run and change them there."""
+    from covid_fastai.app.notebooks import copy_notebooks
+
+    copies = copy_notebooks(target)
+    if as_json:
+        _print_json({"notebooks": [str(path) for path in copies]})
+    else:
+        typer.echo("\n".join(str(path) for path in copies))
+
+
 @app.command()
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     """Say what this machine offers: versions, device, extras, weights, room. Exit status 4 if something is missing."""
