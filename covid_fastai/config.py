@@ -85,6 +85,12 @@ class TrainConfig(BaseModel):
     unfrozen_learning_rate: PositiveRate | None = Field(
         None, description="Peak for the head in the unfrozen phase; half of learning_rate if not given."
     )
+    discriminative: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
+        None, description="How many times slower the first layers learn than the head; 100, or 1 for random weights."
+    )
+    initial_image_size: Annotated[int, Field(ge=32)] | None = Field(
+        None, description="Side of the images in the first half of the unfrozen epochs, pixels; all alike if not given."
+    )
     weight_decay: float = Field(1e-2, ge=0, allow_inf_nan=False, description="Decoupled weight decay.")
     gradient_clip: PositiveRate | None = Field(None, description="Largest norm of the gradient; not clipped if absent.")
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the draw, the split and the training.")

@@ -318,6 +318,8 @@ def _train(
             unfrozen_epochs=config.unfrozen_epochs,
             learning_rate=config.learning_rate,
             unfrozen_learning_rate=config.unfrozen_learning_rate,
+            discriminative=config.discriminative,
+            initial_image_size=config.initial_image_size,
             checkpoints=folder / "checkpoints",
             resume=resuming,
         )

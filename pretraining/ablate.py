@@ -27,9 +27,9 @@ PLAIN = {"match": 1.0, "kermany": 0.3, "radiography": 0.3, "relate": 0.0}
 VARIANTS = {
     "match + both class losses": PLAIN,
     "without radiography-224's classes": {**PLAIN, "radiography": 0.0},
+    "with the contrastive loss": {**PLAIN, "relate": 0.3},
     "match alone": {**PLAIN, "kermany": 0.0, "radiography": 0.0},
     "both class losses alone": {**PLAIN, "match": 0.0},
-    "with the contrastive loss": {**PLAIN, "relate": 0.3},
     "contrastive, without radiography-224's classes": {**PLAIN, "relate": 0.3, "radiography": 0.0},
 }
 

@@ -1,17 +1,22 @@
 """What starting from the weights is worth when a model is trained: beside random weights, on the same rows.
 
-`python -m pretraining.compare covid|test|curve --data FOLDER --out FOLDER` is resumable: nothing is done twice.
+`python -m pretraining.compare covid|test|curve|options --data FOLDER --out FOLDER` is resumable: nothing is done twice.
 
 - `covid`: CoronaHack's COVID-19 task, five folds by patient, 1 + 1 and 5 + 5 epochs.
 - `test`: the pneumonia task, trained on TRAIN; the official TEST is touched once.
 - `curve`: the pneumonia task from 10 to 300 patients a class whom the weights have not seen, judged on 400 others.
+- `options`: the same with 100 patients a class and the package's weights: which options of `fit` pay.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,13 +37,18 @@ from covid_fastai.evidence.metrics import score_units
 from covid_fastai.evidence.resampling import patient_draws, roc_auc
 from covid_fastai.files import write_csv
 
-__all__ = ["compare_covid", "compare_curve", "compare_test", "paired_auc"]
+__all__ = ["compare_covid", "compare_curve", "compare_options", "compare_test", "paired_auc"]
 
 KINDS = {"cxr": "cxr", "random": None}
 PATIENTS = (10, 30, 100, 300)
 SEEDS = range(5)
 HELD_OUT = 200  # patients a class that the curve is judged on
 DRAWS = 2000
+OPTIONS = {  # of `fit`, beside its defaults for pretrained weights
+    "default": {},
+    "one rate for all layers": {"discriminative": 1.0},
+    "images of 96 pixels first": {"initial_image_size": 96},
+}
 
 
 def paired_auc(first: pd.DataFrame, second: pd.DataFrame, *, positive: str) -> dict[str, float]:
@@ -98,49 +108,88 @@ def compare_test(data: Path, out: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare_curve(data: Path, out: Path) -> pd.DataFrame:
-    """Train on few patients from either weights, and return accuracy and AUC by patients, seed and weights."""
+def unseen_cohort(data: Path, out: Path) -> pd.DataFrame:
+    """Return the pneumonia task's training rows of patients whom the weights have not seen."""
     cohort = read_cohort(data / "coronahack-224", task="pneumonia", check_images=False)
     seen = set(pd.read_csv(out / "seen.csv", dtype=str, keep_default_na=False)["patient"])
-    attrs = cohort.attrs
-    cohort = cohort[(cohort["split"] == "train") & ~cohort["patient"].isin(seen)]
-    file = out / "curve.jsonl"
+    return cohort[(cohort["split"] == "train") & ~cohort["patient"].isin(seen)]
+
+
+def few_patients(cohort: pd.DataFrame, *, patients: int, seed: int) -> pd.DataFrame:
+    """Return the rows of `patients` a class to train on and of 200 others a class, by seed the same, to judge on."""
+    order = cohort.drop_duplicates("patient").sample(frac=1, random_state=seed)
+    ranks = order.groupby("label").cumcount()
+    held_out = set(order.loc[ranks < HELD_OUT, "patient"])
+    trained = set(order.loc[(ranks >= HELD_OUT) & (ranks < HELD_OUT + patients), "patient"])
+    rows = cohort[cohort["patient"].isin(held_out | trained)].reset_index(drop=True)
+    rows["split"] = np.where(rows["patient"].isin(held_out), "valid", "train")
+    rows.attrs = cohort.attrs
+    return rows
+
+
+def judge_few(rows: pd.DataFrame, *, seed: int, weights: str | None, **options: Any) -> dict[str, float]:
+    """Train for 5 + 5 epochs on 128 pixels and return accuracy, AUC and what the training took."""
+    with no_random(seed):
+        dls = build_dataloaders(rows, image_size=128, batch_size=16, num_workers=0)
+        learn = build_learner(dls, weights=weights)
+        fit(learn, frozen_epochs=5, unfrozen_epochs=5, **options)
+        result = evaluate(predict(learn))
+    return {metric: result.value(metric) for metric in ("accuracy", "auc")} | {"seconds": learn.history.seconds.sum()}
+
+
+def each_once(file: Path, wanted: Iterable[tuple[dict[str, Any], Callable[[], dict[str, float]]]]) -> pd.DataFrame:
+    """Do what is wanted and not yet in the file of JSON lines, a line each, and return all rows."""
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    have = {(row["patients"], row["seed"], row["weights"]) for row in done}
-    for seed in SEEDS:
-        order = cohort.drop_duplicates("patient").sample(frac=1, random_state=seed)
-        ranks = order.groupby("label").cumcount()
-        for patients in PATIENTS:
-            held_out = set(order.loc[ranks < HELD_OUT, "patient"])
-            trained = set(order.loc[(ranks >= HELD_OUT) & (ranks < HELD_OUT + patients), "patient"])
-            rows = cohort[cohort["patient"].isin(held_out | trained)].reset_index(drop=True)
-            rows["split"] = np.where(rows["patient"].isin(held_out), "valid", "train")
-            rows.attrs = attrs
-            for kind, weights in KINDS.items():
-                if (patients, seed, kind) in have:
-                    continue
-                with no_random(seed):
-                    dls = build_dataloaders(rows, image_size=128, batch_size=16, num_workers=0)
-                    learn = build_learner(dls, weights=weights)
-                    fit(learn, frozen_epochs=5, unfrozen_epochs=5)
-                    result = evaluate(predict(learn))
-                row = {"patients": patients, "seed": seed, "weights": kind}
-                row |= {metric: result.value(metric) for metric in ("accuracy", "auc")}
-                done.append(row)
-                with open(file, "a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(row) + "\n")
+    for key, compute in wanted:
+        if not any(key.items() <= row.items() for row in done):
+            done.append(key | compute())
+            with open(file, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(done[-1]) + "\n")
     return pd.DataFrame(done)
+
+
+def compare_curve(data: Path, out: Path) -> pd.DataFrame:
+    """Train on few patients from either weights, and return accuracy and AUC by patients, seed and weights."""
+    cohort = unseen_cohort(data, out)
+    wanted = (
+        (
+            {"patients": patients, "seed": seed, "weights": kind},
+            partial(judge_few, few_patients(cohort, patients=patients, seed=seed), seed=seed, weights=weights),
+        )
+        for seed, patients, (kind, weights) in product(SEEDS, PATIENTS, KINDS.items())
+    )
+    return each_once(out / "curve.jsonl", wanted)
+
+
+def compare_options(data: Path, out: Path) -> pd.DataFrame:
+    """Train on 100 patients a class with each option of `fit`, and return accuracy, AUC and seconds by seed."""
+    cohort = unseen_cohort(data, out)
+    wanted = (
+        (
+            {"option": name, "seed": seed},
+            partial(judge_few, few_patients(cohort, patients=100, seed=seed), seed=seed, weights="cxr", **options),
+        )
+        for seed, (name, options) in product(SEEDS, OPTIONS.items())
+    )
+    return each_once(out / "options.jsonl", wanted)
+
+
+COMPARISONS = {
+    "covid": compare_covid,
+    "test": compare_test,
+    "curve": compare_curve,
+    "options": compare_options,
+}
 
 
 def main() -> None:
     """Run one comparison and write its table into the folder of the pretraining."""
     parser = argparse.ArgumentParser(prog="python -m pretraining.compare", description=__doc__)
-    comparisons = {"covid": compare_covid, "test": compare_test, "curve": compare_curve}
-    parser.add_argument("what", choices=comparisons)
+    parser.add_argument("what", choices=COMPARISONS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the folder of the pretraining")
     options = parser.parse_args()
-    table = comparisons[options.what](options.data, options.out)
+    table = COMPARISONS[options.what](options.data, options.out)
     write_csv(options.out / f"{options.what}.csv", table)
     print(table.to_string(index=False))
 

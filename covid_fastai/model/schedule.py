@@ -29,11 +29,13 @@ from covid_fastai.model.checkpoint import (
 )
 from covid_fastai.model.journal import FROZEN, UNFROZEN, EpochLog, Guard, Journal, Phase, Record
 from covid_fastai.model.learner import FrozenBody
+from covid_fastai.model.resizing import ProgressiveResizing
 
 __all__ = ["fit"]
 
 logger = logging.getLogger("covid_fastai")
 
+SMALLEST = 32  # pixels: a ResNet's last map is then one cell
 PRETRAINED_SPREAD = 100.0  # fastai's fine_tune: the first layers, which changed least, learn 100 times slower
 CYCLES = {  # share of the warm-up, and where it begins as a part of the peak
     FROZEN: {"pct_start": 0.25, "div": 25.0},  # fastai's fit_one_cycle
@@ -49,6 +51,7 @@ def fit(
     learning_rate: float = 2e-3,
     unfrozen_learning_rate: float | None = None,
     discriminative: float | None = None,
+    initial_image_size: int | None = None,
     checkpoints: str | Path | None = None,
     resume: bool = False,
     stop_on_divergence: bool = True,
@@ -71,6 +74,8 @@ def fit(
         unfrozen_learning_rate: Its peak rate in the second phase; half of `learning_rate` if None.
         discriminative: How many times slower the first layers learn than the head, 1 or more; if None, 100 for
             pretrained weights and 1 for random ones, whose first layers have as much to learn.
+        initial_image_size: Side of the training images in the first half of the unfrozen epochs, pixels (progressive
+            resizing); None for the loaders' own size throughout. Validation sees the loaders' own size always.
         checkpoints: A folder for a checkpoint an epoch, of which the last two are kept; None for none.
         resume: Continue from the newest checkpoint there; from the beginning, where there is none yet. Callbacks of
             one's own and what they remember are not in it.
@@ -86,7 +91,8 @@ def fit(
     """
     phases = _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learning_rate, discriminative)
     _check_data(learn)
-    config = _describe(learn, phases)
+    config = _describe(learn, phases) | ({"initial_image_size": initial_image_size} if initial_image_size else {})
+    resizing = _resizing(learn, initial_image_size, unfrozen_epochs)
     checkpoint = _open_checkpoints(learn, checkpoints, resume=resume, config=config)
     if not any(isinstance(callback, FrozenBody) for callback in learn.cbs):
         learn.add_cb(FrozenBody())
@@ -106,6 +112,7 @@ def fit(
                         EpochLog(phase.before, sum(p.epochs for p in phases), phase.name),
                     ]
                     callbacks += [guard] if guard else []
+                    callbacks += resizing if phase.name == UNFROZEN else []
                     if checkpoints is not None:
                         callbacks.append(Keeper(record, phase, Path(checkpoints), config))
                     _run(learn, phase, done=done, checkpoint=checkpoint, callbacks=callbacks)
@@ -135,6 +142,18 @@ def _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learnin
     rates = peak if spread == 1 else slice(peak / spread, peak)
     plan = [Phase(FROZEN, frozen_epochs, learning_rate, 0), Phase(UNFROZEN, unfrozen_epochs, rates, frozen_epochs)]
     return [phase for phase in plan if phase.epochs]
+
+
+def _resizing(learn: Learner, size: int | None, epochs: int) -> list[Callback]:
+    """Check the size and return what shrinks the images of the first half of the epochs."""
+    if size is None:
+        return []
+    if not isinstance(size, int) or size < SMALLEST:
+        raise UsageError(f"initial_image_size={size!r}.", hint=f"Give a whole number of pixels, {SMALLEST} or more.")
+    full = getattr(learn.dls, "radiograph_config", {}).get("image_size")
+    if full is not None and size >= full:
+        raise UsageError(f"initial_image_size={size} is not below image_size={full}.", hint="Leave it out.")
+    return [ProgressiveResizing(size, epochs // 2)]
 
 
 def _check_data(learn: Learner) -> None:

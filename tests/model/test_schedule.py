@@ -26,11 +26,11 @@ from covid_fastai.model.weights import Weights
 STEPS = 7  # batches in an epoch
 
 
-def make_learner(tmp_path, *, name="imagenet", images=28, callbacks=()) -> Learner:
+def make_learner(tmp_path, *, name="imagenet", images=28, side=8, callbacks=()) -> Learner:
     """A tiny network whose body has two groups and BatchNorm, on noise whose mean tells the class."""
     numbers = np.random.default_rng(0)
     y = torch.tensor(numbers.integers(0, 2, images + 12))
-    x = torch.tensor(numbers.normal(size=(images + 12, 1, 8, 8)), dtype=torch.float32) + y[:, None, None, None]
+    x = torch.tensor(numbers.normal(size=(images + 12, 1, side, side)), dtype=torch.float32) + y[:, None, None, None]
     items = list(zip(x, y, strict=True))
     with no_random(0):
         loaders = [DataLoader(items[:images], bs=4, shuffle=True, drop_last=True), DataLoader(items[images:], bs=4)]
@@ -92,6 +92,27 @@ def test_random_weights_learn_at_one_rate(name, discriminative, spread, tmp_path
     fit(learn, frozen_epochs=0, unfrozen_epochs=1, learning_rate=0.02, discriminative=discriminative)
     rates = np.array(learn.rates)
     assert np.allclose(rates[:, -1] / rates[:, 0], spread) and rates.max() < 0.0101, "half of learning_rate"
+
+
+class Sides(Callback):
+    """Notes the side of every batch: (frozen or not, training or not, epoch, pixels)."""
+
+    order = 50
+
+    def before_batch(self):
+        frozen = not next(self.model.parameters()).requires_grad
+        self.learn.seen_sides = {
+            *getattr(self.learn, "seen_sides", ()),
+            (frozen, self.training, self.epoch, self.x.shape[-1]),
+        }
+
+
+def test_the_first_unfrozen_epochs_see_smaller_images(tmp_path):
+    learn = make_learner(tmp_path, side=40, callbacks=[Sides()])
+    fit(learn, frozen_epochs=1, unfrozen_epochs=3, initial_image_size=32)
+    small = {(frozen, training, epoch) for frozen, training, epoch, side in learn.seen_sides if side == 32}
+    assert small == {(False, True, 0)}, "half of three epochs, rounded down; validation never"
+    assert {side for *_, side in learn.seen_sides} == {32, 40}
 
 
 def test_it_learns_and_says_what_it_did(tmp_path, caplog, capsys):
@@ -202,6 +223,7 @@ def test_divergence_may_be_looked_at(tmp_path):
         ({"learning_rate": math.nan}, "learning_rate=nan"),
         ({"unfrozen_learning_rate": -1e-3}, "unfrozen_learning_rate=-0.001"),
         ({"discriminative": 0.5}, "discriminative=0.5"),
+        ({"initial_image_size": 16}, "initial_image_size=16"),
     ],
 )
 def test_options_that_are_not_allowed(option, message, tmp_path):
