@@ -43,6 +43,7 @@ KINDS = {"cxr": "cxr", "random": None}
 PATIENTS = (10, 30, 100, 300)
 SEEDS = range(5)
 HELD_OUT = 200  # patients a class that the curve is judged on
+WATCHED = 5  # patients a class that are predicted after each epoch: 400 every time would take most of the hours
 DRAWS = 2000
 OPTIONS = {  # of `fit`, beside its defaults for pretrained weights
     "default": {},
@@ -116,13 +117,13 @@ def unseen_cohort(data: Path, out: Path) -> pd.DataFrame:
 
 
 def few_patients(cohort: pd.DataFrame, *, patients: int, seed: int) -> pd.DataFrame:
-    """Return the rows of `patients` a class to train on and of 200 others a class, by seed the same, to judge on."""
+    """Return `patients` a class to train on, and others, the same by seed, to judge on (`test`) and watch (`valid`)."""
     order = cohort.drop_duplicates("patient").sample(frac=1, random_state=seed)
-    ranks = order.groupby("label").cumcount()
-    held_out = set(order.loc[ranks < HELD_OUT, "patient"])
-    trained = set(order.loc[(ranks >= HELD_OUT) & (ranks < HELD_OUT + patients), "patient"])
-    rows = cohort[cohort["patient"].isin(held_out | trained)].reset_index(drop=True)
-    rows["split"] = np.where(rows["patient"].isin(held_out), "valid", "train")
+    ranks = order.groupby("label").cumcount().to_numpy()
+    ends = np.cumsum([HELD_OUT, WATCHED, patients])
+    split_of = dict(zip(order["patient"], np.searchsorted(ends, ranks, side="right"), strict=True))
+    rows = cohort.assign(split=cohort["patient"].map(split_of).map(dict(enumerate(("test", "valid", "train")))))
+    rows = rows[rows["split"].notna()].reset_index(drop=True)
     rows.attrs = cohort.attrs
     return rows
 
@@ -133,7 +134,7 @@ def judge_few(rows: pd.DataFrame, *, seed: int, weights: str | None, **options: 
         dls = build_dataloaders(rows, image_size=128, batch_size=16, num_workers=0)
         learn = build_learner(dls, weights=weights)
         fit(learn, frozen_epochs=5, unfrozen_epochs=5, **options)
-        result = evaluate(predict(learn))
+        result = evaluate(predict(learn, split="test"))
     return {metric: result.value(metric) for metric in ("accuracy", "auc")} | {"seconds": learn.history.seconds.sum()}
 
 
