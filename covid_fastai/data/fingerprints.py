@@ -1,6 +1,6 @@
 """The same picture under another name: exact and perceptual fingerprints, and the groups that they join.
 
-Finds copies that were renamed, re-encoded, resized or made brighter. Mirrored and cropped copies are not looked for.
+Finds copies that were renamed, re-encoded, resized, made brighter or darker, cropped by a few percent, or mirrored.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from covid_fastai.data.alignment import PICTURE_SIDE, aligned_pairs
 from covid_fastai.data.images import read_image
 from covid_fastai.errors import ImageError
 
 __all__ = ["duplicate_groups", "duplicate_pairs", "fingerprint_images", "join_groups"]
 
-HASH_SIDE = 16  # 16 x 16 = 256 bits; the usual 64 bits join hundreds of radiographs of different people
-DCT_SIDE = 64  # pixels; four for each frequency that is kept, as in the usual 64-bit hash of 32 pixels
+HASH_SIDE = 16  # 16 x 16 = 256 bits of a picture of 64 pixels, four for each frequency, as in the usual hash of 64 bits
 THUMBNAIL_SIDE = 32  # pixels
 # Over CoronaHack's 5,910 images the two copies that are not exact differ by 8 and 18 bits and correlate by 0.998 and
 # 0.989; the nearest images of different people differ by 36 bits, and correlate by 0.975 at most.
@@ -33,6 +33,7 @@ MIN_CORRELATION = 0.98  # of the thumbnails
 BLOCK = 512  # rows compared at once: 512 x 6,000 x 32 bytes fit in 100 MB
 
 COLUMNS = ["path", "error", "hint", "format", "mode", "width", "height", "notes", "sha256", "phash", "thumbnail"]
+COLUMNS += ["picture"]
 
 
 def fingerprint_images(paths: Iterable[str | os.PathLike], *, workers: int | None = None) -> pd.DataFrame:
@@ -46,7 +47,8 @@ def fingerprint_images(paths: Iterable[str | os.PathLike], *, workers: int | Non
         A table with a row an image, in the order given: `path`; `error` and `hint` ("" where it can be read);
         `format, mode, width, height, notes`; `sha256` of the decoded 8-bit grey pixels and their shape; `phash`, 32
         bytes (256-bit perceptual hash: signs of the lowest DCT frequencies against their median, after Zauner 2010);
-        `thumbnail`, 32 x 32 bytes of grey. The last three are empty where the image cannot be read.
+        `thumbnail`, 32 x 32 bytes of grey; `picture`, 64 x 64 bytes of grey. The last four are empty where the image
+        cannot be read.
     """
     paths = [os.fsdecode(path) for path in paths]  # bytes would be taken for an image's content
     workers = min(8, os.cpu_count() or 1) if workers is None else max(1, workers)
@@ -58,42 +60,51 @@ def _fingerprint(path: str) -> tuple[Any, ...]:
     try:
         image, facts = read_image(path)
     except ImageError as error:
-        return path, error.message, error.hint, "", "", 0, 0, "", "", b"", b""
+        return path, error.message, error.hint, "", "", 0, 0, "", "", b"", b"", b""
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode() + image.tobytes()).hexdigest()
     thumbnail = image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes()
-    notes = "; ".join(facts.notes)
-    return path, "", "", facts.format, facts.mode, facts.width, facts.height, notes, digest, _phash(image), thumbnail
+    picture = np.asarray(image.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BOX))
+    prints = (digest, _phash(picture), thumbnail, picture.tobytes())
+    return path, "", "", facts.format, facts.mode, facts.width, facts.height, "; ".join(facts.notes), *prints
 
 
-def _phash(image: Image.Image) -> bytes:
-    small = np.asarray(image.resize((DCT_SIDE, DCT_SIDE), Image.Resampling.BOX), dtype=np.float64)
-    low = dctn(small, type=2)[:HASH_SIDE, :HASH_SIDE].ravel()
+def _phash(picture: np.ndarray) -> bytes:
+    low = dctn(picture.astype(np.float64), type=2)[:HASH_SIDE, :HASH_SIDE].ravel()
     return np.packbits(low > np.median(low)).tobytes()
 
 
 def duplicate_pairs(fingerprints: pd.DataFrame) -> pd.DataFrame:
     """List the pairs of rows that show the same picture.
 
-    Two pictures are the same when their pixels are (`exact`), or when at most `MAX_DISTANCE` of the 256 bits differ and
-    the thumbnails correlate above `MIN_CORRELATION` (`near`). Takes time in proportion to the square of the rows: 6,000
-    in a few seconds.
+    Two pictures are the same when their pixels are (`exact`); when at most `MAX_DISTANCE` of the 256 bits differ and
+    the thumbnails correlate above `MIN_CORRELATION`, or `aligned_pairs` finds one whole in the other (`near`); when it
+    finds one in a window of the other (`cropped`); or when it finds one in the other's mirror image, cropped or not
+    (`mirrored`). Takes time in proportion to the square of the rows: 6,000 in two or three seconds.
 
     Args:
         fingerprints: As `fingerprint_images` returns them.
 
     Returns:
-        A table of `first` and `second` (index labels), `kind`, `distance` (bits) and `correlation` (-1 to 1). Of n
-        identical pictures the n - 1 pairs with the first of them are listed.
+        A table of `first` and `second` (index labels), `kind`, `distance` (bits between the pictures as they are: 128
+        or so in a mirror) and `correlation` (-1 to 1, after alignment). Of n identical pictures the n - 1 pairs with
+        the first of them are listed.
     """
     readable = fingerprints[fingerprints["sha256"] != ""]
     unique = readable.drop_duplicates("sha256")
-    pairs = list(_exact_pairs(readable))
     hashes = np.frombuffer(b"".join(unique["phash"]), dtype=np.uint64).reshape(-1, HASH_SIDE**2 // 64)
     thumbnails = _standardised(unique["thumbnail"])
+    near = {}
     for first, second, distance in _near(hashes):
         correlation = float(thumbnails[first] @ thumbnails[second])
         if correlation > MIN_CORRELATION:
-            pairs.append((unique.index[first], unique.index[second], "near", distance, correlation))
+            near[first, second] = ("near", distance, correlation)
+    pictures = np.frombuffer(b"".join(unique["picture"]), dtype=np.uint8).reshape(-1, PICTURE_SIDE, PICTURE_SIDE)
+    for pair in aligned_pairs(pictures):
+        kind = "mirrored" if pair.mirrored else "cropped" if pair.cropped else "near"
+        distance = int(np.bitwise_count(hashes[pair.first] ^ hashes[pair.second]).sum())
+        near.setdefault((pair.first, pair.second), (kind, distance, pair.correlation))
+    pairs = list(_exact_pairs(readable))
+    pairs += [(unique.index[first], unique.index[second], *facts) for (first, second), facts in near.items()]
     return pd.DataFrame(pairs, columns=["first", "second", "kind", "distance", "correlation"])
 
 
