@@ -10,6 +10,7 @@ check:
 	ruff format --check .
 	pytest
 	pytest -m slow
+	nbdev-test nbs --n-workers 1
 
 test:
 	pytest

@@ -38,6 +38,7 @@ _MODULE_OF = {
     "split_by_patient": "data.splits",
     "summarise_cohort": "data.metadata",
     "train_classifier": "training",
+    "validate": "validation",
     "write_exploration": "evidence.report",
     "write_phantom": "data.phantom",
     "write_report": "evidence.report",

@@ -19,13 +19,14 @@ from covid_fastai.config import TrainConfig
 from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.data.layouts import find_data
 from covid_fastai.data.metadata import read_cohort
+from covid_fastai.data.seen import write_manifest
 from covid_fastai.data.splits import fold_by_patient, fold_cohort, split_by_image, split_by_patient
 from covid_fastai.errors import DataError, Diverged, UsageError
 from covid_fastai.evidence.metrics import evaluate
 from covid_fastai.evidence.prediction_table import read_predictions
 from covid_fastai.evidence.predictions import predict
 from covid_fastai.evidence.report import render_report, write_report
-from covid_fastai.evidence.runs import Run, collect_versions, log_event, read_record, read_run
+from covid_fastai.evidence.runs import TRAINING_MANIFEST, Run, collect_versions, log_event, read_record, read_run
 from covid_fastai.files import claim_folder, new_run_folder, write_csv, write_json
 from covid_fastai.model.bundle import save_model
 from covid_fastai.model.checkpoint import clear_checkpoints
@@ -283,6 +284,8 @@ def _keep_cohort(cohort: pd.DataFrame, folder: Path, *, resuming: bool) -> None:
         if not before[same].equals(cohort[same].astype(str)):
             raise DataError(f"The data have changed since {folder} was begun.", hint="Start a new run.")
     write_csv(path, cohort)
+    trained = cohort[cohort["split"] == "train"]  # of a cross-validation all folds
+    write_manifest(trained, folder / TRAINING_MANIFEST)
 
 
 def _train(

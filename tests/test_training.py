@@ -14,7 +14,7 @@ from covid_fastai.errors import DataError, UsageError
 
 QUICK = {"image_size": 32, "batch_size": 8, "frozen_epochs": 1, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
 FILES = {"config.json", "versions.json", "cohort.csv", "problems.csv", "history.csv", "steps.csv"}
-FILES |= {"predictions.csv", "metrics.json", "record.jsonl", "report.html"}
+FILES |= {"training.seen.safetensors", "predictions.csv", "metrics.json", "record.jsonl", "report.html"}
 
 
 @pytest.fixture(scope="module")

@@ -207,7 +207,7 @@ def test_options_that_are_on_or_off(words, expected, monkeypatch):
     from covid_fastai.app import cli
 
     found = {}
-    monkeypatch.setattr(cli, "_listen", lambda **options: None)  # it would set up logging for all tests
+    monkeypatch.setattr(cli, "listen", lambda **options: None)  # it would set up logging for all tests
     monkeypatch.setattr(cli, "_train", lambda *arguments, choices, **options: found.update(choices))
     done = CliRunner().invoke(cli.app, ["train", "data", *words, "--quiet"])
     assert done.exit_code == 0 and found == expected

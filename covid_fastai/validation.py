@@ -1,0 +1,207 @@
+"""External validation: a trained model on the images of hospitals that it has never seen, nothing chosen anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from covid_fastai.data.fingerprints import fingerprint_images
+from covid_fastai.data.metadata import read_cohort
+from covid_fastai.data.seen import mark_seen, package_manifests, read_manifest
+from covid_fastai.data.tasks import Task, get_task
+from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evidence.metrics import RESEARCH_USE, Evaluation, evaluate
+from covid_fastai.evidence.predictions import predict
+from covid_fastai.evidence.runs import TRAINING_MANIFEST, Run, read_run
+from covid_fastai.model.bundle import load_model
+
+__all__ = ["Validation", "judge_sources", "validate"]
+
+logger = logging.getLogger("covid_fastai")
+
+COLUMNS = ["images of", "comparison", "metric", "value", "low", "high", "n"]
+SAME, CONFOUNDED, ONE_CLASS = "same source", "confounded: other source", "one class"
+FIGURES = ("auc", "sensitivity", "specificity")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Validation:
+    """What a model is worth on other hospitals' images.
+
+    Attributes:
+        table: A row a figure: `images of` (the sources), `comparison` ("same source", "confounded: other source" where
+            each class comes from a source of its own, so that a source can be told in place of a finding, or "one
+            class"), `metric`, `value`, `low` and `high` (95% interval), `n` patients.
+        predictions: The predictions that it was made from.
+        overlap: The rows that were taken out first: the model was trained on them, or on another image of the patient.
+        threshold: The one that was frozen at training; None where there are more than two classes.
+        unknown_patients: Whether some image names no patient and counts as one.
+    """
+
+    table: pd.DataFrame
+    predictions: pd.DataFrame
+    overlap: pd.DataFrame
+    threshold: float | None
+    unknown_patients: bool
+
+    def summary(self) -> pd.DataFrame:
+        """Return the figures as text."""
+        shown = self.table[["images of", "comparison", "metric"]].copy()
+        shown["value"] = [f"{value:.3f}" if value == value else "–" for value in self.table["value"]]
+        bounds = self.table[["low", "high"]].to_numpy()
+        shown["95% interval"] = [f"{a:.3f} to {b:.3f}" if a == a else "not estimable" for a, b in bounds]
+        shown["n"] = [f"{n} patients" for n in self.table["n"]]
+        return shown
+
+    def notes(self) -> list[str]:
+        """Return what has to be said beside the figures."""
+        said = [
+            f"{len(self.overlap)} images were taken out first: the model was trained on them, or on another image of "
+            "their patient."
+        ]
+        if (self.table["comparison"] == CONFOUNDED).any():
+            said.append(
+                "Confounded: each class comes from a source of its own. Whatever differs between the sources tells the "
+                "class; these figures are no evidence for a finding, and are merged with no others."
+            )
+        if self.unknown_patients:
+            said.append("Some images name no patient: each of them counts as one.")
+        return [*said, RESEARCH_USE]
+
+    def __repr__(self) -> str:
+        return "\n".join([self.summary().to_string(index=False), *self.notes()])
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
+        return self.summary().to_html(index=False) + notes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain values."""
+        return {"table": self.table.to_dict("records"), "overlap": len(self.overlap), "threshold": self.threshold}
+
+
+def validate(
+    model: str | Path | Run,
+    data: str | Path | pd.DataFrame,
+    *,
+    labels: Mapping[str, str] | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+    **reading: Any,
+) -> Validation:
+    """Judge a run's model on other data, with its threshold as it was; images that it was trained on are out first.
+
+    Figures are given by source: of one hospital's images of both classes as "same source"; where each class comes from
+    sources of its own as "confounded", and never merged with others; else by class alone.
+
+    Args:
+        model: A run's folder, as `train_classifier` wrote it, or what `read_run` returned.
+        data: As in `read_cohort`; every row whose label has a class is used, whatever split it names.
+        labels: The model's class for labels that the data use and the task does not know, such as
+            `{"positive": "COVID-19"}`; a label that is given the class "" stands aside.
+        draws: Bootstrap draws, 100 or more.
+        seed: Of the bootstrap.
+        **reading: More options of `read_cohort`, such as `patient_column`.
+
+    Returns:
+        The validation.
+
+    Raises:
+        DataError: The folder is no run, does not say what its model was trained on, the data are faulty, or nothing is
+            left after the overlap was taken out.
+        UsageError: A label is given a class that the model does not have, or the run is a cross-validation.
+        ModelFormatError: The model cannot be used.
+    """
+    run = model if isinstance(model, Run) else read_run(model)
+    if run.config.get("folds"):
+        raise UsageError(f"{run.path} is a cross-validation: a model a fold.", hint="Train one with train_classifier.")
+    learn = load_model(run.path / "model")
+    cohort = read_cohort(data, task=_task(run, labels or {}), guard_seen=False, **reading)
+    cohort = cohort[cohort["split"] != "aside"]
+    seen = _seen(run, cohort, learn.weights.name)
+    rows = cohort[~seen].assign(split="valid")
+    if rows.empty:
+        raise DataError(
+            "No image is left: the model was trained on all of them, or on other images of their patients.",
+            hint="Validate on data of another hospital.",
+        )
+    logger.info("%d of %d images were trained on, or another of their patient: left out.", seen.sum(), len(cohort))
+    predictions = predict(learn, rows)
+    threshold = run.metrics.threshold
+    table = judge_sources(
+        predictions, positive=run.metrics.positive, threshold=threshold or 0.5, draws=draws, seed=seed
+    )
+    return Validation(table, predictions, cohort[seen], threshold, not cohort.attrs["patients_known"])
+
+
+def judge_sources(
+    predictions: pd.DataFrame, *, positive: str | None, threshold: float = 0.5, draws: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Return figures by source, and say of each whether class and source are confounded in it.
+
+    Args:
+        predictions: A predictions table with `source`; an empty source counts as one of its own.
+        positive: The positive class; None where there are more than two.
+        threshold: The positive class is predicted from this probability on.
+        draws: Bootstrap draws.
+        seed: Of the bootstrap.
+
+    Returns:
+        `Validation.table`.
+    """
+    options = {"positive": positive, "threshold": threshold, "draws": draws, "seed": seed}
+    predictions = predictions.assign(source=predictions["source"].replace("", "unknown"))
+    classes = predictions.groupby("source")["label"].agg(lambda labels: frozenset(labels))
+    rows = []
+    for source, found in classes.items():
+        part = predictions[predictions["source"] == source].reset_index(drop=True)
+        rows += _figures(evaluate(part, **options), source, SAME if len(found) > 1 else ONE_CLASS)
+    single = classes[classes.map(len) == 1]
+    if single.explode().nunique() > 1:
+        part = predictions[predictions["source"].isin(single.index)].reset_index(drop=True)
+        rows += _figures(evaluate(part, **options), " + ".join(single.index), CONFOUNDED)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _figures(result: Evaluation, source: str, comparison: str) -> list[dict[str, Any]]:
+    wanted = FIGURES if result.positive else ("auc", "accuracy")
+    rows = [result.row(metric) for metric in wanted]
+    about = {"images of": source, "comparison": comparison}
+    keep = ("metric", "value", "low", "high", "n")
+    return [{**about, **{name: row[name] for name in keep}} for row in rows if row["value"] == row["value"]]
+
+
+def _task(run: Run, labels: Mapping[str, str]) -> Task:
+    """Return the run's task, which knows the data's own labels too and looks at every row."""
+    saved = run.config["config"]["task"]
+    task = Task(**saved) if isinstance(saved, Mapping) else get_task(saved)
+    wrong = sorted(set(labels.values()) - {*task.classes, ""})
+    if wrong:
+        raise UsageError(f"The model has no class {wrong[0]!r}.", hint=f"Its classes: {', '.join(task.classes)}.")
+    aside = {name: "left out by request" for name, label in labels.items() if not label}
+    known = {name: label for name, label in labels.items() if label}
+    return dataclasses.replace(
+        task,
+        labels={**task.labels, **known},
+        aside={name: why for name, why in task.aside.items() if name not in known} | aside,
+        aside_sources={},
+        official_test=True,
+    )
+
+
+def _seen(run: Run, cohort: pd.DataFrame, weights: str) -> pd.Series:
+    """Say of each row whether the model, or the weights that it began from, know its picture or its patient."""
+    file = run.path / TRAINING_MANIFEST
+    if not file.is_file():
+        raise DataError(f"{run.path} does not say what its model was trained on.", hint="Train it anew.")
+    manifests = [read_manifest(file)]
+    if weights == "cxr":
+        manifests += [read_manifest(path) for path in package_manifests()]
+    prints = fingerprint_images(cohort["path"])
+    return mark_seen(cohort, pd.Series(prints["phash"].to_numpy(), index=cohort.index), manifests)
