@@ -41,7 +41,7 @@ def validate(
     label: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="THEIRS=OURS", help="The model's class for a label of the data; nothing after = for none."
+            metavar="THEIRS=OURS", help="The model's class for their label; nothing after = for none."
         ),
     ] = None,
     image_root: Annotated[str | None, typer.Option(help="Folder that the CSV's image names are relative to.")] = None,
