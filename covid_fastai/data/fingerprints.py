@@ -22,7 +22,7 @@ from covid_fastai.data.alignment import PICTURE_SIDE, aligned_pairs
 from covid_fastai.data.images import read_image
 from covid_fastai.errors import ImageError
 
-__all__ = ["duplicate_groups", "duplicate_pairs", "fingerprint_images", "join_groups"]
+__all__ = ["connect_pairs", "duplicate_groups", "duplicate_pairs", "fingerprint_images", "join_groups"]
 
 HASH_SIDE = 16  # 16 x 16 = 256 bits of a picture of 64 pixels, four for each frequency, as in the usual hash of 64 bits
 THUMBNAIL_SIDE = 32  # pixels
@@ -145,10 +145,22 @@ def duplicate_groups(fingerprints: pd.DataFrame) -> pd.Series:
         Group numbers from 0 under the table's index; an image without a copy, or one that cannot be read, has a number
         of its own.
     """
-    pairs = duplicate_pairs(fingerprints)
-    position = pd.Series(np.arange(len(fingerprints)), index=fingerprints.index)
-    groups = _components(position[pairs["first"]], position[pairs["second"]], len(fingerprints))
-    return pd.Series(groups, index=fingerprints.index, name="group")
+    return connect_pairs(duplicate_pairs(fingerprints), fingerprints.index)
+
+
+def connect_pairs(pairs: pd.DataFrame, index: pd.Index) -> pd.Series:
+    """Number the groups of rows that pairs tie together, directly or through others.
+
+    Args:
+        pairs: `first` and `second`, labels of the index, as `duplicate_pairs` returns them.
+        index: The labels of all rows, each once.
+
+    Returns:
+        Group numbers from 0 under the index; a row in no pair has a number of its own.
+    """
+    position = pd.Series(np.arange(len(index)), index=index)
+    groups = _components(position[pairs["first"]], position[pairs["second"]], len(index))
+    return pd.Series(groups, index=index, name="group")
 
 
 def join_groups(patients: pd.Series, duplicates: pd.Series) -> pd.Series:
