@@ -53,7 +53,7 @@ def ablate(data: Path, out: Path) -> pd.DataFrame:
             continue
         folder = out / "ablation" / variant.replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)
-        recipe = dataclasses.replace(base, sizes=SIZES, bfloat16=True, **changes)
+        recipe = dataclasses.replace(base, sizes=SIZES, **changes)
         model = pretrain(seen, pixels, features, folder, recipe)
         for name, cohort in cohorts.items():
             result = probe(body_features(model, cohort["path"], size=128), cohort)
