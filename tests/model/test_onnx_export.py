@@ -1,0 +1,114 @@
+"""The ONNX file: it answers as the model does, for any number of images, and says nothing of where it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from fastai.torch_core import no_random
+
+from covid_fastai.data.dataloaders import empty_dataloaders
+from covid_fastai.model.learner import build_learner, map_weights
+from covid_fastai.model.onnx_export import INPUT, OPSET, OUTPUTS, export_onnx
+
+CLASSES = ["Normal", "COVID-19", "other"]
+SIZE, MEAN, STD = 48, 0.4, 0.2
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Random weights, but statistics and biases that are not the ones that would hide a mistake in the folded head."""
+    with no_random(1):
+        learn = build_learner(empty_dataloaders(classes=CLASSES, image_size=SIZE, device="cpu"), weights=None)
+        for norm in learn.model.modules():
+            if isinstance(norm, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+                norm.running_mean.uniform_(-0.2, 0.2)
+                norm.running_var.uniform_(0.5, 1.5)
+                torch.nn.init.uniform_(norm.bias, -0.2, 0.2)
+                torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    return learn.model
+
+
+@pytest.fixture(scope="module")
+def content(model):
+    return export_onnx(model, image_size=SIZE, mean=MEAN, std=STD)
+
+
+@pytest.fixture(scope="module")
+def session(content):
+    return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+
+def images(n, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, 1, SIZE, SIZE), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_it_answers_as_the_model_does(model, session, n):
+    found = dict(zip(OUTPUTS, session.run(list(OUTPUTS), {INPUT: images(n)}), strict=True))
+    with torch.no_grad():
+        x = (torch.from_numpy(images(n)).float() / 255 - MEAN) / STD
+        logits = model.eval()(x)
+        maps = torch.einsum("ck,nkhw->nchw", map_weights(model)[0], model[0](x)).numpy()
+    assert maps.shape == (n, 3, 2, 2) and np.ptp(logits.numpy(), axis=1).min() > 0.1
+    np.testing.assert_allclose(found["logits"], logits.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found["probabilities"], logits.softmax(dim=1).numpy(), atol=1e-5)
+    np.testing.assert_allclose(found["maps"], maps, atol=1e-4)
+
+
+def test_a_map_averages_to_its_logit(model, session):
+    logits, maps = session.run(["logits", "maps"], {INPUT: images(3)})
+    np.testing.assert_allclose(maps.mean((2, 3)) + map_weights(model)[1].numpy(), logits, atol=1e-4)
+
+
+def test_what_goes_in_and_out(content, session):
+    (given,) = session.get_inputs()
+    assert (given.name, given.shape, given.type) == (INPUT, ["n", 1, SIZE, SIZE], "tensor(uint8)")
+    assert [out.name for out in session.get_outputs()] == list(OUTPUTS)
+    proto = onnx.load_from_string(content)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [entry.version for entry in proto.opset_import if entry.domain == ""] == [OPSET]
+    assert all(one.data_location == onnx.TensorProto.DEFAULT for one in proto.graph.initializer)  # weights inside
+
+
+def test_it_names_no_path_of_the_machine(content):
+    for words in (b"site-packages", b"stack_trace", b".py", b"covid_fastai"):
+        assert words not in content
+
+
+def test_the_same_model_gives_the_same_bytes_and_stays_as_it_was(model, content, caplog, capfd):
+    model.train()
+    state, random = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
+    caplog.set_level(logging.INFO)
+    again = export_onnx(model, image_size=SIZE, mean=MEAN, std=STD)
+    assert hashlib.sha256(again).digest() == hashlib.sha256(content).digest()
+    assert model.training and torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert not caplog.records and capfd.readouterr() == ("", "")
+
+
+class Pooled(torch.nn.Module):
+    """A body without maps, as some of timm's are."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(SIZE, 8)
+
+    def forward(self, x):
+        return self.layer(x.mean((1, 2)))
+
+
+def test_a_body_without_maps_has_maps_of_one_cell():
+    head = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.Dropout(), torch.nn.Linear(8, 2))
+    model = torch.nn.Sequential(Pooled(), head).eval()
+    session = onnxruntime.InferenceSession(export_onnx(model, image_size=SIZE, mean=0.5, std=0.25))
+    logits, maps = session.run(["logits", "maps"], {INPUT: images(3)})
+    assert maps.shape == (3, 2, 1, 1)
+    with torch.no_grad():
+        wanted = model((torch.from_numpy(images(3)).float() / 255 - 0.5) / 0.25).numpy()
+    np.testing.assert_allclose(logits, wanted, atol=1e-5)
