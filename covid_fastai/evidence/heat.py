@@ -133,7 +133,7 @@ def draw_heat(
             axes.set_axis_off()
         cells = Image.fromarray(one).resize((size, size), Image.Resampling.BILINEAR)
         cells = np.asarray(cells).clip(0, top)
-        shown = below.imshow(cells, cmap="viridis", vmin=0, vmax=top, alpha=0.15 + 0.6 * cells / top)
+        shown = below.imshow(cells, cmap="viridis", vmin=0, vmax=top, alpha=0.75 * np.sqrt(cells / top))
         _outline(below, masks, row["path"], size)
         said = f"labelled {row['label']}\n" if row["label"] else ""
         above.set_title(f"{said}{shorten(Path(row['path']).name, 24)}", fontsize=8, parse_math=False)

@@ -35,9 +35,9 @@ __all__ = [
 
 BATCH = 16  # images in a pass with gradients
 UNITS = {
-    "cam": "class activation (log odds; mean over the image + bias = answer)",
-    "grad_cam": "Grad-CAM: gradient x activation (log odds)",
-    "occlusion": "fall of the log odds with this patch grey",
+    "cam": "class activation (log odds);\nits signed mean + bias is the answer",
+    "grad_cam": "Grad-CAM (log odds):\ngradient x activation",
+    "occlusion": "fall of the log odds\nwith this patch grey",
 }
 
 
