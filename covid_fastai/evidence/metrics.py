@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evidence.intervals import auc_interval, clustered_proportion, percentiles, wilson
+from covid_fastai.evidence.measures import LOWER_IS_BETTER, SMALLEST_P, Measure, compute_in_blocks, list_measures
 from covid_fastai.evidence.prediction_table import PROBABILITY, class_columns, read_predictions
-from covid_fastai.evidence.resampling import average_precision, patient_draws, roc_auc
+from covid_fastai.evidence.resampling import patient_draws
 
-__all__ = ["Evaluation", "Scores", "evaluate", "score_units"]
+__all__ = ["LOWER_IS_BETTER", "SMALLEST_P", "Evaluation", "Scores", "evaluate", "score_units"]
 
 COLUMNS = ["metric", "class", "value", "low", "high", "n", "unit", "method"]
-LEVEL = 0.95
-LOWER_IS_BETTER = {"brier", "log_loss"}
-SMALLEST_P = 1e-15  # scikit-learn's clip in log_loss has the size of a float's rounding; this is near it
-BLOCK = 5_000_000  # weights that are worked on at a time: some 200 MB
 RESEARCH_USE = "Research use only; not a medical device."
 
 
@@ -181,22 +178,17 @@ def evaluate(
     positive = _check(classes, positive=positive, threshold=threshold, draws=draws, unit=unit)
     scores = score_units(table, positive=positive, threshold=threshold, unit=unit)
     units = scores.table
-    truth = pd.Categorical(units["label"], categories=classes).codes
-    predicted = pd.Categorical(units["predicted"], categories=classes).codes
-    p = units[[PROBABILITY + name for name in classes]].to_numpy()
-    confusion = np.zeros((len(classes), len(classes)), dtype=int)
-    np.add.at(confusion, (truth, predicted), 1)
+    confusion = pd.crosstab(units["label"], units["predicted"]).reindex(classes, fill_value=0)
+    confusion = confusion.reindex(columns=classes, fill_value=0)
     weights = patient_draws(units["patient"], units["label"], draws=draws, seed=seed)
-    figures = _Figures(truth, predicted, p, weights, classes=classes, unit=unit)
+    rows = [_row(measure, units, weights, unit=unit) for measure in list_measures(units, classes, positive)]
     judged = table["status"].eq("ok") & table["label"].ne("")
     return Evaluation(
-        metrics=pd.DataFrame(figures.rows(positive), columns=COLUMNS),
+        metrics=pd.DataFrame(rows, columns=COLUMNS),
         classes=classes,
         positive=positive,
         threshold=threshold if positive else None,
-        confusion=pd.DataFrame(confusion, index=classes, columns=classes).rename_axis(
-            index="true", columns="predicted"
-        ),
+        confusion=confusion.rename_axis(index="true", columns="predicted"),
         unit=unit,
         n_images=int(judged.sum()),
         n_failed=int(table["status"].ne("ok").sum()),
@@ -257,114 +249,40 @@ def _check(classes: list[str], *, positive: str | None, threshold: float, draws:
     return (positive or classes[-1]) if len(classes) == 2 else None
 
 
-class _Figures:
-    """Compute the rows of `Evaluation.metrics`; n units, k classes, d draws."""
-
-    def __init__(self, truth, predicted, p, weights, *, classes: list[str], unit: str):
-        self.truth, self.predicted, self.p, self.weights = truth, predicted, p, weights  # (n,), (n,), (n, k), (d, n)
-        self.classes, self.unit = classes, unit
-        self.once = np.ones((1, len(truth)))  # the data themselves, as a draw of weight 1 each
-        self.present = [number for number in range(len(classes)) if (truth == number).any()]
-
-    def rows(self, positive: str | None) -> list[dict[str, Any]]:
-        """Return all rows: those of all classes together, then those of the positive or of each class."""
-        everyone = len(self.truth)
-        hit = (self.truth == self.predicted).astype(float)
-        rows = [self.proportion("accuracy", "", hit, np.ones(everyone, dtype=bool))]
-        rows.append(self.drawn("balanced_accuracy", "", self.balanced_accuracy, everyone))
-        one_each = {
-            "auc": lambda w, k: roc_auc(self.p[:, k], self.truth == k, w),
-            "average_precision": lambda w, k: average_precision(self.p[:, k], self.truth == k, w),
-            "f1": self.f1,
-        }
-        judged = [self.classes.index(positive)] if positive else range(len(self.classes))
-        for k in judged:
-            name, of_class = self.classes[k], self.truth == k
-            rows.append(self.proportion("sensitivity", name, (self.predicted == k).astype(float), of_class))
-            rows.append(self.proportion("specificity", name, (self.predicted != k).astype(float), ~of_class))
-            for metric, compute in one_each.items():
-                rows.append(self.drawn(metric, name, lambda w, c=compute, k=k: c(w, k), everyone))
-        if positive is None:
-            for metric, compute in one_each.items():
-                macro = lambda w, c=compute: np.mean([c(w, k) for k in range(len(self.classes))], axis=0)  # noqa: E731
-                rows.append(self.drawn(metric, "macro", macro, everyone))
-        rows.append(self.drawn("brier", "", lambda w: self.mean(w, self.brier_terms(positive)), everyone))
-        rows.append(self.drawn("log_loss", "", lambda w: self.mean(w, self.log_loss_terms()), everyone))
-        return rows
-
-    def proportion(self, metric: str, of: str, hit: np.ndarray, among: np.ndarray) -> dict[str, Any]:
-        """Return the row of a proportion among some units: Wilson where units are independent, else the bootstrap."""
-        n = int(among.sum())
-        if n == 0:
-            return self.row(metric, of, math.nan, math.nan, math.nan, 0, "no unit")
-        if self.unit != "patient":  # images of one patient are not independent
-            return self.drawn(metric, of, lambda w: self.mean(w[:, among], hit[among]), n)
-        low, high = _wilson(int(hit[among].sum()), n)
-        return self.row(metric, of, float(hit[among].mean()), low, high, n, "Wilson")
-
-    def drawn(self, metric: str, of: str, compute: Callable[[np.ndarray], np.ndarray], n: int) -> dict[str, Any]:
-        """Return the row of a figure with the percentiles of its bootstrap."""
-        value = float(compute(self.once)[0])
-        if not math.isfinite(value):
-            return self.row(metric, of, math.nan, math.nan, math.nan, n, "no unit of some class")
-        blocks = np.array_split(self.weights, math.ceil(self.weights.size / BLOCK))
-        drawn = np.concatenate([compute(block.astype(float)) for block in blocks])
-        drawn = drawn[np.isfinite(drawn)]
-        tail = (1 - LEVEL) / 2
-        if len(drawn) and np.ptp(drawn) > 1e-9:  # wider than a float's rounding
-            low, high = np.quantile(drawn, [tail, 1 - tail])
-            return self.row(metric, of, value, min(low, value), max(high, value), n, "bootstrap")
-        smallest = min(int((self.truth == k).sum()) for k in self.present)
-        if metric not in LOWER_IS_BETTER and value in (0.0, 1.0):
-            low, high = _wilson(int(value) * smallest, smallest)
-            return self.row(metric, of, value, low, high, n, f"Wilson, n={smallest} (no draw differs)")
-        return self.row(metric, of, value, math.nan, math.nan, n, "no draw differs")
-
-    def row(self, metric: str, of: str, value: float, low: float, high: float, n: int, method: str) -> dict[str, Any]:
-        """Return a row."""
-        return dict(zip(COLUMNS, (metric, of, value, float(low), float(high), n, self.unit, method), strict=True))
-
-    @staticmethod
-    def mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Return the weighted mean in each draw, `(d,)`."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return weights @ values / weights.sum(axis=1)
-
-    def balanced_accuracy(self, weights: np.ndarray) -> np.ndarray:
-        """Return the mean over the classes that are there of the share that is recognised, `(d,)`."""
-        if len(self.present) < 2:
-            return np.full(len(weights), np.nan)
-        shares = []
-        for k in self.present:
-            of_class = self.truth == k
-            shares.append(self.mean(weights[:, of_class], (self.predicted[of_class] == k).astype(float)))
-        return np.mean(shares, axis=0)
-
-    def f1(self, weights: np.ndarray, k: int) -> np.ndarray:
-        """Return the harmonic mean of precision and sensitivity of class k, `(d,)`; NaN without units of it."""
-        of_class, said = self.truth == k, self.predicted == k
-        if not of_class.any():
-            return np.full(len(weights), np.nan)
-        both = weights @ (of_class & said).astype(float)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return 2 * both / (weights @ of_class.astype(float) + weights @ said.astype(float))
-
-    def brier_terms(self, positive: str | None) -> np.ndarray:
-        """Return each unit's squared error: of the positive class's probability, or summed over all classes."""
-        errors = (self.p - np.eye(len(self.classes))[self.truth]) ** 2
-        return errors[:, self.classes.index(positive)] if positive else errors.sum(axis=1)
-
-    def log_loss_terms(self) -> np.ndarray:
-        """Return each unit's minus log of its true class's probability, natural logarithm."""
-        return -np.log(np.clip(self.p[np.arange(len(self.truth)), self.truth], SMALLEST_P, 1))
+def _row(measure: Measure, units: pd.DataFrame, weights: np.ndarray, *, unit: str) -> dict[str, Any]:
+    """Return a row of `Evaluation.metrics`: the figure, and the interval that suits it."""
+    n = int(measure.among.sum())
+    value = float(measure.compute(np.ones((1, len(units))))[0]) if n else math.nan
+    low = high = math.nan
+    if n == 0:
+        method = "no unit"
+    elif not math.isfinite(value):
+        method = "no unit of some class"
+    elif measure.hit is not None:
+        hit, patients = measure.hit[measure.among], units["patient"].to_numpy()[measure.among]
+        low, high = wilson(value, n) if unit == "patient" else clustered_proportion(hit, patients)
+        method = "Wilson" if unit == "patient" else "Wilson, effective n"
+    elif measure.of_class is not None:
+        low, high, method = auc_interval(measure.scores, measure.of_class, units["patient"].to_numpy())
+    else:
+        low, high, method = _drawn(measure, value, units, weights)
+    return dict(zip(COLUMNS, (measure.metric, measure.of, value, low, high, n, unit, method), strict=True))
 
 
-def _wilson(hits: int, n: int) -> tuple[float, float]:
-    interval = binomtest(hits, n).proportion_ci(confidence_level=LEVEL, method="wilson")
-    return interval.low, interval.high
+def _drawn(measure: Measure, value: float, units: pd.DataFrame, weights: np.ndarray) -> tuple[float, float, str]:
+    """Return the percentiles of a figure's bootstrap, and what they are."""
+    drawn = compute_in_blocks(measure.compute, weights)
+    drawn = drawn[np.isfinite(drawn)]
+    if len(drawn) and np.ptp(drawn) > 1e-9:  # wider than a float's rounding
+        low, high = percentiles(drawn)
+        return min(low, value), max(high, value), "bootstrap"
+    if measure.metric not in LOWER_IS_BETTER and value in (0.0, 1.0):
+        smallest = int(units["label"].value_counts().min())
+        return *wilson(value, smallest), f"Wilson, n={smallest} (no draw differs)"
+    return math.nan, math.nan, "no draw differs"
 
 
-TITLES = {"auc": "AUC", "f1": "F1", "log_loss": "log loss", "brier": "Brier score"}
+TITLES = {"auc": "AUC", "f1": "F1", "log_loss": "log loss", "brier": "Brier score", "ece": "calibration error (ECE)"}
 
 
 def _title(metric: str, of: str) -> str:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-__all__ = ["average_precision", "patient_draws", "precision_at", "roc_auc", "sensitivity_at"]
+__all__ = [
+    "average_precision",
+    "calibration_error",
+    "equal_mass_bins",
+    "patient_draws",
+    "precision_at",
+    "roc_auc",
+    "sensitivity_at",
+]
+
+BINS = 10  # of the expected calibration error
 
 
 def patient_draws(patients: pd.Series, labels: pd.Series, *, draws: int, seed: int) -> np.ndarray:
@@ -98,3 +108,41 @@ def precision_at(grid: np.ndarray, scores: np.ndarray, of_class: np.ndarray, wei
         reached = np.searchsorted(hits / hits[-1], grid - 1e-12, side="left")  # 1e-12: a float's rounding
         curves.append((hits / (hits + alarms))[np.minimum(reached, len(hits) - 1)])
     return np.array(curves)
+
+
+def equal_mass_bins(p: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Sort probabilities into bins of equal counts; equal probabilities share a bin, so that counts may differ.
+
+    The edges are scikit-learn's, `calibration_curve(..., strategy="quantile")`.
+
+    Args:
+        p: `(n,)`.
+        bins: How many, 1 or more.
+
+    Returns:
+        The number of each one's bin, from 0 on, `(n,)`; bins that are empty have no number.
+    """
+    edges = np.percentile(p, np.linspace(0, 100, bins + 1))
+    return np.unique(np.searchsorted(edges[1:-1], p), return_inverse=True)[1]
+
+
+def calibration_error(p: np.ndarray, hit: np.ndarray, weights: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Return the expected calibration error in each draw, over bins of equal counts (Nguyen and O'Connor, EMNLP 2015).
+
+    It is the mean over the bins, by their weight, of the distance between the mean probability and the share that came
+    true. The bins are those of the data, in each draw.
+
+    Args:
+        p: Probabilities, `(n,)`.
+        hit: Whether they came true, 0 or 1, `(n,)`.
+        weights: `(d, n)`.
+        bins: How many.
+
+    Returns:
+        `(d,)`, 0 to 1.
+    """
+    number = equal_mass_bins(p, bins)
+    gaps = np.zeros((len(p), int(number.max()) + 1))
+    gaps[np.arange(len(p)), number] = p - hit
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1)

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evidence.intervals import newcombe_auc
 from covid_fastai.evidence.metrics import Evaluation, evaluate, score_units
 from covid_fastai.files import write_json
 
@@ -32,6 +34,14 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return centre - half, centre + half
 
 
+def calibration_by_hand(truth, p) -> float:
+    """scikit-learn's equal-mass bins; their counts from the same edges."""
+    came_true, given = calibration_curve(truth, p, n_bins=10, strategy="quantile")
+    edges = np.percentile(p, np.linspace(0, 100, 11))
+    counts = np.bincount(np.searchsorted(edges[1:-1], p), minlength=10)
+    return float(np.average(np.abs(came_true - given), weights=counts[counts > 0]))
+
+
 def test_figures_of_two_classes_are_scikit_learns(predictions):
     units = by_patient(predictions)
     truth, p = (units["label"] == POSITIVE).to_numpy(), units[f"p_{POSITIVE}"].to_numpy()
@@ -46,6 +56,7 @@ def test_figures_of_two_classes_are_scikit_learns(predictions):
         "f1": sk.f1_score(truth, said),
         "brier": sk.brier_score_loss(truth, p),
         "log_loss": sk.log_loss(truth, p),
+        "ece": calibration_by_hand(truth, p),
     }
     result = evaluate(predictions)
     assert {name: result.value(name) for name in expected} == pytest.approx(expected)
@@ -99,8 +110,9 @@ def test_the_bootstrap_is_that_of_a_plain_loop(predictions):
     drawn = []
     for _ in range(2000):
         picked = np.concatenate([rng.choice(np.flatnonzero(truth == side), (truth == side).sum()) for side in (0, 1)])
-        drawn.append(sk.roc_auc_score(truth[picked], p[picked]))
-    row = evaluate(predictions).row("auc")
+        drawn.append(sk.average_precision_score(truth[picked], p[picked]))
+    row = evaluate(predictions).row("average_precision")
+    assert row["method"] == "bootstrap"
     assert (row["low"], row["high"]) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.015)
 
 
@@ -119,8 +131,10 @@ def test_a_perfect_score_gets_no_point_as_its_interval():
     result = evaluate(table)
     assert result.value("accuracy") == result.value("auc") == 1
     assert result.row("accuracy")["low"] == pytest.approx(wilson(11, 11)[0])  # 0.74
-    assert result.row("auc")["low"] == pytest.approx(wilson(5, 5)[0])
-    assert "Wilson, n=5" in result.row("auc")["method"]
+    assert result.row("auc")["low"] == pytest.approx(newcombe_auc(1.0, 6, 5)[0])  # 0.67
+    assert result.row("auc")["method"] == "Newcombe"
+    assert result.row("average_precision")["low"] == pytest.approx(wilson(5, 5)[0])
+    assert "Wilson, n=5" in result.row("average_precision")["method"]
     assert math.isnan(result.row("brier")["low"])
 
 
