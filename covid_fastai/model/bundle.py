@@ -1,4 +1,4 @@
-"""The saved model: plain tensors and a page of JSON that says how to use them; nothing in it is code."""
+"""The saved model: plain tensors, the same as ONNX, and a page of JSON that says how to use them; no pickle."""
 
 from __future__ import annotations
 
@@ -23,39 +23,61 @@ from torch import nn
 
 from covid_fastai.data.dataloaders import empty_dataloaders
 from covid_fastai.data.hardware import resolve_device
-from covid_fastai.errors import Diverged, ResourceError, UsageError
+from covid_fastai.errors import Diverged, ModelFormatError, ResourceError, UsageError
 from covid_fastai.files import atomic_write, write_json
 from covid_fastai.model.bundle_config import (
     CONFIG_FILE,
     FORMAT,
+    ONNX_FILE,
+    ONNX_INPUT,
+    ONNX_OUTPUTS,
     WEIGHTS_FILE,
     BundleConfig,
+    check_golden,
     golden_image,
     golden_sha256,
     no_model,
-    read_bytes,
     read_config,
+    read_verified,
     seal_config,
 )
 from covid_fastai.model.learner import build_learner
+from covid_fastai.model.onnx_export import OPSET, export_onnx
+from covid_fastai.model.predictor import open_session
 from covid_fastai.model.weights import Weights
 
 __all__ = ["load_model", "save_model"]
 
-LARGEST_WEIGHTS = 2 << 30  # bytes; ResNet-50 has 90 MiB
-GOLDEN_TOLERANCE = 1e-3  # share of a logit; another CPU or torch version moves it by some 1e-6, a wrong mean by 1e-2
-PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's zip; a bare pickle
 
+def save_model(
+    learn: Learner,
+    folder: str | Path,
+    *,
+    threshold: float | None = None,
+    temperature: float = 1.0,
+    training_manifest: str | Path | None = None,
+    onnx: bool = True,
+) -> Path:
+    """Write a trained model as `model.safetensors`, `model.onnx` and `config.json`, all or none.
 
-def save_model(learn: Learner, folder: str | Path) -> Path:
-    """Write a trained model as `model.safetensors` and `config.json`, both or neither.
+    They are written to a folder beside the final one, which then takes its name; a model that stood there before stays
+    until the new one is whole. One process at a time may save to one place. The ONNX file, from which `Predictor`
+    answers without torch, is tested to give the model's own answer before anything is written.
 
-    The two are written to a folder beside the final one, which then takes its name; a model that stood there before
-    stays until the new one is whole. One process at a time may save to one place.
+    What `load_model` has read of threshold, temperature and manifest is kept while the weights are the same.
 
     Args:
         learn: A learner of `build_learner` or `load_model`.
         folder: The folder to make; where it exists, it must be empty or hold a saved model only.
+        threshold: From which probability of the positive class on `Predictor` calls an image of two classes positive,
+            above 0 and below 1; chosen on other images than those that it is judged on. None for the more probable
+            class.
+        temperature: What the logits are divided by for calibration (Guo et al., ICML 2017), 0.01 to 100. It goes into
+            the last layer of what is saved, so that every reader gives calibrated probabilities; the learner stays as
+            it is.
+        training_manifest: The manifest of the images that it was trained on, of which the sha256 is noted.
+        onnx: Write `model.onnx` too. It takes some seconds and as much room as the weights; without it there is no
+            `Predictor`.
 
     Returns:
         The folder.
@@ -63,26 +85,32 @@ def save_model(learn: Learner, folder: str | Path) -> Path:
     Raises:
         Diverged: A weight is NaN or infinite.
         ResourceError: The folder holds something else, or cannot be written.
-        UsageError: The learner was not made by this package.
+        UsageError: The learner was not made by this package, a value is not allowed, or its architecture cannot be
+            written as ONNX.
     """
     folder = Path(folder)
     if not all(hasattr(learn, name) for name in ("arch", "weights")) or not hasattr(learn.dls, "radiograph_config"):
         raise UsageError("This learner was not made by build_learner.", hint="Use fastai's learn.export for it.")
-    model = get_model(learn.model)  # out of its wrapper, when it was trained on several GPUs
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    wild = _not_finite(state)
+    model = copy.deepcopy(get_model(learn.model)).float().cpu()  # out of its wrapper, when trained on several GPUs
+    wild = _not_finite(model.state_dict())
     if wild:
         raise Diverged(
             f"The model is not saved: {wild} is NaN or infinite.", hint="Train again with a lower learning_rate."
         )
-    content = save_safetensors(state, metadata={"format": "pt"})
-    config = seal_config(_describe(learn, model, sha256=hashlib.sha256(content).hexdigest()))
     _check_target(folder)
+    fields = _judged(learn, model, threshold=threshold, temperature=temperature, manifest=training_manifest)
+    _divide_logits(model, temperature)
+    contents = {WEIGHTS_FILE: _tensors(model)}
+    fields |= {**_describe(learn, model), "sha256": _sha256(contents[WEIGHTS_FILE]), "onnx": None}
+    seal_config(fields)  # a wrong field is found before the export, which takes longer
+    if onnx:
+        contents[ONNX_FILE] = _onnx(model, fields, folder / ONNX_FILE)
     part = _new_part(folder)
     try:
-        with atomic_write(part / WEIGHTS_FILE, mode="wb") as file:
-            file.write(content)
-        write_json(part / CONFIG_FILE, config)
+        for name, content in contents.items():
+            with atomic_write(part / name, mode="wb") as file:
+                file.write(content)
+        write_json(part / CONFIG_FILE, seal_config(fields))
         _take_name(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -92,15 +120,17 @@ def save_model(learn: Learner, folder: str | Path) -> Path:
 def load_model(folder: str | Path, *, device: str | torch.device = "auto") -> Learner:
     """Read a model that `save_model` wrote, and test that it answers as it did then.
 
-    Nothing in the folder is executed: the weights are plain tensors, the JSON is checked field by field.
+    Nothing in the folder is executed: the weights are plain tensors, the JSON is checked field by field. The ONNX
+    file is not run, but has to be the one that was saved.
 
     Args:
-        folder: With `model.safetensors` and `config.json`.
+        folder: With `model.safetensors`, `config.json`, and `model.onnx` where it was saved with it.
         device: As in `build_dataloaders`.
 
     Returns:
         A fastai `Learner` with data loaders that hold no image. `predict(learn, cohort)`,
-        `learn.dls.test_dl(rows)` and `learn.predict(path)` work; set `learn.dls` to train on.
+        `learn.dls.test_dl(rows)` and `learn.predict(path)` work; set `learn.dls` to train on. `learn.bundle` is what
+        `config.json` says, such as its `threshold`.
 
     Raises:
         ModelFormatError: A file is missing, damaged, changed, of a newer version, or no model of this package; the
@@ -110,16 +140,72 @@ def load_model(folder: str | Path, *, device: str | torch.device = "auto") -> Le
     folder = Path(folder)
     config = read_config(folder / CONFIG_FILE)
     state = _read_state(folder / WEIGHTS_FILE, config.sha256)
+    if config.onnx is not None:
+        read_verified(folder / ONNX_FILE, config.onnx.sha256)
     learn = _build(config, folder / CONFIG_FILE, device=device)
     _fill(learn.model, state, folder / WEIGHTS_FILE)
-    _check_golden(learn.model, config, folder)
+    check_golden(config, _answer(learn.model, config.image_size, mean=config.mean, std=config.std), folder)
+    learn.bundle = config
     return learn
 
 
 # writing
 
 
-def _describe(learn: Learner, model: nn.Module, *, sha256: str) -> dict[str, Any]:
+def _judged(
+    learn: Learner, model: nn.Module, *, threshold: float | None, temperature: float, manifest: str | Path | None
+) -> dict[str, Any]:
+    """Return what was found out about the weights; of weights that were trained on since, nothing is kept."""
+    if not 0.01 <= temperature <= 100:  # NaN too
+        raise UsageError(f"temperature={temperature!r}.", hint="Give a number from 0.01 to 100; 1 changes nothing.")
+    before: BundleConfig | None = getattr(learn, "bundle", None)
+    if before is not None and before.sha256 != _sha256(_tensors(model)):
+        before = None
+    digest = "" if before is None else before.training_manifest
+    if manifest is not None:
+        try:
+            digest = _sha256(Path(manifest).read_bytes())
+        except OSError as error:
+            raise UsageError(
+                f"training_manifest={str(manifest)!r}: {error.strerror}.", hint="Name a file that can be read."
+            ) from error
+    if threshold is None and before is not None and temperature == 1:  # of other probabilities it would be another one
+        threshold = before.threshold
+    so_far = 1.0 if before is None else before.temperature
+    return {"threshold": threshold, "temperature": so_far * temperature, "training_manifest": digest}
+
+
+@torch.no_grad()
+def _divide_logits(model: nn.Module, temperature: float) -> None:
+    """Divide the last layer, in place; the head is linear, so its maps go with its logits."""
+    model[1][-1].weight.div_(temperature)
+    model[1][-1].bias.div_(temperature)
+
+
+def _tensors(model: nn.Module) -> bytes:
+    state = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+    return save_safetensors(state, metadata={"format": "pt"})
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _onnx(model: nn.Module, fields: dict[str, Any], path: Path) -> bytes:
+    """Write the ONNX file, note its facts in `fields`, and make sure that it answers as the model does."""
+    content = export_onnx(model, **{name: fields[name] for name in ("classes", "image_size", "mean", "std")})
+    fields["onnx"] = {"sha256": _sha256(content), "opset": OPSET, "input": ONNX_INPUT, "outputs": list(ONNX_OUTPUTS)}
+    try:
+        open_session(content, BundleConfig.model_validate(seal_config(fields)), path)
+    except ModelFormatError as error:
+        raise UsageError(
+            f"The ONNX file of this model does not give the model's own answer: {error.message}",
+            hint="Use another architecture, other versions of torch and onnxruntime, or onnx=False.",
+        ) from error
+    return content
+
+
+def _describe(learn: Learner, model: nn.Module) -> dict[str, Any]:
     data, attrs, weights = learn.dls.radiograph_config, learn.dls.cohort.attrs, learn.weights
     origin = Path(weights.origin).name if weights.sha256 else weights.origin  # a file's folder may name its owner
     return {
@@ -133,10 +219,9 @@ def _describe(learn: Learner, model: nn.Module, *, sha256: str) -> dict[str, Any
         "task": str(attrs.get("task") or ""),
         **{key: data[key] for key in ("image_size", "resize", "mean", "std", "augmentation", "batch_size")},
         "weights": {**weights.to_dict(), "origin": origin},
-        "sha256": sha256,
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("torch", "torchvision", "fastai")},
+            **{name: _version(name) for name in ("torch", "torchvision", "fastai", "onnxscript")},
         },
         "golden": {
             "image_sha256": golden_sha256(data["image_size"]),
@@ -160,7 +245,7 @@ def _check_target(folder: Path) -> None:
     if not folder.exists():
         return
     others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name]
-    others = [name for name in others if name not in (WEIGHTS_FILE, CONFIG_FILE)]
+    others = [name for name in others if name not in (WEIGHTS_FILE, CONFIG_FILE, ONNX_FILE)]
     if others:
         raise ResourceError(
             f"{folder} already holds something else: {', '.join(others[:3])}.", hint="Name a folder of its own."
@@ -209,11 +294,7 @@ def _take_name(part: Path, folder: Path) -> None:
 
 
 def _read_state(path: Path, sha256: str) -> dict[str, torch.Tensor]:
-    content = read_bytes(path, LARGEST_WEIGHTS)
-    if content.startswith(PICKLE_MAGIC):
-        raise no_model(path, "it is a pickle, which may run any code and is never loaded")
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise no_model(path, "its sha256 is not the one in config.json, so it was damaged or exchanged")
+    content = read_verified(path, sha256)
     try:
         return load_safetensors(content)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
@@ -267,18 +348,3 @@ def _answer(model: nn.Module, image_size: int, *, mean: float, std: float) -> di
     batch = (torch.from_numpy(golden_image(image_size)).float() / 255 - mean) / std
     logits = model(batch[None, None])[0].double()
     return {"logits": logits.tolist(), "probabilities": logits.softmax(dim=0).tolist()}
-
-
-def _check_golden(model: nn.Module, config: BundleConfig, folder: Path) -> None:
-    golden = config.golden
-    if golden_sha256(config.image_size) != golden.image_sha256:
-        raise no_model(folder / CONFIG_FILE, "the picture of its self-test is not the one that this version draws")
-    found = _answer(model, config.image_size, mean=config.mean, std=config.std)
-    for name in ("logits", "probabilities"):
-        pairs = list(zip(found[name], getattr(golden, name), strict=True))
-        if not all(abs(a - b) <= GOLDEN_TOLERANCE * max(1, abs(b)) for a, b in pairs):
-            raise no_model(
-                folder,
-                f"its self-test gives {name} {[round(a, 4) for a, _ in pairs]}, not {[round(b, 4) for _, b in pairs]}",
-                f"It was saved with {config.versions}; try those versions, or train again.",
-            )

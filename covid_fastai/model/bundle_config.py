@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,18 +17,27 @@ __all__ = [
     "BundleConfig",
     "CONFIG_FILE",
     "FORMAT",
+    "ONNX_FILE",
+    "ONNX_INPUT",
+    "ONNX_OUTPUTS",
     "WEIGHTS_FILE",
+    "check_golden",
     "golden_image",
     "golden_sha256",
     "no_model",
     "read_bytes",
     "read_config",
+    "read_verified",
     "seal_config",
 ]
 
-FORMAT = 1  # raised whenever a reader of the old number would read the new files wrongly
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+FORMAT = 2  # raised whenever a reader of the old number would read the new files wrongly
+WEIGHTS_FILE, CONFIG_FILE, ONNX_FILE = "model.safetensors", "config.json", "model.onnx"
+ONNX_INPUT, ONNX_OUTPUTS = "images", ("probabilities", "logits", "maps")
+PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's zip; a bare pickle
+GOLDEN_TOLERANCE = 1e-3  # share of a logit; another CPU or version moves it by some 1e-6, a wrong mean by 1e-2
 LARGEST_CONFIG = 1 << 20  # bytes; a thousand classes take a tenth of that
+LARGEST_WEIGHTS = 2 << 30  # bytes; ResNet-50 has 90 MiB
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -61,6 +71,15 @@ class _Golden(_Strict):
     probabilities: list[Probability] = Field(min_length=2, max_length=1000)
 
 
+class _Onnx(_Strict):
+    """The same model as `model.onnx`: what it takes and gives, for readers in any language."""
+
+    sha256: Sha256
+    opset: Annotated[int, Field(ge=1, le=1000)]
+    input: Literal["images"]  # uint8 (n, 1, image_size, image_size), grey values 0 to 255
+    outputs: list[Literal["probabilities", "logits", "maps"]] = Field(min_length=3, max_length=3)
+
+
 class BundleConfig(_Strict):
     """Hold what `config.json` says; unknown fields and values beyond what makes sense are refused.
 
@@ -79,14 +98,20 @@ class BundleConfig(_Strict):
         std: What they are divided by after that.
         augmentation: A name in `AUGMENTATIONS`, for training on and for test-time augmentation.
         batch_size: Images in a training step.
+        threshold: From which probability of `positive` on an image of two classes is called that; None for the more
+            probable class.
+        temperature: What the logits were divided by after training (Guo et al., ICML 2017). The division is in the
+            weights and in `model.onnx`, so that no reader can forget it; 1 for none.
+        training_manifest: The sha256 of the manifest of the images that it was trained on; empty where there is none.
         weights: Where the first weights came from.
         sha256: Of `model.safetensors`.
-        versions: Of python, torch, torchvision and fastai, when it was saved.
+        onnx: The facts about `model.onnx`; None where it was saved without.
+        versions: Of python, torch, torchvision, fastai and onnxscript, when it was saved.
         golden: The self-test.
         fingerprint: The sha256 of all the other fields, so that an edit does not go unseen.
     """
 
-    format: Literal[1]
+    format: Literal[2]
     covid_fastai: Name
     arch: Annotated[str, Field(max_length=100, pattern=r"^(timm/)?[A-Za-z0-9_.\-]+$")]  # then build_learner's own list
     head: list[Name] = Field(max_length=20)
@@ -100,8 +125,12 @@ class BundleConfig(_Strict):
     std: Std
     augmentation: Annotated[str, Field(max_length=30, pattern=r"^[a-z0-9\-]+$")]  # then the list of AUGMENTATIONS
     batch_size: Annotated[int, Field(ge=2, le=65536)]
+    threshold: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None
+    temperature: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
+    training_manifest: Sha256 | Literal[""]
     weights: _Origin
     sha256: Sha256
+    onnx: _Onnx | None
     versions: dict[Name, Name] = Field(max_length=20)
     golden: _Golden
     fingerprint: Sha256
@@ -112,6 +141,8 @@ class BundleConfig(_Strict):
             raise ValueError("a class stands twice")
         if self.positive is not None and self.positive not in self.classes:
             raise ValueError(f"positive={self.positive!r} is no class")
+        if self.threshold is not None and (self.positive is None or len(self.classes) != 2):
+            raise ValueError("a threshold needs two classes, and one of them to be positive")
         if not len(self.golden.probabilities) == len(self.golden.logits) == len(self.classes):
             raise ValueError("golden and classes differ in number")
         if (self.weights.mean, self.weights.std, self.weights.arch) != (self.mean, self.std, self.arch):
@@ -137,6 +168,29 @@ def golden_image(image_size: int) -> np.ndarray:
 def golden_sha256(image_size: int) -> str:
     """Return the sha256 of the picture's pixels."""
     return hashlib.sha256(golden_image(image_size).tobytes()).hexdigest()
+
+
+def check_golden(config: BundleConfig, found: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Compare the answer to the picture of the self-test with the one that the model gave when it was saved.
+
+    Args:
+        config: Of the model.
+        found: `logits` and `probabilities`, one a class.
+        path: What has answered, for the message.
+
+    Raises:
+        ModelFormatError: The answer is another, or the picture is.
+    """
+    if golden_sha256(config.image_size) != config.golden.image_sha256:
+        raise no_model(path, "the picture of its self-test is not the one that this version draws")
+    for name in ("logits", "probabilities"):
+        pairs = list(zip(found[name], getattr(config.golden, name), strict=True))
+        if not all(abs(a - b) <= GOLDEN_TOLERANCE * max(1, abs(b)) for a, b in pairs):
+            raise no_model(
+                path,
+                f"its self-test gives {name} {[round(a, 4) for a, _ in pairs]}, not {[round(b, 4) for _, b in pairs]}",
+                f"It was saved with {config.versions}; try those versions, or train again.",
+            )
 
 
 def seal_config(fields: dict[str, Any]) -> dict[str, Any]:
@@ -184,6 +238,24 @@ def read_bytes(path: Path, largest: int) -> bytes:
     return content
 
 
+def read_verified(path: Path, sha256: str) -> bytes:
+    """Return the bytes of a file of a saved model, once they are known to be the ones that were saved.
+
+    Args:
+        path: The file.
+        sha256: What config.json says of it.
+
+    Raises:
+        ModelFormatError: It is missing, a pickle, which is never opened, or not the file that was saved.
+    """
+    content = read_bytes(path, LARGEST_WEIGHTS)
+    if content.startswith(PICKLE_MAGIC):
+        raise no_model(path, "it is a pickle, which may run any code and is never loaded")
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise no_model(path, "its sha256 is not the one in config.json, so it was damaged or exchanged")
+    return content
+
+
 def read_config(path: Path) -> BundleConfig:
     """Read and check a `config.json`.
 
@@ -200,6 +272,10 @@ def read_config(path: Path) -> BundleConfig:
         raise ModelFormatError(
             f"{path} has format {raw['format']} and needs a newer covid_fastai; this one reads format {FORMAT}.",
             hint="pip install --upgrade covid_fastai",
+        )
+    if raw["format"] < FORMAT:
+        raise no_model(
+            path, f"it has format {raw['format']}, this version reads format {FORMAT}", "Train the model again."
         )
     try:
         config = BundleConfig.model_validate_json(json.dumps(raw), strict=True)

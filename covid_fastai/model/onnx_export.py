@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from covid_fastai.errors import UsageError
+from covid_fastai.model.bundle_config import ONNX_INPUT, ONNX_OUTPUTS
 from covid_fastai.model.learner import map_weights
 
-__all__ = ["INPUT", "OPSET", "OUTPUTS", "export_onnx"]
+__all__ = ["OPSET", "export_onnx"]
 
-INPUT, OUTPUTS = "images", ("probabilities", "logits", "maps")
 OPSET = 20  # what torch's exporter writes without converting; ONNX Runtime reads it since 1.17, ONNX Runtime Web too
 
 
-def export_onnx(model: nn.Module, *, image_size: int, mean: float, std: float) -> bytes:
+def export_onnx(model: nn.Module, *, classes: Sequence[str], image_size: int, mean: float, std: float) -> bytes:
     """Write a model of `build_learner` as an ONNX file, with its weights and its normalisation inside.
 
     The graph takes `images`, uint8 `(n, 1, image_size, image_size)`, grey levels of 0 to 255 as `open_image` and
@@ -31,6 +32,7 @@ def export_onnx(model: nn.Module, *, image_size: int, mean: float, std: float) -
 
     Args:
         model: `model[0]` the body, `model[1]` the linear head; on any device, left as it is.
+        classes: The names of the outputs in order, which go into the file's metadata as JSON.
         image_size: Side of the square input, pixels.
         mean: Subtracted from the grey values on the scale 0 to 1.
         std: What they are divided by after that.
@@ -51,9 +53,9 @@ def export_onnx(model: nn.Module, *, image_size: int, mean: float, std: float) -
                 (images,),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=list(OUTPUTS),
-                dynamic_shapes={"images": {0: torch.export.Dim("n", min=1)}},
+                input_names=[ONNX_INPUT],
+                output_names=list(ONNX_OUTPUTS),
+                dynamic_shapes={ONNX_INPUT: {0: torch.export.Dim("n", min=1)}},
                 external_data=False,
                 verbose=False,
             )
@@ -64,6 +66,8 @@ def export_onnx(model: nn.Module, *, image_size: int, mean: float, std: float) -
         ) from error
     proto = program.model_proto
     _forget_origin(proto)
+    for key, value in {"classes": json.dumps(list(classes)), "use": "research only"}.items():
+        proto.metadata_props.add(key=key, value=value)
     return proto.SerializeToString(deterministic=True)
 
 

@@ -27,6 +27,7 @@ from covid_fastai.model import bundle
 from covid_fastai.model.bundle import load_model, save_model
 from covid_fastai.model.bundle_config import golden_image, read_config, seal_config
 from covid_fastai.model.learner import build_learner
+from covid_fastai.model.onnx_export import export_onnx
 
 matplotlib.use("Agg")
 CLASSES = ["Normal", "COVID-19"]
@@ -64,16 +65,17 @@ def learn(cohort, tmp_path_factory) -> Learner:
 
 @pytest.fixture(scope="module")
 def saved(learn, tmp_path_factory) -> Path:
-    return save_model(learn, tmp_path_factory.mktemp("saved") / "model")
+    return save_model(learn, tmp_path_factory.mktemp("saved") / "model", threshold=0.3)
 
 
 @pytest.fixture
 def folder(saved, tmp_path) -> Path:
-    """A copy to spoil; the weights are a link, so whoever writes to them must replace the file."""
+    """A copy to spoil; weights and ONNX are links, so whoever writes to them must replace the file."""
     made = tmp_path / "model"
     made.mkdir()
     shutil.copy(saved / "config.json", made)
-    os.link(saved / "model.safetensors", made / "model.safetensors")
+    for name in ("model.safetensors", "model.onnx"):
+        os.link(saved / name, made / name)
     return made
 
 
@@ -128,25 +130,27 @@ def test_a_reloaded_model_gives_the_same_probabilities(learn, saved, cohort):
     assert name == CLASSES[int(index)]
 
 
-def test_the_folder_holds_two_plain_files(saved, cohort):
-    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
+def test_the_folder_holds_three_plain_files(saved, cohort):
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.onnx", "model.safetensors"]
     assert sorted(path.name for path in saved.parent.iterdir()) == ["model"]
     assert oct(saved.stat().st_mode)[-3:] == "755"
     config = json.loads((saved / "config.json").read_text())
-    assert config["format"] == 1 and config["arch"] == "resnet18" and config["n_in"] == 1
+    assert config["format"] == 2 and config["arch"] == "resnet18" and config["n_in"] == 1
     assert config["classes"] == CLASSES and config["positive"] == "COVID-19" and config["task"] == "covid"
     assert (config["image_size"], config["mean"], config["std"]) == (SIZE, 0.5, 0.25)
     assert config["resize"] == "squash-bilinear-antialias"
     assert config["head"] == ["AdaptiveAvgPool2d", "Flatten", "BatchNorm1d", "Dropout", "Linear"]
     assert config["weights"]["name"] == "random" and set(config["versions"]) >= {"torch", "fastai", "python"}
     assert config["sha256"] == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
+    assert config["onnx"]["sha256"] == hashlib.sha256((saved / "model.onnx").read_bytes()).hexdigest()
+    assert (config["threshold"], config["temperature"]) == (0.3, 1)
     assert str(Path(cohort["path"].iloc[0]).parent) not in (saved / "config.json").read_text()
 
 
 def test_first_weights_are_remembered_by_name_alone(saved, cohort, tmp_path):
     """A saved model serves as weights for the next one; where it lay does not travel with it."""
     next_one = build_learner(loaders(cohort), weights=saved)
-    config = read_config(save_model(next_one, tmp_path / "next") / "config.json")
+    config = read_config(save_model(next_one, tmp_path / "next", onnx=False) / "config.json")
     assert config.weights.origin == "model.safetensors" and config.weights.name == "file"
     assert config.weights.sha256 == read_config(saved / "config.json").sha256
     assert load_model(tmp_path / "next", device="cpu").weights.origin == "model.safetensors"
@@ -177,10 +181,64 @@ def test_a_loaded_model_can_be_shown_and_trained_on(saved, cohort, capsys):
 def test_saving_leaves_the_learner_as_it_was(learn, saved, tmp_path):
     learn.model.train()
     state = {key: value.clone() for key, value in learn.model.state_dict().items()}
-    save_model(learn, tmp_path / "model")
+    save_model(learn, tmp_path / "model", temperature=2, onnx=False)
     assert learn.model.training and all(
         torch.equal(state[key], value) for key, value in learn.model.state_dict().items()
     )
+
+
+# what goes with the weights
+
+
+def test_a_temperature_is_in_all_that_is_saved(learn, saved, cohort, tmp_path):
+    """Whoever reads the folder gets calibrated probabilities, and a second temperature counts from the first on."""
+    rows = cohort[cohort["split"] == "test"]
+    plain = probabilities(load_model(saved, device="cpu"), rows)
+    warm = load_model(save_model(learn, tmp_path / "a", temperature=2, onnx=False), device="cpu")
+    torch.testing.assert_close(probabilities(warm, rows), (plain.log() / 2).softmax(dim=1), rtol=0, atol=1e-5)
+    warmer = load_model(save_model(warm, tmp_path / "b", temperature=3, onnx=False), device="cpu")
+    assert (warm.bundle.temperature, warmer.bundle.temperature) == (2, 6)
+    torch.testing.assert_close(probabilities(warmer, rows), (plain.log() / 6).softmax(dim=1), rtol=0, atol=1e-5)
+
+
+def test_what_was_found_out_is_kept_while_the_weights_are_the_same(saved, tmp_path):
+    manifest = tmp_path / "training.seen.safetensors"
+    manifest.write_bytes(b"these images")
+    kept = {"threshold": 0.3, "temperature": 1.0, "training_manifest": ""}
+    again = load_model(saved, device="cpu")
+    assert {name: getattr(again.bundle, name) for name in kept} == kept
+    noted = save_model(again, tmp_path / "a", training_manifest=manifest, onnx=False)
+    noted = load_model(noted, device="cpu")
+    assert noted.bundle.training_manifest == hashlib.sha256(b"these images").hexdigest()
+    assert noted.bundle.threshold == 0.3 and noted.bundle.onnx is None
+    warm = read_config(save_model(noted, tmp_path / "b", temperature=2, onnx=False) / "config.json")
+    assert warm.threshold is None and warm.training_manifest  # of other probabilities it would be another threshold
+    noted.model[1][-1].bias.data.add_(1)
+    other = read_config(save_model(noted, tmp_path / "c", onnx=False) / "config.json")
+    assert other.threshold is None and other.training_manifest == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"threshold": 0}, "threshold"),
+        ({"threshold": 1.5}, "threshold"),
+        ({"temperature": 0}, "temperature=0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"training_manifest": "nowhere"}, "nowhere"),
+    ],
+)
+def test_wrong_facts_are_not_saved(learn, tmp_path, options, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        save_model(learn, tmp_path / "model", **options)
+    assert caught.value.hint and not list(tmp_path.iterdir())
+
+
+def test_an_onnx_file_that_answers_otherwise_is_not_saved(learn, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "export_onnx", lambda model, **options: export_onnx(model, **{**options, "mean": 0.1}))
+    with pytest.raises(UsageError, match="does not give the model's own answer"):
+        save_model(learn, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 # writing
@@ -190,7 +248,7 @@ def test_a_second_model_takes_the_first_ones_place(learn, tmp_path):
     path = tmp_path / "model"
     path.mkdir()
     (tmp_path / ".model.unfinished-killed").mkdir()
-    assert save_model(learn, path) == path == save_model(learn, path)
+    assert save_model(learn, path, onnx=False) == path == save_model(learn, path, onnx=False)
     assert [other.name for other in tmp_path.iterdir()] == ["model"]
     load_model(path, device="cpu")
 
@@ -201,7 +259,7 @@ def test_a_failed_write_keeps_the_old_model(learn, folder, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(bundle, name, lambda *_: (_ for _ in ()).throw(ResourceError("disk full")))
             with pytest.raises(ResourceError, match="disk full"):
-                save_model(learn, folder)
+                save_model(learn, folder, onnx=False)
     renamed = []
 
     def rename(source, target):
@@ -213,7 +271,7 @@ def test_a_failed_write_keeps_the_old_model(learn, folder, monkeypatch):
     real = os.rename
     monkeypatch.setattr(bundle.os, "rename", rename)
     with pytest.raises(ResourceError, match="in use"):
-        save_model(learn, folder)
+        save_model(learn, folder, onnx=False)
     assert (folder / "config.json").read_bytes() == before
     assert [other.name for other in folder.parent.iterdir()] == ["model"]
 
@@ -288,7 +346,7 @@ def test_any_edit_is_noticed(folder, change):
         ({"head": ["Linear"]}, "head"),
         ({"classes": ["Normal"]}, "classes"),
         ({"classes": ["Normal", "Normal"]}, "twice"),
-        ({"classes": ["Normal", "COVID-19", "SARS"]}, "differ in number"),
+        ({"classes": ["Normal", "COVID-19", "SARS"], "threshold": None}, "differ in number"),
         ({"classes": ["c" * 101, "COVID-19"]}, "classes"),
         ({"classes": [f"{i}" for i in range(1001)]}, "classes"),
         ({"classes": 10**9}, "classes"),
@@ -299,8 +357,14 @@ def test_any_edit_is_noticed(folder, change):
         ({"resize": "crop"}, "resize"),
         ({"augmentation": "mixup"}, "mixup"),
         ({"sha256": "0" * 64}, "sha256 is not the one"),
+        ({"onnx__sha256": "0" * 64}, "model.onnx .* sha256 is not the one"),
+        ({"onnx__input": "pixels"}, "onnx.input"),
+        ({"threshold": 1.0}, "threshold"),
+        ({"positive": None}, "a threshold needs two classes"),
+        ({"temperature": 0}, "temperature"),
+        ({"training_manifest": "x"}, "training_manifest"),
         ({"unknown": 1}, "unknown"),
-        ({"format": 0}, "format"),
+        ({"format": 1}, "it has format 1, this version reads format 2"),
         ({"format": "1"}, "no format number"),
         ({"format": True}, "no format number"),
         ({"weights__state": "x"}, "weights.state"),
@@ -352,6 +416,10 @@ def test_no_config_makes_anything_but_a_typed_error(saved, tmp_path_factory, dat
 
 def test_missing_and_irregular_files(folder, tmp_path):
     refused(tmp_path / "nowhere", "no such file")
+    (folder / "model.onnx").unlink()
+    refused(folder, "model.onnx .* no such file")
+    os.mkfifo(folder / "model.onnx")
+    refused(folder, "model.onnx .* no such file")
     (folder / "model.safetensors").unlink()
     refused(folder, "model.safetensors .* no such file")
     os.mkfifo(folder / "model.safetensors")

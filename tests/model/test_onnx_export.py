@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 from fastai.torch_core import no_random
 
 from covid_fastai.data.dataloaders import empty_dataloaders
+from covid_fastai.model.bundle_config import ONNX_INPUT as INPUT
+from covid_fastai.model.bundle_config import ONNX_OUTPUTS as OUTPUTS
 from covid_fastai.model.learner import build_learner, map_weights
-from covid_fastai.model.onnx_export import INPUT, OPSET, OUTPUTS, export_onnx
+from covid_fastai.model.onnx_export import OPSET, export_onnx
 
 CLASSES = ["Normal", "COVID-19", "other"]
 SIZE, MEAN, STD = 48, 0.4, 0.2
@@ -36,7 +39,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def content(model):
-    return export_onnx(model, image_size=SIZE, mean=MEAN, std=STD)
+    return export_onnx(model, classes=CLASSES, image_size=SIZE, mean=MEAN, std=STD)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,7 @@ def test_what_goes_in_and_out(content, session):
     (given,) = session.get_inputs()
     assert (given.name, given.shape, given.type) == (INPUT, ["n", 1, SIZE, SIZE], "tensor(uint8)")
     assert [out.name for out in session.get_outputs()] == list(OUTPUTS)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == CLASSES
     proto = onnx.load_from_string(content)
     onnx.checker.check_model(proto, full_check=True)
     assert [entry.version for entry in proto.opset_import if entry.domain == ""] == [OPSET]
@@ -85,7 +89,7 @@ def test_the_same_model_gives_the_same_bytes_and_stays_as_it_was(model, content,
     model.train()
     state, random = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
     caplog.set_level(logging.INFO)
-    again = export_onnx(model, image_size=SIZE, mean=MEAN, std=STD)
+    again = export_onnx(model, classes=CLASSES, image_size=SIZE, mean=MEAN, std=STD)
     assert hashlib.sha256(again).digest() == hashlib.sha256(content).digest()
     assert model.training and torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
@@ -106,7 +110,7 @@ class Pooled(torch.nn.Module):
 def test_a_body_without_maps_has_maps_of_one_cell():
     head = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.Dropout(), torch.nn.Linear(8, 2))
     model = torch.nn.Sequential(Pooled(), head).eval()
-    session = onnxruntime.InferenceSession(export_onnx(model, image_size=SIZE, mean=0.5, std=0.25))
+    session = onnxruntime.InferenceSession(export_onnx(model, classes=["a", "b"], image_size=SIZE, mean=0.5, std=0.25))
     logits, maps = session.run(["logits", "maps"], {INPUT: images(3)})
     assert maps.shape == (3, 2, 1, 1)
     with torch.no_grad():
