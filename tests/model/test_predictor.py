@@ -116,6 +116,16 @@ def test_the_same_answer_as_the_learner(predictor, saved, learn, files):
     assert found["path"].tolist() == files and (found["status"] == "ok").all() and (found["reason"] == "").all()
 
 
+@pytest.mark.realdata
+def test_the_same_answer_as_the_learner_on_real_files(predictor, learn, real_data):
+    """Original files of every mode and format that the data have."""
+    files = sorted(str(path) for path in (real_data / "coronahack-full").rglob("*") if path.suffix.lower() != ".csv")
+    files = [file for file in files if Path(file).is_file()][::8]
+    found, wanted = predictor.predict(files), predict(learn, files)
+    assert len(files) > 30 and (found["status"] == "ok").all()
+    np.testing.assert_allclose(found[P], wanted[P], rtol=0, atol=1e-4)
+
+
 def test_the_same_map_as_the_learner(predictor, learn, files):
     table, maps = predictor.explain(files)
     assert maps.shape == (len(files), 2, *predictor.map_shape) and maps.dtype == np.float32
