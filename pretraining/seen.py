@@ -19,7 +19,7 @@ CROPS_OF_COHEN = {f"COVID-{number}.jpg" for number in (339, 342, 675, 681, 1054,
 
 
 def choose_images(data: Path, out: Path, *, kermany_share: float, seed: int) -> pd.DataFrame:
-    """Choose the images: a share of Kermany's TRAIN patients, all of radiography-224 that is not of Cohen; nothing of TEST.
+    """Choose the images: a share of Kermany's TRAIN patients, and radiography-224 but for its copies of Cohen's images.
 
     Args:
         data: The folder that holds coronahack-224 and radiography-224.

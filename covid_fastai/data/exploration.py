@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from covid_fastai.data.images import describe_image, open_image, resize_image
 from covid_fastai.data.metadata import COHORT_COLUMNS
@@ -261,6 +262,9 @@ def plot_header_facts(facts: pd.DataFrame, *, classes: Sequence[str] | None = No
             facts.loc[of_class, "width"], facts.loc[of_class, "height"], s=8, color=colours[name], alpha=0.5, label=name
         )
     areas.set(xscale="log", xlabel="megapixels", ylabel="images", title="Image size")
+    areas.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    areas.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    areas.xaxis.set_minor_formatter(NullFormatter())  # else it labels every step, one over the other
     shapes.set(xlabel="width (pixels)", ylabel="height (pixels)", title="Shape")
     areas.legend(fontsize=8, frameon=False)
     for axes in figure.axes:
