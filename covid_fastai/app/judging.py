@@ -40,9 +40,7 @@ def validate(
     data: Data,
     label: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="THEIRS=OURS", help="The model's class for their label; nothing after = for none."
-        ),
+        typer.Option(metavar="THEIRS=OURS", help="The model's class for their label; nothing after = for none."),
     ] = None,
     image_root: Annotated[str | None, typer.Option(help="Folder that the CSV's image names are relative to.")] = None,
     patient_column: Annotated[str | None, typer.Option(help="CSV column with the patient.")] = None,

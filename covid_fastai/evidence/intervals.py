@@ -12,6 +12,7 @@ from scipy.stats import norm, rankdata
 __all__ = [
     "LEVEL",
     "auc_interval",
+    "calibration_interval",
     "clustered_proportion",
     "delong",
     "newcombe_auc",
@@ -38,6 +39,30 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
     return max(centre - half, 0.0) if share > 0 else 0.0, min(centre + half, 1.0) if share < 1 else 1.0
+
+
+def calibration_interval(gaps: np.ndarray, drawn: np.ndarray) -> tuple[float, float]:
+    """Compute the interval of an expected calibration error (ECE) by inverting a test.
+
+    Noise adds to every bin's gap, so that the ECE of a perfect model is not 0 in a sample, and a bootstrap's
+    percentiles never hold the true 0. Here a true error is believed if it would give the one observed in the middle
+    95% of samples; the true gaps are the observed ones times a common factor, their noise is the bootstrap's.
+
+    Args:
+        gaps: Of each bin, `(bins,)`, from `calibration_gaps`.
+        drawn: The same in each bootstrap draw, `(d, bins)`.
+
+    Returns:
+        The lower and the upper bound; they hold the observed error.
+    """
+    error, noise = float(np.abs(gaps).sum()), drawn - gaps
+    noise = noise[np.isfinite(noise).all(axis=1)]
+    factors = np.linspace(0, 3, 151)  # true errors up to three times that observed, in steps of a fiftieth
+    tails = [percentiles(np.abs(factor * gaps + noise).sum(axis=1)) for factor in factors]
+    believed = factors[[low <= error <= high for low, high in tails]]
+    if len(believed) == 0:  # an error smaller than chance makes it
+        return 0.0, error
+    return min(float(believed[0]), 1.0) * error, max(float(believed[-1]), 1.0) * error
 
 
 def clustered_proportion(hit: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:

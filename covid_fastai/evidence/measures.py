@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from covid_fastai.evidence.prediction_table import PROBABILITY
-from covid_fastai.evidence.resampling import average_precision, calibration_error, roc_auc
+from covid_fastai.evidence.resampling import average_precision, calibration_gaps, roc_auc
 
 __all__ = ["LOWER_IS_BETTER", "SMALLEST_P", "Measure", "compute_in_blocks", "confidence", "list_measures"]
 
@@ -30,6 +30,7 @@ class Measure:
         hit: Of a proportion, whether each unit is counted in it, 0 or 1 `(n,)`; else None.
         scores: Of the AUC of one class, the score of each unit, `(n,)`; else None.
         of_class: Of the AUC of one class, which units are of it, bool `(n,)`; else None.
+        gaps: Of the calibration error, from weights `(d, n)` to the signed gap of each bin, `(d, bins)`; else None.
     """
 
     metric: str
@@ -39,6 +40,7 @@ class Measure:
     hit: np.ndarray | None = None
     scores: np.ndarray | None = None
     of_class: np.ndarray | None = None
+    gaps: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def list_measures(units: pd.DataFrame, classes: list[str], positive: str | None) -> list[Measure]:
@@ -80,7 +82,8 @@ def list_measures(units: pd.DataFrame, classes: list[str], positive: str | None)
     found.append(Measure("brier", "", lambda w: _mean(w, errors), everyone))
     found.append(Measure("log_loss", "", lambda w: _mean(w, losses), everyone))
     given, right = confidence(units, classes, positive)
-    found.append(Measure("ece", "", lambda w: calibration_error(given, right, w), everyone))
+    gaps = lambda w: calibration_gaps(given, right, w)  # noqa: E731
+    found.append(Measure("ece", "", lambda w: np.abs(gaps(w)).sum(axis=1), everyone, gaps=gaps))
     return found
 
 
@@ -110,7 +113,7 @@ def compute_in_blocks(compute: Callable[[np.ndarray], np.ndarray], weights: np.n
         weights: Counts `(d, n)`, as `patient_draws` returns them.
 
     Returns:
-        `(d,)`.
+        `(d,)`, or as many rows `(d, ...)`.
     """
     blocks = np.array_split(weights, max(1, -(-weights.size // BLOCK)))
     return np.concatenate([compute(block.astype(float)) for block in blocks])

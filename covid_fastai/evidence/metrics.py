@@ -13,7 +13,13 @@ import numpy as np
 import pandas as pd
 
 from covid_fastai.errors import DataError, UsageError
-from covid_fastai.evidence.intervals import auc_interval, clustered_proportion, percentiles, wilson
+from covid_fastai.evidence.intervals import (
+    auc_interval,
+    calibration_interval,
+    clustered_proportion,
+    percentiles,
+    wilson,
+)
 from covid_fastai.evidence.measures import LOWER_IS_BETTER, SMALLEST_P, Measure, compute_in_blocks, list_measures
 from covid_fastai.evidence.prediction_table import PROBABILITY, class_columns, read_predictions
 from covid_fastai.evidence.resampling import patient_draws
@@ -264,6 +270,10 @@ def _row(measure: Measure, units: pd.DataFrame, weights: np.ndarray, *, unit: st
         method = "Wilson" if unit == "patient" else "Wilson, effective n"
     elif measure.of_class is not None:
         low, high, method = auc_interval(measure.scores, measure.of_class, units["patient"].to_numpy())
+    elif measure.gaps is not None:
+        gaps = measure.gaps(np.ones((1, len(units))))[0]
+        low, high = calibration_interval(gaps, compute_in_blocks(measure.gaps, weights))
+        method = "bootstrap, inverted"
     else:
         low, high, method = _drawn(measure, value, units, weights)
     return dict(zip(COLUMNS, (measure.metric, measure.of, value, low, high, n, unit, method), strict=True))

@@ -1,14 +1,20 @@
-"""Bootstrap draws of patients, and curves under weights: all draws at once, as arrays."""
+"""Bootstrap draws of patients, and curves under weights, all draws at once; folds to fit on and to judge."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from covid_fastai.errors import DataError, UsageError
+
 __all__ = [
     "average_precision",
-    "calibration_error",
+    "calibration_gaps",
     "equal_mass_bins",
+    "other_folds",
     "patient_draws",
     "precision_at",
     "roc_auc",
@@ -126,23 +132,70 @@ def equal_mass_bins(p: np.ndarray, bins: int = BINS) -> np.ndarray:
     return np.unique(np.searchsorted(edges[1:-1], p), return_inverse=True)[1]
 
 
-def calibration_error(p: np.ndarray, hit: np.ndarray, weights: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Return the expected calibration error in each draw, over bins of equal counts (Nguyen and O'Connor, EMNLP 2015).
+def calibration_gaps(p: np.ndarray, hit: np.ndarray, weights: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Return how far each bin's mean probability lies above the share that came true, times the bin's share of units.
 
-    It is the mean over the bins, by their weight, of the distance between the mean probability and the share that came
-    true. The bins are those of the data, in each draw.
+    The bins are those of the data, in each draw.
 
     Args:
         p: Probabilities, `(n,)`.
         hit: Whether they came true, 0 or 1, `(n,)`.
         weights: `(d, n)`.
-        bins: How many.
+        bins: How many, of equal counts.
 
     Returns:
-        `(d,)`, 0 to 1.
+        `(d, bins)`. The sum of the absolute values is the expected calibration error (ECE; Nguyen and O'Connor, EMNLP
+        2015).
     """
     number = equal_mass_bins(p, bins)
     gaps = np.zeros((len(p), int(number.max()) + 1))
     gaps[np.arange(len(p)), number] = p - hit
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1)
+        return weights @ gaps / weights.sum(axis=1, keepdims=True)
+
+
+def other_folds(
+    judged: pd.DataFrame, fitted_on: pd.DataFrame | None = None
+) -> Iterator[tuple[Any, pd.DataFrame, pd.DataFrame]]:
+    """Yield what is fitted on which rows and judged on which others, never a patient in both.
+
+    Args:
+        judged: What `read_predictions` returned.
+        fitted_on: The same of other patients, such as an inner validation set; None to fit for each fold of `judged` on
+            its other folds.
+
+    Yields:
+        The fold ("" where `fitted_on` was given), its labelled rows to fit on, and its rows to judge.
+
+    Raises:
+        UsageError: There is one fold only, and nothing else to fit on.
+        DataError: Tables share a patient, or the rows to fit on are of one class.
+    """
+    if fitted_on is not None:
+        both = sorted(set(judged["patient"]) & set(fitted_on["patient"]))
+        if both and judged.attrs["patients_known"] and fitted_on.attrs["patients_known"]:
+            raise DataError(
+                f"{len(both)} patients are in both tables, such as {both[0]}.",
+                hint="What is judged must not be fitted on: give predictions of other patients.",
+            )
+        yield "", _two_classes(fitted_on, "the rows to fit on"), judged
+        return
+    folds = sorted(judged["fold"].unique())
+    if len(folds) < 2:
+        raise UsageError(
+            f"All rows are of fold {folds[0]}: there are no others to fit on.",
+            hint="Give out-of-fold predictions (cross_validate), or fitted_on=, predictions of other patients.",
+        )
+    for fold in folds:
+        own = judged["fold"] == fold
+        rest = judged[~own & ~judged["patient"].isin(judged.loc[own, "patient"])]
+        yield fold, _two_classes(rest, f"the folds other than {fold}"), judged[own]
+
+
+def _two_classes(table: pd.DataFrame, what: str) -> pd.DataFrame:
+    """Return the rows with a label and a prediction, of two classes at least."""
+    rows = table[table["status"].eq("ok") & table["label"].ne("")]
+    if rows["label"].nunique() < 2:
+        found = ", ".join(rows["label"].unique()) or "none"
+        raise DataError(f"{what.capitalize()} have one class only: {found}.", hint="Give labelled rows of each class.")
+    return rows
