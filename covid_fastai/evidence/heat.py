@@ -17,27 +17,13 @@ from covid_fastai.data.images import open_image, resize_image
 from covid_fastai.errors import DataError
 from covid_fastai.evidence.resampling import patient_draws
 
-__all__ = ["CENTRAL_BOX", "against_rest", "draw_heat", "share_heat", "summarise_heat_share"]
+__all__ = ["CENTRAL_BOX", "draw_heat", "share_heat", "summarise_heat_share"]
 
 # From 3/16 to 13/16 of each side: the 10 x 10 of a 16 x 16 thumbnail that the audit's "black centre" takes away. In
 # synthetic radiographs (60 patients, 128 pixels) it holds 82% of the lung, and 54% of it is lung.
 CENTRAL_BOX = (3 / 16, 13 / 16)
 BORDER = 1 / 16  # of each side: the ring of a 16 x 16 thumbnail; 0.2% of a synthetic lung lies in it
 FEWEST_PATIENTS = 10  # a bootstrap of fewer says little of the patients that were not drawn
-
-
-def against_rest(maps: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return what speaks for each image's class rather than another, since softmax weighs differences only.
-
-    Args:
-        maps: `(n, classes, h, w)`.
-        wanted: The number of each image's class, `(n,)`.
-
-    Returns:
-        `(n, h, w)`: the map of the class less the mean of the others'.
-    """
-    own = maps[np.arange(len(maps)), wanted]
-    return own - (maps.sum(axis=1) - own) / (maps.shape[1] - 1)
 
 
 def share_heat(

@@ -21,7 +21,8 @@ from torch import nn
 
 from covid_fastai.data.images import open_image, resize_image
 from covid_fastai.errors import DataError, UsageError
-from covid_fastai.evidence.heat import against_rest, draw_heat, share_heat
+from covid_fastai.evidence.heat import draw_heat, share_heat
+from covid_fastai.evidence.overlay import against_rest
 from covid_fastai.model.maps import activation_maps, draw_anew, evaluating, gradient_maps, occlusion_maps, stages
 
 __all__ = [
