@@ -24,7 +24,8 @@ def test_colours_are_viridis():
     heat = np.linspace(0, 3.7, 256)[None].repeat(2, axis=0)
     layer = np.asarray(draw_layer(heat, (256, 2)))
     wanted = matplotlib.colormaps["viridis"](np.linspace(0, 1, 256))[:, :3] * 255
-    assert np.abs(layer[0, :, :3] - wanted).max() < 10  # grey levels; nine places stand for 256
+    off = np.abs(layer[0, :, :3] - wanted)  # grey levels; nine places stand for 256
+    assert off.max() < 20 and off.mean() < 2
     np.testing.assert_allclose(layer[0, :, 3], 255 * np.sqrt(np.linspace(0, 1, 256)), atol=1)
 
 
