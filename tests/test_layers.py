@@ -15,7 +15,7 @@ FOUNDATION = {"errors", "files", "config"}  # below every layer; config names th
 TAKES_A_LEARNER = {"predictions", "interpretation", "saliency"}  # what in evidence/ may import torch or fastai
 TORCH_FREE = ["data/images.py", "data/fingerprints.py", "data/metadata.py", "data/patients.py", "data/phantom.py"]
 TORCH_FREE += ["data/splits.py", "data/tasks.py", "data/exploration.py", "config.py", "errors.py", "files.py"]
-TORCH_FREE += ["data/seen.py", "data/examples.py", "model/bundle_config.py", "evidence/overlay.py"]
+TORCH_FREE += ["data/seen.py", "data/examples.py", "model/bundle_config.py", "model/card.py", "evidence/overlay.py"]
 HEAVY = {"torch", "torchvision", "fastai", "timm"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
 
