@@ -18,6 +18,7 @@ __all__ = [
     "newcombe_auc",
     "newcombe_difference",
     "percentiles",
+    "ratio_interval",
     "wilson",
 ]
 
@@ -199,6 +200,42 @@ def newcombe_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, f
     low = math.sqrt(max(down**2 - 2 * phi * down * other_up + other_up**2, 0.0))
     high = math.sqrt(max(up**2 - 2 * phi * up * other_down + other_down**2, 0.0))
     return p - q - low, p - q + high
+
+
+def ratio_interval(first: float, n_first: float, second: float, n_second: float) -> tuple[float, float]:
+    """Compute the score interval of the ratio of two proportions of different units (Koopman, Biometrics 1984).
+
+    It needs no correction where a count is 0 or all: a ratio is believed if the counts lie no further from the most
+    probable proportions of that ratio than chance takes them.
+
+    Args:
+        first: Units that count, 0 to `n_first`.
+        n_first: Of how many, such as the patients of the class.
+        second: The same of the proportion that is divided by.
+        n_second: Of how many, such as all other patients.
+
+    Returns:
+        The lower and the upper bound; infinity where `second` is 0.
+    """
+
+    def excess(log_ratio: float) -> float:
+        ratio = math.exp(log_ratio)
+        sum_ = ratio * (n_first + second) + first + n_second
+        root = math.sqrt(max(sum_**2 - 4 * ratio * (n_first + n_second) * (first + second), 0.0))
+        share = 2 * (first + second) / (sum_ + root)  # of the second, the most probable one; no digits are lost
+        distance = 0.0
+        for hits, n, p in ((first, n_first, ratio * share), (second, n_second, share)):
+            spread = n * p * (1 - min(p, 1.0))
+            distance += (hits - n * p) ** 2 / spread if spread > 0 else 0.0
+        return distance - Z**2
+
+    middle = math.log(max(first, 0.5) / n_first) - math.log(max(second, 0.5) / n_second)
+    far = 40.0  # on the scale of logarithms: no ratio of counts lies further
+    if first == 0 and second == 0:
+        return 0.0, math.inf
+    low = math.exp(brentq(excess, middle - far, middle if second else middle + far)) if first else 0.0
+    high = math.exp(brentq(excess, middle if first else middle - far, middle + far)) if second else math.inf
+    return low, high
 
 
 def percentiles(drawn: np.ndarray | Sequence[float]) -> tuple[float, float]:
