@@ -11,7 +11,7 @@ import pandas as pd
 from covid_fastai.evidence.prediction_table import PROBABILITY
 from covid_fastai.evidence.resampling import average_precision, calibration_gaps, roc_auc
 
-__all__ = ["LOWER_IS_BETTER", "SMALLEST_P", "Measure", "compute_in_blocks", "confidence", "list_measures"]
+__all__ = ["LOWER_IS_BETTER", "Measure", "SMALLEST_P", "compute_in_blocks", "confidence", "list_measures"]
 
 LOWER_IS_BETTER = {"brier", "log_loss", "ece"}
 SMALLEST_P = 1e-15  # scikit-learn's clip in log_loss has the size of a float's rounding; this is near it

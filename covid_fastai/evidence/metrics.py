@@ -24,7 +24,7 @@ from covid_fastai.evidence.measures import LOWER_IS_BETTER, SMALLEST_P, Measure,
 from covid_fastai.evidence.prediction_table import PROBABILITY, class_columns, read_predictions
 from covid_fastai.evidence.resampling import patient_draws
 
-__all__ = ["LOWER_IS_BETTER", "SMALLEST_P", "Evaluation", "Scores", "evaluate", "score_units"]
+__all__ = ["Evaluation", "LOWER_IS_BETTER", "SMALLEST_P", "Scores", "evaluate", "score_units"]
 
 COLUMNS = ["metric", "class", "value", "low", "high", "n", "unit", "method"]
 RESEARCH_USE = "Research use only; not a medical device."

@@ -20,7 +20,7 @@ from covid_fastai.evidence.metrics import LOWER_IS_BETTER, Evaluation
 from covid_fastai.evidence.prediction_table import read_predictions
 from covid_fastai.files import utc_now
 
-__all__ = ["TRAINING_MANIFEST", "Run", "collect_versions", "list_runs", "log_event", "read_record", "read_run"]
+__all__ = ["Run", "TRAINING_MANIFEST", "collect_versions", "list_runs", "log_event", "read_record", "read_run"]
 
 RECORD = "record.jsonl"
 TRAINING_MANIFEST = "training.seen.safetensors"  # what the model was trained on, without a picture
