@@ -93,6 +93,7 @@ class TrainConfig(BaseModel):
     )
     weight_decay: float = Field(1e-2, ge=0, allow_inf_nan=False, description="Decoupled weight decay.")
     gradient_clip: PositiveRate | None = Field(None, description="Largest norm of the gradient; not clipped if absent.")
+    audit: bool = Field(True, description="Look for shortcuts after training: baselines that see no lung, a verdict.")
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the draw, the split and the training.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to compute.")
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field("auto", description="auto is 16-bit on a GPU only.")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +15,24 @@ from fastai.torch_core import no_random
 
 from covid_fastai.config import TrainConfig
 from covid_fastai.data.dataloaders import build_dataloaders
-from covid_fastai.data.layouts import find_data
 from covid_fastai.data.metadata import read_cohort
-from covid_fastai.data.seen import write_manifest
 from covid_fastai.data.splits import fold_by_patient, fold_cohort, split_by_image, split_by_patient
-from covid_fastai.errors import DataError, Diverged, UsageError
+from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evidence.audit import PROBES_FILE, audit_run
 from covid_fastai.evidence.metrics import evaluate
 from covid_fastai.evidence.prediction_table import read_predictions
 from covid_fastai.evidence.predictions import predict
+from covid_fastai.evidence.probes import predict_probes
 from covid_fastai.evidence.report import render_report, write_report
-from covid_fastai.evidence.runs import TRAINING_MANIFEST, Run, collect_versions, log_event, read_record, read_run
-from covid_fastai.files import claim_folder, new_run_folder, write_csv, write_json
+from covid_fastai.evidence.runs import Run, log_event, read_run
+from covid_fastai.files import write_csv, write_json
 from covid_fastai.model.bundle import save_model
 from covid_fastai.model.checkpoint import clear_checkpoints
 from covid_fastai.model.learner import build_learner
 from covid_fastai.model.schedule import fit
+from covid_fastai.run_folder import keep_cohort, own_run, settle_run
 
-__all__ = ["cross_validate", "train_classifier"]
+__all__ = ["cross_validate", "fit_cohort", "train_classifier"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -98,12 +97,12 @@ def train_classifier(
         ResourceError: The folder is in use, holds something else, or cannot be written.
         OfflineError: Weights were asked for that must be fetched, and no network answers.
     """
-    data, config, folder = _settle(data, preset=preset, out=out, resume=resume, choices=choices)
-    with _own_run(folder, config, data, resuming=resume is not None, quiet=quiet), no_random(config.seed):
+    data, config, folder = settle_run(data, preset=preset, out=out, resume=resume, choices=choices)
+    with own_run(folder, config, data, resuming=resume is not None, quiet=quiet), no_random(config.seed):
         cohort = _read(data, config, folder)
         cohort = _split(cohort, config)
-        _keep_cohort(cohort, folder, resuming=resume is not None)
-        learn = _train(cohort, config, folder, callbacks=callbacks, resuming=resume is not None)
+        keep_cohort(cohort, folder, resuming=resume is not None)
+        learn = fit_cohort(cohort, config, folder, callbacks=callbacks, resuming=resume is not None)
         predictions = predict(learn)
         if config.touch_test:
             predictions = pd.concat([predictions, _touch_test(learn, folder)], ignore_index=True)
@@ -111,6 +110,10 @@ def train_classifier(
         save_model(learn, folder / "model")
         clear_checkpoints(folder / "checkpoints")
         result = _judge(predictions, cohort, folder)
+        if config.audit:
+            probes = predict_probes(learn, cohort, positive=cohort.attrs["positive"], seed=config.seed)
+            write_csv(folder / PROBES_FILE, probes)
+            audit_run(folder, seed=config.seed)
         log_event(folder, "finished")
         write_report(learn, result)
     return learn
@@ -151,12 +154,12 @@ def cross_validate(
         ResourceError: As in `train_classifier`.
         OfflineError: As in `train_classifier`.
     """
-    data, config, folder = _settle(data, preset=preset, out=out, resume=resume, choices=choices, folds=folds)
+    data, config, folder = settle_run(data, preset=preset, out=out, resume=resume, choices=choices, folds=folds)
     resuming = resume is not None
-    with _own_run(folder, config, data, resuming=resuming, quiet=quiet, folds=folds):
+    with own_run(folder, config, data, resuming=resuming, quiet=quiet, folds=folds):
         cohort = _read(data, config, folder)
         cohort = fold_by_patient(cohort, folds=folds, seed=config.seed)
-        _keep_cohort(cohort, folder, resuming=resuming)
+        keep_cohort(cohort, folder, resuming=resuming)
         tables, histories = [], []
         for fold in range(folds):
             part = folder / f"fold-{fold}"
@@ -164,8 +167,12 @@ def cross_validate(
             if not (part / "predictions.csv").exists():
                 logger.info("fold %d of %d", fold + 1, folds)
                 with no_random(config.seed + fold):
-                    learn = _train(fold_cohort(cohort, fold), config, part, callbacks=callbacks, resuming=resuming)
+                    rows, positive = fold_cohort(cohort, fold), cohort.attrs["positive"]
+                    learn = fit_cohort(rows, config, part, callbacks=callbacks, resuming=resuming)
                     save_model(learn, part / "model")
+                    if config.audit:
+                        probes = predict_probes(learn, rows, positive=positive, fold=fold, seed=config.seed)
+                        write_csv(part / PROBES_FILE, probes)
                     write_csv(part / "predictions.csv", predict(learn, fold=fold))
                     clear_checkpoints(part / "checkpoints")
                 log_event(folder, "fold finished", fold=fold)
@@ -175,86 +182,13 @@ def cross_validate(
         write_csv(folder / "predictions.csv", predictions)
         write_csv(folder / "history.csv", pd.concat(histories, ignore_index=True))
         _judge(predictions, cohort, folder)
+        if config.audit:
+            probes = [pd.read_csv(path, keep_default_na=False) for path in sorted(folder.glob(f"fold-*/{PROBES_FILE}"))]
+            write_csv(folder / PROBES_FILE, pd.concat(probes, ignore_index=True))
+            audit_run(folder, seed=config.seed)
         log_event(folder, "finished")
         render_report(folder)
     return read_run(folder)
-
-
-def _settle(data, *, preset, out, resume, choices, folds=None) -> tuple[Any, TrainConfig, Path]:
-    """Return the data, the checked config and the run's folder, from the arguments or from the run to resume."""
-    if folds is not None and (folds < 2 or choices.get("split") == "image" or choices.get("touch_test")):
-        raise UsageError(
-            f"folds={folds} cannot be had with these options.",
-            hint="Cross-validation needs 2 folds or more, split='patient', and leaves the official TEST alone.",
-        )
-    if resume is None:
-        if data is None:
-            raise UsageError("There is no data.", hint="Name a folder or CSV, or resume a run.")
-        config = TrainConfig.build(preset=preset, **choices)
-        if not isinstance(data, pd.DataFrame):
-            find_data(data)  # before a folder is made for a run that cannot begin
-        return data, config, new_run_folder(out, task=config.task_name)
-    if preset or choices or out:
-        raise UsageError("A resumed run keeps its own options.", hint="Leave out all options beside resume.")
-    folder = Path(resume)
-    try:
-        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder} is not a run that can be resumed: {error}.", hint="Name a run's folder.") from error
-    if saved.get("folds") != folds:
-        call = "cross_validate" if saved.get("folds") else "train_classifier"
-        raise UsageError(f"{folder} was not begun so.", hint=f"Resume it with {call}, folds={saved.get('folds')}.")
-    if any(event["event"] == "finished" for event in read_record(folder)):
-        raise UsageError(f"{folder} is finished.", hint="Start a new run.")
-    if data is None:
-        data = saved["data"]
-        if data is None:
-            raise UsageError(f"{folder} was made from a DataFrame.", hint="Give the same DataFrame to resume it.")
-    return data, TrainConfig.from_dict(saved["config"]), folder
-
-
-@contextmanager
-def _own_run(
-    folder: Path, config: TrainConfig, data: Any, *, resuming: bool, quiet: bool, **extra: Any
-) -> Iterator[None]:
-    """Own the run's folder, write down what it is and how it ended, and let progress be seen."""
-    with claim_folder(folder), _heard(quiet):
-        source = None if isinstance(data, pd.DataFrame) else str(data)
-        if not resuming:
-            commands = {"python": config.to_python(source or "rows"), "command": config.to_command(source or "rows")}
-            if extra.get("folds"):  # the same options, another function; the command line has no cross-validation yet
-                commands = {"python": commands["python"].replace("train_classifier", "cross_validate", 1)}
-            write_json(folder / "config.json", {"data": source, "config": config.to_dict(), **commands, **extra})
-            write_json(folder / "versions.json", collect_versions())
-            if not extra.get("folds"):
-                logger.info("The same from the command line: %s", commands["command"])
-        log_event(folder, "resumed" if resuming else "started")
-        try:
-            yield
-        except KeyboardInterrupt:
-            log_event(folder, "interrupted")
-            logger.warning("Interrupted. Go on with resume=%r.", str(folder))
-            raise
-        except Exception as error:
-            log_event(folder, "diverged" if isinstance(error, Diverged) else "failed", reason=str(error))
-            raise
-
-
-@contextmanager
-def _heard(quiet: bool) -> Iterator[None]:
-    """Show this package's notes on standard error where the caller has set up no logging of their own."""
-    if quiet or logger.hasHandlers():
-        yield
-        return
-    handler, level = logging.StreamHandler(), logger.level
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 def _read(data: Any, config: TrainConfig, folder: Path) -> pd.DataFrame:
@@ -275,23 +209,21 @@ def _split(cohort: pd.DataFrame, config: TrainConfig) -> pd.DataFrame:
     return split(cohort, valid=config.valid, seed=config.seed)
 
 
-def _keep_cohort(cohort: pd.DataFrame, folder: Path, *, resuming: bool) -> None:
-    """Write the cohort into the run; a resumed run must find the rows and the split that it began with."""
-    path = folder / "cohort.csv"
-    if resuming and path.exists():
-        before = pd.read_csv(path, dtype=str, keep_default_na=False)
-        same = ["path", "label", "split"]
-        if not before[same].equals(cohort[same].astype(str)):
-            raise DataError(f"The data have changed since {folder} was begun.", hint="Start a new run.")
-    write_csv(path, cohort)
-    trained = cohort[cohort["split"] == "train"]  # of a cross-validation all folds
-    write_manifest(trained, folder / TRAINING_MANIFEST)
-
-
-def _train(
+def fit_cohort(
     cohort: pd.DataFrame, config: TrainConfig, folder: Path, *, callbacks: Sequence[Callback], resuming: bool
 ) -> Learner:
-    """Build the loaders and the learner, and fit it, with a checkpoint an epoch in the run's folder."""
+    """Build the loaders and the learner, and fit it, with a checkpoint an epoch in the run's folder.
+
+    Args:
+        cohort: With its split.
+        config: What is chosen.
+        folder: Where checkpoints, `history.csv` and `steps.csv` go, and the record.
+        callbacks: fastai callbacks.
+        resuming: Go on from the last checkpoint that is there.
+
+    Returns:
+        The fitted learner.
+    """
     dls = build_dataloaders(
         cohort,
         image_size=config.image_size,

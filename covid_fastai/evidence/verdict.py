@@ -1,0 +1,168 @@
+"""The verdict: one sentence, by stated rules, on whether a model has been shown to see disease."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from covid_fastai.evidence.shortcuts import ShortcutAudit
+
+__all__ = ["Condition", "Verdict", "give_verdict"]
+
+MET, FAILED, NO_ROOM, OPEN, NOT_APPLICABLE = "met", "failed", "no room", "not shown", "does not apply"
+MOST_TRIPWIRES = 0.25  # of the negatives of the positive class's own source, called positive: 3 of CoronaHack's 12
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing that has to hold before a model is said to see disease.
+
+    Attributes:
+        name: What has to hold.
+        outcome: `"met"`, `"failed"`, `"no room"` (a simple baseline is so good that these data cannot tell),
+            `"not shown"` (it was not tried) or `"does not apply"`.
+        text: What was found, or what would show it.
+    """
+
+    name: str
+    outcome: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What has been shown of a model.
+
+    Attributes:
+        level: `"shown"` (every condition was tried and holds), `"not shown"` (nothing speaks against it, but something
+            was not tried) or `"refuted"` (a condition fails: what the model has learnt may not be disease).
+        sentence: The same in words.
+        conditions: Each condition with its outcome.
+    """
+
+    level: str
+    sentence: str
+    conditions: tuple[Condition, ...]
+
+    def table(self) -> pd.DataFrame:
+        """Return the conditions, a row each."""
+        return pd.DataFrame([vars(condition) for condition in self.conditions], columns=["name", "outcome", "text"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        conditions = [vars(condition) for condition in self.conditions]
+        return {"level": self.level, "sentence": self.sentence, "conditions": conditions}
+
+    def __str__(self) -> str:
+        return "\n".join([self.sentence, *(f"- {one.name}: {one.outcome}. {one.text}" for one in self.conditions)])
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.sentence)}</p>{self.table().to_html(index=False)}"
+
+
+def give_verdict(
+    shortcuts: ShortcutAudit,
+    *,
+    network: Mapping[str, Any],
+    versus: pd.DataFrame,
+    blind: Mapping[str, Any] | None = None,
+    external: Sequence[Mapping[str, Any]] = (),
+    tripwires: Mapping[str, Any] | None = None,
+) -> Verdict:
+    """Judge by stated rules whether a model has been shown to see disease.
+
+    All must hold: (1) no lung-free baseline is flagged; (2) the network is better than the 16 x 16 thumbnail, its
+    paired 95% interval above 0; (3) it is better than one that was trained and judged with the lungs' region black, in
+    the same way; (4) at another hospital, on images of both classes from that one source, the whole interval of
+    its AUC lies above 0.5, and the AUC above the thumbnail's; (5) of negatives from the positive class's own source it
+    calls no more than a quarter positive, where there are such images.
+
+    Args:
+        shortcuts: What `find_shortcuts` returned.
+        network: The network's AUC on held-out patients: `value`, `low`, `high`, `n`.
+        versus: A row a baseline: `baseline`, `difference` (network less baseline), `low`, `high`, and
+            `errorless_low`, the lower bound of the difference if the network made no error.
+        blind: The same of the network that was trained without the lungs; None where none was.
+        external: Of each source with both classes: `source`, `value`, `low`, `high`, `n` and `thumbnail` (its AUC
+            there; NaN where it could not be tried).
+        tripwires: `images`, `called` (how many were called positive) and `share`; None where there are none.
+
+    Returns:
+        The verdict.
+    """
+    conditions = (
+        _no_flag(shortcuts),
+        _beats_thumbnail(shortcuts, network, versus),
+        _needs_lungs(blind),
+        _holds_elsewhere(external),
+        _same_source(tripwires),
+    )
+    outcomes = {condition.outcome for condition in conditions}
+    if outcomes <= {MET, NOT_APPLICABLE}:
+        sentence = "Evidence of disease signal: every condition that was stated holds on these data."
+        return Verdict("shown", sentence, conditions)
+    thumbnail = shortcuts.row("thumbnail")["auc"]
+    room = f" The data cannot tell: a 16 × 16 thumbnail reaches an AUC of {thumbnail:.3f} by itself."
+    if FAILED in outcomes:
+        apart = "Separates sources" if "source" in shortcuts.flags else "A shortcut is open"
+        apart = apart if shortcuts.flags else "A condition fails"
+        sentence = f"{apart}; disease signal not shown." + (room if NO_ROOM in outcomes else "")
+        return Verdict("refuted", sentence, conditions)
+    if NO_ROOM in outcomes:
+        return Verdict("not shown", f"Disease signal not shown.{room}", conditions)
+    missing = "; ".join(condition.text.rstrip(".") for condition in conditions if condition.outcome == OPEN)
+    return Verdict("not shown", f"No shortcut was found; disease signal not shown: {missing}.", conditions)
+
+
+def _no_flag(shortcuts: ShortcutAudit) -> Condition:
+    name = "Nothing without a lung tells the classes apart"
+    if shortcuts.flags:
+        listed = ", ".join(f"{flag} (AUC {shortcuts.row(flag)['auc']:.3f})" for flag in shortcuts.flags)
+        return Condition(name, FAILED, f"They can be told apart by: {listed}.")
+    return Condition(name, MET, "No lung-free baseline is better than chance.")
+
+
+def _beats_thumbnail(shortcuts: ShortcutAudit, network: Mapping[str, Any], versus: pd.DataFrame) -> Condition:
+    name = "Better than a 16 × 16 thumbnail"
+    row = versus.set_index("baseline").loc["thumbnail"]
+    found = f"AUC {network['value']:.3f} against {shortcuts.row('thumbnail')['auc']:.3f} in all, "
+    found += f"paired difference {row['difference']:.3f} ({row['low']:.3f} to {row['high']:.3f})."
+    if row["low"] > 0:
+        return Condition(name, MET, found)
+    if row["errorless_low"] <= 0:
+        return Condition(name, NO_ROOM, f"{found} Not even a model without an error would be shown to be better.")
+    return Condition(name, FAILED, found)
+
+
+def _needs_lungs(blind: Mapping[str, Any] | None) -> Condition:
+    name = "Worse when trained without the lungs"
+    if blind is None:
+        return Condition(name, OPEN, "no network was trained with the lungs' region black (audit --full)")
+    found = f"Paired difference to the network that saw no lungs {blind['difference']:.3f} "
+    found += f"({blind['low']:.3f} to {blind['high']:.3f})."
+    return Condition(name, MET if blind["low"] > 0 else FAILED, found)
+
+
+def _holds_elsewhere(external: Sequence[Mapping[str, Any]]) -> Condition:
+    name = "Holds at another hospital, within one source"
+    if not external:
+        return Condition(name, OPEN, "no external set with both classes from one source (validate)")
+    texts, held = [], True
+    for one in external:
+        thumbnail = "" if one["thumbnail"] != one["thumbnail"] else f", the thumbnail {one['thumbnail']:.3f}"
+        interval = f"{one['low']:.3f} to {one['high']:.3f}, n = {one['n']}"
+        texts.append(f"{one['source']}: AUC {one['value']:.3f} ({interval}){thumbnail}")
+        held &= one["low"] > 0.5 and not one["value"] <= one["thumbnail"]
+    return Condition(name, MET if held else FAILED, f"{'; '.join(texts)}.")
+
+
+def _same_source(tripwires: Mapping[str, Any] | None) -> Condition:
+    name = "Negatives of the positive class's own source are called negative"
+    if tripwires is None:
+        return Condition(name, NOT_APPLICABLE, "There are no such images beside those that were trained on.")
+    found = f"{tripwires['called']} of {tripwires['images']} are called positive."
+    return Condition(name, MET if tripwires["share"] <= MOST_TRIPWIRES else FAILED, found)
