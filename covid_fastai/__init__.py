@@ -11,6 +11,7 @@ import importlib
 
 _MODULE_OF = {
     "Calibration": "evidence.calibration",
+    "Comparison": "evidence.comparison",
     "CovidFastaiError": "errors",
     "DataError": "errors",
     "Evaluation": "evidence.metrics",
@@ -23,6 +24,7 @@ _MODULE_OF = {
     "build_learner": "model.learner",
     "calibrate": "evidence.calibration",
     "choose_threshold": "evidence.thresholds",
+    "compare": "evidence.comparison",
     "cross_validate": "training",
     "decision_curve": "evidence.usefulness",
     "download_coronahack": "data.download",
@@ -33,6 +35,7 @@ _MODULE_OF = {
     "list_runs": "evidence.runs",
     "load_model": "model.bundle",
     "open_image": "data.images",
+    "plot_comparison": "evidence.comparison",
     "plot_decision_curve": "evidence.usefulness",
     "plot_reliability": "evidence.calibration",
     "predict": "evidence.predictions",

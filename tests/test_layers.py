@@ -16,7 +16,8 @@ TAKES_A_LEARNER = {"predictions", "interpretation", "saliency"}  # what in evide
 TORCH_FREE = ["data/images.py", "data/fingerprints.py", "data/metadata.py", "data/patients.py", "data/phantom.py"]
 TORCH_FREE += ["data/splits.py", "data/tasks.py", "data/exploration.py", "config.py", "errors.py", "files.py"]
 TORCH_FREE += ["data/seen.py", "data/examples.py", "model/bundle_config.py", "model/card.py", "evidence/overlay.py"]
-TORCH_FREE += [f"evidence/{name}.py" for name in ("calibration", "thresholds", "usefulness")]
+TORCH_FREE += [f"evidence/{name}.py" for name in ("agreement", "calibration", "comparison", "pairing")]
+TORCH_FREE += [f"evidence/{name}.py" for name in ("thresholds", "usefulness")]
 HEAVY = {"torch", "torchvision", "fastai", "timm"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
 

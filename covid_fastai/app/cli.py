@@ -276,5 +276,5 @@ def _train(
     typer.echo(f"Report: {run.report}")
 
 
-for command in (judging.evaluate, judging.validate, judging.runs, serving.serve):
+for command in (judging.evaluate, judging.compare, judging.validate, judging.runs, serving.serve):
     app.command()(command)

@@ -10,7 +10,7 @@ import typer
 from covid_fastai.app.options import AsJson, Data, Debug, Quiet
 from covid_fastai.app.output import RESEARCH_USE, listen, print_figures, print_json, print_table
 
-__all__ = ["evaluate", "runs", "validate"]
+__all__ = ["compare", "evaluate", "runs", "validate"]
 
 # Heavy modules (pandas, matplotlib) are imported inside the commands, so that help and bad arguments answer at once.
 
@@ -22,6 +22,12 @@ def evaluate(
     draws: Annotated[int, typer.Option(help="Bootstrap draws.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     unit: Annotated[str, typer.Option(help="What is counted: patient or image.")] = "patient",
+    sensitivity: Annotated[
+        float | None, typer.Option(help="Choose a threshold for this sensitivity, on other folds where there are any.")
+    ] = None,
+    prevalence: Annotated[
+        list[float] | None, typer.Option(help="What answers are worth where this share has the class; may be repeated.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -29,10 +35,63 @@ def evaluate(
     from covid_fastai.evidence.metrics import evaluate as judge
 
     result = judge(predictions, positive=positive, threshold=threshold, draws=draws, seed=seed, unit=unit)
+    more, tables = {}, []
+    point = None
+    if sensitivity is not None:
+        from covid_fastai.evidence.thresholds import thresholds_by_fold
+
+        options = {"sensitivity": sensitivity, "positive": positive, "same_patients": True}
+        point = thresholds_by_fold(result.predictions, **options)
+        more["operating_point"] = point.to_dict()
+        tables.append((point.summary(), point.describe()))
+    if prevalence:
+        from covid_fastai.evidence.metrics import summarise_figures
+        from covid_fastai.evidence.usefulness import predictive_values
+
+        values = predictive_values(point or result, prevalences=prevalence, positive=positive)
+        more["predictive_values"] = values.to_dict("records")
+        said = [
+            f"{row['metric'].upper()} at a prevalence of {row['prevalence']:g}" for row in more["predictive_values"]
+        ]
+        shown = summarise_figures(values.assign(**{"metric": said, "class": "", "unit": "patient"}))
+        tables.append((shown, "What an answer is worth" + (", from that threshold on" if point else "")))
+    if as_json:
+        print_json({**result.to_dict(), **more})
+        return
+    print_figures(result, title=str(predictions))
+    for table, title in tables:
+        print_table(table, title=f"\n{title}")
+
+
+def compare(
+    models: Annotated[list[Path], typer.Argument(metavar="A B...", help="CSVs of predictions, or runs' folders.")],
+    name: Annotated[list[str] | None, typer.Option(help="A name each, in their order; once a model.")] = None,
+    positive: Annotated[str | None, typer.Option(help="The class that sensitivity is about; the last of two.")] = None,
+    threshold: Annotated[
+        list[float] | None, typer.Option(help="The positive class is predicted from it on; once, or once a model.")
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Where to write the differences, as CSV.")] = None,
+    cases: Annotated[Path | None, typer.Option(help="Where to write the patients they part on, as CSV.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compare models on the same patients: each with the first, every difference with its interval."""
+    from covid_fastai.evidence.comparison import compare as judge
+    from covid_fastai.files import write_csv
+
+    given = threshold or [0.5]
+    options = {"names": name, "positive": positive, "threshold": given[0] if len(given) == 1 else given}
+    result = judge(*models, **options, draws=draws, seed=seed)
+    for path, table in ((out, result.table), (cases, result.cases)):
+        if path is not None:
+            write_csv(path, table)
     if as_json:
         print_json(result.to_dict())
-    else:
-        print_figures(result, title=str(predictions))
+        return
+    print_table(result.summary(), title=f"Against {result.names[0]}")
+    typer.echo("\n".join([*result.sentences(), RESEARCH_USE]))
 
 
 def validate(

@@ -24,7 +24,7 @@ from covid_fastai.evidence.measures import LOWER_IS_BETTER, SMALLEST_P, Measure,
 from covid_fastai.evidence.prediction_table import PROBABILITY, class_columns, read_predictions
 from covid_fastai.evidence.resampling import patient_draws
 
-__all__ = ["Evaluation", "LOWER_IS_BETTER", "SMALLEST_P", "Scores", "evaluate", "score_units"]
+__all__ = ["Evaluation", "LOWER_IS_BETTER", "SMALLEST_P", "Scores", "evaluate", "score_units", "summarise_figures"]
 
 COLUMNS = ["metric", "class", "value", "low", "high", "n", "unit", "method"]
 RESEARCH_USE = "Research use only; not a medical device."
@@ -99,17 +99,7 @@ class Evaluation:
 
     def summary(self) -> pd.DataFrame:
         """Return the figures as text, for tables: `figure`, `value`, `95% interval`, `n`."""
-        return pd.DataFrame(
-            {
-                "figure": [_title(row["metric"], row["class"]) for row in self.metrics.to_dict("records")],
-                "value": [_number(value) for value in self.metrics["value"]],
-                "95% interval": [
-                    f"{_number(low)} to {_number(high)}" if math.isfinite(low) else "not estimable"
-                    for low, high in zip(self.metrics["low"], self.metrics["high"], strict=True)
-                ],
-                "n": [f"{n} {unit}s" for n, unit in zip(self.metrics["n"], self.metrics["unit"], strict=True)],
-            }
-        )
+        return summarise_figures(self.metrics)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values, without the predictions."""
@@ -240,6 +230,28 @@ def score_units(
         negative = next(name for name in classes if name != positive)
         units["predicted"] = np.where(units[PROBABILITY + positive] >= threshold, positive, negative)
     return Scores(units, unit)
+
+
+def summarise_figures(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return figures as text, for tables.
+
+    Args:
+        metrics: Rows as those of `Evaluation.metrics`.
+
+    Returns:
+        `figure`, `value`, `95% interval`, `n`.
+    """
+    return pd.DataFrame(
+        {
+            "figure": [_title(row["metric"], row["class"]) for row in metrics.to_dict("records")],
+            "value": [_number(value) for value in metrics["value"]],
+            "95% interval": [
+                f"{_number(low)} to {_number(high)}" if math.isfinite(low) else "not estimable"
+                for low, high in zip(metrics["low"], metrics["high"], strict=True)
+            ],
+            "n": [f"{n} {unit}s" for n, unit in zip(metrics["n"], metrics["unit"], strict=True)],
+        }
+    )
 
 
 def _check(classes: list[str], *, positive: str | None, threshold: float, draws: int, unit: str) -> str | None:

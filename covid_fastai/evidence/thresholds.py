@@ -13,7 +13,7 @@ import pandas as pd
 
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evidence.intervals import clustered_proportion, wilson
-from covid_fastai.evidence.metrics import COLUMNS, RESEARCH_USE, score_units
+from covid_fastai.evidence.metrics import COLUMNS, RESEARCH_USE, score_units, summarise_figures
 from covid_fastai.evidence.prediction_table import PROBABILITY, class_columns, read_predictions
 from covid_fastai.evidence.resampling import other_folds
 
@@ -38,6 +38,7 @@ class OperatingPoint:
         threshold: For later use, chosen on all rows that might be chosen on.
         folds: `fold`, `threshold`, `chosen_on` and `judged` (patients), `sensitivity`, `specificity` of the fold.
         metrics: Sensitivity and specificity of all folds together, in the columns of `Evaluation.metrics`.
+        judged_on: `"other folds"`, `"other patients"`, or `"the same patients"`, which flatters.
     """
 
     positive: str
@@ -46,6 +47,7 @@ class OperatingPoint:
     threshold: float
     folds: pd.DataFrame
     metrics: pd.DataFrame
+    judged_on: str
 
     def value(self, metric: str) -> float:
         """Return `"sensitivity"` or `"specificity"`."""
@@ -70,17 +72,19 @@ class OperatingPoint:
 
     def to_dict(self) -> dict[str, Any]:
         """Return thresholds and figures as plain values."""
-        names = ("positive", "promise", "promised", "threshold", "kept")
+        names = ("positive", "promise", "promised", "threshold", "judged_on", "kept")
         records = {"folds": self.folds.to_dict("records"), "metrics": self.metrics.to_dict("records")}
         return {**{name: getattr(self, name) for name in names}, **records}
 
+    def summary(self) -> pd.DataFrame:
+        """Return the figures as text, for tables: `figure`, `value`, `95% interval`, `n`."""
+        return summarise_figures(self.metrics)
+
     def __repr__(self) -> str:
-        shown = self.metrics.drop(columns="class").round(3)
-        return f"{shown.to_string(index=False)}\n{self.describe()} {RESEARCH_USE}"
+        return f"{self.summary().to_string(index=False)}\n{self.describe()} {RESEARCH_USE}"
 
     def _repr_html_(self) -> str:
-        shown = self.metrics.drop(columns="class").round(3)
-        return f"{shown.to_html(index=False)}<p>{html.escape(self.describe())} {RESEARCH_USE}</p>"
+        return f"{self.summary().to_html(index=False)}<p>{html.escape(self.describe())} {RESEARCH_USE}</p>"
 
     def describe(self) -> str:
         """Return what was promised and what came, as a sentence or two."""
@@ -89,8 +93,10 @@ class OperatingPoint:
         if math.isnan(row["value"]):
             return f"{text}no patient to judge it on."
         came = f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f}) came"
-        where = "on the folds that it was not chosen on" if len(self.folds) > 1 else "on other patients"
-        return f"{text}{came} {where}.{'' if self.kept else ' The promise was not kept.'}"
+        where = {"other folds": "on the folds that it was not chosen on", "other patients": "on other patients"}
+        if self.judged_on not in where:
+            return f"{text}{came} on the same patients that it was chosen on; expect less of others."
+        return f"{text}{came} {where[self.judged_on]}.{'' if self.kept else ' The promise was not kept.'}"
 
 
 def choose_threshold(
@@ -133,6 +139,7 @@ def thresholds_by_fold(
     specificity: float | None = None,
     positive: str | None = None,
     fitted_on: str | Path | pd.DataFrame | None = None,
+    same_patients: bool = False,
 ) -> OperatingPoint:
     """Choose a threshold for each fold on the others, and judge it on the fold: what a promise comes to.
 
@@ -142,6 +149,8 @@ def thresholds_by_fold(
         specificity: As in `choose_threshold`.
         positive: As in `choose_threshold`.
         fitted_on: Predictions of other patients by the same model, such as an inner validation set, to choose on.
+        same_patients: Where there is one fold only and nothing else to choose on, choose and judge on the same
+            patients, which flatters; the result says so.
 
     Returns:
         The operating point: the thresholds, and sensitivity and specificity over all folds with Wilson's intervals.
@@ -157,7 +166,8 @@ def thresholds_by_fold(
     other = None if fitted_on is None else read_predictions(fitted_on)
     chosen_on, name = positive_scores(table if other is None else other, positive=positive)
     rows, parts = [], []
-    for fold, fit, judged in other_folds(table, other):
+    alone = same_patients and other is None and table["fold"].nunique() == 1
+    for fold, fit, judged in [(table["fold"].iloc[0], table, table)] if alone else other_folds(table, other):
         chosen, _ = positive_scores(fit, positive=name)
         threshold = _choose(chosen, promise, promised, name)
         units, _ = positive_scores(judged, positive=name)
@@ -175,6 +185,7 @@ def thresholds_by_fold(
         threshold=_choose(chosen_on, promise, promised, name),
         folds=pd.DataFrame(rows),
         metrics=pd.DataFrame(figures, columns=COLUMNS),
+        judged_on="the same patients" if alone else "other folds" if other is None else "other patients",
     )
 
 

@@ -26,7 +26,7 @@ def predictive_values(
     result: Evaluation | OperatingPoint | str | Path | pd.DataFrame,
     *,
     prevalences: Sequence[float] = (0.01, 0.05, 0.2),
-    of: str | None = None,
+    positive: str | None = None,
 ) -> pd.DataFrame:
     """Compute what a positive and a negative answer are worth where the class is as frequent as stated.
 
@@ -38,24 +38,24 @@ def predictive_values(
     Args:
         result: An evaluation or operating point; or predictions, judged at 0.5.
         prevalences: Shares of patients of the class, above 0 and below 1.
-        of: The class; None for the positive one.
+        positive: The class; None for the one that the figures are about.
 
     Returns:
         A row a figure: `prevalence`, `metric` (ppv, npv), `value`, `low`, `high`, `n` (patients), `method`. NaN where a
         class has no patient, or nobody gets that answer.
 
     Raises:
-        UsageError: A prevalence is not allowed, the figures count images, or `of` is needed and not given.
+        UsageError: A prevalence is not allowed, the figures count images, or the class is not named.
         DataError: The table is faulty.
     """
     wrong = [value for value in prevalences if not 0 < value < 1]
     if wrong:
         raise UsageError(f"prevalences={wrong[0]!r}.", hint="Give shares between 0 and 1, such as 0.05.")
     result = result if isinstance(result, (Evaluation, OperatingPoint)) else evaluate(result, draws=100)
-    of = of or result.positive
-    if of is None:
-        raise UsageError("There are more than two classes.", hint=f"Give of=, one of {', '.join(result.classes)}.")
-    known = {} if isinstance(result, OperatingPoint) else {"of": of}
+    positive = positive or result.positive
+    if positive is None:
+        raise UsageError("There are more than two classes.", hint=f"Name the positive: {', '.join(result.classes)}.")
+    known = {} if isinstance(result, OperatingPoint) else {"of": positive}
     sides = [result.row(metric, **known) for metric in ("sensitivity", "specificity")]
     if sides[0]["unit"] != "patient":
         raise UsageError("The figures count images.", hint="Judge patients: unit='patient'.")

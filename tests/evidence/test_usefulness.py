@@ -85,7 +85,7 @@ def test_wrong_questions(three_classes, predictions):
     with pytest.raises(UsageError, match="count images"):
         predictive_values(evaluate(predictions, unit="image", draws=100))
     result = evaluate(three_classes, draws=100)
-    assert predictive_values(result, of="Viral")["value"].between(0, 1).all()
+    assert predictive_values(result, positive="Viral")["value"].between(0, 1).all()
 
 
 def test_predictive_values_cover():
