@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from PIL import Image
 
 from covid_fastai.data.exploration import (
@@ -28,8 +21,10 @@ from covid_fastai.data.exploration import (
 )
 from covid_fastai.data.metadata import summarise_cohort
 from covid_fastai.errors import DataError
+from covid_fastai.evidence.audit import read_audit
 from covid_fastai.evidence.interpretation import open_picture, plot_confusion_matrix, top_losses
 from covid_fastai.evidence.metrics import Evaluation
+from covid_fastai.evidence.page import data_uri, draw_chart, embed_picture, save_picture, write_page
 from covid_fastai.evidence.plots import (
     plot_history,
     plot_learning_rate,
@@ -38,8 +33,9 @@ from covid_fastai.evidence.plots import (
     plot_roc,
 )
 from covid_fastai.evidence.remarks import cohort_remarks, limits, run_remarks, source_table
+from covid_fastai.evidence.report_audit import describe_audit
 from covid_fastai.evidence.runs import Run, collect_versions, log_event, read_run
-from covid_fastai.files import atomic_write, write_csv, write_json
+from covid_fastai.files import write_csv, write_json
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
@@ -48,7 +44,6 @@ __all__ = ["render_report", "write_exploration", "write_report"]
 
 CASES = 12
 BATCH_PICTURE = "batch.png"
-THUMBNAIL_QUALITY = 80  # JPEG, for pictures of 256 pixels that are looked at, not measured
 
 
 def write_report(learn: Learner, result: Evaluation) -> Path:
@@ -66,7 +61,7 @@ def write_report(learn: Learner, result: Evaluation) -> Path:
     """
     folder = Path(learn.path)
     _write_missing(learn, result, folder)
-    _save_picture(folder / BATCH_PICTURE, plot_batch(learn.dls))
+    save_picture(folder / BATCH_PICTURE, plot_batch(learn.dls))
     return render_report(folder)
 
 
@@ -89,7 +84,7 @@ def render_report(folder: str | Path) -> Path:
     cohort, result = run.cohort, run.metrics
     cohort.attrs["classes"] = result.classes
     built = next((event for event in run.record if "weights" in event), {})
-    return _write_page(
+    return write_page(
         run.path / "report.html",
         "report.html",
         title=f"{_task_title(fields.get('task'), result)}: what the model is worth",
@@ -100,6 +95,7 @@ def render_report(folder: str | Path) -> Path:
         lead=_lead(result, run),
         tiles=_tiles(result),
         remarks=run_remarks(run),
+        audit=describe_audit(read_audit(run.path)),
         figures={_split_title(split): found.summary() for split, found in run.evaluations.items()},
         result_figures=_result_figures(result),
         failed=_failed(result),
@@ -141,7 +137,7 @@ def write_exploration(cohort: pd.DataFrame, out: str | Path = "exploration.html"
     facts = header_facts(cohort)
     lead = f"{len(rows):,} images of {rows['patient'].nunique():,} patients take part in the task "
     lead += f"{cohort.attrs.get('task', '')}; {len(cohort) - len(rows):,} stand aside."
-    return _write_page(
+    return write_page(
         Path(out),
         "exploration.html",
         title=f"{' or '.join(classes)}: a look at the data",
@@ -151,13 +147,13 @@ def write_exploration(cohort: pd.DataFrame, out: str | Path = "exploration.html"
         counts=_counts(cohort),
         sources=source_table(cohort),
         count_figures=[
-            _chart(plot_class_counts(cohort), "Images and patients by class", wide=True),
-            _chart(plot_images_per_patient(cohort), "Images of a patient"),
-            _chart(plot_missing_values(cohort), "Empty cells by column"),
+            draw_chart(plot_class_counts(cohort), "Images and patients by class", wide=True),
+            draw_chart(plot_images_per_patient(cohort), "Images of a patient"),
+            draw_chart(plot_missing_values(cohort), "Empty cells by column"),
         ],
-        samples=_chart(plot_samples(cohort), f"Sample radiographs of {', '.join(classes)}", kind="png", wide=True),
+        samples=draw_chart(plot_samples(cohort), f"Sample radiographs of {', '.join(classes)}", kind="png", wide=True),
         header_text=_header_text(facts),
-        headers=_chart(plot_header_facts(facts, classes=classes), "Format, mode and size of the files", wide=True),
+        headers=draw_chart(plot_header_facts(facts, classes=classes), "Format, mode and size of the files", wide=True),
         problems=_problem_counts(pd.DataFrame(cohort.attrs.get("problems", []))),
     )
 
@@ -206,7 +202,7 @@ def _cases(result: Evaluation) -> list[dict[str, Any]]:
         picture = open_picture(row["path"])
         cases.append(
             {
-                "source": None if picture is None else _data_uri(_jpeg(Image.fromarray(picture)), "image/jpeg"),
+                "source": None if picture is None else embed_picture(Image.fromarray(picture)),
                 "label": row["label"],
                 "predicted": row["predicted"],
                 "wrong": row["label"] != row["predicted"],
@@ -309,52 +305,29 @@ def _plain(value: Any) -> str:
 
 def _result_figures(result: Evaluation) -> list[dict[str, Any]]:
     shown = [
-        _chart(plot_confusion_matrix(result), "Confusion matrix: true class by row, predicted class by column"),
-        _chart(plot_roc(result), "ROC curve with its 95% band"),
-        _chart(plot_precision_recall(result), "Precision-recall curve with its 95% band"),
-        _chart(plot_probabilities(result), "Probabilities given to each class's patients"),
+        draw_chart(plot_confusion_matrix(result), "Confusion matrix: true class by row, predicted class by column"),
+        draw_chart(plot_roc(result), "ROC curve with its 95% band"),
+        draw_chart(plot_precision_recall(result), "Precision-recall curve with its 95% band"),
+        draw_chart(plot_probabilities(result), "Probabilities given to each class's patients"),
     ]
     shown[1]["caption"] = shown[2]["caption"] = "Bands: the middle 95% of 500 bootstrap draws of patients."
     return shown
 
 
 def _data_figures(run: Run, cohort: pd.DataFrame) -> list[dict[str, Any]]:
-    shown = [_chart(plot_class_counts(cohort), "Images and patients by class and part", wide=True)]
+    shown = [draw_chart(plot_class_counts(cohort), "Images and patients by class and part", wide=True)]
     if (run.path / BATCH_PICTURE).is_file():
-        source = _data_uri((run.path / BATCH_PICTURE).read_bytes(), "image/png")
+        source = data_uri((run.path / BATCH_PICTURE).read_bytes(), "image/png")
         text = "A training batch after augmentation, as the model gets it"
         shown.append({"source": source, "alt": text, "caption": text + ".", "wide": True})
     return shown
 
 
 def _training_figures(run: Run) -> list[dict[str, Any]]:
-    shown = [_chart(plot_history(run.history), "Loss and accuracy by epoch", wide=True)]
+    shown = [draw_chart(plot_history(run.history), "Loss and accuracy by epoch", wide=True)]
     if (run.path / "steps.csv").is_file():
-        shown.append(_chart(plot_learning_rate(run.steps), "Learning rate and training loss by step", wide=True))
+        shown.append(draw_chart(plot_learning_rate(run.steps), "Learning rate and training loss by step", wide=True))
     return shown
-
-
-def _chart(figure: Figure, alt: str, *, kind: str = "svg", wide: bool = False) -> dict[str, Any]:
-    content = io.BytesIO()
-    with rc_context({"svg.hashsalt": "covid_fastai"}):  # the same tables give the same page
-        figure.savefig(content, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
-    mime = {"svg": "image/svg+xml", "png": "image/png"}[kind]
-    return {"source": _data_uri(content.getvalue(), mime), "alt": alt, "caption": "", "wide": wide}
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=THUMBNAIL_QUALITY)
-    return content.getvalue()
-
-
-def _data_uri(content: bytes, mime: str) -> str:
-    return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _save_picture(path: Path, figure: Figure) -> None:
-    with atomic_write(path, mode="wb") as file:
-        figure.savefig(file, format="png", dpi=110)
 
 
 # writing
@@ -378,24 +351,3 @@ def _write_missing(learn: Learner, result: Evaluation, folder: Path) -> None:
     if not (folder / "config.json").exists():
         write_json(folder / "config.json", {"data": cohort.attrs.get("data"), "config": None})
         log_event(folder, "model built", arch=learn.arch, device=str(learn.dls.device), weights=learn.weights.to_dict())
-
-
-def _write_page(path: Path, template: str, **values: Any) -> Path:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("covid_fastai.evidence"),
-        autoescape=True,  # file names and labels are hostile text
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["columns"] = lambda frame: [
-        (name, pd.api.types.is_numeric_dtype(kind)) for name, kind in frame.dtypes.items()
-    ]
-    page = environment.get_template(template).render(version=version("covid_fastai"), written=_today(), **values)
-    with atomic_write(path) as file:
-        file.write(page)
-    return path
-
-
-def _today() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

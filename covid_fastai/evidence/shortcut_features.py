@@ -22,11 +22,11 @@ CENTRE = slice(3, 13)  # the lungs' box of the thumbnail, 10 x 10
 BASELINES = {
     "prevalence": "how frequent the classes are, nothing else",
     "source": "the name of the collection or hospital",
-    "headers": "format, mode, size, shape, compression and profile of the file",
+    "headers": "format, mode, width, height, compression and profile of the file",
     "mean and spread": "mean and standard deviation of the grey values",
-    "border ring": "the outermost pixels of a 16 x 16 thumbnail",
-    "black centre": "a 16 x 16 thumbnail without its central 10 x 10",
-    "thumbnail": "a 16 x 16 thumbnail",
+    "border ring": "the outermost pixels at 16 x 16",
+    "black centre": "the image at 16 x 16 pixels without its central 10 x 10",
+    "thumbnail": "the image at 16 x 16 pixels",
 }
 LUNG_FREE = ("source", "headers", "mean and spread", "border ring")  # what is above chance here is no finding
 MODES = ("L", "RGB", "RGBA", "P", "LA", "CMYK", "1")
@@ -95,17 +95,18 @@ def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     thumbnail = np.asarray(resize_image(image, THUMBNAIL), dtype=float)
     with Image.open(path, formats=FORMATS) as file:  # the header alone, which read_image has found sound
         tables = getattr(file, "quantization", None) or {}
-        first = next(iter(tables.values()))[0] if tables else 0
+        steps = next(iter(tables.values()), [0])
         extras = [float("icc_profile" in file.info), float("exif" in file.info), float("dpi" in file.info)]
-    size = Path(path).stat().st_size * 8 / (facts.width * facts.height)
-    numbers = [np.log(facts.width), np.log(facts.height), np.log(facts.width / facts.height), np.log(size)]
-    numbers += [float(facts.width == facts.height), float(facts.bits), np.log1p(first), *extras]
+    # Not the file's length: what is drawn in a lung makes a file longer too.
+    numbers = [np.log(facts.width), np.log(facts.height), np.log(facts.width / facts.height)]
+    numbers += [float(facts.width == facts.height), float(facts.bits), np.log1p(steps[0]), np.log1p(np.mean(steps))]
+    numbers += extras
     kinds = np.r_[one_hot([facts.format], FORMATS)[0], one_hot([facts.mode], MODES)[0]]
     return np.r_[numbers, kinds], thumbnail, np.array([pixels.mean(), pixels.std()])
 
 
 def _header_names() -> list[str]:
-    names = ["log width", "log height", "log aspect", "log bits a pixel", "square", "bits", "log first quantiser"]
+    names = ["log width", "log height", "log aspect", "square", "bits", "log first quantiser", "log mean quantiser"]
     return [*names, "ICC profile", "EXIF", "resolution", *FORMATS, *MODES]
 
 

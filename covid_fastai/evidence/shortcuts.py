@@ -216,7 +216,7 @@ def predict_shortcuts(
         raise DataError("The rows to fit on have one class only.", hint="Give rows of each class.")
     known, others = read_features(fit["path"]), read_features(rows["path"])
     columns = ["path", "label", "patient", "split", "source", "view"]
-    about = rows.reindex(columns=columns).fillna("").astype(str).reset_index(drop=True)
+    about = rows.reindex(columns=columns).astype(object).fillna("").astype(str).reset_index(drop=True)
     tables = {}
     for name in baselines:
         model = _logistic().fit(known.blocks[name][known.readable], fit.loc[known.readable, "label"])
@@ -243,6 +243,7 @@ def compare_parts(cohort: pd.DataFrame, *, most: int = 500, seed: int = 0) -> pd
     """
     rows = []
     for name, part in cohort[cohort["split"].isin(["train", "valid", "test"])].groupby("label"):
+        part.attrs = {}  # its classes are others now
         part = part.assign(label=np.where(part["split"] == "test", "official TEST", "training"), split="train")
         patients = part.groupby("label")["patient"].nunique()
         if len(patients) < 2 or patients.min() < 10:
@@ -271,7 +272,7 @@ def plot_shortcuts(audit: ShortcutAudit, *, network: Mapping[str, Any] | None = 
     axes = figure.subplots()
     lines = [(row["baseline"], row["auc"], row["low"], row["high"], row["flagged"]) for row in rows.to_dict("records")]
     if network is not None:
-        lines.append(("the network", network["value"], network["low"], network["high"], None))
+        lines.append((f"the network (n = {network['n']})", network["value"], network["low"], network["high"], None))
     for place, (_, auc, low, high, flagged) in enumerate(lines):
         colour = {None: "#000000", True: "#D55E00", False: "#0072B2"}[flagged]
         spread = [[max(auc - low, 0)], [max(high - auc, 0)]] if low == low else None
@@ -281,7 +282,7 @@ def plot_shortcuts(audit: ShortcutAudit, *, network: Mapping[str, Any] | None = 
     axes.set(yticks=range(len(lines)), yticklabels=[line[0] for line in lines], ylim=(-0.6, len(lines) - 0.4))
     axes.set(xlim=(min(0.4, *(line[1] for line in lines)) - 0.02, 1.01), xlabel="AUC, with 95% interval")
     n = int(rows["n"].max())
-    axes.set_title(f"What a model reaches without a lung (orange: flagged), n = {n} patients", fontsize=10, loc="left")
+    axes.set_title(f"Baselines beside the network (orange: flagged), n = {n} patients", fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -400,15 +401,23 @@ def _permute(
     weights = mean[held] @ weights[judged]  # (groups, n): from the labels of the images to the score of a group
     onto = np.zeros((len(rows), len(of_group)))
     onto[np.arange(len(rows)), number] = 1
-    weights = weights @ onto  # (groups, all groups)
-    dealt = np.stack([of_group, *(of_group[rng.permutation(len(of_group))] for _ in range(permutations))], axis=1)
+    weights = (weights @ onto).round(12)  # (groups, all groups); features that never change leave no noise
+    fold_of = np.zeros(len(of_group), dtype=int)
+    fold_of[number] = fold
+    dealt = np.repeat(of_group[:, None], 1 + permutations, axis=1)
+    for one in np.unique(fold_of):  # within a fold, whose classes are as many as before
+        own = np.flatnonzero(fold_of == one)
+        dealt[own, 1:] = rng.permuted(dealt[own, 1:], axis=0)
     several = range(len(classes)) if len(classes) > 2 else [1]
     found = np.mean([_aucs(weights @ (dealt == k).astype(float), (dealt == k)[held]) for k in several], axis=0)
     return float(found[0]), found[1:]
 
 
 def _hat_matrix(x: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Return what makes out-of-fold ridge predictions of labels, `(n, n)`; rows that are not judged stay 0."""
+    """Return what makes out-of-fold ridge predictions of labels, `(n, n)`; rows that are not judged stay 0.
+
+    The mean of the labels that were fitted on is not added: it would say of a fold what the fold itself is not.
+    """
     hat = np.zeros((len(x), len(x)))
     for number in np.unique(fold[fold >= 0]):
         own, fit = fold == number, fold != number
@@ -420,8 +429,7 @@ def _hat_matrix(x: np.ndarray, fold: np.ndarray) -> np.ndarray:
             part = b @ np.linalg.solve(a.T @ a + RIDGE * n / 10 * np.eye(k), a.T)
         else:
             part = b @ a.T @ np.linalg.inv(a @ a.T + RIDGE * n / 10 * np.eye(n))
-        part = part - part.sum(axis=1, keepdims=True) / n + 1 / n  # of centred labels, the mean added again
-        hat[np.ix_(own, fit)] = part
+        hat[np.ix_(own, fit)] = part - part.sum(axis=1, keepdims=True) / n  # of labels less their mean
     return hat
 
 

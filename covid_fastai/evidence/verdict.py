@@ -114,8 +114,12 @@ def give_verdict(
         return Verdict("refuted", sentence, conditions)
     if NO_ROOM in outcomes:
         return Verdict("not shown", f"Disease signal not shown.{room}", conditions)
-    missing = "; ".join(condition.text.rstrip(".") for condition in conditions if condition.outcome == OPEN)
+    missing = "; ".join(_lower(condition.text) for condition in conditions if condition.outcome == OPEN)
     return Verdict("not shown", f"No shortcut was found; disease signal not shown: {missing}.", conditions)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:].rstrip(".")
 
 
 def _no_flag(shortcuts: ShortcutAudit) -> Condition:
@@ -129,8 +133,8 @@ def _no_flag(shortcuts: ShortcutAudit) -> Condition:
 def _beats_thumbnail(shortcuts: ShortcutAudit, network: Mapping[str, Any], versus: pd.DataFrame) -> Condition:
     name = "Better than a 16 × 16 thumbnail"
     row = versus.set_index("baseline").loc["thumbnail"]
-    found = f"AUC {network['value']:.3f} against {shortcuts.row('thumbnail')['auc']:.3f} in all, "
-    found += f"paired difference {row['difference']:.3f} ({row['low']:.3f} to {row['high']:.3f})."
+    found = f"Its AUC is {network['value']:.3f}, the thumbnail's {shortcuts.row('thumbnail')['auc']:.3f}; on the same "
+    found += f"{row['n']} patients it is better by {row['difference']:.3f} ({row['low']:.3f} to {row['high']:.3f})."
     if row["low"] > 0:
         return Condition(name, MET, found)
     if row["errorless_low"] <= 0:
@@ -141,7 +145,7 @@ def _beats_thumbnail(shortcuts: ShortcutAudit, network: Mapping[str, Any], versu
 def _needs_lungs(blind: Mapping[str, Any] | None) -> Condition:
     name = "Worse when trained without the lungs"
     if blind is None:
-        return Condition(name, OPEN, "no network was trained with the lungs' region black (audit --full)")
+        return Condition(name, OPEN, "No network was trained with the lungs' region black (audit --full).")
     found = f"Paired difference to the network that saw no lungs {blind['difference']:.3f} "
     found += f"({blind['low']:.3f} to {blind['high']:.3f})."
     return Condition(name, MET if blind["low"] > 0 else FAILED, found)
@@ -150,7 +154,7 @@ def _needs_lungs(blind: Mapping[str, Any] | None) -> Condition:
 def _holds_elsewhere(external: Sequence[Mapping[str, Any]]) -> Condition:
     name = "Holds at another hospital, within one source"
     if not external:
-        return Condition(name, OPEN, "no external set with both classes from one source (validate)")
+        return Condition(name, OPEN, "No external set with both classes from one source (validate).")
     texts, held = [], True
     for one in external:
         thumbnail = "" if one["thumbnail"] != one["thumbnail"] else f", the thumbnail {one['thumbnail']:.3f}"
