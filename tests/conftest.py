@@ -35,3 +35,15 @@ def phantom_cohort(phantom_root):
     from covid_fastai.data.splits import split_by_patient
 
     return split_by_patient(read_cohort(phantom_root, task="covid"), valid=0.25, seed=0)
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> Path:
+    """The folder of a saved model of 10 KB, made without torch: a fixed linear layer on 4 x 4 mean grey levels.
+
+    It takes 64 pixels, has the classes Normal and COVID-19 and the threshold 0.4, and its answers differ from picture
+    to picture. `Predictor` reads it; `load_model` does not, since it is no architecture of the package.
+    """
+    from tests.small_model import write_small_model
+
+    return write_small_model(tmp_path_factory.mktemp("small") / "small-covid")

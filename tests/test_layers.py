@@ -15,7 +15,16 @@ FOUNDATION = {"errors", "files", "config"}  # below every layer; config names th
 TAKES_A_LEARNER = {"predictions", "interpretation", "saliency"}  # what in evidence/ may import torch or fastai
 TORCH_FREE = ["data/images.py", "data/fingerprints.py", "data/metadata.py", "data/patients.py", "data/phantom.py"]
 TORCH_FREE += ["data/splits.py", "data/tasks.py", "data/exploration.py", "config.py", "errors.py", "files.py"]
-TORCH_FREE += ["data/seen.py", "data/examples.py", "model/bundle_config.py", "model/card.py", "evidence/overlay.py"]
+TORCH_FREE += [
+    "data/seen.py",
+    "data/examples.py",
+    "model/bundle_config.py",
+    "model/card.py",
+    "model/hub.py",
+    "model/runtime.py",
+    "evidence/overlay.py",
+]
+TORCH_FREE += ["app/answering.py", "app/web.py", "app/workers.py"]
 TORCH_FREE += [f"evidence/{name}.py" for name in ("agreement", "calibration", "comparison", "pairing")]
 TORCH_FREE += [f"evidence/{name}.py" for name in ("thresholds", "usefulness")]
 HEAVY = {"torch", "torchvision", "fastai", "timm"}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import onnxruntime
 import pandas as pd
 from PIL import Image
 
@@ -28,6 +27,7 @@ from covid_fastai.model.bundle_config import (
     read_config,
     read_verified,
 )
+from covid_fastai.model.runtime import onnxruntime
 
 __all__ = ["Predictor", "open_session"]
 
