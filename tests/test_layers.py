@@ -26,7 +26,7 @@ TORCH_FREE += [
 ]
 TORCH_FREE += ["app/answering.py", "app/web.py", "app/workers.py"]
 TORCH_FREE += [f"evidence/{name}.py" for name in ("agreement", "calibration", "comparison", "pairing")]
-TORCH_FREE += [f"evidence/{name}.py" for name in ("thresholds", "usefulness")]
+TORCH_FREE += [f"evidence/{name}.py" for name in ("subgroups", "thresholds", "usefulness")]
 HEAVY = {"torch", "torchvision", "fastai", "timm"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
 
