@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -35,7 +36,7 @@ def create_app(
     allow_host: Iterable[str] = (),
     workers: int = 1,
     limits: Limits | None = None,
-) -> Gate:
+) -> Starlette:
     """Make the web application of a saved model, for uvicorn or any other ASGI server.
 
     FastHTML writes the page; the routes are Starlette's own, since FastHTML's would keep a session key on the disk and
@@ -69,7 +70,8 @@ def create_app(
         *(Route(f"/{name}", _asset(name), methods=["GET"]) for name in ASSETS),
     ]
     handlers = {Refused: _refuse, HTTPException: _not_here}
-    return Gate(Starlette(routes=routes, exception_handlers=handlers, lifespan=site.lifespan), allow_host)
+    gate = [Middleware(Gate, allow_host=tuple(allow_host))]
+    return Starlette(routes=routes, middleware=gate, exception_handlers=handlers, lifespan=site.lifespan)
 
 
 class _Site:
