@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.seen import mark_seen, package_manifests, read_manifest
 from covid_fastai.data.tasks import Task, get_task
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evidence.audit import EXTERNAL_FOLDER
 from covid_fastai.evidence.metrics import RESEARCH_USE, Evaluation, evaluate
 from covid_fastai.evidence.predictions import predict
-from covid_fastai.evidence.runs import TRAINING_MANIFEST, Run, read_run
+from covid_fastai.evidence.runs import TRAINING_MANIFEST, Run, log_event, read_run
+from covid_fastai.evidence.shortcuts import predict_shortcuts
+from covid_fastai.files import write_json
 from covid_fastai.model.bundle import load_model
 
 __all__ = ["Validation", "judge_sources", "validate"]
@@ -39,6 +43,8 @@ class Validation:
             each class comes from a source of its own, so that a source can be told in place of a finding, or "one
             class"), `metric`, `value`, `low` and `high` (95% interval), `n` patients.
         predictions: The predictions that it was made from.
+        thumbnail: The same figures of a logistic regression on 16 x 16 thumbnails of the same training images, which
+            sees next to nothing of a lung; empty where those images are gone.
         overlap: The rows that were taken out first: the model was trained on them, or on another image of the patient.
         threshold: The one that was frozen at training; None where there are more than two classes.
         unknown_patients: Whether some image names no patient and counts as one.
@@ -46,6 +52,7 @@ class Validation:
 
     table: pd.DataFrame
     predictions: pd.DataFrame
+    thumbnail: pd.DataFrame
     overlap: pd.DataFrame
     threshold: float | None
     unknown_patients: bool
@@ -56,6 +63,10 @@ class Validation:
         shown["value"] = [f"{value:.3f}" if value == value else "–" for value in self.table["value"]]
         bounds = self.table[["low", "high"]].to_numpy()
         shown["95% interval"] = [f"{a:.3f} to {b:.3f}" if a == a else "not estimable" for a, b in bounds]
+        if len(self.thumbnail):
+            key = ["images of", "comparison", "metric"]
+            beside = self.table[key].merge(self.thumbnail, how="left", on=key)["value"]
+            shown["thumbnail"] = [f"{value:.3f}" if value == value else "–" for value in beside]
         shown["n"] = [f"{n} patients" for n in self.table["n"]]
         return shown
 
@@ -83,7 +94,25 @@ class Validation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values."""
-        return {"table": self.table.to_dict("records"), "overlap": len(self.overlap), "threshold": self.threshold}
+        tables = {name: getattr(self, name).to_dict("records") for name in ("table", "thumbnail")}
+        fixed = {"overlap": len(self.overlap), "threshold": self.threshold}
+        return {**tables, "same_source": self.same_source(), **fixed}
+
+    def same_source(self) -> list[dict[str, Any]]:
+        """Return the AUC of each source with images of both classes: what the audit's verdict asks for.
+
+        Returns:
+            A dictionary a source: `source`, `value`, `low`, `high`, `n`, and `thumbnail`, the AUC of the thumbnail
+            there (NaN where it could not be tried).
+        """
+        rows, beside = (
+            table[(table["comparison"] == SAME) & (table["metric"] == "auc")].set_index("images of")
+            for table in (self.table, self.thumbnail)
+        )
+        return [
+            {"source": source, **row[["value", "low", "high", "n"]].to_dict(), "thumbnail": beside["value"].get(source)}
+            for source, row in rows.iterrows()
+        ]
 
 
 def validate(
@@ -91,6 +120,7 @@ def validate(
     data: str | Path | pd.DataFrame,
     *,
     labels: Mapping[str, str] | None = None,
+    keep: bool = True,
     draws: int = 2000,
     seed: int = 0,
     **reading: Any,
@@ -105,6 +135,7 @@ def validate(
         data: As in `read_cohort`; every row whose label has a class is used, whatever split it names.
         labels: The model's class for labels that the data use and the task does not know, such as
             `{"positive": "COVID-19"}`; a label that is given the class "" stands aside.
+        keep: Write what was found into the run's folder, `external/<name of the data>.json`, for its verdict.
         draws: Bootstrap draws, 100 or more.
         seed: Of the bootstrap.
         **reading: More options of `read_cohort`, such as `patient_column`.
@@ -134,10 +165,17 @@ def validate(
     logger.info("%d of %d images were trained on, or another of their patient: left out.", seen.sum(), len(cohort))
     predictions = predict(learn, rows)
     threshold = run.metrics.threshold
-    table = judge_sources(
-        predictions, positive=run.metrics.positive, threshold=threshold or 0.5, draws=draws, seed=seed
-    )
-    return Validation(table, predictions, cohort[seen], threshold, not cohort.attrs["patients_known"])
+    options = {"positive": run.metrics.positive, "threshold": threshold or 0.5, "draws": draws, "seed": seed}
+    table, thumbnail = judge_sources(predictions, **options), _thumbnail(run, rows, options)
+    unknown = not cohort.attrs["patients_known"]
+    found = Validation(table, predictions, thumbnail, cohort[seen], threshold, unknown)
+    if keep:
+        name = "rows" if isinstance(data, pd.DataFrame) else Path(data).resolve().stem
+        folder = run.path / EXTERNAL_FOLDER
+        folder.mkdir(exist_ok=True)
+        write_json(folder / f"{name}.json", found.to_dict())
+        log_event(run.path, "validated", data=name, images=len(rows))
+    return found
 
 
 def judge_sources(
@@ -175,6 +213,17 @@ def _figures(result: Evaluation, source: str, comparison: str) -> list[dict[str,
     about = {"images of": source, "comparison": comparison}
     keep = ("metric", "value", "low", "high", "n")
     return [{**about, **{name: row[name] for name in keep}} for row in rows if row["value"] == row["value"]]
+
+
+def _thumbnail(run: Run, rows: pd.DataFrame, options: Mapping[str, Any]) -> pd.DataFrame:
+    """Judge the thumbnail baseline on the same rows; nothing where the training images are gone."""
+    trained = run.cohort[run.cohort["split"] == "train"]
+    there = trained["path"].map(os.path.isfile)
+    if not there.all():
+        logger.warning("%d training images are gone: there is no thumbnail to set beside the model.", (~there).sum())
+        return pd.DataFrame(columns=COLUMNS)
+    trained.attrs["classes"] = run.metrics.classes
+    return judge_sources(predict_shortcuts(trained, rows, baselines=("thumbnail",))["thumbnail"], **options)
 
 
 def _task(run: Run, labels: Mapping[str, str]) -> Task:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from covid_fastai.app import judging, serving
+from covid_fastai.app import auditing, judging, serving
 from covid_fastai.app.options import READING, AsJson, Data, Debug, Quiet, given, options_of_config, reading
 from covid_fastai.app.output import (
     RESEARCH_USE,
@@ -276,5 +276,5 @@ def _train(
     typer.echo(f"Report: {run.report}")
 
 
-for command in (judging.evaluate, judging.compare, judging.validate, judging.runs, serving.serve):
+for command in (auditing.audit, judging.evaluate, judging.compare, judging.validate, judging.runs, serving.serve):
     app.command()(command)

@@ -23,9 +23,9 @@ from covid_fastai.files import write_json
 
 __all__ = [
     "AUDIT_FILE",
-    "BLIND_FOLDER",
     "EXTERNAL_FOLDER",
     "PROBES_FILE",
+    "RETRAINED_FOLDER",
     "Audit",
     "audit_predictions",
     "audit_run",
@@ -36,11 +36,11 @@ __all__ = [
 AUDIT_FILE = "audit.json"
 PROBES_FILE = "probes.csv"  # the network's predictions of images that were altered, and of the tripwires
 EXTERNAL_FOLDER = "external"  # what validate found, a file a data set
-BLIND_FOLDER = "retrained"  # networks that were trained on altered images, a folder each
+RETRAINED_FOLDER = "retrained"  # networks that were trained on altered images, a folder each
 OWN_SHARE = 0.95  # of a class's images from a source that the other classes hardly have: it is that class's own
 DRAWS = 500  # of the bootstrap, which only the mean AUC of more than two classes needs
-BLIND, PERMUTED, TRIPWIRE = "black centre", "permuted labels", "tripwire"
-JUDGED, RETRAINED = "when judged", "in training too"
+BLIND, PERMUTED, TRIPWIRE, UNTRAINED = "black centre", "permuted labels", "tripwire", "frozen backbone"
+JUDGED, RETRAINED, NEVER = "when judged", "in training too", "never trained, linear head"
 VERSUS = ["baseline", "difference", "low", "high", "n", "errorless_low"]
 PLACEBO = ["class", "auc", "low", "high", "n"]
 ALTERED = ["change", "when", "auc", "auc_low", "auc_high", "difference", "low", "high", "n"]
@@ -58,7 +58,8 @@ class Audit:
             the network made no error at all.
         placebo: A row a class that is in the official TEST and in training: how well the thumbnail tells the one from
             the other, where there is nothing to tell: `class`, `auc`, `low`, `high`, `n`.
-        altered: A row a change of the images: `change`, `when` ("when judged", or "in training too"), the network's
+        altered: A row a change of the images: `change`, `when` ("when judged", "in training too", or "never trained,
+            linear head" for the features of the first weights), the network's
             `auc` on them with `auc_low` and `auc_high`, and `difference` (unaltered less altered) with `low` and
             `high`.
         tripwires: `images`, `called`, `share`, `low`, `high`: how many of the negatives of the positive class's own
@@ -85,6 +86,10 @@ class Audit:
         ]
         return table
 
+    def notes(self) -> list[str]:
+        """Return what has to be said beside the table of baselines."""
+        return self.shortcuts.notes()
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values, without the baselines' predictions."""
         tables = {name: getattr(self, name).to_dict("records") for name in ("versus", "placebo", "altered")}
@@ -93,7 +98,7 @@ class Audit:
         return whole
 
     def __repr__(self) -> str:
-        return "\n".join([self.summary().to_string(index=False), *self.shortcuts.notes()[:-1], str(self.verdict)])
+        return "\n".join([self.summary().to_string(index=False), *self.notes(), str(self.verdict)])
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.shortcuts.notes()[:-1])
@@ -121,7 +126,7 @@ def audit_predictions(
             were made.
         retrained: By the change of the images (`"black centre"`, `"noise centre"`) held-out predictions of a network
             that was trained and judged on images so changed; `"permuted labels"` for one that was trained on labels
-            dealt out at random.
+            dealt out at random, `"frozen backbone"` for a linear head on the first weights' features.
         external: Of each source with both classes what `validate` found there: `source`, `value`, `low`, `high`, `n`,
             `thumbnail`.
         positive: As in `evaluate`.
@@ -178,7 +183,8 @@ def audit_run(folder: str | Path | Run, *, seed: int = 0, most: int = 1000) -> A
     cohort.attrs["classes"] = result.classes
     probes = run.path / PROBES_FILE
     retrained = {
-        path.parent.name: read_predictions(path) for path in sorted((run.path / BLIND_FOLDER).glob("*/predictions.csv"))
+        path.parent.name.replace("-", " "): read_predictions(path)
+        for path in sorted((run.path / RETRAINED_FOLDER).glob("*/predictions.csv"))
     }
     found = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted((run.path / EXTERNAL_FOLDER).glob("*.json"))
@@ -275,7 +281,7 @@ def _less(table: pd.DataFrame, others: Mapping[str, pd.DataFrame], positive: str
     for name in others:
         row = found.row("auc", model=name)
         rows.append({"baseline": name, "difference": -row["difference"], "low": -row["high"], "high": -row["low"]})
-        rows[-1]["n"] = row["n"]
+        rows[-1]["n"] = int(row["n"])
     return pd.DataFrame(rows, columns=VERSUS[:-1])
 
 
@@ -286,10 +292,12 @@ def _altered(
     rows = []
     changes = [] if probes is None else [name for name in probes["probe"].unique() if name != TRIPWIRE]
     found = [(name, JUDGED, probes[probes["probe"] == name].reset_index(drop=True)) for name in changes]
-    found += [(name, RETRAINED, predictions) for name, predictions in retrained.items()]
+    found += [(name, NEVER if name == UNTRAINED else RETRAINED, table) for name, table in retrained.items()]
     for change, when, predictions in found:
         auc = evaluate(predictions, positive=positive, draws=DRAWS).row("auc")
-        paired = _less(table, {change: predictions}, positive).iloc[0].drop("baseline").to_dict()
+        paired = {"n": auc["n"]}
+        if change != PERMUTED:  # its labels are others
+            paired = _less(table, {change: predictions}, positive).drop(columns="baseline").to_dict("records")[0]
         figures = {"auc": auc["value"], "auc_low": auc["low"], "auc_high": auc["high"]}
         rows.append({"change": change, "when": when, **figures, **paired})
     return pd.DataFrame(rows, columns=ALTERED)

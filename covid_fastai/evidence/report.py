@@ -23,6 +23,7 @@ from covid_fastai.data.metadata import summarise_cohort
 from covid_fastai.errors import DataError
 from covid_fastai.evidence.audit import read_audit
 from covid_fastai.evidence.interpretation import open_picture, plot_confusion_matrix, top_losses
+from covid_fastai.evidence.leaks import LeakAudit, plot_leak_groups
 from covid_fastai.evidence.metrics import Evaluation
 from covid_fastai.evidence.page import data_uri, draw_chart, embed_picture, save_picture, write_page
 from covid_fastai.evidence.plots import (
@@ -33,14 +34,15 @@ from covid_fastai.evidence.plots import (
     plot_roc,
 )
 from covid_fastai.evidence.remarks import cohort_remarks, limits, run_remarks, source_table
-from covid_fastai.evidence.report_audit import describe_audit
+from covid_fastai.evidence.report_audit import describe_audit, describe_shortcuts
 from covid_fastai.evidence.runs import Run, collect_versions, log_event, read_run
+from covid_fastai.evidence.shortcuts import ShortcutAudit
 from covid_fastai.files import write_csv, write_json
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
 
-__all__ = ["render_report", "write_exploration", "write_report"]
+__all__ = ["render_report", "write_audit", "write_exploration", "write_report"]
 
 CASES = 12
 BATCH_PICTURE = "batch.png"
@@ -155,6 +157,43 @@ def write_exploration(cohort: pd.DataFrame, out: str | Path = "exploration.html"
         header_text=_header_text(facts),
         headers=draw_chart(plot_header_facts(facts, classes=classes), "Format, mode and size of the files", wide=True),
         problems=_problem_counts(pd.DataFrame(cohort.attrs.get("problems", []))),
+    )
+
+
+def write_audit(
+    cohort: pd.DataFrame, shortcuts: ShortcutAudit, leaks: LeakAudit, out: str | Path = "audit.html"
+) -> Path:
+    """Write what an audit of data has found as a page: shortcuts, and the same pictures side by side.
+
+    Args:
+        cohort: What was audited.
+        shortcuts: What `find_shortcuts` returned for it.
+        leaks: What `find_leaks` returned for it.
+        out: The page's file; its folder must exist.
+
+    Returns:
+        The file.
+
+    Raises:
+        ImageError: A picture of a group is no longer there.
+        ResourceError: The file cannot be written.
+    """
+    groups = (
+        None
+        if leaks.groups.empty
+        else draw_chart(plot_leak_groups(leaks), "Pictures that are there twice, a row a group", kind="png", wide=True)
+    )
+    return write_page(
+        Path(out),
+        "data_audit.html",
+        title=f"{cohort.attrs.get('data', 'The data')}: shortcuts and copies",
+        shortcuts=describe_shortcuts(shortcuts),
+        leaks=str(leaks).partition("\n")[0],
+        crossings=leaks.crossings if len(leaks.crossings) else None,
+        groups=groups,
+        listed=leaks.groups.assign(path=leaks.groups["path"].map(lambda path: shorten(Path(path).name, 40))),
+        remarks=cohort_remarks(cohort),
+        sources=source_table(cohort),
     )
 
 

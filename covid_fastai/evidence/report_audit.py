@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from covid_fastai.evidence.audit import Audit
 from covid_fastai.evidence.page import draw_chart
-from covid_fastai.evidence.shortcuts import plot_shortcuts
+from covid_fastai.evidence.shortcuts import ShortcutAudit, plot_shortcuts
 
-__all__ = ["describe_audit"]
+__all__ = ["describe_audit", "describe_shortcuts"]
 
 VERDICT_TEXT = {
     "good": "The rules and what was found for each stand below. Other hospitals and other readers may still differ.",
@@ -45,8 +46,6 @@ def describe_audit(audit: Audit | None) -> dict[str, Any] | None:
             ],
         }
     )
-    baselines = audit.summary()
-    baselines["given"] = baselines["given"] + ": " + baselines.pop("sees")
     placebo = "; ".join(
         f"of {row['class']} at AUC {row['auc']:.3f} ({row['low']:.3f} to {row['high']:.3f}, n = {row['n']} patients)"
         for row in audit.placebo.to_dict("records")
@@ -54,13 +53,19 @@ def describe_audit(audit: Audit | None) -> dict[str, Any] | None:
     return {
         "verdict": {"level": level, "title": audit.verdict.sentence, "text": VERDICT_TEXT[level]},
         "conditions": conditions,
-        "baselines": baselines,
-        "notes": audit.shortcuts.notes()[:-1],
         "altered": altered if len(altered) else None,
         "placebo": placebo,
-        "figure": draw_chart(
-            plot_shortcuts(audit.shortcuts, network=audit.network),
-            "AUC of the network and of baselines that see little or nothing of a lung",
-            wide=True,
-        ),
+        **_baselines(audit.summary(), audit.shortcuts, audit.network),
     }
+
+
+def describe_shortcuts(shortcuts: ShortcutAudit) -> dict[str, Any]:
+    """Return what a page shows of baselines without a network beside them: texts, a table and a figure by name."""
+    return _baselines(shortcuts.summary(), shortcuts, None)
+
+
+def _baselines(table: pd.DataFrame, shortcuts: ShortcutAudit, network: Mapping[str, Any] | None) -> dict[str, Any]:
+    table["given"] = table["given"] + ": " + table.pop("sees")
+    alt = "AUC of baselines that see little or nothing of a lung" + (", and of the network" if network else "")
+    figure = draw_chart(plot_shortcuts(shortcuts, network=network), alt, wide=True)
+    return {"baselines": table, "notes": shortcuts.notes()[:-1], "figure": figure}

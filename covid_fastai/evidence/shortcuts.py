@@ -29,7 +29,7 @@ from covid_fastai.evidence.shortcut_features import (
     sources_of,
 )
 
-__all__ = ["ShortcutAudit", "compare_parts", "find_shortcuts", "plot_shortcuts", "predict_shortcuts"]
+__all__ = ["ShortcutAudit", "compare_parts", "find_shortcuts", "fit_and_predict", "plot_shortcuts", "predict_shortcuts"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -219,8 +219,8 @@ def predict_shortcuts(
     about = rows.reindex(columns=columns).astype(object).fillna("").astype(str).reset_index(drop=True)
     tables = {}
     for name in baselines:
-        model = _logistic().fit(known.blocks[name][known.readable], fit.loc[known.readable, "label"])
-        p = _in_order(model, others.blocks[name], classes)
+        label = fit.loc[known.readable, "label"]
+        p = fit_and_predict(known.blocks[name][known.readable], label, others.blocks[name], classes)
         p[~others.readable] = np.nan
         tables[name] = _table(about, p, classes).assign(status=np.where(others.readable, "ok", "unreadable"))
     return tables
@@ -349,13 +349,22 @@ def _block(name: str, features: Features, rows: pd.DataFrame) -> np.ndarray | No
     return one_hot(sources, sorted(sources.unique())) if sources.nunique() > 1 else None
 
 
-def _logistic():
-    return make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, class_weight="balanced", max_iter=2000))
+def fit_and_predict(x: np.ndarray, labels: Sequence[str], others: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Fit a logistic regression, classes weighted alike, and predict others with it.
 
+    Args:
+        x: Features to fit on, `(n, k)`; they are standardised.
+        labels: Their classes, `(n,)`.
+        others: Features to predict, `(m, k)`.
+        classes: All classes, in the order of the columns.
 
-def _in_order(model, x: np.ndarray, classes: list[str]) -> np.ndarray:
-    p = np.zeros((len(x), len(classes)))
-    p[:, [classes.index(name) for name in model.classes_]] = model.predict_proba(x)
+    Returns:
+        Probabilities, `(m, classes)`; 0 for a class that was not fitted on.
+    """
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, class_weight="balanced", max_iter=2000))
+    model.fit(x, labels)
+    p = np.zeros((len(others), len(classes)))
+    p[:, [list(classes).index(name) for name in model.classes_]] = model.predict_proba(others)
     return p
 
 
@@ -366,7 +375,7 @@ def _out_of_fold(x: np.ndarray, rows: pd.DataFrame, classes: list[str]) -> pd.Da
     for number in np.unique(fold[fold >= 0]):
         own, fit = fold == number, fold != number
         if x.shape[1]:
-            p[own] = _in_order(_logistic().fit(x[fit], label[fit]), x[own], classes)
+            p[own] = fit_and_predict(x[fit], label[fit], x[own], classes)
         else:
             p[own] = [(label == name).mean() for name in classes]
     judged = fold >= 0

@@ -88,7 +88,7 @@ def give_verdict(
             `errorless_low`, the lower bound of the difference if the network made no error.
         blind: The same of the network that was trained without the lungs; None where none was.
         external: Of each source with both classes: `source`, `value`, `low`, `high`, `n` and `thumbnail` (its AUC
-            there; NaN where it could not be tried).
+            there; None or NaN where it could not be tried).
         tripwires: `images`, `called` (how many were called positive) and `share`; None where there are none.
 
     Returns:
@@ -134,7 +134,9 @@ def _beats_thumbnail(shortcuts: ShortcutAudit, network: Mapping[str, Any], versu
     name = "Better than a 16 × 16 thumbnail"
     row = versus.set_index("baseline").loc["thumbnail"]
     found = f"Its AUC is {network['value']:.3f}, the thumbnail's {shortcuts.row('thumbnail')['auc']:.3f}; on the same "
-    found += f"{row['n']} patients it is better by {row['difference']:.3f} ({row['low']:.3f} to {row['high']:.3f})."
+    found += (
+        f"{int(row['n'])} patients it is better by {row['difference']:.3f} ({row['low']:.3f} to {row['high']:.3f})."
+    )
     if row["low"] > 0:
         return Condition(name, MET, found)
     if row["errorless_low"] <= 0:
@@ -157,10 +159,11 @@ def _holds_elsewhere(external: Sequence[Mapping[str, Any]]) -> Condition:
         return Condition(name, OPEN, "No external set with both classes from one source (validate).")
     texts, held = [], True
     for one in external:
-        thumbnail = "" if one["thumbnail"] != one["thumbnail"] else f", the thumbnail {one['thumbnail']:.3f}"
+        tried = one["thumbnail"] is not None and one["thumbnail"] == one["thumbnail"]
+        thumbnail = f", the thumbnail {one['thumbnail']:.3f}" if tried else ""
         interval = f"{one['low']:.3f} to {one['high']:.3f}, n = {one['n']}"
         texts.append(f"{one['source']}: AUC {one['value']:.3f} ({interval}){thumbnail}")
-        held &= one["low"] > 0.5 and not one["value"] <= one["thumbnail"]
+        held &= one["low"] > 0.5 and not (tried and one["value"] <= one["thumbnail"])
     return Condition(name, MET if held else FAILED, f"{'; '.join(texts)}.")
 
 
