@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from safetensors.numpy import load_file
-from scipy.stats import rankdata
 
 from covid_fastai.data.images import read_image
 from covid_fastai.errors import ImageError, ModelFormatError, UsageError
@@ -31,6 +30,11 @@ SMALL = 96  # pixels of the shorter side; a rib of a child is then two pixels wi
 FLAT = 2.0  # grey levels: spread of a row or column that belongs to a frame
 FRAME = 0.15  # of the area
 TURNED = 0.7  # how much more usual a picture must look otherwise, before it is said to be turned or inverted
+HEADER = {  # what data/dicom.py notes of a file's header
+    "lateral view": "The file's header says that it is a lateral view.",
+    "another part of the body": "The file's header says that it shows another part of the body than the chest.",
+    "text burned into the picture": "The file's header says that there is text burned into the picture.",
+}
 OTHERWISE = {
     "upside down": lambda pixels: pixels[::-1, ::-1],
     "turned by 90 degrees to the left": lambda pixels: np.rot90(pixels, 3),
@@ -44,7 +48,8 @@ class InputRemark:
     """Something about a picture that a classifier of frontal chest radiographs was not made for.
 
     Attributes:
-        kind: `"unreadable"`, `"colour"`, `"small"`, `"frame"`, `"turned"`, `"inverted"` or `"unlike"`.
+        kind: `"unreadable"`, `"colour"`, `"header"` (of a DICOM file), `"small"`, `"frame"`, `"turned"`, `"inverted"`
+            or `"unlike"`.
         text: What was seen, a sentence.
     """
 
@@ -150,18 +155,20 @@ def shrink_picture(image: Image.Image) -> np.ndarray:
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
-def _check(image: str | os.PathLike | bytes | Image.Image) -> tuple[list[InputRemark], float]:
+def remark_picture(grey: Image.Image, notes: Iterable[str] = ()) -> tuple[list[InputRemark], float]:
+    """Return what `check_input` says of a picture that is already open, and its strangeness.
+
+    Args:
+        grey: What `read_image` returned, mode `"L"`.
+        notes: Of the facts that it returned.
+
+    Returns:
+        The remarks, and the strangeness, 1 at the limit of the usual.
+    """
     found = []
-    if isinstance(image, Image.Image):
-        grey, notes = image.convert("L"), ()
-    else:
-        try:
-            grey, facts = read_image(image)
-        except ImageError as error:
-            return [InputRemark("unreadable", str(error))], float("nan")
-        notes = facts.notes
     if "colour" in notes:
         found.append(InputRemark("colour", "The picture is coloured: a photograph or a screenshot?"))
+    found += [InputRemark("header", text) for note, text in HEADER.items() if note in notes]
     if min(grey.size) < SMALL:
         found.append(InputRemark("small", f"The picture has {grey.width} x {grey.height} pixels, too few to read."))
     if (share := _frame(np.asarray(grey))) > FRAME:
@@ -178,6 +185,16 @@ def _check(image: str | os.PathLike | bytes | Image.Image) -> tuple[list[InputRe
     return found, float(values[0])
 
 
+def _check(image: str | os.PathLike | bytes | Image.Image) -> tuple[list[InputRemark], float]:
+    if isinstance(image, Image.Image):
+        return remark_picture(image.convert("L"))
+    try:
+        grey, facts = read_image(image)
+    except ImageError as error:
+        return [InputRemark("unreadable", str(error))], float("nan")
+    return remark_picture(grey, facts.notes)
+
+
 def _frame(pixels: np.ndarray) -> float:
     """Return the share of the area outside of the last rows and columns that are not flat."""
     sizes = []
@@ -190,7 +207,11 @@ def _frame(pixels: np.ndarray) -> float:
 def _ranks(pictures: np.ndarray) -> np.ndarray:
     """Return the grey levels' ranks within each picture, -0.5 to 0.5, `(n, 256)`: no exposure or gamma changes them."""
     flat = np.asarray(pictures).reshape(-1, SIDE**2)
-    return ((rankdata(flat, axis=1) - 0.5) / SIDE**2 - 0.5).astype(np.float32)
+    ranks = np.empty(flat.shape)
+    for row, values in zip(ranks, flat, strict=True):
+        ordered = np.sort(values)  # equal values share the mean of their places, as in scipy's rankdata
+        row[:] = (np.searchsorted(ordered, values) + np.searchsorted(ordered, values, side="right") + 1) / 2
+    return ((ranks - 0.5) / SIDE**2 - 0.5).astype(np.float32)
 
 
 def _distance(ranks: np.ndarray, look: _Look) -> np.ndarray:

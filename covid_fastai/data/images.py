@@ -31,7 +31,7 @@ TIFF_WIDTH, TIFF_HEIGHT, TIFF_PHOTOMETRIC = 256, 257, 262
 WHITE_IS_ZERO = 0  # a photometric interpretation; Pillow inverts it in 8 bits, and not in more
 DEEP_MODES = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
 SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "TIFF": (".tif", ".tiff")}
-SUFFIXES |= {"BMP": (".bmp", ".dib"), "WEBP": (".webp",)}
+SUFFIXES |= {"BMP": (".bmp", ".dib"), "WEBP": (".webp",), "DICOM": (".dcm", ".dicom", ".dic")}
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class ImageFacts:
     """What a file's header and pixels say.
 
     Attributes:
-        format: One of `FORMATS`.
-        mode: Pillow's mode as stored, e.g. `"L"`, `"RGB"`, `"I;16"`.
+        format: One of `FORMATS`, or `"DICOM"`.
+        mode: Pillow's mode as stored, e.g. `"L"`, `"RGB"`, `"I;16"`; of DICOM the photometric interpretation.
         width: Pixels as stored, before any EXIF rotation.
         height: Pixels as stored.
-        bits: Bits a channel, 1, 8, 16 or 32.
+        bits: Bits a channel, 1, 8, 16 or 32; of DICOM those that are stored.
         notes: What was put right or looks odd, e.g. `"EXIF orientation 6"`, `"colour"`.
     """
 
@@ -58,10 +58,10 @@ class ImageFacts:
 def open_image(source: str | os.PathLike | bytes | BinaryIO) -> Image.Image:
     """Open a radiograph as 8-bit grey.
 
-    Reads JPEG, PNG, TIFF, BMP and WebP of every mode: more than 8 bits are scaled between the 0.5th and 99.5th
-    percentile, transparency is laid over black, and the EXIF orientation is applied. Of 16 bits a channel in colour
-    or with transparency Pillow reads the upper 8 only; they are scaled where they do not fill half of the range, as
-    those of a detector with 12 bits.
+    Reads JPEG, PNG, TIFF, BMP and WebP of every mode, and DICOM with the extra `dicom`: more than 8 bits are scaled
+    between the 0.5th and 99.5th percentile (unless a DICOM file says otherwise), transparency is laid over black, and
+    the EXIF orientation is applied. Of 16 bits a channel in colour or with transparency Pillow reads the upper 8 only;
+    they are scaled where they do not fill half of the range, as those of a detector with 12 bits.
 
     Args:
         source: A path, the bytes of a file, or a binary file object, read from where it stands.
@@ -113,6 +113,12 @@ def resize_image(image: Image.Image, image_size: int) -> Image.Image:
 
 def _read(source) -> tuple[Image.Image, ImageFacts]:
     name, content = _content(source)
+    if content[128:132] == b"DICM":
+        from covid_fastai.data.dicom import read_dicom  # an extra, and as heavy to import as all the rest
+
+        grey, facts = read_dicom(content, name)
+        _check_picture(grey, name)
+        return grey, facts
     with io.BytesIO(content) as file:
         stored = _open_header(file, name, content)
         with stored:
@@ -210,7 +216,7 @@ def _open_header(file: io.BytesIO, name: str, content: bytes) -> Image.Image:
         raise _damaged(name, error) from error
 
 
-_SNIFF_HINT = "Put the real image in its place (JPEG, PNG, TIFF, BMP or WebP), or leave it out."
+_SNIFF_HINT = "Put the real image in its place (JPEG, PNG, TIFF, BMP, WebP or DICOM), or leave it out."
 
 
 def _sniff(content: bytes) -> str:
@@ -223,8 +229,6 @@ def _sniff(content: bytes) -> str:
         return "a Git LFS pointer, not the image itself"
     if text.startswith((b"<!doctype html", b"<html", b"<head")):
         return "an HTML page, not an image"
-    if content[128:132] == b"DICM":
-        return "a DICOM file, which this version does not read"
     if start.startswith((b"GIF8", b"%PDF", b"%!PS", b"\xc5\xd0\xd3\xc6")) or text.startswith((b"<svg", b"<?xml")):
         return "of a format that is not read (GIF, PDF, EPS, SVG)"
     if start.startswith((b"\xff\xd8", b"\x89PNG", b"BM", b"II*\0", b"MM\0*", b"RIFF")):
@@ -235,18 +239,23 @@ def _sniff(content: bytes) -> str:
 
 
 def _check_header(stored: Image.Image, name: str) -> None:
-    width, height = stored.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"{name} has {width} x {height} pixels, too many for a radiograph.",
-            hint=f"At most {MAX_PIXELS:,} pixels are read: scale it down.",
-        )
+    check_size(stored.size, name)
     try:
         frames = getattr(stored, "n_frames", 1)
     except Exception as error:  # to count the images of a TIFF, Pillow reads the header of each
         raise _damaged(name, error) from error
     if frames > 1:
         raise ImageError(f"{name} holds {frames} images.", hint="Save the one that is meant as a file of its own.")
+
+
+def check_size(size: tuple[int, int], name: str) -> None:
+    """Raise for a width and height that no radiograph has; asked before anything is decoded."""
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{name} has {width} x {height} pixels, too many for a radiograph.",
+            hint=f"At most {MAX_PIXELS:,} pixels are read: scale it down.",
+        )
     if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError(
             f"{name} is not an x-ray like image: {width} x {height} pixels.",
@@ -287,7 +296,7 @@ def _orientation(stored: Image.Image) -> int:
 def _to_grey(stored: Image.Image, bits: int) -> tuple[Image.Image, list[str]]:
     """Return the picture as 8-bit grey, and what was done to it."""
     if stored.mode in DEEP_MODES:
-        return _scale_deep(_deep_values(stored)), [f"{bits} bits scaled to 8"]
+        return scale_deep(_deep_values(stored)), [f"{bits} bits scaled to 8"]
     notes = []
     image = stored
     if image.mode in ("P", "PA") or "transparency" in image.info:
@@ -300,18 +309,19 @@ def _to_grey(stored: Image.Image, bits: int) -> tuple[Image.Image, list[str]]:
         image = Image.alpha_composite(black, image).convert("RGB")
     elif image.mode not in ("L", "1", "RGB"):
         image = image.convert("RGB")  # CMYK, YCbCr, LAB, HSV
-    if image.mode == "RGB" and _is_colour(image):
+    if image.mode == "RGB" and is_colour(image):
         notes.append("colour")
     grey = image.convert("L")
     if bits > 8:
         values = np.asarray(grey, dtype=np.float64)
         dark = np.percentile(values, PERCENTILES[1]) < DARK
         notes.append(f"the upper 8 of {bits} bits{', scaled' if dark else ''}")
-        grey = _scale_deep(values) if dark else grey
+        grey = scale_deep(values) if dark else grey
     return grey, notes
 
 
-def _is_colour(image: Image.Image) -> bool:
+def is_colour(image: Image.Image) -> bool:
+    """Say whether the channels of an RGB image differ by more than a tint."""
     small = np.asarray(image.resize((64, 64), Image.Resampling.BOX), dtype=np.float32)
     return float((small.max(axis=2) - small.min(axis=2)).mean()) > COLOUR_GAP
 
@@ -323,7 +333,7 @@ def _deep_values(stored: Image.Image) -> np.ndarray:
     return values
 
 
-def _scale_deep(values: np.ndarray) -> Image.Image:
+def scale_deep(values: np.ndarray) -> Image.Image:
     """Scale more than 8 bits between two percentiles; Pillow's own conversion would clip nearly all of it to white."""
     finite = np.isfinite(values)
     if not finite.any():

@@ -1,0 +1,482 @@
+"""DICOM radiographs: one picture however it is stored, what is none refused, and nothing of a patient let out."""
+
+from __future__ import annotations
+
+import io
+import logging
+import subprocess
+import sys
+import tracemalloc
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from covid_fastai.data.guard import check_input
+from covid_fastai.data.images import describe_image, open_image, read_image
+from covid_fastai.errors import ImageError
+
+pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+
+from pydicom.data import get_testdata_file  # noqa: E402
+from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from pydicom.encaps import encapsulate  # noqa: E402
+from pydicom.pixels import apply_voi, apply_windowing  # noqa: E402
+from pydicom.uid import (  # noqa: E402
+    DeflatedExplicitVRLittleEndian,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    RLELossless,
+    generate_uid,
+)
+
+SENTINEL = "DOE^JOHN"
+ROWS, COLUMNS = 48, 64
+
+
+def ramp(bits: int = 12) -> np.ndarray:
+    """Stored numbers of all the range, another one in each corner."""
+    y, x = np.mgrid[:ROWS, :COLUMNS]
+    return ((2 * x * COLUMNS + y) * ((1 << bits) - 1) / (2 * (COLUMNS - 1) * COLUMNS + ROWS - 1)).astype(np.uint16)
+
+
+def dataset(values: np.ndarray | None = None, *, bits: int = 12, syntax=ExplicitVRLittleEndian, **tags) -> Dataset:
+    values = ramp(bits) if values is None else values
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["test"])
+    ds.PatientName, ds.PatientID, ds.InstitutionName, ds.StudyDescription = [SENTINEL] * 4
+    ds.Modality, ds.PhotometricInterpretation, ds.SamplesPerPixel = "DX", "MONOCHROME2", 1
+    ds.Rows, ds.Columns = values.shape[:2]
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = values.dtype.itemsize * 8, bits, bits - 1
+    ds.PixelRepresentation = int(values.dtype.kind == "i")
+    ds.PixelData = values.astype(values.dtype.newbyteorder(">" if syntax == ExplicitVRBigEndian else "<")).tobytes()
+    ds["PixelData"].VR = "OW"
+    for name, value in tags.items():
+        setattr(ds, name, value)
+    return ds
+
+
+def encode(ds: Dataset) -> bytes:
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, ds, enforce_file_format=True)
+    return file.getvalue()
+
+
+def grey(ds: Dataset | bytes) -> np.ndarray:
+    return np.asarray(open_image(ds if isinstance(ds, bytes) else encode(ds)), dtype=np.float64)
+
+
+def refused(source, words: str) -> ImageError:
+    with pytest.raises(ImageError, match=words) as caught:
+        open_image(encode(source) if isinstance(source, Dataset) else source)
+    assert caught.value.hint and SENTINEL not in str(caught.value)
+    assert caught.value.__cause__ is None or SENTINEL not in str(caught.value.__cause__)
+    return caught.value
+
+
+def lut(entries: np.ndarray, first: int, bits: int) -> Dataset:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [len(entries), first, bits])
+    item.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    return item
+
+
+# the picture
+
+
+def test_it_opens_like_any_other_file(tmp_path):
+    path = tmp_path / "scan.dcm"
+    path.write_bytes(encode(dataset(WindowCenter=2048, WindowWidth=4096)))
+    image, facts = read_image(path)
+    assert image.mode == "L" and image.size == (COLUMNS, ROWS)
+    assert (facts.format, facts.mode, facts.width, facts.height, facts.bits) == (
+        "DICOM",
+        "MONOCHROME2",
+        COLUMNS,
+        ROWS,
+        12,
+    )
+    assert facts.notes == ("window",)
+    assert describe_image(path) == facts
+    with path.open("rb") as file:
+        assert np.array_equal(open_image(file), image)
+    path.rename(tmp_path / "scan.png")
+    assert "named .png but DICOM" in describe_image(tmp_path / "scan.png").notes
+    path = tmp_path / "1.2.840.113"
+    path.write_bytes(encode(dataset()))
+    assert not any("named" in note for note in describe_image(path).notes)
+
+
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 1500, "WindowWidth": 2000}])
+def test_monochrome1_is_inverted_once(window):
+    window_of_inverse = {"WindowCenter": 4095 - 1500 + 1, "WindowWidth": 2000} if window else {}
+    white_is_zero = dataset(4095 - ramp(), PhotometricInterpretation="MONOCHROME1", **window_of_inverse)
+    np.testing.assert_allclose(grey(white_is_zero), grey(dataset(**window)), atol=1)
+    assert "MONOCHROME1 inverted" in describe_image(encode(white_is_zero)).notes
+    shaped = dataset(PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="INVERSE", **window)
+    np.testing.assert_array_equal(grey(shaped), 255 - grey(dataset(**window)))
+
+
+@pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize(("centre", "width"), [(2048, 4096), (700, 400.5), ([900, 9], [1500, 3]), (2000, 1)])
+@pytest.mark.parametrize("signed", [False, True])
+def test_windows_against_pydicom(function, centre, width, signed):
+    values = ramp().astype(np.int16) - 2048 if signed else ramp()
+    ds = dataset(values, WindowCenter=centre, WindowWidth=width)
+    if function:
+        ds.VOILUTFunction = function
+    oracle = apply_windowing(values, ds, index=0)
+    low, high = (-2048, 2047) if signed else (0, 4095)
+    wanted = np.clip((oracle - low) / (high - low) * 255, 0, 255)
+    if np.ptp(wanted.round()) > 1:
+        np.testing.assert_allclose(grey(ds), wanted, atol=0.51)
+
+
+def test_rescale_comes_before_the_window():
+    ds = dataset(RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=3096, WindowWidth=4096)
+    plain = dataset(WindowCenter=2048, WindowWidth=2048)
+    np.testing.assert_allclose(grey(ds), grey(plain), atol=1)
+    falling = dataset(4095 - ramp(), RescaleSlope=-1, RescaleIntercept=4095)
+    np.testing.assert_allclose(grey(falling), grey(dataset()), atol=1)
+    eight = dataset(255 - (ramp(8)).astype(np.uint8), bits=8, RescaleSlope=-1, RescaleIntercept=255)
+    np.testing.assert_array_equal(grey(eight), ramp(8))
+
+
+def test_the_modality_lut():
+    entries = np.sqrt(np.arange(4096) / 4095) * 4095
+    ds = dataset(ModalityLUTSequence=[lut(entries, 0, 16)])
+    wanted = dataset(entries[ramp()].astype(np.uint16))
+    np.testing.assert_allclose(grey(ds), grey(wanted), atol=1)
+
+
+@pytest.mark.parametrize(("first", "bits"), [(0, 12), (500, 12), (0, 16)])
+def test_the_voi_lut_against_pydicom(first, bits):
+    """Of two LUTs the first; it comes before a window; 16 bits that hold 12 are not left dark."""
+    entries = (4095 * (np.arange(3000) / 2999) ** 2).astype(np.uint16)
+    ds = dataset(VOILUTSequence=[lut(entries, first, bits), lut(entries[::-1], 0, 12)], WindowCenter=5, WindowWidth=9)
+    oracle = apply_voi(ramp(), ds, index=0).astype(float)
+    np.testing.assert_allclose(grey(ds), oracle / 4095 * 255, atol=0.51)
+    assert describe_image(encode(ds)).notes == ("VOI LUT",)
+
+
+@pytest.mark.parametrize("window", [{"WindowCenter": 60000, "WindowWidth": 10}, {"WindowCenter": 9, "WindowWidth": 0}])
+def test_what_makes_no_picture_gives_way_to_percentiles(window):
+    ds = dataset(**window)
+    low, high = np.percentile(ramp(), [0.5, 99.5])
+    np.testing.assert_allclose(grey(ds), np.interp(ramp(), [low, high], [0, 255]), atol=0.51)
+    notes = describe_image(encode(ds)).notes
+    assert "12 bits scaled to 8" in notes and ("window leaves it blank" in notes) == bool(window["WindowWidth"])
+    flat = lut(np.full(4096, 7), 0, 12)
+    ds = dataset(VOILUTSequence=[flat], WindowCenter=2048, WindowWidth=4096)
+    assert describe_image(encode(ds)).notes == ("VOI LUT leaves it blank", "window")
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 15, 16])
+@pytest.mark.parametrize("signed", [False, True])
+def test_any_number_of_bits_is_the_same_picture(bits, signed):
+    values = ramp(bits)
+    if signed:
+        values = (values.astype(np.int32) - (1 << (bits - 1))).astype(np.int16)
+    found = grey(dataset(values, bits=bits))
+    wanted = np.interp(ramp(16), np.percentile(ramp(16), [0.5, 99.5]), [0, 255])
+    np.testing.assert_allclose(found, wanted, atol=3)
+
+
+def test_eight_bits_without_a_window_are_taken_as_they_are():
+    """So that a DICOM file around a JPEG's pixels gives the JPEG's own picture, however dark that is."""
+    dark = (ramp(8) // 2).astype(np.uint8)
+    np.testing.assert_array_equal(grey(dataset(dark, bits=8)), dark)
+
+
+def test_bits_beside_the_stored_ones_do_not_count():
+    """Old devices kept overlays there."""
+    overlaid = ramp() | ((np.indices((ROWS, COLUMNS)).sum(0) % 3).astype(np.uint16) << 12)
+    np.testing.assert_array_equal(grey(dataset(overlaid)), grey(dataset()))
+    signed = (overlaid ^ 0x800).astype(np.int16)
+    np.testing.assert_array_equal(grey(dataset(signed)), grey(dataset()))
+    refused(dataset(ramp() << 4, HighBit=15), "unusual place")
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 2048, "WindowWidth": 4096}])
+def test_padding_is_black_and_counts_for_nothing(kind, window):
+    values = ramp() // 2 + 500
+    padded = values.copy()
+    padded[:, :20] = 4000
+    limits = {"PixelPaddingValue": 4000, "PixelPaddingRangeLimit": 4095}
+    found = grey(dataset(padded, PhotometricInterpretation=kind, **limits, **window))
+    assert (found[:, :20] == 0).all()
+    wanted = grey(dataset(values[:, 20:].copy(), PhotometricInterpretation=kind, **window))
+    np.testing.assert_allclose(found[:, 20:], wanted, atol=0)
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless],
+    ids=lambda uid: uid.name,
+)
+def test_each_way_to_write_it_gives_the_same_picture(syntax):
+    ds = dataset(syntax=ExplicitVRLittleEndian if syntax == RLELossless else syntax)
+    if syntax == RLELossless:
+        ds.compress(RLELossless)
+    np.testing.assert_array_equal(grey(ds), grey(dataset()))
+
+
+def test_a_jpeg_inside():
+    file = io.BytesIO()
+    Image.fromarray(ramp(8).astype(np.uint8)).save(file, "JPEG", quality=95)
+    ds = dataset(ramp(8).astype(np.uint8), bits=8, syntax=JPEGBaseline8Bit)
+    ds.PixelData = encapsulate([file.getvalue()])
+    ds["PixelData"].VR = "OB"
+    ds["PixelData"].is_undefined_length = True
+    np.testing.assert_array_equal(grey(ds), np.asarray(Image.open(file)))
+
+
+def bundled(name: str) -> bytes:
+    """A file of pydicom's own, called a radiograph."""
+    ds = pydicom.dcmread(get_testdata_file(name))
+    ds.Modality, ds.NumberOfFrames = "DX", 1
+    file = io.BytesIO()
+    ds.save_as(file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("MR_small_RLE.dcm", "MR_small.dcm"),
+        ("MR_small_jp2klossless.dcm", "MR_small.dcm"),
+        ("MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm"),
+        ("MR_small_implicit.dcm", "MR_small.dcm"),
+        ("MR_small_bigendian.dcm", "MR_small.dcm"),
+        ("MR_small_padded.dcm", "MR_small.dcm"),
+        ("SC_rgb_rle.dcm", "SC_rgb_gdcm_KY.dcm"),
+    ],
+)
+def test_pydicoms_own_files_in_every_compression(name, like):
+    found, wanted = grey(bundled(name)), grey(bundled(like))
+    np.testing.assert_allclose(found, wanted, atol=0 if name.startswith("MR") else 3)
+    ds = pydicom.dcmread(get_testdata_file(name))
+    if name.startswith("MR"):  # what a viewer does, by pydicom: the window of the file
+        windowed = apply_windowing(ds.pixel_array, ds).astype(float)
+        assert np.corrcoef(windowed.ravel(), found.ravel())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("name", ["image_dfl.dcm", "SC_rgb_jpeg_gdcm.dcm", "693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm"])
+def test_more_of_pydicoms_own_files(name):
+    assert np.ptp(grey(bundled(name))) > 50
+
+
+def test_colour_is_noted():
+    rgb = np.zeros((ROWS, COLUMNS, 3), np.uint8)
+    rgb[..., 0] = ramp(8)
+    ds = dataset(rgb, bits=8, PhotometricInterpretation="RGB", SamplesPerPixel=3, PlanarConfiguration=0)
+    np.testing.assert_array_equal(grey(ds), np.asarray(Image.fromarray(rgb).convert("L")))
+    assert describe_image(encode(ds)).notes == ("colour",)
+    assert [one.kind for one in check_input(encode(ds))][:1] == ["colour"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "note"),
+    [
+        ({"ViewPosition": "LL"}, "lateral view"),
+        ({"ViewPosition": "LAT"}, "lateral view"),
+        ({"BodyPartExamined": "HAND"}, "another part of the body"),
+        ({"BurnedInAnnotation": "YES"}, "text burned into the picture"),
+    ],
+)
+def test_what_the_header_says_against_it_is_said(tags, note):
+    content = encode(dataset(**tags))
+    assert note in describe_image(content).notes
+    assert any(one.kind == "header" and note.split()[0] in one.text for one in check_input(content))
+    assert note not in describe_image(encode(dataset(ViewPosition="PA", BodyPartExamined="CHEST"))).notes
+
+
+# what is refused
+
+
+def test_another_modality_is_refused():
+    refused(dataset(Modality="CT"), "no radiograph: modality CT")
+    refused(dataset(Modality="JOHN"), "no radiograph: another modality")
+    for name in ("CT_small.dcm", "MR_small.dcm", "rtplan.dcm", "test-SR.dcm"):
+        refused(get_testdata_file(name), "no radiograph")
+    grey(dataset(Modality=""))
+
+
+def test_more_than_one_frame_is_refused():
+    ds = dataset(np.tile(ramp(), (3, 1)))
+    ds.Rows, ds.NumberOfFrames = ROWS, 3
+    refused(ds, "holds 3 frames")
+    ds.NumberOfFrames = 1
+    refused(dataset(NumberOfFrames=10**6), "holds 1000000 frames")
+    grey(dataset(NumberOfFrames=1))
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "reportsi.dcm", "no_meta_group_length.dcm"])
+def test_a_file_without_a_picture_is_refused(name):
+    ds = dataset()
+    del ds.PixelData
+    refused(ds, "without a picture")
+    refused(get_testdata_file(name), "without a picture|no radiograph")
+
+
+def test_twelve_bit_jpeg_says_what_it_is():
+    refused(bundled("JPEG-lossy.dcm"), "JPEG of 12 bits")
+    assert pydicom.dcmread(get_testdata_file("JPEG-lossy.dcm")).file_meta.TransferSyntaxUID == JPEGExtended12Bit
+
+
+def test_a_compression_without_a_decoder_says_so():
+    ds = dataset(syntax=pydicom.uid.HTJ2KLossless)
+    ds.PixelData = encapsulate([b"\xff\x4f\xff\x51" + bytes(40)])
+    ds["PixelData"].is_undefined_length = True
+    error = refused(ds, "of another size|no decoder is installed for its compression")
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.MPEG2MPML
+    ds.PixelData = encapsulate([bytes(64)])
+    error = refused(ds, "no decoder is installed for its compression .MPEG2")
+    assert "dicom]" in error.hint
+
+
+@pytest.mark.parametrize("change", ["cut", "junk", "preamble", "bits", "text", "slope"])
+def test_damage_is_a_reason(change):
+    content = encode(dataset())
+    broken = {
+        "cut": content[: len(content) // 2],
+        "junk": content[:132] + np.random.default_rng(0).bytes(3000),
+        "preamble": content[:132],
+        "bits": encode(dataset(BitsStored=40)),
+        "text": encode(dataset(PhotometricInterpretation=SENTINEL)),
+        "slope": encode(dataset(RescaleSlope=0, RescaleIntercept=1)),
+    }[change]
+    refused(broken, "cannot be read|without a picture|blank|photometric|damaged")
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_a_size_that_lies_is_refused_before_room_is_made(syntax):
+    ds = dataset()
+    if syntax == RLELossless:
+        ds.compress(RLELossless)
+    ds.Rows = ds.Columns = 60000
+    content = encode(ds)
+    tracemalloc.start()
+    refused(content, "too many for a radiograph")
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+    ds.Rows = ds.Columns = 2000
+    refused(encode(ds), "damaged, truncated|not as its header")
+    ds.Rows, ds.Columns = 16, 64
+    refused(ds, "16 pixels|64 x 16|not an x-ray")
+
+
+def test_a_jpeg_that_is_larger_than_the_header_says_is_not_decoded():
+    file = io.BytesIO()
+    Image.new("L", (5000, 5000)).save(file, "JPEG")
+    ds = dataset(ramp(8).astype(np.uint8), bits=8, syntax=JPEGBaseline8Bit)
+    ds.PixelData = encapsulate([file.getvalue()])
+    ds["PixelData"].is_undefined_length = True
+    refused(ds, "another size than its header")
+
+
+def test_a_deflate_bomb_is_not_inflated_whole():
+    content = encode(dataset(syntax=DeflatedExplicitVRLittleEndian))
+    begin = 144 + int.from_bytes(content[140:144], "little")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = b"".join([packer.compress(bytes(1 << 24)) for _ in range(25)] + [packer.flush()])
+    assert len(bomb) < 1e6
+    refused(content[:begin] + bomb, "too large")
+    refused(content[:begin] + b"\xff" + content[begin + 1 :], "broken|cut off")
+
+
+@pytest.mark.parametrize("tag", [b"\x28\x00\x10\x30", b"\x40\x00\x75\x02"])
+@pytest.mark.parametrize("depth", [50, 5000])
+def test_nested_sequences_do_not_end_the_process(tag, depth):
+    content = encode(dataset())
+    place = content.index(b"\xe0\x7f\x10\x00")
+    begin = tag + b"SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff"
+    end = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
+    content = content[:place] + begin * depth + end * depth + content[place:]
+    if tag[0] == 0x40 and depth == 50:
+        np.testing.assert_array_equal(grey(content), grey(dataset()))
+    else:
+        refused(content, "header")
+
+
+def test_random_damage_is_always_an_image_error():
+    rng = np.random.default_rng(5)
+    contents = [encode(dataset(VOILUTSequence=[lut(np.arange(4096), 0, 12)])), bundled("MR_small_RLE.dcm")]
+    contents += [bundled("MR_small_jp2klossless.dcm"), bundled("JPEGLSNearLossless_08.dcm")]
+    read = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for content in contents * 60:
+            damaged = bytearray(content)
+            for place in rng.integers(132, min(len(content), 1600), rng.integers(1, 12)):
+                damaged[place] = rng.integers(0, 256)
+            try:
+                open_image(bytes(damaged))
+                read += 1
+            except ImageError as error:
+                assert error.hint
+    assert 0 < read < 240
+
+
+# privacy
+
+
+def test_nothing_of_a_patient_gets_out(tmp_path, caplog, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's own, about what is written here
+        good = encode(dataset(BurnedInAnnotation="YES", ViewPosition="LL", BodyPartExamined=SENTINEL))
+        bad = [
+            encode(dataset(**{tag: SENTINEL})) for tag in ("Modality", "PhotometricInterpretation", "VOILUTFunction")
+        ]
+        bad += [encode(dataset(BitsStored=40)), good.replace(b"DX", b"CT"), good[:700], good[:-700]]
+    assert all(SENTINEL.encode() in content for content in [good, *bad])
+    caplog.clear()
+    caplog.set_level(logging.DEBUG)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        image, facts = read_image(good)
+        said = [repr(facts), repr(image.info), *(one.text for one in check_input(good))]
+        for content in bad:
+            try:
+                open_image(content)
+            except ImageError as error:
+                said += [str(error), repr(error.__cause__), repr(error.details)]
+    image.save(tmp_path / "out.png")
+    said += [*(str(one.message) for one in warned), caplog.text, *capfd.readouterr()]
+    said.append((tmp_path / "out.png").read_bytes().decode("latin-1"))
+    assert len(said) > 15 and not [text for text in said if "DOE" in text or "JOHN" in text]
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(encode(dataset()))
+    code = """
+import sys
+sys.modules["pydicom"] = None
+from covid_fastai.data.images import open_image
+from covid_fastai.errors import ImageError
+try:
+    open_image(sys.argv[1])
+except ImageError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.dcm"], capture_output=True, text=True, check=True)
+    assert "a.dcm" in done.stdout and "pip install 'covid_fastai[dicom]'" in done.stdout
+
+
+def test_other_files_do_not_load_pydicom(tmp_path):
+    Image.fromarray(ramp(8).astype(np.uint8)).save(tmp_path / "a.png")
+    code = "import sys; from covid_fastai.data.images import open_image; open_image(sys.argv[1]); "
+    code += "print('pydicom' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False" and Path(tmp_path).exists()
