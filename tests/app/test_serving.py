@@ -85,6 +85,7 @@ def test_the_command_serves_and_ends(small_model):
 
 
 @POSIX
+@pytest.mark.slow
 def test_slow_visitors_are_hung_up_on(small_model):
     """A head that never ends; meanwhile others are answered."""
     with serving(small_model) as (port, _), socket.create_connection(("127.0.0.1", port)) as slow:

@@ -1,0 +1,131 @@
+"""Headless Chromium, driven over its DevTools protocol: enough of it for the tests of the page."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from websockets.sync.client import connect
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+def find_chromium() -> str | None:
+    """Return the browser's path, None where there is none."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def open_browser() -> Iterator[Page]:
+    """Start a browser with a profile of its own, and yield its one page."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        flags += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "--hide-scrollbars"]
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen([find_chromium(), *flags, "about:blank"], **silent) as process:
+            try:
+                browser = _address(Path(profile) / "DevToolsActivePort")
+                with connect(browser, max_size=None) as socket:
+                    yield Page(socket)
+            finally:
+                process.kill()
+
+
+def _address(file: Path) -> str:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        lines = file.read_text().splitlines() if file.is_file() else []
+        if len(lines) == 2:
+            return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+        time.sleep(0.1)
+    raise TimeoutError("Chromium did not start within 60 seconds.")
+
+
+class Page:
+    """One page: commands of the protocol, scripts, keys, files, screenshots."""
+
+    def __init__(self, socket):
+        self._socket, self._count, self._session = socket, 0, None
+        self.requests: list[str] = []  # every address that the page has asked for
+        self.complaints: list[str] = []  # errors of scripts, and what the content security policy has stopped
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "DOM", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Run a command and return its result."""
+        self._count += 1
+        message = {"id": self._count, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        self._socket.send(json.dumps(message))
+        while True:
+            answer = json.loads(self._socket.recv(timeout=60))
+            if answer.get("id") == self._count:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                return answer["result"]
+            self._note(answer)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        found = event.get("params", {})
+        if event["method"] == "Network.requestWillBeSent":
+            self.requests.append(found["request"]["url"])
+        elif event["method"] == "Runtime.exceptionThrown":
+            self.complaints.append(str(found["exceptionDetails"])[:500])
+        elif event["method"] == "Log.entryAdded" and found["entry"]["source"] != "network":
+            self.complaints.append(found["entry"]["text"])
+
+    def run(self, script: str) -> Any:
+        """Return the value of a script."""
+        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def wait_for(self, script: str, *, seconds: float = 30) -> Any:
+        """Wait until a script has a value that is true, and return it."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if value := self.run(script):
+                return value
+            time.sleep(0.05)
+        raise AssertionError(f"not within {seconds} seconds: {script}")
+
+    def go(
+        self, address: str, *, width: int = 1200, height: int = 900, dark: bool = False, phone: bool = False
+    ) -> None:
+        """Open an address in a window of a size, in light or dark."""
+        scale = 2 if phone else 1
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Page.navigate", url=address)
+        self.wait_for(f"location.href.startsWith({json.dumps(address)}) && document.readyState === 'complete'")
+
+    def choose(self, selector: str, files: list[Path]) -> None:
+        """Put files into an input, as the file dialogue does."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", files=[str(file) for file in files], nodeId=node)
+
+    def press(self, key: str, code: int, text: str = "") -> None:
+        """Press a key and let it go."""
+        facts = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **facts)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **facts)
+
+    def screenshot(self, file: Path, *, whole: bool = True) -> Path:
+        """Write what is seen as a PNG."""
+        found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        file.write_bytes(base64.b64decode(found["data"]))
+        return file
