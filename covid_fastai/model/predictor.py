@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +15,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from covid_fastai.data.images import open_image, resize_image
+from covid_fastai.data.guard import remark_picture
+from covid_fastai.data.images import ImageFacts, read_image, resize_image
 from covid_fastai.errors import DataError, ImageError, UsageError
 from covid_fastai.model.bundle_config import (
     CONFIG_FILE,
@@ -32,6 +35,8 @@ from covid_fastai.model.runtime import onnxruntime
 __all__ = ["Predictor", "open_session"]
 
 BATCH = 16  # images in a pass
+AHEAD = 2 * BATCH  # small images that may wait for their pass
+DECODERS = 4  # threads at most: each holds one whole image, of 50 megapixels at worst
 
 Picture = str | os.PathLike | bytes | BinaryIO | np.ndarray | Image.Image
 
@@ -48,8 +53,8 @@ class Predictor:
 
     Args:
         folder: What `save_model` wrote; `config.json` and `model.onnx` are read, `model.safetensors` need not be there.
-        threads: Processor cores that one prediction uses; None for all of them. Give 1 where several threads or
-            processes predict at once.
+        threads: Processor cores that one prediction uses, to decode and to compute at the same time; None for all of
+            them. Give 1 where several threads or processes predict at once.
 
     Attributes:
         config: What `config.json` says.
@@ -71,6 +76,7 @@ class Predictor:
             raise no_model(folder / ONNX_FILE, "the model was saved without it", hint)
         content = read_verified(folder / ONNX_FILE, self.config.onnx.sha256)
         self._session = open_session(content, self.config, folder / ONNX_FILE, threads=threads)
+        self._decoders = min(DECODERS, threads or os.cpu_count() or 1)
         self.classes = list(self.config.classes)
         self.image_size = self.config.image_size
         self.map_shape = tuple(self._session.get_outputs()[ONNX_OUTPUTS.index("maps")].shape[2:])
@@ -88,7 +94,9 @@ class Predictor:
         Returns:
             The columns `path`, a `p_<class>` for each class (0 to 1, sum 1, NaN where there is no prediction),
             `prediction` (the more probable class; of two classes, the positive one from the model's threshold on),
-            `status` (`ok`, `unreadable`, or `failed` where the model gave no number) and `reason` (empty where `ok`).
+            `status` (`ok`, `unreadable`, or `failed` where the model gave no number), `reason` (empty where `ok`) and
+            `remark`: what `covid_fastai.data.guard` says against the picture's being an upright frontal chest
+            radiograph, empty where nothing was noticed. A remark changes no other column.
 
         Raises:
             UsageError: There are not as many `names` as images.
@@ -122,9 +130,10 @@ class Predictor:
         elif len(names) != len(images):
             raise UsageError(f"There are {len(names)} names for {len(images)} images.", hint="Give one an image.")
         reasons: dict[int, str] = {}
+        remarks = [""] * len(images)
         p = np.full((len(images), len(self.classes)), np.nan)
         heat = np.full((len(images) if maps else 0, len(self.classes), *self.map_shape), np.nan, dtype=np.float32)
-        for numbers, pixels in self._batches(images, names, reasons):
+        for numbers, pixels in self._batches(images, names, reasons, remarks):
             found = self._session.run(["probabilities", *(["maps"] if maps else [])], {ONNX_INPUT: pixels})
             p[numbers] = found[0]
             if maps:
@@ -139,22 +148,46 @@ class Predictor:
         for number, name in enumerate(self.classes):
             table[f"p_{name}"] = p[:, number]
         reason = [reasons.get(number, "") for number in range(len(images))]
-        return table.assign(prediction=self._called(p), status=status, reason=reason), heat
+        return table.assign(prediction=self._called(p), status=status, reason=reason, remark=remarks), heat
 
     def _batches(
-        self, images: Sequence[Picture], names: Sequence[str], reasons: dict[int, str]
+        self, images: Sequence[Picture], names: Sequence[str], reasons: dict[int, str], remarks: list[str]
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Yield positions and pixels `(n, 1, size, size)` of the images that can be opened; note why others cannot."""
-        for begin in range(0, len(images), BATCH):
-            numbers, pixels = [], []
-            for number in range(begin, min(begin + BATCH, len(images))):
-                try:
-                    pixels.append(np.asarray(resize_image(_open(images[number], names[number]), self.image_size)))
-                    numbers.append(number)
-                except ImageError as error:
-                    reasons[number] = str(error)
-            if numbers:
+        """Yield positions and pixels `(n, 1, size, size)` of the images that can be opened; note why others cannot.
+
+        A batch is made of the same images whatever the number of threads, so that its numbers are the same too.
+        """
+        numbers, pixels = [], []
+        for number, (small, reason, remarks[number]) in enumerate(self._read(images, names)):
+            if small is None:
+                reasons[number] = reason
+            else:
+                numbers.append(number)
+                pixels.append(small)
+            if len(numbers) == BATCH or (numbers and number == len(images) - 1):
                 yield numbers, np.stack(pixels)[:, None]
+                numbers, pixels = [], []
+
+    def _read(self, images: Sequence[Picture], names: Sequence[str]) -> Iterator[tuple[np.ndarray | None, str, str]]:
+        """Yield small pixels or None, a reason and a remark, image by image; some are read ahead by other threads."""
+        if self._decoders == 1 or len(images) == 1:
+            yield from map(self._read_one, images, names)
+            return
+        waiting = deque()
+        with ThreadPoolExecutor(min(self._decoders, len(images) or 1)) as pool:
+            for image, name in zip(images, names, strict=True):
+                waiting.append(pool.submit(self._read_one, image, name))
+                if len(waiting) == AHEAD:
+                    yield waiting.popleft().result()
+            yield from (one.result() for one in waiting)
+
+    def _read_one(self, image: Picture, name: str) -> tuple[np.ndarray | None, str, str]:
+        try:
+            grey, facts = _open(image, name)
+        except ImageError as error:
+            return None, str(error), ""
+        said = " ".join(one.text for one in remark_picture(grey, facts.notes)[0])
+        return np.asarray(resize_image(grey, self.image_size)), "", said
 
     def _called(self, p: np.ndarray) -> list[str]:
         """Return the class that each row of probabilities is called, nothing where there are none."""
@@ -228,10 +261,10 @@ def _name(image: Picture, number: int) -> str:
     return f"image {number}"
 
 
-def _open(image: Picture, name: str) -> Image.Image:
+def _open(image: Picture, name: str) -> tuple[Image.Image, ImageFacts]:
     """Open an image by the one opener; one in memory as a lossless file, so that its mode and depth are treated too."""
     if isinstance(image, (str, os.PathLike, bytes, bytearray)) or hasattr(image, "read"):
-        return open_image(image)
+        return read_image(image)
     try:
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
@@ -241,4 +274,4 @@ def _open(image: Picture, name: str) -> Image.Image:
         raise ImageError(
             f"{name} cannot be read as a radiograph: {error}.", hint="Give a file, its bytes, or 8- or 16-bit integers."
         ) from error
-    return open_image(file.getvalue())
+    return read_image(file.getvalue())

@@ -22,6 +22,8 @@ from fastai.torch_core import no_random
 from PIL import Image
 
 from covid_fastai.data.dataloaders import empty_dataloaders
+from covid_fastai.data.guard import check_input
+from covid_fastai.data.phantom import draw_phantom
 from covid_fastai.errors import DataError, ModelFormatError, UsageError
 from covid_fastai.evidence.prediction_table import read_predictions
 from covid_fastai.evidence.predictions import predict
@@ -112,7 +114,7 @@ def test_the_same_answer_as_the_learner(predictor, saved, learn, files):
         wanted = predict(one, files)
         np.testing.assert_allclose(found[P], wanted[P], rtol=0, atol=1e-4)
     assert np.ptp(found["p_COVID-19"]) > 1e-2  # or the comparison would say nothing
-    assert found.columns.tolist() == ["path", *P, "prediction", "status", "reason"]
+    assert found.columns.tolist() == ["path", *P, "prediction", "status", "reason", "remark"]
     assert found["path"].tolist() == files and (found["status"] == "ok").all() and (found["reason"] == "").all()
 
 
@@ -165,7 +167,7 @@ def test_any_form_of_an_image(predictor, files):
 
 def test_no_image_is_an_empty_table(predictor):
     table, maps = predictor.explain([])
-    assert table.columns.tolist() == ["path", *P, "prediction", "status", "reason"]
+    assert table.columns.tolist() == ["path", *P, "prediction", "status", "reason", "remark"]
     assert len(table) == 0 and maps.shape == (0, 2, *predictor.map_shape)
 
 
@@ -227,6 +229,41 @@ def test_threads_get_the_answers_of_one(predictor, files):
     assert found == [alone[file] for file in jobs]
 
 
+def test_one_predictor_in_eight_threads_gives_the_tables_and_maps_of_one(saved, files, tmp_path):
+    predictor = Predictor(saved)  # each call then decodes in threads of its own
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    orders = [files, files[::-1], [*files[:3], str(tmp_path / "bad.png"), *files], files[:1]]
+    alone = [predictor.explain(order) for order in orders]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(predictor.explain, orders * 10))
+    for number, (table, maps) in enumerate(found):
+        pd.testing.assert_frame_equal(table, alone[number % 4][0], check_exact=True)
+        np.testing.assert_array_equal(maps, alone[number % 4][1])
+
+
+@pytest.mark.parametrize("decoders", [2, 4])
+def test_decoding_ahead_changes_nothing(saved, files, monkeypatch, decoders):
+    many = [*files, "gone.png"] * 9
+    one, ahead = Predictor(saved, threads=1), Predictor(saved, threads=1)
+    monkeypatch.setattr(ahead, "_decoders", decoders)
+    (mine, my_maps), (theirs, their_maps) = one.explain(many), ahead.explain(many)
+    pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
+    np.testing.assert_array_equal(my_maps, their_maps)
+    assert ahead.predict([]).shape == one.predict([]).shape == (0, len(one.predict("gone.png").columns))
+
+
+def test_the_guards_word_stands_beside_the_answer(predictor, files):
+    phantom = Image.fromarray(draw_phantom(np.random.default_rng(3), image_size=128).image)
+    images = [phantom, phantom.transpose(Image.Transpose.ROTATE_180), files[0]]
+    table = predictor.predict(images)
+    assert (table["status"] == "ok").all() and table["prediction"].isin(CLASSES).all()
+    assert table["remark"].tolist() == [" ".join(one.text for one in check_input(image)) for image in images]
+    assert table["remark"][0] == "" and "upside down" in table["remark"][1]
+    colour = next(file for file in files if "transparent" in file)
+    assert predictor.predict(colour)["remark"][0] == " ".join(one.text for one in check_input(colour))
+    assert predictor.predict("gone.png")["remark"][0] == ""
+
+
 def test_wrong_arguments_are_named(predictor, saved):
     with pytest.raises(UsageError, match="1 names for 2 images"):
         predictor.predict(["a", "b"], names=["a"])
@@ -242,7 +279,7 @@ def test_it_needs_no_torch(saved, files):
 import json, sys
 from covid_fastai.model.predictor import Predictor
 table = Predictor(sys.argv[1]).predict(sys.argv[2:])
-heavy = {"torch", "torchvision", "fastai", "timm", "scipy", "sklearn", "matplotlib", "onnx", "safetensors"}
+heavy = {"torch", "torchvision", "fastai", "timm", "scipy", "sklearn", "matplotlib", "onnx", "pydicom"}
 print(json.dumps([sorted(heavy & set(sys.modules)), table["p_COVID-19"].tolist()]))
 """
     done = subprocess.run([sys.executable, "-c", code, saved, *files], capture_output=True, text=True, check=True)
