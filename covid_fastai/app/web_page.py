@@ -122,10 +122,10 @@ def render_answer(name: str, answer: Mapping[str, Any], facts: ModelFacts) -> st
     row |= {"remark": " ".join(texts)}
     title = H3(name or "A file without a name")
     if answer["status"] != "ok":
-        parts = [Div(title, P("No answer. ", answer["reason"], cls="remark"), cls="words")]
+        parts = [Div(title, P("No answer: ", answer["reason"], cls="remark"), cls="words")]
         kind = "answer bad"
     else:
-        parts = [_pictures(answer), Div(title, *_words(answer, facts), cls="words")]
+        parts = [Div(title, *_words(answer, facts), cls="words"), _pictures(answer)]
         kind = "answer"
     return to_xml(Article(*parts, cls=kind, tabindex="-1", data_row=json.dumps(row)))
 
@@ -187,30 +187,30 @@ def _words(answer: Mapping[str, Any], facts: ModelFacts) -> list[Any]:
 
 
 def _pictures(answer: Mapping[str, Any]) -> Any:
+    picture = Img(
+        src=_data(answer["radiograph"]), alt="The radiograph as the model's opener reads it", cls="radiograph"
+    )
+    if answer["held_back"]:  # a map would name the class that the page does not
+        return Figure(Div(picture, cls="stack"), Figcaption("The picture as it was read."))
     rows, columns = answer["heat_cells"]
     top, shown = answer["heat_top"], answer["heat_of"]
     caption = f"Class activation map: what speaks for {shown}, in {rows} x {columns} cells"
     caption += f"; brightest: {top:.2f} logits. " if top > 0 else "; nothing does. "
-    return Figure(
-        Div(
-            Img(src=_data(answer["radiograph"]), alt="The radiograph as the model's opener reads it", cls="radiograph"),
-            Img(src=_data(answer["heat"]), alt=f"Overlay: what speaks for {shown}", cls="heat"),
-            cls="stack",
-        ),
-        Label(
-            Span("Overlay"),
-            Input(type="range", min="0", max="100", value=str(OPACITY), cls="opacity", aria_label="Overlay, percent"),
-            cls="row slider",
-            hidden=True,  # a script unhides it: without one it would move nothing
-        ),
-        Figcaption(caption, "It shows what moved the output, not where a disease is."),
+    heat = Img(src=_data(answer["heat"]), alt=f"Overlay: what speaks for {shown}", cls="heat")
+    slider = Label(
+        Span("Overlay"),
+        Input(type="range", min="0", max="100", value=str(OPACITY), cls="opacity", aria_label="Overlay, percent"),
+        cls="row slider",
+        hidden=True,  # a script unhides it: without one it would move nothing
     )
+    caption = Figcaption(caption, "It shows what moved the output, not where a disease is.")
+    return Figure(Div(picture, heat, cls="stack"), slider, caption)
 
 
 def _about(facts: ModelFacts) -> Any:
     rows = {
         "Classes": ", ".join(facts.classes),
-        "Names": facts.rule,
+        "Rule": facts.rule,
         "Sees": f"{facts.image_size} x {facts.image_size} grey pixels, whatever the file has",
         "Architecture": f"{facts.arch}, first weights: {facts.weights}",
         "Calibration": f"temperature {facts.temperature:.3g}" if facts.temperature != 1 else "none",

@@ -93,9 +93,10 @@ def test_errors_are_told(page, site, pictures):
     said = page.run(SAID)
     assert "1 of 3 answered." in said and "page.png" in said and "large.png: it has more than 1 MiB" in said
     first, second = page.run("Array.from(document.querySelectorAll('article'), (one) => one.innerText)")
-    assert "No answer." in first and "HTML" in first
+    assert "No answer: " in first and "HTML" in first
     assert "The model names no class." in second and "upside down" in second
     assert page.run("document.querySelector('details').open") is False
+    assert page.run("document.querySelectorAll('.heat').length") == 0  # a map would name a class
 
 
 def test_a_server_that_is_gone_is_told(browser, small_model, pictures):
