@@ -113,7 +113,7 @@ def train_classifier(
         if config.audit:
             probes = predict_probes(learn, cohort, positive=cohort.attrs["positive"], seed=config.seed)
             write_csv(folder / PROBES_FILE, probes)
-            audit_run(folder, seed=config.seed)
+            audit_run(folder)
         log_event(folder, "finished")
         write_report(learn, result)
     return learn
@@ -185,7 +185,7 @@ def cross_validate(
         if config.audit:
             probes = [pd.read_csv(path, keep_default_na=False) for path in sorted(folder.glob(f"fold-*/{PROBES_FILE}"))]
             write_csv(folder / PROBES_FILE, pd.concat(probes, ignore_index=True))
-            audit_run(folder, seed=config.seed)
+            audit_run(folder)
         log_event(folder, "finished")
         render_report(folder)
     return read_run(folder)

@@ -161,7 +161,7 @@ def audit_predictions(
     return Audit(network, shortcuts, versus, placebo, altered, tripwires, list(external), verdict)
 
 
-def audit_run(folder: str | Path | Run, *, seed: int = 0, most: int = 1000) -> Audit:
+def audit_run(folder: str | Path | Run, *, seed: int | None = None, most: int = 1000) -> Audit:
     """Audit a run from what its folder holds, and write `audit.json` into it.
 
     The images must still be where the run found them. What `audit --full` retrained, and what `validate` found at other
@@ -169,7 +169,7 @@ def audit_run(folder: str | Path | Run, *, seed: int = 0, most: int = 1000) -> A
 
     Args:
         folder: A run that was judged, as `train_classifier` or `cross_validate` wrote it, or what `read_run` returned.
-        seed: As in `audit_predictions`.
+        seed: As in `audit_predictions`; None for the run's own.
         most: As in `audit_predictions`.
 
     Returns:
@@ -196,7 +196,7 @@ def audit_run(folder: str | Path | Run, *, seed: int = 0, most: int = 1000) -> A
         retrained=retrained,
         external=[one for data_set in found for one in data_set["same_source"]],
         positive=result.positive,
-        seed=seed,
+        seed=(run.config.get("config") or {}).get("seed", 0) if seed is None else seed,
         most=most,
     )
     write_json(run.path / AUDIT_FILE, audit.to_dict())

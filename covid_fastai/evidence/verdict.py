@@ -105,8 +105,11 @@ def give_verdict(
     if outcomes <= {MET, NOT_APPLICABLE}:
         sentence = "Evidence of disease signal: every condition that was stated holds on these data."
         return Verdict("shown", sentence, conditions)
-    thumbnail = shortcuts.row("thumbnail")["auc"]
-    room = f" The data cannot tell: a 16 × 16 thumbnail reaches an AUC of {thumbnail:.3f} by itself."
+    n, thumbnail = int(versus.set_index("baseline").loc["thumbnail", "n"]), shortcuts.row("thumbnail")["auc"]
+    room = (
+        f" The data cannot tell: on {n} patients not even a model without an error would be shown to be better than a "
+    )
+    room += f"16 × 16 thumbnail (AUC {thumbnail:.3f})."
     if FAILED in outcomes:
         apart = "Separates sources" if "source" in shortcuts.flags else "A shortcut is open"
         apart = apart if shortcuts.flags else "A condition fails"
@@ -140,7 +143,7 @@ def _beats_thumbnail(shortcuts: ShortcutAudit, network: Mapping[str, Any], versu
     if row["low"] > 0:
         return Condition(name, MET, found)
     if row["errorless_low"] <= 0:
-        return Condition(name, NO_ROOM, f"{found} Not even a model without an error would be shown to be better.")
+        return Condition(name, NO_ROOM, f"{found} Not even a model without an error would be shown to be.")
     return Condition(name, FAILED, found)
 
 
