@@ -25,8 +25,8 @@ TORCH_FREE += [
     "evidence/overlay.py",
 ]
 TORCH_FREE += ["app/answering.py", "app/web.py", "app/workers.py"]
-TORCH_FREE += [f"evidence/{name}.py" for name in ("agreement", "calibration", "comparison", "pairing")]
-TORCH_FREE += [f"evidence/{name}.py" for name in ("subgroups", "thresholds", "usefulness")]
+TORCH_FREE += [f"evidence/{name}.py" for name in ("abstention", "agreement", "calibration", "comparison")]
+TORCH_FREE += [f"evidence/{name}.py" for name in ("pairing", "selection", "subgroups", "thresholds", "usefulness")]
 HEAVY = {"torch", "torchvision", "fastai", "timm"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
 
