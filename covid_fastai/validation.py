@@ -6,10 +6,11 @@ import dataclasses
 import html
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from covid_fastai.data.fingerprints import fingerprint_images
@@ -19,6 +20,7 @@ from covid_fastai.data.tasks import Task, get_task
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evidence.audit import EXTERNAL_FOLDER
 from covid_fastai.evidence.metrics import RESEARCH_USE, Evaluation, evaluate
+from covid_fastai.evidence.prediction_table import PROBABILITY, class_columns
 from covid_fastai.evidence.predictions import predict
 from covid_fastai.evidence.runs import TRAINING_MANIFEST, Run, log_event, read_run
 from covid_fastai.evidence.shortcuts import predict_shortcuts
@@ -131,7 +133,8 @@ def validate(
     sources of its own as "confounded", and never merged with others; else by class alone.
 
     Args:
-        model: A run's folder, as `train_classifier` wrote it, or what `read_run` returned.
+        model: A run's folder, as `train_classifier` or `cross_validate` wrote it, or what `read_run` returned. The
+            models of a cross-validation answer by the mean of their probabilities.
         data: As in `read_cohort`; every row whose label has a class is used, whatever split it names.
         labels: The model's class for labels that the data use and the task does not know, such as
             `{"positive": "COVID-19"}`; a label that is given the class "" stands aside.
@@ -146,16 +149,15 @@ def validate(
     Raises:
         DataError: The folder is no run, does not say what its model was trained on, the data are faulty, or nothing is
             left after the overlap was taken out.
-        UsageError: A label is given a class that the model does not have, or the run is a cross-validation.
+        UsageError: A label is given a class that the model does not have.
         ModelFormatError: The model cannot be used.
     """
     run = model if isinstance(model, Run) else read_run(model)
-    if run.config.get("folds"):
-        raise UsageError(f"{run.path} is a cross-validation: a model a fold.", hint="Train one with train_classifier.")
-    learn = load_model(run.path / "model")
     cohort = read_cohort(data, task=_task(run, labels or {}), guard_seen=False, **reading)
     cohort = cohort[cohort["split"] != "aside"]
-    seen = _seen(run, cohort, learn.weights.name)
+    folders = [run.path / f"fold-{fold}" for fold in range(run.config.get("folds") or 0)] or [run.path]
+    learners = [load_model(folder / "model") for folder in folders]
+    seen = _seen(run, cohort, learners[0].weights.name)
     rows = cohort[~seen].assign(split="valid")
     if rows.empty:
         raise DataError(
@@ -163,7 +165,7 @@ def validate(
             hint="Validate on data of another hospital.",
         )
     logger.info("%d of %d images were trained on, or another of their patient: left out.", seen.sum(), len(cohort))
-    predictions = predict(learn, rows)
+    predictions = _mean([predict(learn, rows) for learn in learners])
     threshold = run.metrics.threshold
     options = {"positive": run.metrics.positive, "threshold": threshold or 0.5, "draws": draws, "seed": seed}
     table, thumbnail = judge_sources(predictions, **options), _thumbnail(run, rows, options)
@@ -213,6 +215,17 @@ def _figures(result: Evaluation, source: str, comparison: str) -> list[dict[str,
     about = {"images of": source, "comparison": comparison}
     keep = ("metric", "value", "low", "high", "n")
     return [{**about, **{name: row[name] for name in keep}} for row in rows if row["value"] == row["value"]]
+
+
+def _mean(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the predictions of several models as one: the mean of their probabilities."""
+    mean, classes = tables[0].copy(), class_columns(tables[0])
+    columns = [PROBABILITY + name for name in classes]
+    mean[columns] = np.mean([table[columns].to_numpy() for table in tables], axis=0)
+    lost = mean[columns].isna().any(axis=1)
+    mean["status"] = mean["status"].mask(lost & mean["status"].eq("ok"), "failed")
+    best = mean[columns].fillna(-1).to_numpy().argmax(axis=1)
+    return mean.assign(prediction=np.where(lost, "", np.array(classes, dtype=object)[best]))
 
 
 def _thumbnail(run: Run, rows: pd.DataFrame, options: Mapping[str, Any]) -> pd.DataFrame:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
-from covid_fastai import train_classifier, validate, write_phantom
+from covid_fastai import cross_validate, load_model, predict, read_run, train_classifier, validate, write_phantom
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evidence.shortcuts import predict_shortcuts
 from covid_fastai.validation import CONFOUNDED, ONE_CLASS, SAME, judge_sources
 
 QUICK = {"image_size": 32, "batch_size": 8, "frozen_epochs": 0, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
@@ -96,3 +100,25 @@ def test_sources_that_have_a_class_each_are_confounded():
 def test_one_source_alone_is_confounded_with_nothing():
     table = judge_sources(predictions({"c": "ill+well", "d": "ill"}), positive="ill")
     assert CONFOUNDED not in set(table["comparison"])
+
+
+def test_what_was_found_is_kept_for_the_verdict(run, elsewhere):
+    result = validate(run, elsewhere, labels={"positive": "COVID-19"})
+    kept = json.loads((run / "external" / "labels.json").read_text())["same_source"][0]
+    assert kept["source"] == "elsewhere" and kept["value"] == pytest.approx(result.same_source()[0]["value"])
+    train = read_run(run).cohort.query("split == 'train'")
+    rows = result.predictions.assign(split="")
+    found = predict_shortcuts(train, rows, baselines=("thumbnail",))["thumbnail"]
+    units = found.groupby(["patient", "label"])["p_COVID-19"].mean().reset_index()
+    expected = roc_auc_score(units["label"] == "COVID-19", units["p_COVID-19"])
+    assert kept["thumbnail"] == pytest.approx(expected)
+    assert "thumbnail" in result.summary()
+
+
+def test_the_models_of_a_cross_validation_answer_by_their_mean(phantom_root, elsewhere, tmp_path):
+    folds = cross_validate(phantom_root, folds=2, out=tmp_path / "run", quiet=True, audit=False, **QUICK)
+    result = validate(folds, elsewhere, labels={"positive": "COVID-19"}, keep=False)
+    each = [predict(load_model(folds.path / f"fold-{k}" / "model"), result.predictions) for k in range(2)]
+    mean = (each[0]["p_COVID-19"] + each[1]["p_COVID-19"]) / 2
+    pd.testing.assert_series_equal(result.predictions["p_COVID-19"], mean, check_exact=False)
+    assert not (folds.path / "external").exists()
