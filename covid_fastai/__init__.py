@@ -77,7 +77,8 @@ _MODULE_OF = {
     "thresholds_by_fold": "evidence.thresholds",
     "train_classifier": "training",
     "validate": "validation",
-    "write_exploration": "evidence.report",
+    "write_evaluation": "evidence.report",
+    "write_exploration": "evidence.data_pages",
     "write_phantom": "data.phantom",
     "write_report": "evidence.report",
 }

@@ -65,7 +65,7 @@ def audit(
 
     leaks = find_leaks(cohort, against=against or (), name=data.resolve().name)
     if not is_run:
-        from covid_fastai.evidence.report import write_audit
+        from covid_fastai.evidence.data_pages import write_audit
 
         page = write_audit(cohort, found, leaks, out or Path("audit.html"))
         said["report"] = str(page)

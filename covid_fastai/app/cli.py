@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from covid_fastai.app import auditing, judging, serving
+from covid_fastai.app import auditing, judging, predicting, serving
 from covid_fastai.app.options import READING, AsJson, Data, Debug, Quiet, given, options_of_config, reading
 from covid_fastai.app.output import (
     RESEARCH_USE,
@@ -161,7 +161,7 @@ def explore(
     """Write who is in the data and what the images look like as one page (the article's steps 1 and 2)."""
     listen(quiet=quiet, as_json=as_json)
     from covid_fastai.data.metadata import read_cohort, summarise_cohort
-    from covid_fastai.evidence.report import write_exploration
+    from covid_fastai.evidence.data_pages import write_exploration
 
     cohort = read_cohort(data, on_problem="skip", **reading(choices))
     page = write_exploration(cohort, out)
@@ -276,5 +276,7 @@ def _train(
     typer.echo(f"Report: {run.report}")
 
 
-for command in (auditing.audit, judging.evaluate, judging.compare, judging.validate, judging.runs, serving.serve):
+for command in (auditing.audit, judging.evaluate, judging.compare, judging.validate, judging.runs):
+    app.command()(command)
+for command in (predicting.predict, predicting.export, predicting.batch, serving.serve):
     app.command()(command)

@@ -28,6 +28,7 @@ def evaluate(
     prevalence: Annotated[
         list[float] | None, typer.Option(help="What answers are worth where this share has the class; may be repeated.")
     ] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write a page: figures, shortcuts, worst cases.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -55,12 +56,18 @@ def evaluate(
         ]
         shown = summarise_figures(values.assign(**{"metric": said, "class": "", "unit": "patient"}))
         tables.append((shown, "What an answer is worth" + (", from that threshold on" if point else "")))
+    if report is not None:
+        from covid_fastai.evidence.report import write_evaluation
+
+        more["report"] = str(write_evaluation(result, report))
     if as_json:
         print_json({**result.to_dict(), **more})
         return
     print_figures(result, title=str(predictions))
     for table, title in tables:
         print_table(table, title=f"\n{title}")
+    if report is not None:
+        typer.echo(f"Report: {report}")
 
 
 def compare(

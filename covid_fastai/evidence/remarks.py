@@ -12,7 +12,7 @@ from covid_fastai.data.metadata import SEEN
 from covid_fastai.evidence.metrics import Evaluation
 from covid_fastai.evidence.runs import Run
 
-__all__ = ["FEW", "Remark", "cohort_remarks", "limits", "run_remarks", "source_table"]
+__all__ = ["FEW", "Remark", "cohort_remarks", "limits", "result_remarks", "run_remarks", "source_table"]
 
 FEW = 30  # held-out patients of a class; below it Wilson's interval around 0.9 is wider than 0.2
 OWN_SHARE = 0.95  # of a class's images from collections that the other classes hardly have: as good as confounded
@@ -31,6 +31,14 @@ class Remark:
     level: str
     title: str
     text: str
+
+
+NO_PATIENTS = Remark(
+    "alarm",
+    "Not every image's patient is known.",
+    "An image without one counts as a patient of its own. That the same patient is trained on and held out cannot be "
+    "excluded.",
+)
 
 
 def cohort_remarks(cohort: pd.DataFrame) -> list[Remark]:
@@ -55,6 +63,31 @@ def run_remarks(run: Run) -> list[Remark]:
         The remarks, the gravest first.
     """
     return sorted([*_of_run(run), *_of_cohort(run.cohort, known=_patients_known(run))], key=lambda r: r.level)
+
+
+def result_remarks(result: Evaluation, *, missing: int = 0) -> list[Remark]:
+    """Return what has to be said beside figures of which only the predictions are known.
+
+    Args:
+        result: The evaluation.
+        missing: How many of the images are not at hand.
+
+    Returns:
+        The remarks, the gravest first.
+    """
+    said = list(_of_few(result))
+    if not result.patients_known:
+        said.append(NO_PATIENTS)
+    if missing:
+        said.append(
+            Remark(
+                "care",
+                "Shortcuts were not looked for.",
+                f"{missing} of the images are not at the paths that the table names. Whether the classes can be told "
+                "apart without a look at a lung is not known.",
+            )
+        )
+    return sorted(said, key=lambda remark: remark.level)
 
 
 def source_table(cohort: pd.DataFrame) -> pd.DataFrame | None:
@@ -86,7 +119,7 @@ def limits(cohort: pd.DataFrame, result: Evaluation) -> list[str]:
         "seeds, wrong labels, or choices that were made after looking at the held-out patients.",
         "The labels were taken as the data have them; nobody has read the images anew.",
     ]
-    sources = {text.casefold() for text in cohort["source"].unique()}
+    sources = {str(text).casefold() for text in cohort["source"].unique()}
     if {"kermany", "cohen"} & sources:
         said.append(
             "CoronaHack's COVID-19 images are of adults, from publications; nearly all of its other images are of "
@@ -120,22 +153,26 @@ def _of_run(run: Run) -> Iterator[Remark]:
             f"{int(both.sum())} of {held_out} held-out patients were trained on too.",
             "The split was made by image. The figures are too good by an unknown amount.",
         )
-    counts = run.metrics.confusion.sum(axis=1)
-    few = counts[counts < FEW]
-    if len(few):
-        listed = " and ".join(f"{n} of {name}" for name, n in few.items())
-        yield Remark(
-            "care",
-            f"There are few held-out {run.metrics.unit}s: {listed}.",
-            "The intervals are wide; a difference between two runs on so few is mostly chance. "
-            "cross_validate predicts every patient once.",
-        )
+    yield from _of_few(run.metrics)
     touches = sum(event["event"] == "test touched" for event in run.record)
     if touches > 1:
         yield Remark(
             "alarm",
             f"The official test set was touched {touches} times.",
             "Each look at it makes its figures a little less those of unseen patients.",
+        )
+
+
+def _of_few(result: Evaluation) -> Iterator[Remark]:
+    counts = result.confusion.sum(axis=1)
+    few = counts[counts < FEW]
+    if len(few):
+        listed = " and ".join(f"{n} of {name}" for name, n in few.items())
+        yield Remark(
+            "care",
+            f"There are few held-out {result.unit}s: {listed}.",
+            "The intervals are wide; a difference between two runs on so few is mostly chance. "
+            "cross_validate predicts every patient once.",
         )
 
 
@@ -182,12 +219,7 @@ def _of_seen(run: Run, weights: Mapping[str, Any]) -> Iterator[Remark]:
 
 def _of_cohort(cohort: pd.DataFrame, *, known: bool) -> Iterator[Remark]:
     if not known:
-        yield Remark(
-            "alarm",
-            "Not every image's patient is known.",
-            "An image without one counts as a patient of its own. That the same patient is trained on and held out "
-            "cannot be excluded.",
-        )
+        yield NO_PATIENTS
     rows = cohort[cohort["split"].isin(["train", "valid", "test"]) & ~cohort["source"].isin(["", "unknown"])]
     counts = pd.crosstab(rows["label"], rows["source"])
     if len(counts) < 2:

@@ -1,50 +1,31 @@
-"""The report and the exploration: one self-contained page each, made from tables, that one would show to a sceptic."""
+"""The report: one self-contained page, made from tables, that one would show to a sceptic."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from PIL import Image
 
-from covid_fastai.data.exploration import (
-    header_facts,
-    plot_batch,
-    plot_class_counts,
-    plot_header_facts,
-    plot_images_per_patient,
-    plot_missing_values,
-    plot_samples,
-    shorten,
-)
-from covid_fastai.data.metadata import summarise_cohort
-from covid_fastai.errors import DataError
-from covid_fastai.evidence.audit import read_audit
-from covid_fastai.evidence.interpretation import open_picture, plot_confusion_matrix, top_losses
-from covid_fastai.evidence.leaks import LeakAudit, plot_leak_groups
-from covid_fastai.evidence.metrics import Evaluation
-from covid_fastai.evidence.page import data_uri, draw_chart, embed_picture, save_picture, write_page
-from covid_fastai.evidence.plots import (
-    plot_history,
-    plot_learning_rate,
-    plot_precision_recall,
-    plot_probabilities,
-    plot_roc,
-)
-from covid_fastai.evidence.remarks import cohort_remarks, limits, run_remarks, source_table
-from covid_fastai.evidence.report_audit import describe_audit, describe_shortcuts
+from covid_fastai.data.exploration import plot_batch, plot_class_counts
+from covid_fastai.evidence.audit import audit_predictions, read_audit
+from covid_fastai.evidence.data_pages import count_problems, count_rows
+from covid_fastai.evidence.metrics import Evaluation, evaluate
+from covid_fastai.evidence.page import data_uri, draw_chart, save_picture, write_page
+from covid_fastai.evidence.plots import plot_history, plot_learning_rate
+from covid_fastai.evidence.remarks import limits, result_remarks, run_remarks, source_table
+from covid_fastai.evidence.report_audit import describe_audit
+from covid_fastai.evidence.report_result import describe_result
 from covid_fastai.evidence.runs import Run, collect_versions, log_event, read_run
-from covid_fastai.evidence.shortcuts import ShortcutAudit
 from covid_fastai.files import write_csv, write_json
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
 
-__all__ = ["render_report", "write_audit", "write_exploration", "write_report"]
+__all__ = ["render_report", "write_evaluation", "write_report"]
 
-CASES = 12
 BATCH_PICTURE = "batch.png"
 
 
@@ -85,6 +66,10 @@ def render_report(folder: str | Path) -> Path:
     fields = run.config.get("config") or {}
     cohort, result = run.cohort, run.metrics
     cohort.attrs["classes"] = result.classes
+    folds = run.config.get("folds")
+    how = (
+        f"Each was predicted by the one of {folds} models that had not seen them." if folds else "None was trained on."
+    )
     built = next((event for event in run.record if "weights" in event), {})
     return write_page(
         run.path / "report.html",
@@ -94,19 +79,16 @@ def render_report(folder: str | Path) -> Path:
         started=run.record[0].get("time", "").replace("T", " ").replace("Z", " UTC") if run.record else "",
         minutes=_minutes(run.history),
         device=built.get("device", ""),
-        lead=_lead(result, run),
-        tiles=_tiles(result),
+        heading="What it can do on patients that it has not seen",
         remarks=run_remarks(run),
         audit=describe_audit(read_audit(run.path)),
         figures={_split_title(split): found.summary() for split, found in run.evaluations.items()},
-        result_figures=_result_figures(result),
-        failed=_failed(result),
-        cases=_cases(result),
+        **describe_result(result, how=how),
         split_text=_split_text(cohort, fields),
-        counts=_counts(cohort),
+        counts=count_rows(cohort),
         sources=source_table(cohort),
         data_figures=_data_figures(run, cohort),
-        problems=_problem_counts(run.problems),
+        problems=count_problems(run.problems),
         training_text=_training_text(run, built, fields),
         training_figures=_training_figures(run),
         settings=pd.DataFrame([{"setting": key, "value": _plain(value)} for key, value in fields.items()]),
@@ -118,139 +100,46 @@ def render_report(folder: str | Path) -> Path:
     )
 
 
-def write_exploration(cohort: pd.DataFrame, out: str | Path = "exploration.html") -> Path:
-    """Write the article's first two steps as a page: who is in the data, and what the images look like.
-
-    Args:
-        cohort: What `read_cohort` returned.
-        out: The page's file; its folder must exist.
-
-    Returns:
-        The file.
-
-    Raises:
-        DataError: No image of the cohort can be read.
-        ResourceError: The file cannot be written.
-    """
-    rows = cohort[cohort["split"] != "aside"]
-    if rows.empty:
-        raise DataError("Every row of the cohort stands aside.", hint="Choose another task.")
-    classes = list(cohort.attrs.get("classes") or sorted(rows["label"].unique()))
-    facts = header_facts(cohort)
-    lead = f"{len(rows):,} images of {rows['patient'].nunique():,} patients take part in the task "
-    lead += f"{cohort.attrs.get('task', '')}; {len(cohort) - len(rows):,} stand aside."
-    return write_page(
-        Path(out),
-        "exploration.html",
-        title=f"{' or '.join(classes)}: a look at the data",
-        data=str(cohort.attrs.get("data", "")),
-        lead=lead,
-        remarks=cohort_remarks(cohort),
-        counts=_counts(cohort),
-        sources=source_table(cohort),
-        count_figures=[
-            draw_chart(plot_class_counts(cohort), "Images and patients by class", wide=True),
-            draw_chart(plot_images_per_patient(cohort), "Images of a patient"),
-            draw_chart(plot_missing_values(cohort), "Empty cells by column"),
-        ],
-        samples=draw_chart(plot_samples(cohort), f"Sample radiographs of {', '.join(classes)}", kind="png", wide=True),
-        header_text=_header_text(facts),
-        headers=draw_chart(plot_header_facts(facts, classes=classes), "Format, mode and size of the files", wide=True),
-        problems=_problem_counts(pd.DataFrame(cohort.attrs.get("problems", []))),
-    )
-
-
-def write_audit(
-    cohort: pd.DataFrame, shortcuts: ShortcutAudit, leaks: LeakAudit, out: str | Path = "audit.html"
+def write_evaluation(
+    predictions: str | Path | pd.DataFrame | Evaluation, out: str | Path = "evaluation.html", **options: Any
 ) -> Path:
-    """Write what an audit of data has found as a page: shortcuts, and the same pictures side by side.
+    """Judge predictions of any model, of this package or not, and write a page: figures, shortcuts, the worst cases.
+
+    Where the images are at hand under `path`, baselines that see no lung are tried on them and a verdict is given.
 
     Args:
-        cohort: What was audited.
-        shortcuts: What `find_shortcuts` returned for it.
-        leaks: What `find_leaks` returned for it.
+        predictions: A predictions table or CSV, or the evaluation of one.
         out: The page's file; its folder must exist.
+        **options: Of `evaluate`.
 
     Returns:
         The file.
 
     Raises:
-        ImageError: A picture of a group is no longer there.
+        UsageError: An option has a value that is not allowed.
+        DataError: The table is faulty.
         ResourceError: The file cannot be written.
     """
-    groups = (
-        None
-        if leaks.groups.empty
-        else draw_chart(plot_leak_groups(leaks), "Pictures that are there twice, a row a group", kind="png", wide=True)
-    )
+    result = predictions if isinstance(predictions, Evaluation) else evaluate(predictions, **options)
+    rows = result.predictions
+    judged = rows[rows["label"].ne("") & rows["status"].eq("ok")]
+    here = judged["path"].map(os.path.isfile)
+    remarks = list(result_remarks(result, missing=int((~here).sum())))
+    audit = audit_predictions(rows, positive=result.positive) if here.all() else None
     return write_page(
         Path(out),
-        "data_audit.html",
-        title=f"{cohort.attrs.get('data', 'The data')}: shortcuts and copies",
-        shortcuts=describe_shortcuts(shortcuts),
-        leaks=str(leaks).partition("\n")[0],
-        crossings=leaks.crossings if len(leaks.crossings) else None,
-        groups=groups,
-        listed=leaks.groups.assign(path=leaks.groups["path"].map(lambda path: shorten(Path(path).name, 40))),
-        remarks=cohort_remarks(cohort),
-        sources=source_table(cohort),
+        "evaluation.html",
+        title=f"{' or '.join(result.classes)}: what the predictions are worth",
+        heading="How well the predictions agree with the labels",
+        remarks=remarks,
+        audit=describe_audit(audit),
+        figures={"Predictions": result.summary()},
+        **describe_result(result, how="What the model had seen of them is not known here."),
+        limits=limits(rows, result),
     )
 
 
 # what the page says
-
-
-def _lead(result: Evaluation, run: Run) -> str:
-    counts = result.confusion.sum(axis=1)
-    who = ", ".join(f"{counts[name]} {name}" for name in result.classes)
-    folds = run.config.get("folds")
-    how = f"Each was predicted by the one of {folds} models that had not seen them" if folds else "None was trained on"
-    unit = "patients" if result.unit == "patient" else "images"
-    return (
-        f"{int(counts.sum())} held-out {unit} ({who}), {result.n_images} images. {how}; a patient's score is the mean "
-        "over their images."
-    )
-
-
-def _tiles(result: Evaluation) -> list[dict[str, str]]:
-    named = {"auc": "AUC", "sensitivity": "Sensitivity", "specificity": "Specificity", "accuracy": "Accuracy"}
-    if result.positive is None:
-        named = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "auc": "AUC, mean of classes"}
-    tiles = []
-    for metric, title in named.items():
-        row = result.row(metric)
-        value, low, high = row["value"], row["low"], row["high"]
-        interval = f"95% interval {low:.3f} to {high:.3f}" if low == low else "no interval can be given"
-        about = f" for {row['class']}" if metric == "sensitivity" else ""
-        n = f"n = {row['n']} {row['unit']}s"
-        shown = f"{value:.3f}" if value == value else "–"
-        tiles.append({"title": title + about, "value": shown, "interval": interval, "n": n})
-    return tiles
-
-
-def _failed(result: Evaluation) -> str:
-    if not result.n_failed:
-        return ""
-    return f"{result.n_failed} images got no prediction and are counted nowhere; predictions.csv says which."
-
-
-def _cases(result: Evaluation) -> list[dict[str, Any]]:
-    places = result.predictions.set_index("path")["source"].groupby(level=0).first()
-    cases = []
-    for row in top_losses(result, k=CASES).to_dict("records"):
-        picture = open_picture(row["path"])
-        cases.append(
-            {
-                "source": None if picture is None else embed_picture(Image.fromarray(picture)),
-                "label": row["label"],
-                "predicted": row["predicted"],
-                "wrong": row["label"] != row["predicted"],
-                "probability": f"{row['probability']:.3f}",
-                "place": places[row["path"]],
-                "file": shorten(Path(row["path"]).name, 34),
-            }
-        )
-    return cases
 
 
 def _split_text(cohort: pd.DataFrame, fields: Mapping[str, Any]) -> str:
@@ -262,34 +151,6 @@ def _split_text(cohort: pd.DataFrame, fields: Mapping[str, Any]) -> str:
     proof = f"no patient is {name}" if both == 0 else f"{both} patients are {name}"
     aside = int((cohort["split"] == "aside").sum())
     return f"Split by {by}{seed}: {proof}. {aside:,} images stand aside; the table says why."
-
-
-def _counts(cohort: pd.DataFrame) -> pd.DataFrame:
-    table = summarise_cohort(cohort)
-    table["note"] = table["note"].map(lambda text: shorten(text, 90))
-    return table.rename(columns={"split": "part", "label": "class or finding", "note": "why aside"})
-
-
-def _problem_counts(problems: pd.DataFrame) -> pd.DataFrame | None:
-    if problems.empty:
-        return None
-    groups = problems.groupby(["severity", "kind"], sort=False)
-    first = groups.first()
-    table = first.assign(rows=groups.size()).reset_index()
-    order = {"error": 0, "warning": 1, "note": 2}
-    table = table.sort_values("severity", key=lambda column: column.map(order), kind="stable")
-    table["example"] = table["path"].map(lambda path: shorten(Path(str(path)).name, 40))
-    table["kind"] = table["kind"].str.replace("_", " ")
-    return table[["severity", "kind", "rows", "example", "reason", "remedy"]]
-
-
-def _header_text(facts: pd.DataFrame) -> str:
-    parts = []
-    for name, rows in facts.groupby("label", sort=False):
-        formats = ", ".join(f"{n} {kind}" for kind, n in rows["format"].value_counts().items())
-        size = f"{(rows['width'] * rows['height']).median() / 1e6:.2f} megapixels"
-        parts.append(f"{name}: {formats}; median {size}")
-    return ". ".join(parts) + ". Where the classes differ here, a model can be right without looking at a lung."
 
 
 def _training_text(run: Run, built: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
@@ -340,17 +201,6 @@ def _plain(value: Any) -> str:
 
 
 # what the page shows
-
-
-def _result_figures(result: Evaluation) -> list[dict[str, Any]]:
-    shown = [
-        draw_chart(plot_confusion_matrix(result), "Confusion matrix: true class by row, predicted class by column"),
-        draw_chart(plot_roc(result), "ROC curve with its 95% band"),
-        draw_chart(plot_precision_recall(result), "Precision-recall curve with its 95% band"),
-        draw_chart(plot_probabilities(result), "Probabilities given to each class's patients"),
-    ]
-    shown[1]["caption"] = shown[2]["caption"] = "Bands: the middle 95% of 500 bootstrap draws of patients."
-    return shown
 
 
 def _data_figures(run: Run, cohort: pd.DataFrame) -> list[dict[str, Any]]:

@@ -282,7 +282,11 @@ def plot_shortcuts(audit: ShortcutAudit, *, network: Mapping[str, Any] | None = 
     axes.set(yticks=range(len(lines)), yticklabels=[line[0] for line in lines], ylim=(-0.6, len(lines) - 0.4))
     axes.set(xlim=(min(0.4, *(line[1] for line in lines)) - 0.02, 1.01), xlabel="AUC, with 95% interval")
     n = int(rows["n"].max())
-    axes.set_title(f"Baselines beside the network (orange: flagged), n = {n} patients", fontsize=10, loc="left")
+    axes.set_title(
+        f"Baselines{' beside the network' if network else ''} (orange: flagged), n = {n} patients",
+        fontsize=10,
+        loc="left",
+    )
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

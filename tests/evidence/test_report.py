@@ -249,3 +249,31 @@ def test_the_story_told_by_hand_ends_in_a_report_too(covid_cohort, tmp_path):
     page = Page(write_report(learn, result))
     assert f"{result.value('auc'):.3f}" in page.text
     assert read_run(tmp_path).metrics.value("auc") == pytest.approx(result.value("auc"))
+
+
+def test_anybodys_predictions_get_a_page(run_folder, tmp_path):
+    from covid_fastai import write_evaluation
+
+    page = write_evaluation(run_folder / "predictions.csv", tmp_path / "page.html").read_text()
+    assert "Could it be right without looking at a lung?" in page and "Where it was most wrong" in page
+    table = pd.read_csv(run_folder / "predictions.csv").assign(path="gone.png").drop(columns="patient")
+    gone = write_evaluation(table, tmp_path / "gone.html").read_text()
+    assert "Shortcuts were not looked for" in gone and "file is not here" in gone and "patient is known" in gone
+
+
+def test_the_report_gives_the_verdict_and_its_rules(run_folder):
+    page = (run_folder / "report.html").read_text()
+    assert "The verdict, rule by rule" in page and "disease signal not shown" in page.lower()
+
+
+def test_a_page_about_data_names_shortcuts_and_copies(phantom_cohort, tmp_path):
+    from covid_fastai.evidence.data_pages import write_audit
+    from covid_fastai.evidence.leaks import find_leaks
+    from covid_fastai.evidence.shortcuts import find_shortcuts
+
+    shutil.copy(phantom_cohort["path"].iloc[0], tmp_path / "copy.jpeg")
+    more = pd.concat([phantom_cohort, phantom_cohort.iloc[[0]].assign(path=str(tmp_path / "copy.jpeg"))])
+    leaks = find_leaks(more.reset_index(drop=True))
+    page = write_audit(phantom_cohort, find_shortcuts(phantom_cohort, permutations=99), leaks, tmp_path / "audit.html")
+    text = page.read_text()
+    assert "copy.jpeg" in text and "border ring" in text and str(tmp_path) not in text
