@@ -18,11 +18,11 @@ from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.splits import fold_by_patient, fold_cohort, split_by_image, split_by_patient
 from covid_fastai.errors import DataError, UsageError
-from covid_fastai.evidence.audit import PROBES_FILE, audit_run
+from covid_fastai.evidence.audit import HEAT_FILE, PROBES_FILE, audit_run
 from covid_fastai.evidence.metrics import evaluate
 from covid_fastai.evidence.prediction_table import read_predictions
 from covid_fastai.evidence.predictions import predict
-from covid_fastai.evidence.probes import predict_probes
+from covid_fastai.evidence.probes import write_probes
 from covid_fastai.evidence.report import render_report, write_report
 from covid_fastai.evidence.runs import Run, log_event, read_run
 from covid_fastai.files import write_csv, write_json
@@ -111,8 +111,7 @@ def train_classifier(
         clear_checkpoints(folder / "checkpoints")
         result = _judge(predictions, cohort, folder)
         if config.audit:
-            probes = predict_probes(learn, cohort, positive=cohort.attrs["positive"], seed=config.seed)
-            write_csv(folder / PROBES_FILE, probes)
+            write_probes(learn, cohort, folder, positive=cohort.attrs["positive"], seed=config.seed)
             audit_run(folder)
         log_event(folder, "finished")
         write_report(learn, result)
@@ -171,8 +170,7 @@ def cross_validate(
                     learn = fit_cohort(rows, config, part, callbacks=callbacks, resuming=resuming)
                     save_model(learn, part / "model")
                     if config.audit:
-                        probes = predict_probes(learn, rows, positive=positive, fold=fold, seed=config.seed)
-                        write_csv(part / PROBES_FILE, probes)
+                        write_probes(learn, rows, part, positive=positive, fold=fold, seed=config.seed)
                     write_csv(part / "predictions.csv", predict(learn, fold=fold))
                     clear_checkpoints(part / "checkpoints")
                 log_event(folder, "fold finished", fold=fold)
@@ -183,8 +181,10 @@ def cross_validate(
         write_csv(folder / "history.csv", pd.concat(histories, ignore_index=True))
         _judge(predictions, cohort, folder)
         if config.audit:
-            probes = [pd.read_csv(path, keep_default_na=False) for path in sorted(folder.glob(f"fold-*/{PROBES_FILE}"))]
-            write_csv(folder / PROBES_FILE, pd.concat(probes, ignore_index=True))
+            for name in (PROBES_FILE, HEAT_FILE):
+                parts = [pd.read_csv(path, keep_default_na=False) for path in sorted(folder.glob(f"fold-*/{name}"))]
+                if parts:
+                    write_csv(folder / name, pd.concat(parts, ignore_index=True))
             audit_run(folder)
         log_event(folder, "finished")
         render_report(folder)

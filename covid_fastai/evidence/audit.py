@@ -24,8 +24,10 @@ from covid_fastai.files import write_json
 __all__ = [
     "AUDIT_FILE",
     "EXTERNAL_FOLDER",
+    "HEAT_FILE",
     "PROBES_FILE",
     "RETRAINED_FOLDER",
+    "SALIENCY_PICTURE",
     "Audit",
     "audit_predictions",
     "audit_run",
@@ -35,6 +37,7 @@ __all__ = [
 
 AUDIT_FILE = "audit.json"
 PROBES_FILE = "probes.csv"  # the network's predictions of images that were altered, and of the tripwires
+HEAT_FILE, SALIENCY_PICTURE = "heat.csv", "saliency.png"  # where the class activation maps lie, and some of them
 EXTERNAL_FOLDER = "external"  # what validate found, a file a data set
 RETRAINED_FOLDER = "retrained"  # networks that were trained on altered images, a folder each
 OWN_SHARE = 0.95  # of a class's images from a source that the other classes hardly have: it is that class's own

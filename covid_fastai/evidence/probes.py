@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import zlib
 from pathlib import Path
@@ -13,16 +14,24 @@ from PIL import Image
 
 from covid_fastai.data.images import open_image, resize_image
 from covid_fastai.errors import ImageError, UsageError
-from covid_fastai.evidence.audit import BLIND, TRIPWIRE, tripwire_rows
+from covid_fastai.evidence.audit import BLIND, HEAT_FILE, PROBES_FILE, SALIENCY_PICTURE, TRIPWIRE, tripwire_rows
 from covid_fastai.evidence.heat import CENTRAL_BOX
+from covid_fastai.evidence.page import save_picture
 from covid_fastai.evidence.predictions import predict
+from covid_fastai.evidence.saliency import heat_share, plot_saliency
+from covid_fastai.files import write_csv
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
 
-__all__ = ["CHANGES", "predict_probes", "write_altered"]
+__all__ = ["CHANGES", "predict_probes", "write_altered", "write_probes"]
+
+logger = logging.getLogger("covid_fastai")
 
 CHANGES = (BLIND, "noise centre")
+SMALLEST_FOR_MAPS = 128  # pixels; below it a map of a ResNet has fewer than 4 x 4 cells, which tell no place
+MOST_MAPS = 200  # held-out images whose maps are measured
+SHOWN = 6  # of them are drawn
 MOST = 400  # held-out images that are predicted once more for each change
 
 
@@ -59,6 +68,48 @@ def predict_probes(
             table = predict(learn, rows.assign(label=""), fold=fold)
             tables.append(table.assign(label=rows["label"].to_numpy(), probe=TRIPWIRE))
     return pd.concat(tables, ignore_index=True)
+
+
+def write_probes(
+    learn: Learner, cohort: pd.DataFrame, folder: str | Path, *, positive: str | None, fold: int = 0, seed: int = 0
+) -> None:
+    """Write into a run's folder what the audit takes from the model itself.
+
+    `probes.csv` holds `predict_probes`; `heat.csv` how much of the class activation maps of held-out images lies in the
+    lungs' box and in the border; `saliency.png` shows some of them. Images below 128
+    pixels have maps too coarse for either.
+
+    Args:
+        learn: As in `predict_probes`.
+        cohort: As in `predict_probes`.
+        folder: Where to write.
+        positive: As in `predict_probes`.
+        fold: As in `predict_probes`.
+        seed: Of the draws.
+
+    Raises:
+        ResourceError: The folder cannot be written.
+    """
+    folder = Path(folder)
+    write_csv(folder / PROBES_FILE, predict_probes(learn, cohort, positive=positive, fold=fold, seed=seed))
+    held_out = cohort[cohort["split"] == "valid"].sample(frac=1, random_state=seed).head(MOST_MAPS)
+    held_out = held_out[held_out["path"].map(_opens)]
+    if _image_size(learn) < SMALLEST_FOR_MAPS:
+        return
+    try:
+        write_csv(folder / HEAT_FILE, heat_share(learn, held_out))
+        shown = held_out.groupby("label", sort=False).head(-(-SHOWN // held_out["label"].nunique()))
+        save_picture(folder / SALIENCY_PICTURE, plot_saliency(learn, shown.sort_values("label"), k=SHOWN))
+    except UsageError as error:
+        logger.warning("No class activation maps: %s", error)
+
+
+def _opens(path: str) -> bool:
+    try:
+        open_image(path)
+    except ImageError:
+        return False
+    return True
 
 
 def write_altered(rows: pd.DataFrame, folder: str | Path, *, change: str, image_size: int) -> pd.DataFrame:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from covid_fastai.data.exploration import plot_batch, plot_class_counts
-from covid_fastai.evidence.audit import audit_predictions, read_audit
+from covid_fastai.evidence.audit import HEAT_FILE, SALIENCY_PICTURE, audit_predictions, read_audit
 from covid_fastai.evidence.data_pages import count_problems, count_rows
+from covid_fastai.evidence.heat import summarise_heat_share
 from covid_fastai.evidence.metrics import Evaluation, evaluate
 from covid_fastai.evidence.page import data_uri, draw_chart, save_picture, write_page
 from covid_fastai.evidence.plots import plot_history, plot_learning_rate
@@ -82,6 +83,7 @@ def render_report(folder: str | Path) -> Path:
         heading="What it can do on patients that it has not seen",
         remarks=run_remarks(run),
         audit=describe_audit(read_audit(run.path)),
+        **_looked(run),
         figures={_split_title(split): found.summary() for split, found in run.evaluations.items()},
         **describe_result(result, how=how),
         split_text=_split_text(cohort, fields),
@@ -133,6 +135,8 @@ def write_evaluation(
         heading="How well the predictions agree with the labels",
         remarks=remarks,
         audit=describe_audit(audit),
+        looked=None,
+        saliency=None,
         figures={"Predictions": result.summary()},
         **describe_result(result, how="What the model had seen of them is not known here."),
         limits=limits(rows, result),
@@ -210,6 +214,25 @@ def _data_figures(run: Run, cohort: pd.DataFrame) -> list[dict[str, Any]]:
         text = "A training batch after augmentation, as the model gets it"
         shown.append({"source": source, "alt": text, "caption": text + ".", "wide": True})
     return shown
+
+
+def _looked(run: Run) -> dict[str, Any]:
+    """Return where the class activation maps lie, and some of them; None where they were not measured."""
+    table = picture = None
+    if (run.path / HEAT_FILE).is_file():
+        found = summarise_heat_share(
+            pd.read_csv(run.path / HEAT_FILE, keep_default_na=False, na_values={"inside": "", "border": ""})
+        )
+        interval = [f"{a:.0%} to {b:.0%}" if a == a else "too few" for a, b in found[["low", "high"]].to_numpy()]
+        table = pd.DataFrame({"heat for": found["of"], "in the": found["region"].replace({"inside": "lungs' box"})})
+        table = table.assign(share=[f"{value:.0%}" for value in found["share"]], **{"95% interval": interval})
+        table["an even map"] = [f"{value:.0%}" for value in found["area"]]
+        table["images"] = found["images"]
+    if (run.path / SALIENCY_PICTURE).is_file():
+        source = data_uri((run.path / SALIENCY_PICTURE).read_bytes(), "image/png")
+        alt = "Held-out radiographs and the heat of their class activation maps"
+        picture = {"source": source, "alt": alt, "caption": "", "wide": True}
+    return {"looked": table, "saliency": picture}
 
 
 def _training_figures(run: Run) -> list[dict[str, Any]]:
