@@ -136,8 +136,11 @@ def _no_flag(shortcuts: ShortcutAudit) -> Condition:
 def _beats_thumbnail(shortcuts: ShortcutAudit, network: Mapping[str, Any], versus: pd.DataFrame) -> Condition:
     name = "Better than a 16 × 16 thumbnail"
     row = versus.set_index("baseline").loc["thumbnail"]
-    found = f"Its AUC is {network['value']:.3f}, the thumbnail's {shortcuts.row('thumbnail')['auc']:.3f}; on the same "
-    found += f"{int(row['n'])} patients the difference is {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})."
+    n, difference, low, high = int(row["n"]), row["difference"], row["low"], row["high"]
+    found = (
+        f"Its AUC is {network['value']:.3f}, the thumbnail's {shortcuts.row('thumbnail')['auc']:.3f}; on the same {n} "
+    )
+    found += f"patients the difference is {difference:+.3f} ({low:+.3f} to {high:+.3f})."
     if row["low"] > 0:
         return Condition(name, MET, found)
     if row["errorless_low"] <= 0:
