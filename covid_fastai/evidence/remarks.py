@@ -100,19 +100,21 @@ def source_table(cohort: pd.DataFrame) -> pd.DataFrame | None:
     return counts[order].reset_index().rename(columns={"source": "collection or hospital"}).rename_axis(columns=None)
 
 
-def limits(cohort: pd.DataFrame, result: Evaluation) -> list[str]:
+def limits(cohort: pd.DataFrame, result: Evaluation, *, external: bool = False) -> list[str]:
     """Return what the figures do not say, in sentences.
 
     Args:
         cohort: The run's cohort.
         result: The evaluation of its held-out patients.
+        external: Whether the model was also judged on data that it has no part of.
 
     Returns:
         The sentences.
     """
+    elsewhere = "stands with the external data." if external else "is not measured here."
     said = [
         "The held-out patients come from the same collections as the training patients. How well the model does at a "
-        "hospital that it has never seen is not measured here.",
+        f"hospital that it has never seen {elsewhere}",
         "The share of each class here is that of the collections, not of any clinic; precision and accuracy change "
         "with it.",
         "The intervals hold for other patients of these collections. They know nothing of other training runs, other "
@@ -134,7 +136,7 @@ def limits(cohort: pd.DataFrame, result: Evaluation) -> list[str]:
 
 
 def _of_run(run: Run) -> Iterator[Remark]:
-    weights = next((event["weights"] for event in run.record if "weights" in event), {})
+    weights = run.built.get("weights", {})
     yield from _of_seen(run, weights)
     if weights.get("name") == "random":
         yield Remark(
