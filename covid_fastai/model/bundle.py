@@ -42,6 +42,7 @@ from covid_fastai.model.bundle_config import (
     seal_config,
 )
 from covid_fastai.model.card import CARD_FILE
+from covid_fastai.model.hub import find_model
 from covid_fastai.model.learner import build_learner
 from covid_fastai.model.onnx_export import OPSET, export_onnx
 from covid_fastai.model.predictor import open_session
@@ -118,14 +119,16 @@ def save_model(
     return folder
 
 
-def load_model(folder: str | Path, *, device: str | torch.device = "auto") -> Learner:
+def load_model(folder: str | Path, *, revision: str | None = None, device: str | torch.device = "auto") -> Learner:
     """Read a model that `save_model` wrote, and test that it answers as it did then.
 
     Nothing in the folder is executed: the weights are plain tensors, the JSON is checked field by field. The ONNX
     file is not run, but has to be the one that was saved.
 
     Args:
-        folder: With `model.safetensors`, `config.json`, and `model.onnx` where it was saved with it.
+        folder: With `model.safetensors`, `config.json`, and `model.onnx` where it was saved with it; or a run; or
+            `"user/model"` on the Hugging Face Hub (extra `hub`), where there is no such folder.
+        revision: The commit, tag or branch of a model on the Hub.
         device: As in `build_dataloaders`.
 
     Returns:
@@ -136,9 +139,10 @@ def load_model(folder: str | Path, *, device: str | torch.device = "auto") -> Le
     Raises:
         ModelFormatError: A file is missing, damaged, changed, of a newer version, or no model of this package; the
             message names the file and the reason.
-        EnvironmentProblem: The device is not there, or the architecture needs timm, which is not installed.
+        EnvironmentProblem: The device is not there, the architecture needs timm, which is not installed, or the Hub
+            refuses or does not answer.
     """
-    folder = Path(folder)
+    folder = find_model(folder, revision=revision)
     config = read_config(folder / CONFIG_FILE)
     state = _read_state(folder / WEIGHTS_FILE, config.sha256)
     if config.onnx is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from covid_fastai.model.card import CARD_FILE, build_card
 __all__ = ["HUB_FILES", "fetch_model", "find_model", "push_to_hub"]
 
 HUB_FILES = (CONFIG_FILE, WEIGHTS_FILE, ONNX_FILE, CARD_FILE)  # nothing else is ever fetched or pushed
+PATIENCE = 10.0  # seconds that the Hub may take for its first word
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*", re.ASCII)
 
 
@@ -90,7 +92,13 @@ def fetch_model(repo: str, *, revision: str | None = None, token: str | None = N
     """
     _check_name(repo)
     with _hub(repo, revision) as hub:
-        folder = hub.snapshot_download(repo, revision=revision, token=token, allow_patterns=list(HUB_FILES))
+        options = {"revision": revision, "token": token, "allow_patterns": list(HUB_FILES)}
+        try:  # asked once: the download itself would try for minutes where nobody answers
+            hub.HfApi(token=token).model_info(repo, revision=revision, timeout=PATIENCE)
+        except _unreachable():
+            folder = hub.snapshot_download(repo, local_files_only=True, **options)
+        else:
+            folder = hub.snapshot_download(repo, **options)
     if not (Path(folder) / CONFIG_FILE).is_file():
         raise ModelFormatError(
             f"{repo} on the Hub has no {CONFIG_FILE}, so it is no model of this package.", hint="Check the name."
@@ -153,8 +161,6 @@ def _hub(repo: str, revision: str | None = None):
             f"{repo} is no folder here, and the Hugging Face Hub needs the extra hub.",
             hint="Correct the folder, or pip install 'covid_fastai[hub]'",
         ) from error
-    http_error = errors.HfHubHTTPError.__bases__[0]  # of the client that this version uses: httpx, httpx2
-
     at = f"{repo}, revision {revision}," if revision else repo
     try:
         yield hub
@@ -172,8 +178,17 @@ def _hub(repo: str, revision: str | None = None):
         raise EnvironmentProblem(
             f"The Hub refuses {at}: {reason}", hint="Log in with hf auth login and a token that may do this."
         ) from error
-    except (errors.OfflineModeIsEnabled, http_error, ConnectionError) as error:
+    except _unreachable() as error:
         raise _offline(at) from error
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    """Return what is raised where nobody answers, by the client that this version of huggingface_hub uses."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    base = HfHubHTTPError.__bases__[0]  # HTTPError of httpx or httpx2, above TransportError
+    module = importlib.import_module(base.__module__.split(".")[0])
+    return module.TransportError, ConnectionError
 
 
 def _offline(at: str) -> OfflineError:

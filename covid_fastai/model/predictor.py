@@ -30,6 +30,7 @@ from covid_fastai.model.bundle_config import (
     read_config,
     read_verified,
 )
+from covid_fastai.model.hub import find_model
 from covid_fastai.model.runtime import onnxruntime
 
 __all__ = ["Predictor", "open_session"]
@@ -52,9 +53,11 @@ class Predictor:
         table = predictor.predict(["a.png", "b.jpeg"])
 
     Args:
-        folder: What `save_model` wrote; `config.json` and `model.onnx` are read, `model.safetensors` need not be there.
+        folder: What `save_model` wrote, a run, or `"user/model"` on the Hugging Face Hub (see `find_model`);
+            `config.json` and `model.onnx` are read, `model.safetensors` need not be there.
         threads: Processor cores that one prediction uses, to decode and to compute at the same time; None for all of
             them. Give 1 where several threads or processes predict at once.
+        revision: The commit, tag or branch of a model on the Hub.
 
     Attributes:
         config: What `config.json` says.
@@ -68,8 +71,8 @@ class Predictor:
         UsageError: `threads` is not allowed.
     """
 
-    def __init__(self, folder: str | Path, *, threads: int | None = None):
-        folder = Path(folder)
+    def __init__(self, folder: str | Path, *, threads: int | None = None, revision: str | None = None):
+        folder = find_model(folder, revision=revision)
         self.config = read_config(folder / CONFIG_FILE)
         if self.config.onnx is None:
             hint = "Load it with load_model, and save it with save_model."
