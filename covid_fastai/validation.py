@@ -6,6 +6,7 @@ import dataclasses
 import html
 import logging
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,8 @@ def validate(
         data: As in `read_cohort`; every row whose label has a class is used, whatever split it names.
         labels: The model's class for labels that the data use and the task does not know, such as
             `{"positive": "COVID-19"}`; a label that is given the class "" stands aside.
-        keep: Write what was found into the run's folder, `external/<name of the data>.json`, for its verdict.
+        keep: Write what was found into the run's folder, `external/<name of the data>-<six digits>.json`, for the
+            verdict.
         draws: Bootstrap draws, 100 or more.
         seed: Of the bootstrap.
         **reading: More options of `read_cohort`, such as `patient_column`.
@@ -172,7 +174,7 @@ def validate(
     unknown = not cohort.attrs["patients_known"]
     found = Validation(table, predictions, thumbnail, cohort[seen], threshold, unknown)
     if keep:
-        name = "rows" if isinstance(data, pd.DataFrame) else Path(data).resolve().stem
+        name = "rows" if isinstance(data, pd.DataFrame) else _name(Path(data).resolve())
         folder = run.path / EXTERNAL_FOLDER
         folder.mkdir(exist_ok=True)
         write_json(folder / f"{name}.json", found.to_dict())
@@ -215,6 +217,12 @@ def _figures(result: Evaluation, source: str, comparison: str) -> list[dict[str,
     about = {"images of": source, "comparison": comparison}
     keep = ("metric", "value", "low", "high", "n")
     return [{**about, **{name: row[name] for name in keep}} for row in rows if row["value"] == row["value"]]
+
+
+def _name(path: Path) -> str:
+    """Return a name of a data set that no other has: its folder's, and six digits that stand for the whole path."""
+    folder = path if path.is_dir() else path.parent
+    return f"{folder.name}-{zlib.crc32(os.fsencode(path)) & 0xFFFFFF:06x}"
 
 
 def _mean(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

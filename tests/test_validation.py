@@ -104,7 +104,8 @@ def test_one_source_alone_is_confounded_with_nothing():
 
 def test_what_was_found_is_kept_for_the_verdict(run, elsewhere):
     result = validate(run, elsewhere, labels={"positive": "COVID-19"})
-    kept = json.loads((run / "external" / "labels.json").read_text())["same_source"][0]
+    (file,) = (run / "external").glob("train-*.json")
+    kept = json.loads(file.read_text())["same_source"][0]
     assert kept["source"] == "elsewhere" and kept["value"] == pytest.approx(result.same_source()[0]["value"])
     train = read_run(run).cohort.query("split == 'train'")
     rows = result.predictions.assign(split="")

@@ -71,7 +71,6 @@ def render_report(folder: str | Path) -> Path:
     how = (
         f"Each was predicted by the one of {folds} models that had not seen them." if folds else "None was trained on."
     )
-    built = next((event for event in run.record if "weights" in event), {})
     return write_page(
         run.path / "report.html",
         "report.html",
@@ -79,7 +78,7 @@ def render_report(folder: str | Path) -> Path:
         name=run.path.resolve().name,
         started=run.record[0].get("time", "").replace("T", " ").replace("Z", " UTC") if run.record else "",
         minutes=_minutes(run.history),
-        device=built.get("device", ""),
+        device=run.built.get("device", ""),
         heading="What it can do on patients that it has not seen",
         remarks=run_remarks(run),
         audit=describe_audit(read_audit(run.path)),
@@ -91,7 +90,7 @@ def render_report(folder: str | Path) -> Path:
         sources=source_table(cohort),
         data_figures=_data_figures(run, cohort),
         problems=count_problems(run.problems),
-        training_text=_training_text(run, built, fields),
+        training_text=_training_text(run, run.built, fields),
         training_figures=_training_figures(run),
         settings=pd.DataFrame([{"setting": key, "value": _plain(value)} for key, value in fields.items()]),
         limits=limits(cohort, result),

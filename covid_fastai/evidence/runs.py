@@ -93,6 +93,12 @@ class Run:
         """What happened when: started, resumed, test touched, finished ..."""
         return read_record(self.path)
 
+    @cached_property
+    def built(self) -> dict[str, Any]:
+        """`arch`, `device` and `weights` of the model as it was built; of a cross-validation its first one's."""
+        events = [*self.record, *read_record(self.path / "fold-0")]
+        return next((event for event in events if "weights" in event), {})
+
     @property
     def status(self) -> str:
         """`finished`, or the last thing that is known: `started`, `interrupted`, `failed`, `diverged` ..."""
