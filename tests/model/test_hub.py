@@ -195,6 +195,7 @@ def test_push_fetch_and_predict(hub, small_model, tmp_path):
     assert json.loads(run(None, tmp_path / "b", PREDICT, sha))[0] == p
 
 
+@pytest.mark.slow  # a process for each step
 def test_a_revision_is_the_one_that_was_named(hub, small_model, tmp_path):
     from tests.small_model import write_small_model
 
@@ -214,6 +215,7 @@ def test_a_revision_is_the_one_that_was_named(hub, small_model, tmp_path):
     assert kind == "ModelFormatError" and "revision fff" in message
 
 
+@pytest.mark.slow  # a process for each step
 def test_what_is_not_there_is_told(hub, tmp_path):
     kind, message, hint = json.loads(run(hub, tmp_path / "a", REFUSED, "some/body", ""))
     assert kind == "ModelFormatError" and "some/body is no folder here" in message and hint
