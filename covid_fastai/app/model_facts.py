@@ -9,7 +9,7 @@ from typing import Any
 from covid_fastai.model.bundle_config import CONFIG_FILE, read_config
 from covid_fastai.model.card import read_card
 
-__all__ = ["NOT_STATED", "ModelFacts", "read_facts"]
+__all__ = ["ModelFacts", "NOT_STATED", "read_facts"]
 
 NOT_STATED = "not stated"
 

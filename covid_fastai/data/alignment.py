@@ -13,7 +13,7 @@ import numpy as np
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 
-__all__ = ["PICTURE_SIDE", "AlignedPair", "aligned_pairs"]
+__all__ = ["AlignedPair", "PICTURE_SIDE", "aligned_pairs"]
 
 PICTURE_SIDE = 64  # pixels; twice the side that is compared, so that a window of it is averaged, not interpolated
 SIDE = 32  # pixels of what is compared

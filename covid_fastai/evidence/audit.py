@@ -23,12 +23,12 @@ from covid_fastai.files import write_json
 
 __all__ = [
     "AUDIT_FILE",
+    "Audit",
     "EXTERNAL_FOLDER",
     "HEAT_FILE",
     "PROBES_FILE",
     "RETRAINED_FOLDER",
     "SALIENCY_PICTURE",
-    "Audit",
     "audit_predictions",
     "audit_run",
     "read_audit",
@@ -207,10 +207,13 @@ def audit_run(folder: str | Path | Run, *, seed: int | None = None, most: int = 
 
 
 def read_audit(folder: str | Path) -> Audit | None:
-    """Read a run's audit back; None where the run was not audited.
+    """Read a run's audit back.
 
     Args:
         folder: The run's folder.
+
+    Returns:
+        The audit, without the baselines' predictions; None where the run was not audited.
 
     Raises:
         DataError: `audit.json` is damaged.

@@ -15,7 +15,7 @@ from PIL import Image
 from covid_fastai.data.images import FORMATS, read_image, resize_image
 from covid_fastai.errors import ImageError
 
-__all__ = ["BASELINES", "LUNG_FREE", "Features", "one_hot", "read_features", "sources_of"]
+__all__ = ["BASELINES", "Features", "LUNG_FREE", "one_hot", "read_features", "sources_of"]
 
 THUMBNAIL = 16  # pixels a side; at that size an opacity is a dozen of grey values
 CENTRE = slice(3, 13)  # the lungs' box of the thumbnail, 10 x 10
