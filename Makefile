@@ -10,7 +10,7 @@ check:
 	ruff format --check .
 	pytest
 	pytest -m slow
-	nbdev-test nbs --n-workers 1
+	OMP_NUM_THREADS=1 nbdev-test nbs --n-workers 1
 
 test:
 	pytest
