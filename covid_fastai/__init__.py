@@ -78,6 +78,7 @@ _MODULE_OF = {
     "train_classifier": "training",
     "validate": "validation",
     "write_evaluation": "evidence.report",
+    "write_documents": "evidence.documents",
     "write_exploration": "evidence.data_pages",
     "write_phantom": "data.phantom",
     "write_report": "evidence.report",

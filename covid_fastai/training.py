@@ -19,6 +19,7 @@ from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.splits import fold_by_patient, fold_cohort, split_by_image, split_by_patient
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evidence.audit import HEAT_FILE, PROBES_FILE, audit_run
+from covid_fastai.evidence.documents import write_documents
 from covid_fastai.evidence.metrics import evaluate
 from covid_fastai.evidence.prediction_table import read_predictions
 from covid_fastai.evidence.predictions import predict
@@ -115,6 +116,7 @@ def train_classifier(
             audit_run(folder)
         log_event(folder, "finished")
         write_report(learn, result)
+        write_documents(folder)
     return learn
 
 
@@ -188,6 +190,7 @@ def cross_validate(
             audit_run(folder)
         log_event(folder, "finished")
         render_report(folder)
+        write_documents(folder)
     return read_run(folder)
 
 

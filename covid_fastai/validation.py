@@ -20,6 +20,7 @@ from covid_fastai.data.seen import mark_seen, package_manifests, read_manifest
 from covid_fastai.data.tasks import Task, get_task
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evidence.audit import EXTERNAL_FOLDER
+from covid_fastai.evidence.documents import write_documents
 from covid_fastai.evidence.metrics import RESEARCH_USE, Evaluation, evaluate
 from covid_fastai.evidence.prediction_table import PROBABILITY, class_columns
 from covid_fastai.evidence.predictions import predict
@@ -179,6 +180,7 @@ def validate(
         folder.mkdir(exist_ok=True)
         write_json(folder / f"{name}.json", found.to_dict())
         log_event(run.path, "validated", data=name, images=len(rows))
+        write_documents(run)
     return found
 
 

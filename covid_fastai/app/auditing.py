@@ -45,6 +45,7 @@ def audit(
         )
     if is_run:
         from covid_fastai.evidence.audit import audit_run
+        from covid_fastai.evidence.documents import write_documents
         from covid_fastai.evidence.report import render_report
 
         if full:
@@ -53,6 +54,7 @@ def audit(
             retrain(data)
         found = audit_run(data)
         cohort, page = read_run(data).cohort, render_report(data)
+        write_documents(data)
         said = {**found.to_dict(), "report": str(page)}
     else:
         from covid_fastai.data.metadata import read_cohort

@@ -8,7 +8,7 @@ from covid_fastai.data.download import TERMS
 from covid_fastai.data.metadata import summarise_cohort
 from covid_fastai.data.seen import package_manifests, read_manifest
 from covid_fastai.evidence.metrics import RESEARCH_USE
-from covid_fastai.evidence.remarks import run_remarks, source_table
+from covid_fastai.evidence.remarks import cohort_remarks, source_table
 from covid_fastai.evidence.run_facts import KNOWN_COLUMNS, RunFacts, markdown_table, say_counts
 from covid_fastai.evidence.subgroups import AGE_BANDS
 
@@ -78,7 +78,7 @@ def _sources(facts: RunFacts) -> str:
     if table is None:
         return UNKNOWN
     text = "Images by collection or hospital and class, by a column of the data or, where there is none, by file names."
-    alarms = [f"- **{one.title}** {one.text}" for one in run_remarks(facts.run) if one.level == "alarm"]
+    alarms = [f"- **{one.title}** {one.text}" for one in cohort_remarks(facts.cohort) if one.level == "alarm"]
     return "\n\n".join([text, markdown_table(table), *(["\n".join(alarms)] if alarms else [])])
 
 

@@ -55,6 +55,7 @@ class RunFacts:
     def cohort(self) -> pd.DataFrame:
         """The cohort, a row an image, as text."""
         cohort = self.run.cohort.copy()
+        cohort.attrs["patients_known"] = self.patients_known
         if self.judged:
             cohort.attrs["classes"] = self.result.classes
         return cohort
