@@ -59,10 +59,9 @@ def _composition(facts: RunFacts) -> str:
     known = "Every image that takes part names its patient."
     if not facts.patients_known:
         known = "Not every image names its patient; an image without one counts as a patient of its own."
-    text = (
-        f"Frontal and other radiographs, {len(facts.cohort):,} rows of {facts.cohort['patient'].nunique():,} patients; "
-    )
-    text += f"{len(facts.used):,} images of {facts.used['patient'].nunique():,} patients take part. {known} {both}"
+    everybody, taking_part = (rows["patient"].nunique() for rows in (facts.cohort, facts.used))
+    text = f"Chest radiographs: {len(facts.cohort):,} images of {everybody:,} patients; {len(facts.used):,} images of "
+    text += f"{taking_part:,} patients take part. {known} {both}"
     rows = summarise_cohort(facts.cohort[facts.cohort["split"] != "aside"])
     rows["split"] = rows["split"].replace("train", "folds, or training" if facts.folds else "train")
     parts = [text, markdown_table(rows.drop(columns="note").rename(columns={"split": "part", "label": "class"}))]
@@ -172,7 +171,7 @@ def _seen(facts: RunFacts) -> str:
     if "seen" not in facts.cohort or not facts.fields.get("guard_seen", True):
         return "Not looked for (guard_seen=False): images may be judged that pretrained weights have seen."
     seen = facts.cohort["seen"].str.casefold() == "true"
-    fold = facts.cohort["fold"].astype(int) if "fold" in facts.cohort else -1
+    fold = pd.to_numeric(facts.cohort["fold"], errors="coerce") if "fold" in facts.cohort else -1
     judged = seen & (facts.cohort["split"].isin(["valid", "test"]) | (fold >= 0))
     n = int(seen.sum())
     text = f"Of {n:,} images, the package's own weights have seen them or another image of their patient; figures "
@@ -188,16 +187,12 @@ def _seen(facts: RunFacts) -> str:
 
 def _uses(facts: RunFacts) -> str:
     outside = ", ".join(facts.external) or "none"
-    text = (
-        f"In this run: to train and judge one model. External data that it was tried on: {outside}. Not for decisions "
-    )
-    return text + "about any person: for what the data were collected, and whom they represent, is unknown."
+    text = f"In this run: to train a model and judge it. External data that it was tried on: {outside}. Not for "
+    return text + "decisions about any person: for what the data were collected, and whom they represent, is unknown."
 
 
 def _terms(facts: RunFacts) -> str:
     if not CORONAHACK & set(facts.used["source"].str.casefold()):
         return "Unknown: the data name no licence. Ask who gave you the data before you share them or a model of them."
-    text = (
-        "By their columns or file names, images here are of collections that CoronaHack is made of. What this package "
-    )
-    return f"{text}knows of its terms: {TERMS}"
+    text = "By their columns or file names, images here are of collections that CoronaHack is made of. What is known "
+    return f"{text}of its terms: {TERMS}"
