@@ -27,6 +27,8 @@ TORCH_FREE += [
 TORCH_FREE += ["app/answering.py", "app/web.py", "app/workers.py"]
 TORCH_FREE += [f"evidence/{name}.py" for name in ("abstention", "agreement", "calibration", "comparison")]
 TORCH_FREE += [f"evidence/{name}.py" for name in ("pairing", "selection", "subgroups", "thresholds", "usefulness")]
+TORCH_FREE += ["data/dicom.py", "data/guard.py", "model/predictor.py", "app/batch.py", "app/batch_ray.py"]
+TORCH_FREE += ["app/batch_table.py", "app/batch_workers.py", "app/explaining.py", "app/inputs.py", "app/predicting.py"]
 HEAVY = {"torch", "torchvision", "fastai", "timm"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
 
