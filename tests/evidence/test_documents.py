@@ -160,7 +160,7 @@ def test_the_data_sheet_counts_as_the_cohort_does(run):
     for (split, label), rows in used.groupby(["split", "label"]):
         assert f"| {split} | {label} | {len(rows)} | {rows['patient'].nunique()} |" in text
     assert f"{len(cohort)} images of {cohort['patient'].nunique()} patients" in text
-    assert "Unknown: the data name no licence" in text and "CoronaHack" not in text
+    assert "Unknown: the data name no licence" in text and "Mendeley" not in text
 
 
 def test_images_that_are_gone_are_said_not_to_be_read(run):
