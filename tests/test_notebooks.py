@@ -18,6 +18,7 @@ import pytest
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "nbs").glob("[0-9]*.ipynb"))
 LARGEST = 400_000  # bytes, outputs and all, so that they open on the web
 STORY = ["quickstart", "metadata", "images", "augmentation", "dataloaders", "training", "evaluation", "the_article"]
+STORY += ["audit"]
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -40,7 +41,7 @@ def test_it_begins_as_all_do(path):
     assert "import" in "".join(imports["source"]) and "*" not in "".join(imports["source"])
     assert parameters["metadata"]["tags"] == ["parameters"]
     assert "".join(parameters["source"]).startswith("data = None")
-    assert "example_data(data" in "".join(data["source"])
+    assert re.search(r"example_data\(\s*data", "".join(data["source"]))
 
 
 @each_notebook

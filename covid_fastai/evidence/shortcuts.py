@@ -280,7 +280,7 @@ def plot_shortcuts(audit: ShortcutAudit, *, network: Mapping[str, Any] | None = 
         axes.annotate(f"{auc:.3f}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     axes.axvline(0.5, color="#999999", lw=0.8, ls=":")
     axes.set(yticks=range(len(lines)), yticklabels=[line[0] for line in lines], ylim=(-0.6, len(lines) - 0.4))
-    axes.set(xlim=(min(0.4, *(line[1] for line in lines)) - 0.02, 1.01), xlabel="AUC, with 95% interval")
+    axes.set(xlim=(min(0.4, *(min(line[1:3]) for line in lines)) - 0.02, 1.01), xlabel="AUC, with 95% interval")
     n = int(rows["n"].max())
     axes.set_title(
         f"Baselines{' beside the network' if network else ''} (orange: flagged), n = {n} patients",
