@@ -20,7 +20,8 @@ from covid_fastai.data.hardware import resolve_device
 __all__ = ["examine"]
 
 ROOM = 2 << 30  # bytes: a ResNet-50's checkpoints, its model and a report
-EXTRAS = {"data": "kagglehub", "timm": "timm"}
+EXTRAS = {"batch": "pyarrow", "data": "kagglehub", "dicom": "pydicom", "hub": "huggingface_hub", "ray": "ray"}
+EXTRAS |= {"timm": "timm", "web": "fasthtml"}
 MODEL_FOLDER = Path(__file__).parents[1] / "model"
 
 
