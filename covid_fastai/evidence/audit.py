@@ -323,4 +323,5 @@ def _tripwires(probes: pd.DataFrame | None, positive: str | None) -> dict[str, A
 def _difference(row: pd.Series) -> str:
     if row["difference"] != row["difference"]:
         return "–"
-    return f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+    difference, low, high = (round(row[name], 3) + 0.0 for name in ("difference", "low", "high"))  # no -0.000
+    return f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"

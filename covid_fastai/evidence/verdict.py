@@ -136,7 +136,7 @@ def _no_flag(shortcuts: ShortcutAudit) -> Condition:
 def _beats_thumbnail(shortcuts: ShortcutAudit, network: Mapping[str, Any], versus: pd.DataFrame) -> Condition:
     name = "Better than a 16 × 16 thumbnail"
     row = versus.set_index("baseline").loc["thumbnail"]
-    n, difference, low, high = int(row["n"]), row["difference"], row["low"], row["high"]
+    n, (difference, low, high) = int(row["n"]), (round(row[key], 3) + 0.0 for key in ("difference", "low", "high"))
     found = (
         f"Its AUC is {network['value']:.3f}, the thumbnail's {shortcuts.row('thumbnail')['auc']:.3f}; on the same {n} "
     )
