@@ -192,7 +192,7 @@ def _name_fault(path: str, inside: str | None) -> tuple[str, str, str] | None:
     """Return kind, reason and remedy where the name alone tells that the file must not be opened."""
     if not path:
         return "empty_name", "it names no file", "Name its image, or remove the row."
-    if "\0" in path or printable(path) != path:
+    if "\0" in path or "\ufffd" in path or printable(path) != path:
         return "bad_name", "its name is not valid text", "Rename the file."
     if inside is not None and not os.path.realpath(path).startswith(inside):
         remedy = "Name files below that folder, or name a folder that holds them all with image_root."

@@ -151,7 +151,7 @@ def _from_table(
 def _from_frame(frame: pd.DataFrame, *, columns: Mapping[str, str | None], image_root: str | Path | None) -> Rows:
     if frame.empty:
         raise DataError("The table has no rows.", hint="Give a row an image.")
-    table = frame.astype(object).where(frame.notna(), "").astype(str)
+    table = frame.astype(object).where(frame.notna(), "").map(_text)
     table.columns = [str(name) for name in frame.columns]
     double = table.columns[table.columns.duplicated()]
     if len(double):
@@ -164,8 +164,14 @@ def _from_frame(frame: pd.DataFrame, *, columns: Mapping[str, str | None], image
     extras = _extras(table, chosen)
     for number, name in enumerate(table.columns):
         if name in extras:
-            extras[name] = frame.iloc[:, number].to_numpy()  # numbers stay numbers
+            values = frame.iloc[:, number].to_numpy()  # numbers stay numbers
+            extras[name] = [_text(value) if isinstance(value, str) else value for value in values]
     return Rows(rows.reset_index(drop=True), extras, base, "a table")
+
+
+def _text(value: object) -> str:
+    """Return a value as text that can be written as UTF-8: what is no text becomes U+FFFD, which checks refuse."""
+    return str(value).encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def _absolute(base: Path, name: str) -> str:
@@ -292,6 +298,7 @@ def _from_folders(
     rows = []
     for _, part, place in places:
         for path in _images_in(place, problems):
+            path = _text(path)
             name = os.path.relpath(path, root)
             rows.append({"row": None, "name": name, "path": path, "finding": place.name, "split": part})
     if not rows:
