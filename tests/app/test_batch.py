@@ -170,7 +170,7 @@ def test_killed_five_times_it_is_the_same_table(model, tmp_path):
 def test_ray_with_a_killed_worker(model, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     psutil = pytest.importorskip("psutil")
-    images = write_images(tmp_path / "images", 400, bad_each=100)
+    images = write_images(tmp_path / "images", 240, bad_each=100)
     monkeypatch.setattr(batch, "PART", 8)
     predict_batch(model, images, tmp_path / "local.csv", workers=2)
     ray.init(num_cpus=3, include_dashboard=False, logging_level="error")
@@ -193,5 +193,5 @@ def test_ray_with_a_killed_worker(model, tmp_path, monkeypatch):
         killer.join(10)
     finally:
         ray.shutdown()
-    assert killed and counts["rows"] == 400
+    assert killed and counts["rows"] == 240
     assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "local.csv").read_bytes()
