@@ -525,7 +525,7 @@ def test_a_faulty_row_is_refused(tmp_path, line, kind):
 
 
 def test_a_name_that_is_no_text(simple):
-    names = pd.Series(["a.png", "b\0.png", "caf\udce9.png"], dtype=object)  # pyarrow, where it is there, refuses the last
+    names = pd.Series(["a.png", "b\0.png", "caf\udce9.png"], dtype=object)  # pyarrow refuses the last
     frame = pd.DataFrame({"image": names, "label": "Normal"})
     error = faults(frame, image_root=simple.parent)
     assert kinds(error) == {"bad_name": 2}
