@@ -93,21 +93,25 @@ def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         return None  # read_cohort has listed it, and the audit counts it
     pixels = np.asarray(image, dtype=float)
     thumbnail = np.asarray(resize_image(image, THUMBNAIL), dtype=float)
-    with Image.open(path, formats=FORMATS) as file:  # the header alone, which read_image has found sound
-        tables = getattr(file, "quantization", None) or {}
-        steps = next(iter(tables.values()), [0])
-        extras = [float("icc_profile" in file.info), float("exif" in file.info), float("dpi" in file.info)]
+    steps, extras = _compression(path) if facts.format in FORMATS else ([0], [0.0, 0.0, 0.0])
     # Not the file's length: what is drawn in a lung makes a file longer too.
     numbers = [np.log(facts.width), np.log(facts.height), np.log(facts.width / facts.height)]
     numbers += [float(facts.width == facts.height), float(facts.bits), np.log1p(steps[0]), np.log1p(np.mean(steps))]
     numbers += extras
-    kinds = np.r_[one_hot([facts.format], FORMATS)[0], one_hot([facts.mode], MODES)[0]]
+    kinds = np.r_[one_hot([facts.format], (*FORMATS, "DICOM"))[0], one_hot([facts.mode], MODES)[0]]
     return np.r_[numbers, kinds], thumbnail, np.array([pixels.mean(), pixels.std()])
+
+
+def _compression(path: str | Path) -> tuple[Sequence[int], list[float]]:
+    """Return the steps of a JPEG's first quantiser, and whether there is a colour profile, EXIF, a resolution."""
+    with Image.open(path, formats=FORMATS) as file:  # the header alone, which read_image has found sound
+        tables = getattr(file, "quantization", None) or {}
+        return next(iter(tables.values()), [0]), [float(key in file.info) for key in ("icc_profile", "exif", "dpi")]
 
 
 def _header_names() -> list[str]:
     names = ["log width", "log height", "log aspect", "square", "bits", "log first quantiser", "log mean quantiser"]
-    return [*names, "ICC profile", "EXIF", "resolution", *FORMATS, *MODES]
+    return [*names, "ICC profile", "EXIF", "resolution", *FORMATS, "DICOM", *MODES]
 
 
 def sources_of(rows: pd.DataFrame) -> pd.Series:

@@ -240,3 +240,12 @@ def test_flags_are_right_more_often_than_stated(tmp_path):
         for s in range(2)
     ]
     assert all(found.flags for found in kinds)
+
+
+def test_dicom_files_have_header_features_too(tmp_path):
+    pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+    from tests.data.test_dicom import dataset, encode
+
+    (tmp_path / "a.dcm").write_bytes(encode(dataset()))
+    found = read_features([tmp_path / "a.dcm"])
+    assert found.readable.all() and found.blocks["headers"][0, 5] == 0
