@@ -237,6 +237,7 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(covid_dataset, tmp_pat
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     for line in process.stderr:
         if line.startswith("epoch 1/"):
