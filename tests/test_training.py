@@ -86,7 +86,7 @@ def test_what_fastai_users_do_goes_on_working(learn):
         interpretation.plot_confusion_matrix()
         learn.show_results()
         learn.dls.show_batch()
-        assert learn.lr_find(num_it=20, show_plot=False) is not None
+        assert learn.lr_find(end_lr=1e-3, num_it=20, stop_div=False, show_plot=False) is not None
         probabilities, targets = learn.tta(n=2)
         assert probabilities.shape == (len(targets), 2)
         learn.fine_tune(1)
