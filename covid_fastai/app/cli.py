@@ -256,6 +256,7 @@ def _train(
     if resume is None:
         TrainConfig.build(preset=preset, **choices)  # wrong options answer before torch is imported
     from covid_fastai.app.progress import TerminalProgress
+    from covid_fastai.evidence.audit import read_audit
     from covid_fastai.evidence.runs import read_run
     from covid_fastai.training import train_classifier
 
@@ -265,13 +266,15 @@ def _train(
     finally:
         if bar:
             bar.close()
-    run = read_run(learn.path)
+    run, audit = read_run(learn.path), read_audit(learn.path)
     if as_json:
         figures = {split: result.to_dict() for split, result in run.evaluations.items()}
         print_json({"run": str(run.path), "report": str(run.report), "python": run.config["python"], **figures})
         return
     for split, result in run.evaluations.items():
         print_figures(result, title={"valid": "Held-out patients", "test": "Official test set"}[split])
+    if audit is not None:
+        typer.echo(f"Verdict: {audit.verdict.sentence}")
     typer.echo(f"The same in Python: {run.config['python']}")
     typer.echo(f"Report: {run.report}")
 
