@@ -91,12 +91,17 @@ class TrainConfig(BaseModel):
     initial_image_size: Annotated[int, Field(ge=32)] | None = Field(
         None, description="Side of the images in the first half of the unfrozen epochs, pixels; all alike if not given."
     )
+    frozen_views: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Augmented views of each image that the frozen epochs share; a fresh one each if not given."
+    )
     weight_decay: float = Field(1e-2, ge=0, allow_inf_nan=False, description="Decoupled weight decay.")
     gradient_clip: PositiveRate | None = Field(None, description="Largest norm of the gradient; not clipped if absent.")
     audit: bool = Field(True, description="Look for shortcuts after training: baselines that see no lung, a verdict.")
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the draw, the split and the training.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to compute.")
-    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field("auto", description="auto is 16-bit on a GPU only.")
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        "auto", description="What training computes in; auto is 16-bit on a GPU, or a CPU with AMX."
+    )
     num_workers: int | Literal["auto"] = Field("auto", description="Processes that open images.")
 
     @classmethod

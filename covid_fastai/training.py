@@ -257,6 +257,7 @@ def fit_cohort(
             learning_rate=config.learning_rate,
             unfrozen_learning_rate=config.unfrozen_learning_rate,
             discriminative=config.discriminative,
+            frozen_views=config.frozen_views,
             initial_image_size=config.initial_image_size,
             checkpoints=folder / "checkpoints",
             resume=resuming,

@@ -13,7 +13,6 @@ import fastai.interpret  # noqa: F401 - lets ClassificationInterpretation show t
 import torch
 import torchvision
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -26,6 +25,7 @@ from fastai.vision.learner import vision_learner
 from torch import nn
 
 from covid_fastai.errors import UsageError
+from covid_fastai.model.precision import precision_callbacks
 from covid_fastai.model.weights import ARCHITECTURES, TIMM_PREFIX, Weights, empty_body, resolve_weights
 
 __all__ = ["ARCHITECTURES", "CheckNormalisation", "FrozenBody", "build_learner", "linear_head", "map_weights"]
@@ -34,7 +34,6 @@ logger = logging.getLogger("covid_fastai")
 
 HEAD_DROPOUT = 0.5  # fastai's own before a last layer
 MODEL_DIR = "models"  # inside the learner's path: where learn.save and lr_find write
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 BALANCES = ("none", "loss", "sampler")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -66,8 +65,8 @@ def build_learner(
             and changes nothing here; `"none"`.
         weight_decay: Decoupled weight decay, 0 or more; not applied to biases and norms.
         gradient_clip: The largest norm of the gradient, above 0; None to leave it as it is.
-        precision: `"auto"` computes in 16 bits on a CUDA device and in 32 elsewhere; `"fp32"`; `"fp16"` and `"bf16"`
-            on a CUDA device only.
+        precision: What training computes in: `"auto"`, `"fp32"`, `"fp16"` or `"bf16"`; see `choose_precision`.
+            Predictions are computed in 32 bits always.
         callbacks: fastai callbacks that stay on the learner.
         label_smoothing: The share of the target that is spread over all classes, 0 to below 1.
 
@@ -80,7 +79,8 @@ def build_learner(
         OfflineError: The weights have to be fetched and no network answers.
         EnvironmentProblem: timm is asked for and not installed.
     """
-    _check_options(dls, balance=balance, precision=precision, gradient_clip=gradient_clip)
+    _check_options(dls, balance=balance, gradient_clip=gradient_clip)
+    mixed = precision_callbacks(precision, torch.device(getattr(dls, "device", None) or "cpu"))
     found = resolve_weights(weights, arch=arch)
     head = linear_head(*_features(dls, arch), classes=len(dls.vocab))
     learn = vision_learner(
@@ -97,7 +97,7 @@ def build_learner(
         model_dir=MODEL_DIR,
         wd=weight_decay,
         train_bn=False,  # or the frozen body's BatchNorm would go on training
-        cbs=[FrozenBody(), CheckNormalisation(), *_clip(gradient_clip), *_mixed(dls, precision), *callbacks],
+        cbs=[FrozenBody(), CheckNormalisation(), *_clip(gradient_clip), *mixed, *callbacks],
     )
     if found.state is not None:
         learn.model[0].load_state_dict(found.state)
@@ -228,16 +228,9 @@ def _agree(found: Sequence[tuple[float, float]], weights: Weights) -> bool:
     return abs(found[0][0] - weights.mean) < 1e-5 and abs(found[0][1] - weights.std) < 1e-5  # float32 rounding
 
 
-def _check_options(dls: DataLoaders, *, balance: str, precision: str, gradient_clip: float | None) -> None:
+def _check_options(dls: DataLoaders, *, balance: str, gradient_clip: float | None) -> None:
     if balance not in BALANCES:
         raise UsageError(f"balance={balance!r} is not allowed.", hint=f"Allowed: {', '.join(BALANCES)}.")
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision={precision!r} is not allowed.", hint=f"Allowed: {', '.join(PRECISIONS)}.")
-    device = getattr(dls.device, "type", "cpu")
-    if precision in ("fp16", "bf16") and device != "cuda":
-        raise UsageError(
-            f"precision={precision!r} needs a CUDA device; this is {device}.", hint="Use 'auto' or 'fp32'."
-        )
     if gradient_clip is not None and not gradient_clip > 0:
         raise UsageError(f"gradient_clip={gradient_clip} is not above 0.", hint="Give a norm, such as 0.1, or None.")
     if len(dls.vocab) < 2:
@@ -281,12 +274,3 @@ def _loss(dls: DataLoaders, *, balance: str, label_smoothing: float) -> CrossEnt
 
 def _clip(gradient_clip: float | None) -> list[Callback]:
     return [] if gradient_clip is None else [GradientClip(gradient_clip)]
-
-
-def _mixed(dls: DataLoaders, precision: str) -> list[Callback]:
-    """16 bits where a CUDA device has them in hardware: bfloat16 since Ampere (it needs no loss scaling), else fp16."""
-    if precision == "fp32" or getattr(dls.device, "type", "cpu") != "cuda":
-        return []
-    if precision == "auto":
-        precision = "bf16" if torch.cuda.get_device_capability(dls.device)[0] >= 8 else "fp16"
-    return [MixedPrecision(amp_mode=precision)]

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from covid_fastai.model.checkpoint import (
     restore_random,
     save_checkpoint,
 )
+from covid_fastai.model.features import features_of_frozen_body, needs_body
 from covid_fastai.model.journal import FROZEN, UNFROZEN, EpochLog, Guard, Journal, Phase, Record
 from covid_fastai.model.learner import FrozenBody
 from covid_fastai.model.resizing import ProgressiveResizing
@@ -51,6 +52,7 @@ def fit(
     learning_rate: float = 2e-3,
     unfrozen_learning_rate: float | None = None,
     discriminative: float | None = None,
+    frozen_views: int | None = None,
     initial_image_size: int | None = None,
     checkpoints: str | Path | None = None,
     resume: bool = False,
@@ -74,6 +76,10 @@ def fit(
         unfrozen_learning_rate: Its peak rate in the second phase; half of `learning_rate` if None.
         discriminative: How many times slower the first layers learn than the head, 1 or more; if None, 100 for
             pretrained weights and 1 for random ones, whose first layers have as much to learn.
+        frozen_views: How many augmented views of each training image the frozen epochs share, 1 or more; a fresh one
+            each epoch if None. A frozen body says the same of the same picture, so it runs once a view (and once for
+            validation), and the head learns from what it said: the same training at a fraction of the work. Callbacks
+            that may look at images or into the body (`needs_body`) get the slow way, and the log says why.
         initial_image_size: Side of the training images in the first half of the unfrozen epochs, pixels (progressive
             resizing); None for the loaders' own size throughout. Validation sees the loaders' own size always.
         checkpoints: A folder for a checkpoint an epoch, of which the last two are kept; None for none.
@@ -91,7 +97,9 @@ def fit(
     """
     phases = _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learning_rate, discriminative)
     _check_data(learn)
+    views = _views(frozen_views, frozen_epochs)
     config = _describe(learn, phases) | ({"initial_image_size": initial_image_size} if initial_image_size else {})
+    config |= {"frozen_views": views} if frozen_views else {}
     resizing = _resizing(learn, initial_image_size, unfrozen_epochs)
     checkpoint = _open_checkpoints(learn, checkpoints, resume=resume, config=config)
     if not any(isinstance(callback, FrozenBody) for callback in learn.cbs):
@@ -115,12 +123,15 @@ def fit(
                     callbacks += resizing if phase.name == UNFROZEN else []
                     if checkpoints is not None:
                         callbacks.append(Keeper(record, phase, Path(checkpoints), config))
-                    _run(learn, phase, done=done, checkpoint=checkpoint, callbacks=callbacks)
+                    with _without_body(learn, views) if phase.name == FROZEN else nullcontext([]) as feeding:
+                        _run(learn, phase, done=done, checkpoint=checkpoint, callbacks=[*callbacks, *feeding])
     except Diverged as error:
         learn.opt = None  # its moments are no numbers either
         back = guard.restore(learn)
         raise Diverged(f"{error.message} {back}", hint=error.hint, details=error.details) from None
     finally:
+        if hasattr(learn, "training_precision"):
+            learn.training_precision.leave()
         record.publish(learn)
 
 
@@ -142,6 +153,27 @@ def _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learnin
     rates = peak if spread == 1 else slice(peak / spread, peak)
     plan = [Phase(FROZEN, frozen_epochs, learning_rate, 0), Phase(UNFROZEN, unfrozen_epochs, rates, frozen_epochs)]
     return [phase for phase in plan if phase.epochs]
+
+
+def _views(frozen_views: int | None, frozen_epochs: int) -> int:
+    """Check the number of views and return how many there are."""
+    if frozen_views is None:
+        return frozen_epochs
+    if not isinstance(frozen_views, int) or frozen_views < 1:
+        raise UsageError(f"frozen_views={frozen_views!r}.", hint="Give 1 or more, or None for a fresh view each epoch.")
+    return min(frozen_views, frozen_epochs)
+
+
+@contextmanager
+def _without_body(learn: Learner, views: int) -> Iterator[list[Callback]]:
+    """Let the frozen phase learn from features where nothing needs the body, and say which way it goes."""
+    if reason := needs_body(learn):
+        logger.info("The frozen body runs in every step: %s.", reason)
+        yield []
+        return
+    logger.info("The frozen body runs once for validation and once for each of %d views; the head learns.", views)
+    with features_of_frozen_body(learn, views=views) as callback:
+        yield [callback]
 
 
 def _resizing(learn: Learner, size: int | None, epochs: int) -> list[Callback]:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from covid_fastai.errors import UsageError
 from covid_fastai.model.learner import build_learner, linear_head, map_weights
+from covid_fastai.model.precision import choose_precision
 
 matplotlib.use("Agg")
 
@@ -76,7 +77,7 @@ def test_what_is_built(dls, tmp_path):
     assert not any(isinstance(layer, (torch.nn.Softmax, torch.nn.LogSoftmax)) for layer in flatten_model(learn.model))
     assert learn.model[0][0].weight.shape[1] == 1
     assert learn.model(torch.rand(2, 1, 32, 32)).shape == (2, 2)
-    assert not hasattr(learn, "mixed_precision")
+    assert hasattr(learn, "training_precision") == (choose_precision("auto", torch.device("cpu")) == "bf16")
 
 
 def test_nothing_is_written_into_the_data(dls, images, tmp_path):
@@ -182,7 +183,6 @@ def test_class_weights_and_label_smoothing(dls, caplog):
     [
         ({"balance": "weights"}, "balance='weights'"),
         ({"precision": "fp8"}, "precision='fp8'"),
-        ({"precision": "bf16"}, "needs a CUDA device"),
         ({"gradient_clip": 0}, "gradient_clip=0"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"arch": "resnet19"}, "Did you mean 'resnet1?8'"),

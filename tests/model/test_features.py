@@ -1,0 +1,174 @@
+"""Features of a frozen body: the same training as with images, and the body asked once."""
+
+from __future__ import annotations
+
+import logging
+
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.mixup import MixUp
+from fastai.callback.tracker import EarlyStoppingCallback
+from fastai.torch_core import no_random
+from torch import nn
+
+from covid_fastai.data.dataloaders import build_dataloaders
+from covid_fastai.errors import UsageError
+from covid_fastai.model.features import needs_body
+from covid_fastai.model.learner import build_learner
+from covid_fastai.model.schedule import fit
+
+
+class Looks(Callback):
+    """A user's callback, of which nobody knows what it looks at."""
+
+
+class LooksNot(Callback):
+    """One that says that it looks at no image."""
+
+    needs_body = False
+
+
+def make_learner(cohort, tmp_path, *, callbacks=(), augmentation="none", dropout=0.0, balance="none", **options):
+    with no_random(0):
+        dls = build_dataloaders(
+            cohort, image_size=32, batch_size=8, augmentation=augmentation, num_workers=0, device="cpu", balance=balance
+        )
+        learn = build_learner(dls, weights=None, precision="fp32", path=tmp_path, callbacks=callbacks, **options)
+    learn.model[1][-2].p = dropout  # its draws come at other points of the generator's stream than with images
+    return learn
+
+
+def train(learn, **options):
+    """Train, and count the images that the body saw, in training and in evaluation mode of the head."""
+    seen = {True: 0, False: 0}
+    watched = learn.model[0][0]
+    hook = watched.register_forward_hook(
+        lambda _, xs, __: seen.update({learn.model.training: seen[learn.model.training] + len(xs[0])})
+    )
+    with no_random(1):
+        fit(learn, **{"frozen_epochs": 3, "unfrozen_epochs": 0, **options})
+    hook.remove()
+    return sum(seen.values())
+
+
+def states(learn) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in learn.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("balance", ["none", "sampler"])
+def test_features_train_the_head_that_images_train(balance, phantom_cohort, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="covid_fastai"):
+        slow = make_learner(phantom_cohort, tmp_path, callbacks=[Looks()], balance=balance)
+        asked_slow = train(slow)
+        fast = make_learner(phantom_cohort, tmp_path, balance=balance)
+        asked_fast = train(fast, frozen_views=1)
+    for key, value in states(slow).items():
+        torch.testing.assert_close(states(fast)[key], value, rtol=1e-4, atol=1e-5)
+    columns = ["train_loss", "valid_loss", "accuracy"]
+    pd.testing.assert_frame_equal(fast.history[columns], slow.history[columns], rtol=1e-4)
+    pd.testing.assert_frame_equal(fast.steps, slow.steps, rtol=1e-4)
+    images = int(phantom_cohort["split"].isin(["train", "valid"]).sum())
+    assert (asked_slow, asked_fast) == (3 * images, images)
+    assert "runs in every step: Looks may look at it" in caplog.text and "once for each of 1 views" in caplog.text
+
+
+@pytest.mark.parametrize(("views", "passes"), [(None, 3), (2, 2), (9, 3)])
+def test_each_view_is_computed_once(views, passes, phantom_cohort, tmp_path):
+    learn = make_learner(phantom_cohort, tmp_path, augmentation="default", dropout=0.5)
+    counts = phantom_cohort["split"].value_counts()
+    assert train(learn, frozen_views=views) == passes * counts["train"] + counts["valid"]
+
+
+def test_views_differ_and_come_again(phantom_cohort, tmp_path):
+    learn = make_learner(phantom_cohort, tmp_path, augmentation="default")
+    from covid_fastai.model.features import features_of_frozen_body
+
+    learn.freeze()
+    with no_random(3), features_of_frozen_body(learn, views=2):
+        loader = learn.dls.train
+        found = []
+        for view in (0, 1, 0):
+            loader.choose_view(view, keep=False)
+            found.append(next(iter(loader))[0].shape[1:] and loader.known[view][0])
+            before = torch.get_rng_state()
+        loader.known.clear()
+        again = loader._compute()[0]
+        assert torch.equal(before, torch.get_rng_state()), "a view leaves the training's own generator alone"
+    assert torch.equal(found[0], found[2]) and torch.equal(found[0], again) and not torch.allclose(found[0], found[1])
+    assert "forward" not in vars(learn.model[0]) and learn.dls.train is not loader
+
+
+def test_the_unfrozen_phase_sees_images_again(phantom_cohort, tmp_path):
+    learn = make_learner(phantom_cohort, tmp_path)
+    before = states(learn)
+    train(learn, frozen_epochs=1, unfrozen_epochs=1)
+    assert not torch.equal(before["0.0.weight"], states(learn)["0.0.weight"])
+
+
+def test_an_error_puts_the_learner_back(phantom_cohort, tmp_path):
+    class Fails(LooksNot):
+        def after_loss(self):
+            raise RuntimeError("stop")
+
+    learn = make_learner(phantom_cohort, tmp_path, callbacks=[Fails()])
+    loaders = list(learn.dls.loaders)
+    with pytest.raises(RuntimeError, match="stop"):
+        train(learn)
+    assert learn.dls.loaders == loaders and "forward" not in vars(learn.model[0])
+
+
+@pytest.mark.parametrize(
+    ("callback", "reason"),
+    [
+        (None, ""),
+        (LooksNot(), ""),
+        (EarlyStoppingCallback(), ""),
+        (Looks(), "Looks may look at it"),
+        (MixUp(), "MixUp may look at it"),
+    ],
+    ids=["none", "says so", "fastai's", "unknown", "fastai's that mixes images"],
+)
+def test_who_needs_the_body(callback, reason, phantom_cohort, tmp_path):
+    assert needs_body(make_learner(phantom_cohort, tmp_path, callbacks=[callback] if callback else [])) == reason
+
+
+def test_heads_that_look_at_places_need_the_body(phantom_cohort, tmp_path):
+    learn = make_learner(phantom_cohort, tmp_path)
+    learn.model[1][0] = nn.AdaptiveMaxPool2d(1)
+    assert "head" in needs_body(learn)
+    learn.model = nn.Sequential(*learn.model[0])
+    assert needs_body(learn) == "the model is not a body and a head"
+
+
+def test_a_killed_run_sees_the_same_views_again(phantom_cohort, tmp_path):
+    class Dies(LooksNot):
+        order = 99
+
+        def before_train(self):
+            if self.epoch == 3:
+                raise KeyboardInterrupt
+
+    options = {"frozen_epochs": 4, "frozen_views": 2, "augmentation": "default", "dropout": 0.5}
+
+    def run(name, *, callbacks=(), resume=False):
+        learn = make_learner(
+            phantom_cohort, tmp_path, callbacks=callbacks, augmentation="default", dropout=options["dropout"]
+        )
+        train(learn, frozen_epochs=4, frozen_views=2, unfrozen_epochs=1, checkpoints=tmp_path / name, resume=resume)
+        return learn
+
+    whole = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("killed", callbacks=[Dies()])
+    resumed = run("killed", resume=True)
+    for key, value in states(whole).items():
+        assert torch.equal(states(resumed)[key], value), key
+    pd.testing.assert_frame_equal(resumed.steps, whole.steps, check_exact=True)
+
+
+@pytest.mark.parametrize("views", [0, -1, 1.5])
+def test_views_that_are_none(views, phantom_cohort, tmp_path):
+    with pytest.raises(UsageError, match="frozen_views="):
+        fit(make_learner(phantom_cohort, tmp_path), frozen_views=views)
