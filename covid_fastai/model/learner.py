@@ -25,6 +25,7 @@ from fastai.vision.learner import vision_learner
 from torch import nn
 
 from covid_fastai.errors import UsageError
+from covid_fastai.model.optimiser import FusedAdam
 from covid_fastai.model.precision import precision_callbacks
 from covid_fastai.model.weights import ARCHITECTURES, TIMM_PREFIX, Weights, empty_body, resolve_weights
 
@@ -91,6 +92,7 @@ def build_learner(
         pretrained=False,
         normalize=False,
         custom_head=head,
+        opt_func=FusedAdam,
         loss_func=_loss(dls, balance=balance, label_smoothing=label_smoothing),
         metrics=accuracy,
         path=Path("." if path is None else path),

@@ -1,0 +1,82 @@
+"""fastai's Adam with the arithmetic of PyTorch's fused one: a call a group of parameters, not five a parameter."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from fastai.optimizer import Optimizer, adam_step, average_grad, average_sqr_grad, step_stat, weight_decay
+from torch.optim.adamw import adamw
+
+__all__ = ["FusedAdam"]
+
+FUSED_ON = ("cpu", "cuda")  # where torch has the fused kernel for every floating type that is trained here
+
+
+class FusedAdam(Optimizer):
+    """Adam with decoupled weight decay, exactly as fastai's `Adam`, faster where there are many small tensors.
+
+    A ResNet-18 has 62 of them, a ResNet-50 161: at batches of 8 images fastai's optimiser takes a tenth of a step.
+    Hyper-parameters, state (`grad_avg`, `sqr_avg`, `step`) and parameter groups are fastai's own, so that schedules,
+    freezing and checkpoints know it. (Loshchilov and Hutter, arXiv:1711.05101.)
+
+    Args:
+        params: The parameters, or lists of them, a group each.
+        lr: Learning rate.
+        mom: Decay of the gradients' mean, beta 1.
+        sqr_mom: Decay of their squares' mean, beta 2.
+        eps: Added to the root of the latter.
+        wd: Decoupled weight decay; not of parameters whose state says `do_wd` False (norms and biases).
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float,
+        mom: float = 0.9,
+        sqr_mom: float = 0.99,
+        eps: float = 1e-5,
+        wd: float = 0.01,
+    ):
+        steps: list[Callable] = [weight_decay, partial(average_grad, dampening=True), average_sqr_grad, step_stat]
+        super().__init__(params, [*steps, adam_step], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+
+    def step(self, closure: None = None) -> None:
+        """Update the parameters that have a gradient."""
+        if closure is not None:
+            raise NotImplementedError("fastai's optimisers take no closure.")
+        alike = defaultdict(list)  # one fused call takes tensors of one device and type, with the same numbers
+        for parameter, _, state, hyper in self.all_params(with_grad=True):
+            if "grad_avg" not in state:
+                state |= {"grad_avg": torch.zeros_like(parameter), "sqr_avg": torch.zeros_like(parameter), "step": 0}
+            decay = hyper["wd"] if state.get("do_wd", True) else 0.0
+            numbers = hyper["lr"], hyper["mom"], hyper["sqr_mom"], hyper["eps"], decay, state["step"]
+            state["step"] += 1
+            self.state[parameter] = state
+            alike[parameter.device, parameter.dtype, *numbers].append((parameter, state))
+        for (device, _, lr, mom, sqr_mom, eps, decay, steps), members in alike.items():
+            parameters = [parameter.data for parameter, _ in members]
+            adamw(
+                parameters,
+                [parameter.grad.data for parameter, _ in members],
+                [state["grad_avg"] for _, state in members],
+                [state["sqr_avg"] for _, state in members],
+                [],
+                [torch.tensor(float(steps), device=device) for _ in members],  # it counts them up itself
+                fused=device.type in FUSED_ON,
+                foreach=device.type not in FUSED_ON,
+                amsgrad=False,
+                beta1=mom,
+                beta2=sqr_mom,
+                lr=lr,
+                weight_decay=decay,
+                eps=eps,
+                maximize=False,
+            )
+
+    def zero_grad(self) -> None:
+        """Forget the gradients; the next backward pass makes new ones rather than add to zeros."""
+        for parameter, *_ in self.all_params(with_grad=True):
+            parameter.grad = None
