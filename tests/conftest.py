@@ -13,6 +13,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with all cores each are
 REPOSITORY = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Decoded images of the tests, and of the processes that they start, are kept in a folder of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COVID_FASTAI_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real radiographs, named by COVID_FASTAI_DATA; tests that need it carry the marker `realdata`."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from covid_fastai.app import auditing, judging, predicting, serving
+from covid_fastai.app import auditing, caching, judging, predicting, serving
 from covid_fastai.app.options import READING, AsJson, Data, Debug, Quiet, given, options_of_config, reading
 from covid_fastai.app.output import (
     RESEARCH_USE,
@@ -281,5 +281,5 @@ def _train(
 
 for command in (auditing.audit, judging.evaluate, judging.compare, judging.validate, judging.runs):
     app.command()(command)
-for command in (predicting.predict, predicting.export, predicting.batch, serving.serve):
+for command in (predicting.predict, predicting.export, predicting.batch, serving.serve, caching.cache):
     app.command()(command)

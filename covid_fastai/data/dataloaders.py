@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import ItemGetter, Normalize
-from fastai.vision.data import ImageBlock
+from fastai.data.transforms import IntToFloatTensor, ItemGetter, Normalize
 
 from covid_fastai.data.augmentation import augmentation as named_augmentation
 from covid_fastai.data.hardware import resolve_device, resolve_workers
-from covid_fastai.data.radiographs import PILRadiograph, RadiographDL, ResizeRadiograph, png_bytes
+from covid_fastai.data.radiographs import OpenRadiograph, RadiographDL, ResizeRadiograph, png_bytes
 from covid_fastai.errors import DataError, UsageError
 
 __all__ = ["RESIZE", "build_dataloaders", "empty_dataloaders", "radiograph_block"]
@@ -61,7 +60,7 @@ def radiograph_block(
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise UsageError(f"classes={list(classes)!r}.", hint="Give two or more different names.")
     return DataBlock(
-        blocks=(ImageBlock(PILRadiograph), CategoryBlock(vocab=list(classes), sort=False)),
+        blocks=(_radiographs(image_size), CategoryBlock(vocab=list(classes), sort=False)),
         dl_type=RadiographDL,
         get_items=_training_rows,
         splitter=_split_rows,
@@ -72,9 +71,15 @@ def radiograph_block(
     )
 
 
+def _radiographs(image_size: int) -> TransformBlock:
+    """fastai's `ImageBlock`, but that the image is opened at the model's size."""
+    return TransformBlock(type_tfms=OpenRadiograph(image_size), batch_tfms=IntToFloatTensor)
+
+
 def _training_rows(cohort: pd.DataFrame) -> pd.DataFrame:
     """Return the rows to learn from, and of them only what an item needs: a pickled learner shall name no patient."""
     rows = cohort.loc[cohort["split"].isin(["train", "valid"]), ["path", "label", "split"]]
+    rows.attrs = {}  # pandas copies them, all the way down, for every single row that is taken
     return rows.reset_index(drop=True)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from covid_fastai.data.images import describe_image, open_image, resize_image
+from covid_fastai.data.images import describe_image, open_square
 from covid_fastai.data.metadata import COHORT_COLUMNS
 from covid_fastai.errors import DataError, ImageError, UsageError
 
@@ -280,7 +280,7 @@ def shorten(text: str, most: int) -> str:
 
 
 def _picture(path: str) -> np.ndarray:
-    return np.asarray(resize_image(open_image(path), SHOWN))
+    return np.asarray(open_square(path, SHOWN))
 
 
 def _figure(*, height: float = 3.0):

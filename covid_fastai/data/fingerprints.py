@@ -6,6 +6,7 @@ Finds copies that were renamed, re-encoded, resized, made brighter or darker, cr
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from covid_fastai.data.alignment import PICTURE_SIDE, aligned_pairs
-from covid_fastai.data.images import read_image
+from covid_fastai.data.cache import keep
+from covid_fastai.data.images import Source, name_notes, read_image
 from covid_fastai.errors import ImageError
 
 __all__ = ["connect_pairs", "duplicate_groups", "duplicate_pairs", "fingerprint_images", "join_groups"]
@@ -30,6 +32,8 @@ THUMBNAIL_SIDE = 32  # pixels
 # 0.989; the nearest images of different people differ by 36 bits, and correlate by 0.975 at most.
 MAX_DISTANCE = 30  # bits of 256
 MIN_CORRELATION = 0.98  # of the thumbnails
+VERSION = 1  # to be counted up with every change of what is taken, or of what open_image makes of a file
+PRINTS = (HASH_SIDE**2 // 8, THUMBNAIL_SIDE**2, PICTURE_SIDE**2)  # bytes of hash, thumbnail and picture
 BLOCK = 512  # rows compared at once: 512 x 6,000 x 32 bytes fit in 100 MB
 
 COLUMNS = ["path", "error", "hint", "format", "mode", "width", "height", "notes", "sha256", "phash", "thumbnail"]
@@ -58,14 +62,26 @@ def fingerprint_images(paths: Iterable[str | os.PathLike], *, workers: int | Non
 
 def _fingerprint(path: str) -> tuple[Any, ...]:
     try:
-        image, facts = read_image(path)
+        kept = keep(path, f"prints-{VERSION}", _take_prints)
     except ImageError as error:
         return path, error.message, error.hint, "", "", 0, 0, "", "", b"", b"", b""
+    facts, prints = json.loads(kept[: -sum(PRINTS)]), kept[-sum(PRINTS) :]
+    notes = [*facts["notes"], *name_notes(path, facts["format"])]
+    ends = np.cumsum(PRINTS)
+    parts = [prints[end - size : end] for size, end in zip(PRINTS, ends, strict=True)]
+    sides = facts["width"], facts["height"]
+    return path, "", "", facts["format"], facts["mode"], *sides, "; ".join(notes), facts["sha256"], *parts
+
+
+def _take_prints(source: Source) -> bytes:
+    """Return an image's facts as JSON, and after them its hash, thumbnail and picture."""
+    image, facts = read_image(source)
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode() + image.tobytes()).hexdigest()
     thumbnail = image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes()
     picture = np.asarray(image.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BOX))
-    prints = (digest, _phash(picture), thumbnail, picture.tobytes())
-    return path, "", "", facts.format, facts.mode, facts.width, facts.height, "; ".join(facts.notes), *prints
+    said = {"format": facts.format, "mode": facts.mode, "width": facts.width, "height": facts.height}
+    said |= {"notes": facts.notes, "sha256": digest}
+    return json.dumps(said).encode() + _phash(picture) + thumbnail + picture.tobytes()
 
 
 def _phash(picture: np.ndarray) -> bytes:

@@ -155,12 +155,15 @@ def shrink_picture(image: Image.Image) -> np.ndarray:
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
-def remark_picture(grey: Image.Image, notes: Iterable[str] = ()) -> tuple[list[InputRemark], float]:
+def remark_picture(
+    grey: Image.Image, notes: Iterable[str] = (), *, size: tuple[int, int] | None = None
+) -> tuple[list[InputRemark], float]:
     """Return what `check_input` says of a picture that is already open, and its strangeness.
 
     Args:
         grey: What `read_image` returned, mode `"L"`.
         notes: Of the facts that it returned.
+        size: Width and height as the file has them, where the picture was decoded at a reduced scale.
 
     Returns:
         The remarks, and the strangeness, 1 at the limit of the usual.
@@ -169,8 +172,9 @@ def remark_picture(grey: Image.Image, notes: Iterable[str] = ()) -> tuple[list[I
     if "colour" in notes:
         found.append(InputRemark("colour", "The picture is coloured: a photograph or a screenshot?"))
     found += [InputRemark("header", text) for note, text in HEADER.items() if note in notes]
-    if min(grey.size) < SMALL:
-        found.append(InputRemark("small", f"The picture has {grey.width} x {grey.height} pixels, too few to read."))
+    width, height = size or grey.size
+    if min(width, height) < SMALL:
+        found.append(InputRemark("small", f"The picture has {width} x {height} pixels, too few to read."))
     if (share := _frame(np.asarray(grey))) > FRAME:
         found.append(InputRemark("frame", f"{share:.0%} of the picture are an empty frame: a screenshot or a figure?"))
     small = shrink_picture(grey)

@@ -12,26 +12,27 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from covid_fastai.data.grey import to_grey
 from covid_fastai.errors import ImageError
 
-__all__ = ["FORMATS", "ImageFacts", "describe_image", "open_image", "read_image", "resize_image"]
+__all__ = ["FORMATS", "ImageFacts", "describe_image", "open_image", "open_square", "read_image", "resize_image"]
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # no GIF (animated), no EPS, PDF or SVG (they run other programs)
 MAX_PIXELS = 50_000_000  # ten times the largest radiograph of CoronaHack; decoding it takes 200 MB in 8 bits
 MAX_BYTES = 8 * MAX_PIXELS  # of the file: four channels of 16 bits, not compressed
+SPARE = (
+    2  # times the pixels a side that are asked for: of 1 the squares differ by three times as much, for 18% less time
+)
 MIN_SIDE = 32  # pixels; below it no lung can be seen
 MAX_ASPECT = 5.0  # longer side over shorter; beyond it no chest has been squeezed
 MIN_SPREAD = 1.0  # standard deviation in grey levels of 0 to 255; below it the image is blank
-PERCENTILES = (0.5, 99.5)  # what counts as black and white where more than 8 bits have to fit in 8
-DARK = 128  # grey level; where the upper 8 of 16 bits stay below it, the detector gave fewer bits
 SNIFFED = 64  # bytes that tell what a file really is
-COLOUR_GAP = 12.0  # mean difference between channels, grey levels; scans and tints stay below, screenshots do not
 EXIF_ORIENTATION = 0x0112
-TIFF_WIDTH, TIFF_HEIGHT, TIFF_PHOTOMETRIC = 256, 257, 262
-WHITE_IS_ZERO = 0  # a photometric interpretation; Pillow inverts it in 8 bits, and not in more
-DEEP_MODES = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257
 SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "TIFF": (".tif", ".tiff")}
 SUFFIXES |= {"BMP": (".bmp", ".dib"), "WEBP": (".webp",), "DICOM": (".dcm", ".dicom", ".dic")}
+
+Source = str | os.PathLike | bytes | BinaryIO
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class ImageFacts:
     notes: tuple[str, ...] = ()
 
 
-def open_image(source: str | os.PathLike | bytes | BinaryIO) -> Image.Image:
+def open_image(source: Source, *, image_size: int | None = None) -> Image.Image:
     """Open a radiograph as 8-bit grey.
 
     Reads JPEG, PNG, TIFF, BMP and WebP of every mode, and DICOM with the extra `dicom`: more than 8 bits are scaled
@@ -65,18 +66,42 @@ def open_image(source: str | os.PathLike | bytes | BinaryIO) -> Image.Image:
 
     Args:
         source: A path, the bytes of a file, or a binary file object, read from where it stands.
+        image_size: The side in pixels that the picture will be squashed to, where that is known: a JPEG is then decoded
+            no larger than needed, at the smallest of its scales 1/8, 1/4, 1/2 and 1 that has twice as many pixels a
+            side (see `open_square` for what that changes).
 
     Returns:
-        An image of mode `"L"`, `(height, width)` as the file has it after rotation.
+        An image of mode `"L"`, `(height, width)` as the file has it after rotation, or smaller with `image_size`.
 
     Raises:
         ImageError: The file is missing, not a regular file, of another format, damaged, too large, of several frames,
             or no picture that could be a radiograph. The message names the file and the reason, `.hint` the remedy.
     """
-    return _read(source)[0]
+    return _read(source, image_size)[0]
 
 
-def describe_image(source: str | os.PathLike | bytes | BinaryIO) -> ImageFacts:
+def open_square(source: Source, image_size: int) -> Image.Image:
+    """Open a radiograph as the 8-bit grey square that models, maps and thumbnails are made of.
+
+    This is `resize_image(open_image(source), image_size)`, faster: on CoronaHack's files at full resolution the two
+    differ by 0.2 grey levels of 255 on average at 224 and 256 pixels and by 0.4 at 128, at most by 1, 1 and 2.1 on
+    average over one image; single pixels at hard edges, such as burned-in letters, by up to 70 (measured by
+    `tests/data/test_images.py`, marked realdata).
+
+    Args:
+        source: As for `open_image`.
+        image_size: Side of the square, pixels.
+
+    Returns:
+        An image of mode `"L"`, `(image_size, image_size)`.
+
+    Raises:
+        ImageError: As for `open_image`.
+    """
+    return resize_image(open_image(source, image_size=image_size), image_size)
+
+
+def describe_image(source: Source) -> ImageFacts:
     """Say what a file is and what `open_image` puts right in it.
 
     Args:
@@ -88,12 +113,12 @@ def describe_image(source: str | os.PathLike | bytes | BinaryIO) -> ImageFacts:
     Raises:
         ImageError: As for `open_image`.
     """
-    return _read(source)[1]
+    return _read(source, None)[1]
 
 
-def read_image(source: str | os.PathLike | bytes | BinaryIO) -> tuple[Image.Image, ImageFacts]:
+def read_image(source: Source, *, image_size: int | None = None) -> tuple[Image.Image, ImageFacts]:
     """Open a radiograph and return it with its facts, for one decode; see `open_image` and `describe_image`."""
-    return _read(source)
+    return _read(source, image_size)
 
 
 def resize_image(image: Image.Image, image_size: int) -> Image.Image:
@@ -111,7 +136,7 @@ def resize_image(image: Image.Image, image_size: int) -> Image.Image:
     return image.resize((image_size, image_size), Image.Resampling.BILINEAR)
 
 
-def _read(source) -> tuple[Image.Image, ImageFacts]:
+def _read(source: Source, image_size: int | None) -> tuple[Image.Image, ImageFacts]:
     name, content = _content(source)
     if content[128:132] == b"DICM":
         from covid_fastai.data.dicom import read_dicom  # an extra, and as heavy to import as all the rest
@@ -125,9 +150,11 @@ def _read(source) -> tuple[Image.Image, ImageFacts]:
             _check_header(stored, name)
             facts = ImageFacts(stored.format, stored.mode, *_stored_size(stored), _bits(stored))
             orientation = _orientation(stored)
+            if image_size is not None:
+                _reduce(stored, image_size)
             try:
                 stored.load()
-                grey, notes = _to_grey(stored, facts.bits)
+                grey, notes = to_grey(stored, facts.bits)
             except Exception as error:  # a damaged file makes decoders raise nearly anything
                 raise _damaged(name, error) from error
     if orientation in _TURNS:
@@ -135,10 +162,25 @@ def _read(source) -> tuple[Image.Image, ImageFacts]:
             grey = grey.transpose(_TURNS[orientation])
         notes.append(f"EXIF orientation {orientation}")
     _check_picture(grey, name)
-    suffix = Path(name).suffix.lower()
-    if suffix and suffix not in SUFFIXES[facts.format]:
-        notes.append(f"named {suffix} but {facts.format}")
+    notes += name_notes(name, facts.format)
     return grey, replace(facts, notes=tuple(notes))
+
+
+def name_notes(name: str, format: str) -> list[str]:
+    """Return the note on a name that ends as those of another format do; none where it does not."""
+    suffix = Path(name).suffix.lower()
+    return [f"named {suffix} but {format}"] if suffix and suffix not in SUFFIXES[format] else []
+
+
+def _reduce(stored: Image.Image, image_size: int) -> None:
+    """Let a JPEG be decoded at a reduced scale: by whole cosines, which costs no aliasing, and without its colours.
+
+    The colours of one that has them are decoded too, for nothing else tells a screenshot.
+    """
+    luminance = "jfif" in stored.info or stored.info.get("adobe_transform") == 1  # else the channels may be R, G, B
+    if stored.format == "JPEG" and (stored.mode == "L" or stored.mode == "RGB" and luminance):
+        side = SPARE * image_size
+        stored.draft("L" if stored.mode == "L" else "YCbCr", (side, side))
 
 
 def _damaged(name: str, error: Exception) -> ImageError:
@@ -291,60 +333,6 @@ def _orientation(stored: Image.Image) -> int:
         return int(stored.getexif().get(EXIF_ORIENTATION, 1))
     except Exception:  # noqa: BLE001 - damaged EXIF makes Pillow raise nearly anything, and says nothing of the picture
         return 1
-
-
-def _to_grey(stored: Image.Image, bits: int) -> tuple[Image.Image, list[str]]:
-    """Return the picture as 8-bit grey, and what was done to it."""
-    if stored.mode in DEEP_MODES:
-        return scale_deep(_deep_values(stored)), [f"{bits} bits scaled to 8"]
-    notes = []
-    image = stored
-    if image.mode in ("P", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-    if image.mode in ("LA", "La", "RGBA", "RGBa"):
-        image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
-            notes.append("transparency laid over black")
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image).convert("RGB")
-    elif image.mode not in ("L", "1", "RGB"):
-        image = image.convert("RGB")  # CMYK, YCbCr, LAB, HSV
-    if image.mode == "RGB" and is_colour(image):
-        notes.append("colour")
-    grey = image.convert("L")
-    if bits > 8:
-        values = np.asarray(grey, dtype=np.float64)
-        dark = np.percentile(values, PERCENTILES[1]) < DARK
-        notes.append(f"the upper 8 of {bits} bits{', scaled' if dark else ''}")
-        grey = scale_deep(values) if dark else grey
-    return grey, notes
-
-
-def is_colour(image: Image.Image) -> bool:
-    """Say whether the channels of an RGB image differ by more than a tint."""
-    small = np.asarray(image.resize((64, 64), Image.Resampling.BOX), dtype=np.float32)
-    return float((small.max(axis=2) - small.min(axis=2)).mean()) > COLOUR_GAP
-
-
-def _deep_values(stored: Image.Image) -> np.ndarray:
-    values = np.asarray(stored, dtype=np.float64)
-    if stored.format == "TIFF" and stored.tag_v2.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:
-        return -values
-    return values
-
-
-def scale_deep(values: np.ndarray) -> Image.Image:
-    """Scale more than 8 bits between two percentiles; Pillow's own conversion would clip nearly all of it to white."""
-    finite = np.isfinite(values)
-    if not finite.any():
-        raise ValueError("it holds no finite value")
-    low, high = np.percentile(values[finite], PERCENTILES)
-    if high <= low:
-        low, high = values[finite].min(), values[finite].max()
-    scale = 255 / (high - low) if high > low else 0.0
-    if not finite.all():
-        values = np.nan_to_num(values, nan=low, neginf=low, posinf=high)
-    return Image.fromarray(np.clip((values - low) * scale, 0, 255).round().astype(np.uint8))
 
 
 def _check_picture(grey: Image.Image, name: str) -> None:

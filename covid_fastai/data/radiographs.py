@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +19,13 @@ from fastai.vision.core import PILImageBW
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from covid_fastai.data.images import open_image, resize_image
+from covid_fastai.data.cache import cached_square
+from covid_fastai.data.images import open_image, open_square, resize_image
 from covid_fastai.errors import DataError, ImageError, ResourceError
 
-__all__ = ["PILRadiograph", "RadiographDL", "ResizeRadiograph", "TensorRadiograph", "png_bytes"]
+__all__ = ["OpenRadiograph", "PILRadiograph", "RadiographDL", "ResizeRadiograph", "TensorRadiograph", "png_bytes"]
 
+OPENERS = min(4, os.cpu_count() or 1)  # threads; each holds one whole image, of 50 megapixels at worst
 SHOW = {"cmap": "gray", "vmin": 0, "vmax": 255}  # air black, bone white; fastai's "Greys" shows a one-channel negative
 
 
@@ -37,11 +42,19 @@ class PILRadiograph(PILImageBW):
     _tensor_cls = TensorRadiograph
 
     @classmethod  # its return type is not annotated: fastai's dispatch would keep it in a form that cannot be pickled
-    def create(cls, fn: str | Path | bytes | np.ndarray | torch.Tensor | Image.Image, **kwargs):
+    def create(
+        cls,
+        fn: str | Path | bytes | np.ndarray | torch.Tensor | Image.Image,
+        *,
+        image_size: int | None = None,
+        **kwargs,
+    ):
         """Open a file, its bytes, or an image in memory.
 
         Args:
             fn: A path, the bytes of an image file, an array `(h, w)` or `(h, w, 3)`, a tensor `(1, h, w)` or an image.
+            image_size: The side of the square to squash it to, pixels: a file is then decoded once, and comes from the
+                cache afterwards. None for the whole picture.
             **kwargs: Ignored; fastai passes its own opener's options here.
 
         Returns:
@@ -50,7 +63,10 @@ class PILRadiograph(PILImageBW):
         Raises:
             ImageError: It cannot be read as an image; the message names the file.
         """
-        return cls(open_image(fn if isinstance(fn, (str, Path, bytes)) else png_bytes(fn)))
+        if image_size is not None and isinstance(fn, (str, Path)):
+            return cls(cached_square(fn, image_size))
+        content = fn if isinstance(fn, (str, Path, bytes)) else png_bytes(fn)
+        return cls(open_image(content) if image_size is None else open_square(content, image_size))
 
 
 def png_bytes(image: np.ndarray | torch.Tensor | Image.Image) -> bytes:
@@ -67,6 +83,25 @@ def png_bytes(image: np.ndarray | torch.Tensor | Image.Image) -> bytes:
             f"The image in memory cannot be read as a radiograph: {error}.", hint="Give 8- or 16-bit integers."
         ) from error
     return file.getvalue()
+
+
+class OpenRadiograph(DisplayedTransform):
+    """Open an item as a `PILRadiograph`, at the size that the model takes.
+
+    Args:
+        image_size: Side of the square, pixels.
+    """
+
+    # where fastai finds what `dls.test_dl` may be given, besides rows
+    input_types = (str, Path, bytes, np.ndarray, torch.Tensor, Image.Image)
+
+    def __init__(self, image_size: int):
+        super().__init__()
+        self.image_size = image_size
+
+    def encodes(self, x):
+        """Return the radiograph."""
+        return PILRadiograph.create(x, image_size=self.image_size)
 
 
 class ResizeRadiograph(DisplayedTransform):
@@ -91,12 +126,13 @@ class ResizeRadiograph(DisplayedTransform):
 
 
 class RadiographDL(TfmdDL):
-    """fastai's `TfmdDL`, with four faults less.
+    """fastai's `TfmdDL`, with five faults less.
 
     - Classes can be drawn equally often, from the loader's own generator: fastai's `WeightedDL` draws from numpy's
       global one, divides by zero when empty, and shows validation images twice in `show_results`.
     - An image that cannot be read in a worker process raises the same `ImageError` as it does without workers.
     - No image is opened to learn what a batch looks like, since that is known: an empty loader can be copied.
+    - Without worker processes, images are opened by threads, ahead of their batch: decoding needs no interpreter.
     - Without images it refuses to run, where fastai's trains on nothing without a word.
 
     Args:
@@ -126,6 +162,16 @@ class RadiographDL(TfmdDL):
                 raise
             raise _ImageErrorInWorker(json.dumps([error.message, error.hint, error.details])) from None
 
+    def create_batches(self, samps: Iterable[int]) -> Iterator[tuple]:
+        """Open the images at these positions, and make batches of them in their order."""
+        if get_worker_info() is not None or self.bs is None:
+            yield from super().create_batches(samps)
+            return
+        self.it = iter(self.dataset)
+        with ThreadPoolExecutor(OPENERS) as pool:
+            items = (item for item in _ahead(pool, self.do_item, samps, 2 * self.bs) if item is not None)
+            yield from map(self.do_batch, self.chunkify(items))
+
     def __iter__(self) -> Iterator[tuple]:
         if self.n == 0:
             raise DataError(
@@ -148,6 +194,21 @@ class RadiographDL(TfmdDL):
     def _one_pass(self) -> None:
         self._n_inp = 1
         self._types = {tuple: [TensorRadiograph, TensorCategory]}
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable, values: Iterable, most: int) -> Iterator:
+    """Yield `function` of each value in their order, with as many as `most` waiting to be taken."""
+    waiting = deque()
+    try:
+        for value in values:
+            waiting.append(pool.submit(function, value))
+            if len(waiting) > most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # also where nobody takes the rest: an error, or one_batch
+        for one in waiting:
+            one.cancel()
 
 
 class _ImageErrorInWorker(Exception):

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from covid_fastai.data.exploration import shorten
-from covid_fastai.data.images import open_image, resize_image
+from covid_fastai.data.images import open_image, open_square
 from covid_fastai.errors import DataError
 from covid_fastai.evidence.resampling import patient_draws
 
@@ -113,7 +113,7 @@ def draw_heat(
     panels = figure.subplots(2, len(shares), squeeze=False)
     top = max(float(heat.max()), 1e-9)
     for (above, below), row, one in zip(panels.T, shares.to_dict("records"), heat, strict=True):
-        picture = np.asarray(resize_image(open_image(row["path"]), size))
+        picture = np.asarray(open_square(row["path"], size))
         for axes in (above, below):
             axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
             axes.set_axis_off()

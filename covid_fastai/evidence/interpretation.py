@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from covid_fastai.data.exploration import SHOWN, plot_pictures, shorten
-from covid_fastai.data.images import open_image, resize_image
+from covid_fastai.data.images import open_square
 from covid_fastai.errors import ImageError, UsageError
 from covid_fastai.evidence.metrics import SMALLEST_P, Evaluation
 from covid_fastai.evidence.prediction_table import PROBABILITY, class_columns, read_predictions
@@ -119,7 +119,7 @@ def plot_top_losses(source: Learner | Evaluation | pd.DataFrame, *, k: int = 9) 
 def open_picture(path: str | Path) -> np.ndarray | None:
     """Return an image as the model sees it, squashed to a square `(256, 256)` uint8; None where its file is gone."""
     try:
-        return np.asarray(resize_image(open_image(path), SHOWN))
+        return np.asarray(open_square(path, SHOWN))
     except ImageError:
         return None  # the table may be judged on another machine than the one that holds the images
 

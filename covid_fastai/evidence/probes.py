@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from covid_fastai.data.images import open_image, resize_image
+from covid_fastai.data.images import open_image, open_square
 from covid_fastai.errors import ImageError, UsageError
 from covid_fastai.evidence.audit import BLIND, HEAT_FILE, PROBES_FILE, SALIENCY_PICTURE, TRIPWIRE, tripwire_rows
 from covid_fastai.evidence.heat import CENTRAL_BOX
@@ -135,7 +135,7 @@ def write_altered(rows: pd.DataFrame, folder: str | Path, *, change: str, image_
     low, high = (round(edge * image_size) for edge in CENTRAL_BOX)
     for number, path in enumerate(rows["path"]):
         try:
-            pixels = np.array(resize_image(open_image(path), image_size))
+            pixels = np.array(open_square(path, image_size))
         except ImageError:
             copies.append("")  # read_cohort has listed it
             continue

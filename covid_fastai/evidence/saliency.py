@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import nn
 
-from covid_fastai.data.images import open_image, resize_image
+from covid_fastai.data.images import open_square
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evidence.heat import draw_heat, share_heat
 from covid_fastai.evidence.overlay import against_rest
@@ -266,7 +266,7 @@ def _batches(paths: Sequence[str], size: int, learn: Learner) -> Iterator[torch.
     """Yield normalised images `(n, 1, size, size)`, by the numbers of the model's own weights, on its device."""
     device = next(learn.model.parameters()).device
     for begin in range(0, len(paths), BATCH):
-        pixels = [np.asarray(resize_image(open_image(path), size)) for path in paths[begin : begin + BATCH]]
+        pixels = [np.asarray(open_square(path, size)) for path in paths[begin : begin + BATCH]]
         batch = torch.from_numpy(np.stack(pixels)).float()[:, None].to(device) / 255
         yield (batch - learn.weights.mean) / learn.weights.std
 

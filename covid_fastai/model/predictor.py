@@ -186,10 +186,10 @@ class Predictor:
 
     def _read_one(self, image: Picture, name: str) -> tuple[np.ndarray | None, str, str]:
         try:
-            grey, facts = _open(image, name)
+            grey, facts = _open(image, name, self.image_size)
         except ImageError as error:
             return None, str(error), ""
-        said = " ".join(one.text for one in remark_picture(grey, facts.notes)[0])
+        said = " ".join(one.text for one in remark_picture(grey, facts.notes, size=(facts.width, facts.height))[0])
         return np.asarray(resize_image(grey, self.image_size)), "", said
 
     def _called(self, p: np.ndarray) -> list[str]:
@@ -264,10 +264,10 @@ def _name(image: Picture, number: int) -> str:
     return f"image {number}"
 
 
-def _open(image: Picture, name: str) -> tuple[Image.Image, ImageFacts]:
+def _open(image: Picture, name: str, image_size: int) -> tuple[Image.Image, ImageFacts]:
     """Open an image by the one opener; one in memory as a lossless file, so that its mode and depth are treated too."""
     if isinstance(image, (str, os.PathLike, bytes, bytearray)) or hasattr(image, "read"):
-        return read_image(image)
+        return read_image(image, image_size=image_size)
     try:
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
@@ -277,4 +277,4 @@ def _open(image: Picture, name: str) -> tuple[Image.Image, ImageFacts]:
         raise ImageError(
             f"{name} cannot be read as a radiograph: {error}.", hint="Give a file, its bytes, or 8- or 16-bit integers."
         ) from error
-    return read_image(file.getvalue())
+    return read_image(file.getvalue(), image_size=image_size)

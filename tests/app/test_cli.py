@@ -258,3 +258,15 @@ def test_the_demo_is_right_about_patients_that_it_has_not_seen(tmp_path):
     assert figures["accuracy"]["n"] >= 100
     assert figures["accuracy"]["value"] >= 0.9
     assert shutil.os.path.exists(tmp_path / found["report"])
+
+
+def test_cache_is_shown_and_cleared(tmp_path, monkeypatch, phantom_root):
+    monkeypatch.setenv("COVID_FASTAI_CACHE", str(tmp_path / "cache"))
+    run("check", phantom_root, "--quiet", cwd=tmp_path)
+    shown = json.loads(run("cache", "--json", cwd=tmp_path, check=True).stdout)
+    (row,) = shown["contents"]
+    assert shown["folder"] == str(tmp_path / "cache") and row["kind"].startswith("prints-") and row["entries"] > 50
+    assert "of at most 2,147 MB" in run("cache", cwd=tmp_path, check=True).stdout
+    assert json.loads(run("cache", "--clear", "--json", cwd=tmp_path, check=True).stdout)["contents"] == []
+    monkeypatch.setenv("COVID_FASTAI_CACHE", "off")
+    assert run("cache", cwd=tmp_path, check=True).stdout == "The cache is off.\n"

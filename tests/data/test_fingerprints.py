@@ -374,3 +374,18 @@ def test_coronahack_has_30_exact_groups_and_two_near_pairs(real_data):
     assert prefix[others["second"]].tolist() == ["person1669_virus_2885.jpeg"]
     sizes = duplicate_groups(table).value_counts()
     assert (sizes > 1).sum() == 33 and sizes[sizes > 1].sum() == 68
+
+
+def test_fingerprints_are_kept_by_content_whatever_the_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("COVID_FASTAI_CACHE", str(tmp_path / "cache"))
+    grey = np.random.default_rng(3).integers(0, 255, (90, 80), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.png").read_bytes())
+    paths = [tmp_path / "a.png", tmp_path / "b.jpg"]
+    first = fingerprint_images(paths)
+    assert first["notes"].tolist() == ["", "named .jpg but PNG"]
+    monkeypatch.setattr(fingerprints, "read_image", None)
+    pd.testing.assert_frame_equal(fingerprint_images(paths), first)
+    monkeypatch.undo()
+    monkeypatch.setenv("COVID_FASTAI_CACHE", "off")
+    pd.testing.assert_frame_equal(fingerprint_images(paths), first)

@@ -15,7 +15,15 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
 from covid_fastai.data import images
-from covid_fastai.data.images import FORMATS, ImageFacts, describe_image, open_image, read_image, resize_image
+from covid_fastai.data.images import (
+    FORMATS,
+    ImageFacts,
+    describe_image,
+    open_image,
+    open_square,
+    read_image,
+    resize_image,
+)
 from covid_fastai.errors import DataError, ImageError
 
 WIDTH, HEIGHT = 80, 60
@@ -644,3 +652,68 @@ def test_real_radiographs_open(real_data):
             assert image.mode == "L" and image.size == stored.size
             if stored.mode == "L" and not any("orientation" in note for note in facts.notes):
                 assert image.tobytes() == stored.tobytes()
+
+
+def photograph(mode="L", size=(1400, 900), **options) -> bytes:
+    """A smooth picture with hard edges, as a JPEG."""
+    x, y = np.meshgrid(np.arange(size[0]) / 97, np.arange(size[1]) / 61)
+    grey = 128 + 60 * np.sin(x) + 50 * np.cos(y + x / 2)
+    grey[100:180, 200:420] = 255
+    image = Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert(mode)
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=92, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("image_size", [64, 224, 400])
+def test_a_square_is_nearly_the_whole_picture_squashed(mode, image_size):
+    content = photograph(mode)
+    plain = np.asarray(resize_image(open_image(content), image_size), dtype=int)
+    fast = np.asarray(open_square(content, image_size), dtype=int)
+    assert fast.shape == (image_size, image_size) and abs(fast - plain).mean() < 1
+
+
+def test_no_more_is_decoded_than_needed_and_the_facts_are_those_of_the_file():
+    content = photograph()
+    grey, facts = read_image(content, image_size=100)
+    assert grey.size == (350, 225), "a quarter: 200 pixels a side are enough"
+    assert facts == describe_image(content) and (facts.width, facts.height) == (1400, 900)
+    assert read_image(content, image_size=700)[0].size == (1400, 900)
+
+
+def test_colours_and_rotation_are_seen_at_reduced_scale_too():
+    image = Image.new("RGB", (1200, 900), (200, 60, 20))
+    image.paste((20, 60, 200), (0, 0, 600, 450))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    image.save(file, format="JPEG", exif=exif)
+    grey, facts = read_image(file.getvalue(), image_size=64)
+    assert grey.height > grey.width and facts.notes == ("colour", "EXIF orientation 6")
+    assert facts == describe_image(file.getvalue())
+
+
+def test_channels_that_are_red_green_and_blue_are_not_taken_for_luminance():
+    image = Image.merge("RGB", [Image.fromarray(np.full((400, 400), level, np.uint8)) for level in (250, 20, 90)])
+    image.paste((10, 10, 10), (0, 0, 200, 400))
+    file = io.BytesIO()
+    image.save(file, format="JPEG", keep_rgb=True, quality=95)
+    plain = np.asarray(resize_image(open_image(file.getvalue()), 64), dtype=int)
+    assert abs(np.asarray(open_square(file.getvalue(), 64), dtype=int) - plain).mean() < 1
+
+
+@pytest.mark.parametrize("lost", [2, 3000], ids=lambda n: f"{n} bytes")
+def test_a_file_that_was_cut_is_found_at_reduced_scale_too(lost):
+    content = photograph()
+    with pytest.raises(ImageError, match="damaged or truncated"):
+        open_square(content[: len(content) - lost], 32)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(("image_size", "mean", "worst"), [(128, 0.45, 2.2), (224, 0.25, 1.0), (256, 0.25, 1.0)])
+def test_the_tolerance_on_radiographs(image_size, mean, worst, real_data):
+    files = sorted((real_data / "coronahack-full").rglob("*.jp*g"))[::4]
+    squares = [(open_square(file, image_size), resize_image(open_image(file), image_size)) for file in files]
+    gaps = [abs(np.asarray(fast, dtype=int) - np.asarray(plain, dtype=int)).mean() for fast, plain in squares]
+    assert len(files) > 60 and np.mean(gaps) < mean and max(gaps) < worst

@@ -697,6 +697,7 @@ def test_a_cohort_that_is_written_and_read_again_is_judged_anew(coronahack, guar
 
 
 def test_no_image_is_opened_twice_for_it(coronahack, guarded, monkeypatch):
+    monkeypatch.setenv("COVID_FASTAI_CACHE", "off")
     opened = []
     read = fingerprints.read_image
     monkeypatch.setattr(fingerprints, "read_image", lambda path: opened.append(path) or read(path))

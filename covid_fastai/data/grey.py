@@ -1,0 +1,81 @@
+"""From a picture as it is stored to 8-bit grey: colours, transparency, and more bits than 8."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["is_colour", "scale_deep", "to_grey"]
+
+PERCENTILES = (0.5, 99.5)  # what counts as black and white where more than 8 bits have to fit in 8
+DARK = 128  # grey level; where the upper 8 of 16 bits stay below it, the detector gave fewer bits
+COLOUR_GAP = 12.0  # mean difference between channels, grey levels; scans and tints stay below, screenshots do not
+TIFF_PHOTOMETRIC = 262
+WHITE_IS_ZERO = 0  # a photometric interpretation; Pillow inverts it in 8 bits, and not in more
+DEEP_MODES = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
+
+
+def to_grey(stored: Image.Image, bits: int) -> tuple[Image.Image, list[str]]:
+    """Return a loaded picture as 8-bit grey, and what was done to it.
+
+    Args:
+        stored: As Pillow has loaded it; of mode `"YCbCr"` where a JPEG was decoded at a reduced scale, whose luminance
+            is the grey that Pillow makes of the colours.
+        bits: Bits a channel, as stored.
+
+    Returns:
+        The picture of mode `"L"`, and the notes.
+    """
+    if stored.mode in DEEP_MODES:
+        return scale_deep(_deep_values(stored)), [f"{bits} bits scaled to 8"]
+    notes = []
+    image = stored
+    if image.mode == "YCbCr":
+        return image.getchannel(0), ["colour"] if is_colour(image) else []
+    if image.mode in ("P", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("LA", "La", "RGBA", "RGBa"):
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            notes.append("transparency laid over black")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image).convert("RGB")
+    elif image.mode not in ("L", "1", "RGB"):
+        image = image.convert("RGB")  # CMYK, YCbCr, LAB, HSV
+    if image.mode == "RGB" and is_colour(image):
+        notes.append("colour")
+    grey = image.convert("L")
+    if bits > 8:
+        values = np.asarray(grey, dtype=np.float64)
+        dark = np.percentile(values, PERCENTILES[1]) < DARK
+        notes.append(f"the upper 8 of {bits} bits{', scaled' if dark else ''}")
+        grey = scale_deep(values) if dark else grey
+    return grey, notes
+
+
+def is_colour(image: Image.Image) -> bool:
+    """Say whether the red, green and blue of a picture differ by more than a tint."""
+    small = image.resize((64, 64), Image.Resampling.BOX).convert("RGB")
+    small = np.asarray(small, dtype=np.float32)
+    return float((small.max(axis=2) - small.min(axis=2)).mean()) > COLOUR_GAP
+
+
+def _deep_values(stored: Image.Image) -> np.ndarray:
+    values = np.asarray(stored, dtype=np.float64)
+    if stored.format == "TIFF" and stored.tag_v2.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:
+        return -values
+    return values
+
+
+def scale_deep(values: np.ndarray) -> Image.Image:
+    """Scale more than 8 bits between two percentiles; Pillow's own conversion would clip nearly all of it to white."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise ValueError("it holds no finite value")
+    low, high = np.percentile(values[finite], PERCENTILES)
+    if high <= low:
+        low, high = values[finite].min(), values[finite].max()
+    scale = 255 / (high - low) if high > low else 0.0
+    if not finite.all():
+        values = np.nan_to_num(values, nan=low, neginf=low, posinf=high)
+    return Image.fromarray(np.clip((values - low) * scale, 0, 255).round().astype(np.uint8))
