@@ -25,7 +25,7 @@ from covid_fastai.evidence.prediction_table import read_predictions
 from covid_fastai.evidence.predictions import predict
 from covid_fastai.evidence.probes import write_probes
 from covid_fastai.evidence.report import render_report, write_report
-from covid_fastai.evidence.runs import Run, log_event, read_run
+from covid_fastai.evidence.runs import TRAINING_MANIFEST, Run, log_event, read_run
 from covid_fastai.files import write_csv, write_json
 from covid_fastai.model.bundle import save_model
 from covid_fastai.model.checkpoint import clear_checkpoints
@@ -108,7 +108,7 @@ def train_classifier(
         if config.touch_test:
             predictions = pd.concat([predictions, _touch_test(learn, folder)], ignore_index=True)
         write_csv(folder / "predictions.csv", predictions)
-        save_model(learn, folder / "model")
+        save_model(learn, folder / "model", training_manifest=folder / TRAINING_MANIFEST)
         clear_checkpoints(folder / "checkpoints")
         result = _judge(predictions, cohort, folder)
         if config.audit:

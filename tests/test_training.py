@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 
@@ -56,6 +57,36 @@ def test_the_saved_model_gives_the_same_probabilities(learn):
     after = predict(load_model(learn.path / "model"), learn.dls.cohort.query("split == 'valid'"))
     columns = [column for column in before if column.startswith("p_")]
     np.testing.assert_allclose(after[columns], before[columns], atol=1e-5)
+
+
+def test_export_chooses_on_the_held_out_patients_and_says_so(learn, tmp_path):
+    from covid_fastai import Predictor, choose_threshold, read_run
+    from covid_fastai.app.export import export_model
+    from covid_fastai.evidence.calibration import apply_temperature, fit_temperature
+    from covid_fastai.model.bundle_config import read_config
+
+    config = read_config(learn.path / "model" / "config.json")
+    manifest = (learn.path / "training.seen.safetensors").read_bytes()
+    assert config.training_manifest == hashlib.sha256(manifest).hexdigest() and config.threshold is None
+    folder = export_model(learn.path, tmp_path / "model", sensitivity=0.7, calibrate=True)
+    held_out = read_run(learn.path).predictions
+    temperature = fit_temperature(held_out)
+    scaled = apply_temperature(held_out, temperature)
+    judged = read_config(folder / "config.json")
+    assert judged.temperature == pytest.approx(temperature) and judged.training_manifest == config.training_manifest
+    assert judged.threshold == pytest.approx(choose_threshold(scaled, sensitivity=0.7, positive="COVID-19"))
+    table = Predictor(folder).predict(held_out["path"].tolist())
+    np.testing.assert_allclose(table["p_COVID-19"], scaled["p_COVID-19"], atol=1e-4)
+    assert ((table["p_COVID-19"] >= judged.threshold) == (table["prediction"] == "COVID-19")).all()
+    card = (folder / "README.md").read_text()
+    assert f"{held_out['patient'].nunique()} held-out patients: figures on those are optimistic" in card
+    for run, options, words in [
+        (folder, {"calibrate": True}, "not the model of a run"),
+        (learn.path, {"sensitivity": 1.5}, "sensitivity=1.5"),
+    ]:
+        with pytest.raises(UsageError, match=words):
+            export_model(run, tmp_path / "other", **options)
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_same_seed_gives_the_same_run(learn, phantom_root, tmp_path):

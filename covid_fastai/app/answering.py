@@ -45,25 +45,24 @@ def answer_file(predictor: Predictor, content: bytes, *, pictures: bool, max_pix
     """
     try:
         _check_pixels(content, max_pixels)
-        grey = open_image(content)
     except ImageError as error:
-        if isinstance(error.__cause__, MemoryError):
-            return refusal("unreadable", "To read this file takes more memory than is allowed.")
         return refusal("unreadable", str(error))
-    table, maps = predictor.explain(content, names=[NAME])
-    row = table.iloc[0]
+    found = predictor.examine(content, name=NAME)
+    row = found.row
     if row["status"] != "ok":
         return refusal(row["status"], row["reason"])
-    remarks = check_input(content)
     answer = refusal("ok", "") | {
         "probabilities": {name: float(row[f"p_{name}"]) for name in predictor.classes},
         "prediction": row["prediction"],
-        "remarks": [asdict(remark) for remark in remarks],
-        "held_back": bool(HOLDS_BACK & {remark.kind for remark in remarks}),
-        "width": grey.width,
-        "height": grey.height,
+        "remarks": [asdict(remark) for remark in found.remarks],
+        "held_back": bool(HOLDS_BACK & {remark.kind for remark in found.remarks}),
+        "width": found.facts.width,
+        "height": found.facts.height,
     }
-    return answer | _draw(grey, maps, predictor.classes, row["prediction"]) if pictures else answer
+    if not pictures:
+        return answer
+    grey = open_image(content, image_size=PICTURE // 2)  # of twice as many pixels; the model's own are too few to show
+    return answer | _draw(grey, found.maps[None], predictor.classes, row["prediction"])
 
 
 def refusal(status: str, reason: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from covid_fastai.errors import ResourceError
+from covid_fastai.errors import ResourceError, UsageError
 from covid_fastai.files import atomic_write, new_run_folder
 from covid_fastai.model.bundle_config import (
     CONFIG_FILE,
@@ -14,20 +14,30 @@ from covid_fastai.model.bundle_config import (
     read_config,
     read_verified,
 )
-from covid_fastai.model.card import CARD_FILE, LARGEST_CARD, build_card
+from covid_fastai.model.card import CARD_FILE, LARGEST_CARD, build_card, read_card
 from covid_fastai.model.hub import find_model
 from covid_fastai.model.predictor import Predictor
 
 __all__ = ["export_model"]
 
 
-def export_model(run: str | Path, target: str | Path, *, revision: str | None = None) -> Path:
+def export_model(
+    run: str | Path,
+    target: str | Path,
+    *,
+    revision: str | None = None,
+    sensitivity: float | None = None,
+    calibrate: bool = False,
+) -> Path:
     """Copy a saved model, after checking that it answers as it did when it was saved.
 
     Args:
         run: A run, a saved model, or a name on the Hub.
         target: The folder to make; it must not exist, or be empty.
         revision: Of a model on the Hub.
+        sensitivity: Choose the threshold that finds this share of the positive class's patients, above 0 to 1, on the
+            run's held-out patients (`choose_threshold`). Needs torch, and a run of `train_classifier`.
+        calibrate: Fit a temperature on them, first (`fit_temperature`). Needs the same.
 
     Returns:
         The folder, with `config.json`, `model.safetensors`, `model.onnx` and `README.md`, the model card: the model's
@@ -36,8 +46,13 @@ def export_model(run: str | Path, target: str | Path, *, revision: str | None = 
     Raises:
         ResourceError: The folder holds something, or cannot be written to.
         ModelFormatError: A file of the model is missing, damaged, or does not give its answer.
+        UsageError: A threshold or temperature is asked for, and there are no held-out patients to choose it on, or the
+            model knows no positive class.
+        DataError: No threshold keeps that sensitivity on so few patients.
     """
     folder = find_model(run, revision=revision)
+    if sensitivity is not None or calibrate:
+        return _export_judged(folder, Path(target), sensitivity=sensitivity, calibrate=calibrate)
     name = folder.resolve()
     title = name.parent.name if name.name == "model" else name.name
     config = read_config(folder / CONFIG_FILE)
@@ -58,6 +73,48 @@ def export_model(run: str | Path, target: str | Path, *, revision: str | None = 
     for name, content in {CARD_FILE: own, **contents}.items():  # config.json last: without it there is no model
         with atomic_write(target / name, mode="wb") as file:
             file.write(content)
+    return target
+
+
+def _export_judged(folder: Path, target: Path, *, sensitivity: float | None, calibrate: bool) -> Path:
+    """Save the model anew with a threshold or a temperature chosen on the run's held-out patients, and say so."""
+    from covid_fastai.evidence.calibration import apply_temperature, fit_temperature
+    from covid_fastai.evidence.prediction_table import read_predictions
+    from covid_fastai.evidence.thresholds import choose_threshold
+    from covid_fastai.model.bundle import load_model, save_model
+
+    _check_new(target)
+    table = folder.parent / "predictions.csv"
+    if folder.name != "model" or not table.is_file():
+        raise UsageError(
+            f"{folder} is not the model of a run: there are no held-out patients to choose on.",
+            hint="Name the run's folder, or save_model(learn, folder, threshold=..., temperature=...) in Python.",
+        )
+    learn = load_model(folder, device="cpu")
+    if sensitivity is not None and learn.bundle.positive is None:
+        raise UsageError("The model knows no positive class, so there is no sensitivity.", hint="Leave it out.")
+    held_out = read_predictions(table)
+    held_out = held_out[held_out["split"] == "valid"]
+    temperature = fit_temperature(held_out) if calibrate else 1.0
+    threshold = None
+    if sensitivity is not None:
+        scaled = apply_temperature(held_out, temperature)
+        threshold = choose_threshold(scaled, sensitivity=sensitivity, positive=learn.bundle.positive)
+    save_model(learn, target, threshold=threshold, temperature=temperature)
+    before, n = read_card(folder), held_out["patient"].nunique()
+    what = [f"the temperature {temperature:.3g}"] if calibrate else []
+    what += [f"the threshold {threshold:.3g}, for a sensitivity of {sensitivity:g},"] if threshold is not None else []
+    said = (
+        f"{' and '.join(what)} was chosen on the run's {n} held-out patients: figures on those are optimistic.".strip()
+    )
+    card = build_card(
+        read_config(target / CONFIG_FILE),
+        title=folder.parent.name,
+        verdict=before.verdict,
+        limits=[*before.limits, said[0].upper() + said[1:]],
+    )
+    with atomic_write(target / CARD_FILE) as file:
+        file.write(card)
     return target
 
 

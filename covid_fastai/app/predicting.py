@@ -64,6 +64,10 @@ def predict(
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run, a saved model, or a name on the Hub: user/model.")],
     target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
+    sensitivity: Annotated[
+        float | None, typer.Option(help="Choose the threshold for it, above 0 to 1, on the run's held-out patients.")
+    ] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Fit a temperature on them.")] = False,
     revision: Annotated[str | None, typer.Option(help="The commit, tag or branch of a model on the Hub.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -71,7 +75,7 @@ def export(
     """Copy a trained model, checked, with its ONNX file and a model card, into a folder of its own."""
     from covid_fastai.app.export import export_model
 
-    folder = export_model(run, target, revision=revision)
+    folder = export_model(run, target, revision=revision, sensitivity=sensitivity, calibrate=calibrate)
     if as_json:
         print_json({"model": str(folder), "files": sorted(path.name for path in folder.iterdir())})
     else:

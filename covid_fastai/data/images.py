@@ -184,6 +184,8 @@ def _reduce(stored: Image.Image, image_size: int) -> None:
 
 
 def _damaged(name: str, error: Exception) -> ImageError:
+    if isinstance(error, MemoryError):
+        return ImageError(f"{name}: to read it takes more memory than there is.", hint="Scale it down, or read fewer.")
     reason = str(error).rstrip(".") or type(error).__name__
     return ImageError(
         f"{name}: the image data are damaged or truncated ({reason}).", hint="Fetch the file anew, or leave it out."

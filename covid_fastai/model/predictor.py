@@ -8,14 +8,15 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from covid_fastai.data.guard import remark_picture
+from covid_fastai.data.guard import InputRemark, remark_picture
 from covid_fastai.data.images import ImageFacts, read_image, resize_image
 from covid_fastai.errors import DataError, ImageError, UsageError
 from covid_fastai.model.bundle_config import (
@@ -33,13 +34,40 @@ from covid_fastai.model.bundle_config import (
 from covid_fastai.model.hub import find_model
 from covid_fastai.model.runtime import onnxruntime
 
-__all__ = ["Predictor", "open_session"]
+__all__ = ["Examination", "Predictor", "open_session"]
 
 BATCH = 16  # images in a pass
 AHEAD = 2 * BATCH  # small images that may wait for their pass
 DECODERS = 4  # threads at most: each holds one whole image, of 50 megapixels at worst
 
 Picture = str | os.PathLike | bytes | BinaryIO | np.ndarray | Image.Image
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """What was read of one image: its pixels `(image_size, image_size)`, or the reason why there are none."""
+
+    pixels: np.ndarray | None
+    reason: str
+    remarks: tuple[InputRemark, ...] = ()
+    facts: ImageFacts | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """What a predictor found out about one image.
+
+    Attributes:
+        row: The row that `Predictor.predict` returns, by column.
+        maps: The class activation maps `(classes, h, w)`, in logits; NaN where the status is not `ok`.
+        remarks: The input guard's.
+        facts: Of the file; None where it cannot be read.
+    """
+
+    row: dict[str, Any]
+    maps: np.ndarray
+    remarks: tuple[InputRemark, ...]
+    facts: ImageFacts | None
 
 
 class Predictor:
@@ -126,7 +154,23 @@ class Predictor:
         """
         return self._answer(images, names, maps=True)
 
-    def _answer(self, images, names: Sequence[str] | None, *, maps: bool) -> tuple[pd.DataFrame, np.ndarray]:
+    def examine(self, image: Picture, *, name: str | None = None) -> Examination:
+        """Predict one image, and return all that was found on the way; the file is decoded once.
+
+        Args:
+            image: As in `predict`.
+            name: What stands for the image in messages; None for its path.
+
+        Returns:
+            The same answer as `explain`, the input guard's remarks one by one, and the facts of the file.
+        """
+        opened: list[_Opened] = []
+        table, maps = self._answer([image], None if name is None else [name], maps=True, opened=opened)
+        return Examination(table.iloc[0].to_dict(), maps[0], opened[0].remarks, opened[0].facts)
+
+    def _answer(
+        self, images, names: Sequence[str] | None, *, maps: bool, opened: list[_Opened] | None = None
+    ) -> tuple[pd.DataFrame, np.ndarray]:
         images = _several(images)
         if names is None:
             names = [_name(image, number) for number, image in enumerate(images, start=1)]
@@ -134,9 +178,10 @@ class Predictor:
             raise UsageError(f"There are {len(names)} names for {len(images)} images.", hint="Give one an image.")
         reasons: dict[int, str] = {}
         remarks = [""] * len(images)
+        opened = deque(maxlen=0) if opened is None else opened  # which forgets what it is given
         p = np.full((len(images), len(self.classes)), np.nan)
         heat = np.full((len(images) if maps else 0, len(self.classes), *self.map_shape), np.nan, dtype=np.float32)
-        for numbers, pixels in self._batches(images, names, reasons, remarks):
+        for numbers, pixels in self._batches(images, names, reasons, remarks, opened):
             found = self._session.run(["probabilities", *(["maps"] if maps else [])], {ONNX_INPUT: pixels})
             p[numbers] = found[0]
             if maps:
@@ -154,25 +199,32 @@ class Predictor:
         return table.assign(prediction=self._called(p), status=status, reason=reason, remark=remarks), heat
 
     def _batches(
-        self, images: Sequence[Picture], names: Sequence[str], reasons: dict[int, str], remarks: list[str]
+        self,
+        images: Sequence[Picture],
+        names: Sequence[str],
+        reasons: dict[int, str],
+        remarks: list[str],
+        opened: list[_Opened] | deque[_Opened],
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield positions and pixels `(n, 1, size, size)` of the images that can be opened; note why others cannot.
 
         A batch is made of the same images whatever the number of threads, so that its numbers are the same too.
         """
         numbers, pixels = [], []
-        for number, (small, reason, remarks[number]) in enumerate(self._read(images, names)):
-            if small is None:
-                reasons[number] = reason
+        for number, one in enumerate(self._read(images, names)):
+            opened.append(one)
+            remarks[number] = " ".join(remark.text for remark in one.remarks)
+            if one.pixels is None:
+                reasons[number] = one.reason
             else:
                 numbers.append(number)
-                pixels.append(small)
+                pixels.append(one.pixels)
             if len(numbers) == BATCH or (numbers and number == len(images) - 1):
                 yield numbers, np.stack(pixels)[:, None]
                 numbers, pixels = [], []
 
-    def _read(self, images: Sequence[Picture], names: Sequence[str]) -> Iterator[tuple[np.ndarray | None, str, str]]:
-        """Yield small pixels or None, a reason and a remark, image by image; some are read ahead by other threads."""
+    def _read(self, images: Sequence[Picture], names: Sequence[str]) -> Iterator[_Opened]:
+        """Yield what was read, image by image; some are read ahead by other threads."""
         if self._decoders == 1 or len(images) == 1:
             yield from map(self._read_one, images, names)
             return
@@ -184,13 +236,13 @@ class Predictor:
                     yield waiting.popleft().result()
             yield from (one.result() for one in waiting)
 
-    def _read_one(self, image: Picture, name: str) -> tuple[np.ndarray | None, str, str]:
+    def _read_one(self, image: Picture, name: str) -> _Opened:
         try:
             grey, facts = _open(image, name, self.image_size)
         except ImageError as error:
-            return None, str(error), ""
-        said = " ".join(one.text for one in remark_picture(grey, facts.notes, size=(facts.width, facts.height))[0])
-        return np.asarray(resize_image(grey, self.image_size)), "", said
+            return _Opened(None, str(error))
+        remarks, _ = remark_picture(grey, facts.notes, size=(facts.width, facts.height))
+        return _Opened(np.asarray(resize_image(grey, self.image_size)), "", tuple(remarks), facts)
 
     def _called(self, p: np.ndarray) -> list[str]:
         """Return the class that each row of probabilities is called, nothing where there are none."""

@@ -492,3 +492,52 @@ def test_threads_get_the_answers_of_one(small_model):
     assert {answer.status_code for answer in found} == {200}
     assert [answer.json()["images"][0]["probabilities"] for answer in found] == alone * 20
     assert len({json.dumps(one) for one in alone}) == 10
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm"])
+def test_dicom_files_are_answered_as_the_predictor_does(client, small_model, name):
+    """Of another modality, so that the answer is held to the header's word; the pictures are pydicom's own."""
+    data = pytest.importorskip("pydicom.data", reason="the extra dicom is not installed")
+    content = Path(data.get_testdata_file(name)).read_bytes()
+    (answer,) = client.post("/api/predict", files=[("files", (name, content))]).json()["images"]
+    row = Predictor(small_model).predict(content).iloc[0]
+    assert (answer["status"], answer["reason"] == "") == (row["status"], row["status"] == "ok")
+    assert row["status"] != "ok" or answer["probabilities"]["COVID-19"] == pytest.approx(row["p_COVID-19"], abs=1e-6)
+
+
+def test_a_radiograph_as_dicom_is_answered_as_its_picture(client, small_model):
+    pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+    content, grey = dicom_of_phantom()
+    (answer,) = client.post("/api/predict", files=[("files", ("IM0001", content))]).json()["images"]
+    wanted = Predictor(small_model).predict(grey).iloc[0]
+    assert answer["status"] == "ok" and answer["width"] == grey.shape[1]
+    assert answer["probabilities"]["COVID-19"] == pytest.approx(wanted["p_COVID-19"], abs=0.02), (
+        "8 of 12 bits, rescaled"
+    )
+    assert "DOE" not in json.dumps(answer)
+
+
+def dicom_of_phantom() -> tuple[bytes, np.ndarray]:
+    """A MONOCHROME1 radiograph of 12 bits, with a name in it, and the picture that it shows."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
+    grey = np.asarray(draw_phantom(np.random.default_rng(5), image_size=128).image)
+    low, high = np.percentile(grey, (0.5, 99.5))
+    grey = ((grey.clip(low, high) - low) * 255 / (high - low)).astype(np.uint8)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = (
+        DigitalXRayImageStorageForPresentation,
+        ExplicitVRLittleEndian,
+    )
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    data = Dataset()
+    data.file_meta, data.PatientName, data.Modality, data.ViewPosition = meta, "DOE^JOHN", "DX", "PA"
+    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    data.Rows, data.Columns = grey.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME1", 0
+    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
+    data.PixelData = (4095 - grey.astype(np.uint16) * 16).astype("<u2").tobytes()
+    file = io.BytesIO()
+    data.save_as(file, enforce_file_format=True)
+    return file.getvalue(), grey

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
 
@@ -267,3 +268,27 @@ def test_the_licence_stands_in_the_metadata(card, kept):
     assert front["license"] == "cc-by-nc-4.0" and kept in text
     with pytest.raises(UsageError, match="license"):
         _with_license(card, "x\nprivate: no")
+
+
+LOAD = """
+from covid_fastai.evidence.predictions import predict
+from covid_fastai.model.bundle import load_model
+learn = load_model("user/model", revision=sys.argv[1])
+print(json.dumps([predict(learn, [sys.argv[2]])["p_COVID-19"][0], type(learn).__name__]))
+"""
+
+
+@pytest.mark.slow
+def test_a_real_model_comes_back_as_a_learner(hub, tmp_path):
+    from covid_fastai.data.dataloaders import empty_dataloaders
+    from covid_fastai.model.bundle import save_model
+    from covid_fastai.model.learner import build_learner
+
+    dls = empty_dataloaders(classes=["Normal", "COVID-19"], image_size=64, attrs={"positive": "COVID-19"}, device="cpu")
+    folder = save_model(build_learner(dls, weights="cxr"), tmp_path / "real")
+    (folder / CARD_FILE).write_text("---\nlibrary_name: covid_fastai\nlicense: unknown\n---\n# Real\n")
+    run(hub, tmp_path / "a", PUSH, folder)
+    picture = tmp_path / "a.png"
+    Image.fromarray(PICTURE).save(picture)
+    p, kind = json.loads(run(hub, tmp_path / "b", LOAD, hub.commits[0][0], picture))
+    assert kind == "Learner" and abs(p - Predictor(folder).predict(str(picture))["p_COVID-19"][0]) < 1e-4

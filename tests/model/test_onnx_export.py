@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,10 +18,13 @@ from fastai.torch_core import no_random
 from onnx.reference import ReferenceEvaluator
 
 from covid_fastai.data.dataloaders import empty_dataloaders
+from covid_fastai.data.phantom import draw_phantom
+from covid_fastai.model.bundle import save_model
 from covid_fastai.model.bundle_config import ONNX_INPUT as INPUT
 from covid_fastai.model.bundle_config import ONNX_OUTPUTS as OUTPUTS
 from covid_fastai.model.learner import build_learner, map_weights
 from covid_fastai.model.onnx_export import OPSET, export_onnx
+from covid_fastai.model.predictor import Predictor
 
 CLASSES = ["Normal", "COVID-19", "other"]
 SIZE, MEAN, STD = 48, 0.4, 0.2
@@ -125,3 +131,25 @@ def test_a_body_without_maps_has_maps_of_one_cell():
     with torch.no_grad():
         wanted = model((torch.from_numpy(images(3)).float() / 255 - 0.5) / 0.25).numpy()
     np.testing.assert_allclose(logits, wanted, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_a_browsers_runtime_gives_the_same_answer(tmp_path):
+    """ONNX Runtime Web under Node.js: the WebAssembly that a page would load."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("Node.js and npm are not installed")
+    dls = empty_dataloaders(classes=["Normal", "COVID-19"], image_size=64, attrs={"positive": "COVID-19"}, device="cpu")
+    folder = save_model(build_learner(dls, weights="cxr"), tmp_path / "model")
+    (tmp_path / "package.json").write_text('{"private": true}')
+    subprocess.run(["npm", "install", "--no-audit", "--no-fund", "onnxruntime-web@1"], cwd=tmp_path, check=True)
+    shutil.copy(Path(__file__).with_name("onnx_web.mjs"), tmp_path)
+    pictures = [draw_phantom(np.random.default_rng(seed), image_size=64).image for seed in range(3)]
+    for number, picture in enumerate(pictures):
+        (tmp_path / f"{number}.gray").write_bytes(np.asarray(picture).tobytes())
+    command = ["node", "onnx_web.mjs", folder / "model.onnx", "64", *(f"{number}.gray" for number in range(3))]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    table, maps = Predictor(folder).explain([np.asarray(picture) for picture in pictures])
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    np.testing.assert_allclose([one["probabilities"] for one in found], table[["p_Normal", "p_COVID-19"]], atol=1e-4)
+    assert all(one["maps"] == [1, *maps.shape[1:]] for one in found)
