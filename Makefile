@@ -1,5 +1,5 @@
 # `make check` is what CI runs; `make docs` builds the site into _docs and needs Quarto.
-.PHONY: format check test slow docs
+.PHONY: format check test slow docs bench
 
 format:
 	ruff check --fix .
@@ -23,3 +23,6 @@ docs:
 	cd nbs && quartodoc build
 	nbdev-docs
 	rm -f covid_fastai/_modidx.py
+
+bench:
+	python -m benchmarks

@@ -113,6 +113,9 @@ def check(
     out: Annotated[Path, typer.Option(help="Where to list the problems; written only if there are some.")] = Path(
         "problems.csv"
     ),
+    sample: Annotated[
+        int | None, typer.Option(help="Open a random sample of so many images; all if not given.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -127,7 +130,8 @@ def check(
 
     counts = pd.DataFrame()
     try:
-        cohort = read_cohort(data, on_problem="skip", **reading(choices))
+        images = True if sample is None else sample
+        cohort = read_cohort(data, on_problem="skip", check_images=images, **reading(choices))
         problems, counts = cohort.attrs["problems"], summarise_cohort(cohort)
     except DataError as error:
         if not error.details:

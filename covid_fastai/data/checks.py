@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,9 @@ class RowChecker:
         """Find names that are empty or no text, files that are missing, no files, or outside of `root`."""
         nearby = NearbyFiles(root)
         inside = None if root is None else os.path.join(os.path.realpath(root), "")
+        real_folder = cache(os.path.realpath)  # there are many files in a folder; each part of a path asks the disk
         for index, (path,) in self._rows("path"):
-            fault = _name_fault(path, inside) or _file_fault(path, nearby)
+            fault = _name_fault(path, inside, real_folder) or _file_fault(path, nearby)
             if fault is not None:
                 kind, reason, remedy = fault
                 # only a file that is not there does no harm to a row that stands aside
@@ -93,9 +95,8 @@ class RowChecker:
 
     def check_repeats(self) -> None:
         """Find files that several rows name: contradictions, and rows that say the same again."""
-        for _, same in self.table[self.table["path"] != ""].groupby("path", sort=False):
-            if len(same) < 2:
-                continue
+        named = self.table[(self.table["path"] != "") & self.table["path"].duplicated(keep=False)]
+        for _, same in named.groupby("path", sort=False):
             meaning = same["label"].where(same["label"] != "", same["finding"])
             clash = next(
                 (
@@ -132,10 +133,12 @@ class RowChecker:
             )
             self.repeated.add(index)
 
-    def check_images(self, *, workers: int | None) -> pd.Series:
+    def check_images(self, *, workers: int | None, most: int | None = None, seed: int = 0) -> pd.Series:
         """Open every image once: find those that cannot be read, and pictures that are there twice.
 
         Args:
+            most: Open a random sample of so many images; None for all.
+            seed: Of that sample.
             workers: Threads that open images, None for a number that fits the machine.
 
         Returns:
@@ -143,6 +146,8 @@ class RowChecker:
         """
         passed = ~self.table.index.isin(self._unopened | self.repeated)
         table = self.table[passed]
+        if most is not None and most < len(table):
+            table = table.sample(most, random_state=seed).sort_index()
         prints = fingerprint_images(table["path"].tolist(), workers=workers)
         prints.index = table.index
         self.phash = prints["phash"].reindex(self.table.index, fill_value=b"")
@@ -188,16 +193,23 @@ class RowChecker:
         return zip(self.table.index, values, strict=True)
 
 
-def _name_fault(path: str, inside: str | None) -> tuple[str, str, str] | None:
+def _name_fault(path: str, inside: str | None, real_folder: Callable[[str], str]) -> tuple[str, str, str] | None:
     """Return kind, reason and remedy where the name alone tells that the file must not be opened."""
     if not path:
         return "empty_name", "it names no file", "Name its image, or remove the row."
     if "\0" in path or "\ufffd" in path or printable(path) != path:
         return "bad_name", "its name is not valid text", "Rename the file."
-    if inside is not None and not os.path.realpath(path).startswith(inside):
+    folder, name = os.path.split(path)
+    if inside is not None and not _real_path(real_folder(folder), name).startswith(inside):
         remedy = "Name files below that folder, or name a folder that holds them all with image_root."
         return "outside_root", f"it lies outside of {inside}", remedy
     return None
+
+
+def _real_path(folder: str, name: str) -> str:
+    """Return where a file of a folder, whose own real path is given, really lies."""
+    path = os.path.join(folder, name)
+    return os.path.realpath(path) if os.path.islink(path) or name in ("", ".", "..") else path
 
 
 def _file_fault(path: str, nearby: NearbyFiles) -> tuple[str, str, str] | None:

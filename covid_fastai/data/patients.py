@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from importlib.resources import files
-from pathlib import PurePosixPath
 
 import pandas as pd
 
@@ -99,7 +98,10 @@ def _fold(name: str) -> str:
     return _stem(name).casefold()
 
 
+_ENDING = re.compile(r"\.(jpe?g|png|bmp|tiff?|webp)$", flags=re.IGNORECASE)
+
+
 def _stem(name: str) -> str:
     """Return the file name without folder and ending; only known endings, since Cohen's names contain dots."""
-    base = PurePosixPath(str(name).replace("\\", "/")).name.strip()
-    return re.sub(r"\.(jpe?g|png|bmp|tiff?|webp)$", "", base, flags=re.IGNORECASE)
+    base = str(name).replace("\\", "/").rstrip("/").rpartition("/")[2].strip()
+    return _ENDING.sub("", base)

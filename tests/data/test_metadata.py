@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from covid_fastai.data import fingerprints, seen
+from covid_fastai.data import checks, fingerprints, seen
 from covid_fastai.data.images import open_image
 from covid_fastai.data.layouts import CORONAHACK_CSV, CORONAHACK_IMAGES
 from covid_fastai.data.metadata import COHORT_COLUMNS, SEEN, read_cohort, summarise_cohort
@@ -850,3 +850,37 @@ def test_every_image_of_coronahack(real_data):
     expected = read_cohort(real_data / "coronahack-224", task="covid", guard_seen=False, check_images=False)
     expected = expected.drop(columns="group")
     pd.testing.assert_frame_equal(cohort.drop(columns="group"), expected, check_like=True)
+
+
+def test_a_sample_of_the_images_is_opened_and_said_to_be_one(coronahack, monkeypatch):
+    opened = []
+    monkeypatch.setattr(checks, "fingerprint_images", lambda paths, **_: opened.extend(paths) or real(paths))
+    real = fingerprints.fingerprint_images
+    first, again = (read_cohort(coronahack, check_images=3, seed=5, guard_seen=False) for _ in range(2))
+    assert len(opened) == 6 and opened[:3] == opened[3:] and len(first) == len(again) == len(CORONAHACK)
+    (noted,) = [row for row in first.attrs["problems"] if row["kind"] == "not_opened"]
+    assert noted["reason"].startswith(f"3 of {len(CORONAHACK)} images were opened")
+    every = read_cohort(coronahack, check_images=10_000, guard_seen=False)
+    assert "not_opened" not in {row["kind"] for row in every.attrs["problems"]}
+    with pytest.raises(UsageError, match="check_images=-1"):
+        read_cohort(coronahack, check_images=-1)
+
+
+def test_work_that_grows_with_the_rows_is_done_once_a_row_or_folder(tmp_path, monkeypatch):
+    """Of 400 rows in four folders no path is asked for twice, and nothing is compared with every other row."""
+    names = [f"{number % 4}/{number:04d}.png" for number in range(400)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    labels = ["Normal", "COVID-19"] * 200
+    pd.DataFrame({"image": names, "label": labels}).to_csv(tmp_path / "rows.csv", index=False)
+    asked, walked = [], []
+    stat, realpath = os.stat, os.path.realpath
+    monkeypatch.setattr(checks.os, "stat", lambda path, *a, **k: asked.append(str(path)) or stat(path, *a, **k))
+    monkeypatch.setattr(
+        checks.os.path, "realpath", lambda path, *a, **k: walked.append(path) or realpath(path, *a, **k)
+    )
+    cohort = read_cohort(tmp_path / "rows.csv", image_root=tmp_path, check_images=False)
+    monkeypatch.undo()
+    images = [path for path in asked if path.endswith(".png")]
+    assert len(cohort) == 400 and len(images) == len(set(images)) and len(walked) < 20

@@ -1,0 +1,74 @@
+"""`python -m benchmarks [NAME ...]`: measure, and keep results.csv, results.md and results.png beside this file.
+
+Figures of names that are not measured this time stay. COVID_FASTAI_DATA names the folder of real radiographs; without
+it the images are drawings, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import images, predicting, tables, training
+from benchmarks.results import write_results
+
+HERE = Path(__file__).parent
+BENCHMARKS = {
+    "images": images.measure,
+    "frozen": training.measure_frozen,
+    "step": training.measure_step,
+    "article": training.measure_article,
+    "files": predicting.measure_files,
+    "start": predicting.measure_start,
+    "rows": tables.measure_rows,
+    "bootstrap": tables.measure_bootstrap,
+    "copies": tables.measure_copies,
+}
+
+
+def main() -> None:
+    """Run the benchmarks that are named, all if none is."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all if none is given")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs that count")
+    parser.add_argument("--quick", action="store_true", help="try them with little work; the figures mean nothing")
+    parser.add_argument("--out", type=Path, default=HERE, help="the folder of the results")
+    given = parser.parse_args()
+    unknown = [name for name in given.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    logging.getLogger("covid_fastai").setLevel(logging.WARNING)
+    machine = f"{_processor()}, Python {platform.python_version()}"
+    for name in given.names or BENCHMARKS:
+        print(f"{name} ...", flush=True)
+        rows = [one.to_dict() for one in BENCHMARKS[name](repeats=given.repeats, quick=given.quick)]
+        table = write_results(given.out, name, rows, machine=machine)
+        print(
+            table[table["benchmark"] == name].drop(columns=["benchmark", "machine"]).to_string(index=False), flush=True
+        )
+
+
+def _processor() -> str:
+    import os
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = lines[0] if lines else name
+    import torch
+
+    amx = ", AMX" if torch.cpu.get_capabilities().get("amx_bf16") else ""
+    return f"{name}, {cores} cores{amx}, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    pd.set_option("display.width", 200)
+    main()

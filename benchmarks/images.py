@@ -1,0 +1,61 @@
+"""Opening full-resolution radiographs, and making batches of them."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.measuring import Measurement, compare, data_folder, fresh_cache, note, timed
+from benchmarks.stock import SIZE, stock_loaders
+
+
+def measure(*, repeats: int, quick: bool) -> list[Measurement]:
+    """Compare opening with Pillow, and the loaders with fastai's own."""
+    from covid_fastai.data.images import open_square
+    from covid_fastai.data.metadata import read_cohort
+    from covid_fastai.data.splits import split_by_patient
+
+    cohort = split_by_patient(read_cohort(data_folder(), check_images=False, guard_seen=False), valid=0.2, seed=0)
+    used = cohort[cohort["split"].isin(["train", "valid"])]
+    files = [path for path in used["path"] if path.lower().endswith(("jpg", "jpeg"))][: 30 if quick else None]
+
+    def pillow() -> None:
+        for file in files:
+            np.asarray(Image.open(file).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+    def ours() -> None:
+        for file in files:
+            np.asarray(open_square(file, SIZE))
+
+    found = [
+        compare(
+            f"open {len(files)} JPEG files at {SIZE} px", ours, pillow, peer="Pillow RGB + resize", target=3,
+            repeats=repeats, remark=note(),
+        )
+    ]  # fmt: skip
+    return [*found, *_loaders(cohort, repeats=repeats)]
+
+
+def _loaders(cohort, *, repeats: int) -> list[Measurement]:
+    from covid_fastai.data.dataloaders import build_dataloaders
+
+    stock = stock_loaders(cohort, batch_size=32)
+    first, later = [], []
+
+    def once(dls) -> float:
+        return timed(lambda: [batch for batch in dls.train])
+
+    def ours_first() -> float:
+        with fresh_cache():
+            dls = build_dataloaders(cohort, image_size=SIZE, batch_size=32)
+            first.append(once(dls))
+            later.append(min(once(dls) for _ in range(2)))
+        return first[-1]
+
+    pairs = {"peer": "fastai DataBlock, 2 workers", "repeats": repeats}
+    opened = compare("loader, first pass", ours_first, lambda: once(stock), target=3, **pairs, remark=note())
+    taken = iter(later[1:])  # of the passes that followed each first one; the first was the warming up
+    again = compare(
+        "loader, later passes", lambda: next(taken), lambda: once(stock), target=15, warm=False, **pairs, remark=note()
+    )
+    return [opened, again]

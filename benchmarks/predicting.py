@@ -1,0 +1,83 @@
+"""Prediction from files, and what it takes to start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.measuring import Measurement, compare, data_folder, note, timed
+from benchmarks.stock import SIZE
+
+
+def measure_files(*, repeats: int, quick: bool) -> list[Measurement]:
+    """Compare prediction from files with ONNX Runtime on pixels in memory, and with `learn.predict` one by one."""
+    from covid_fastai.data.images import open_square
+    from covid_fastai.evidence.predictions import predict
+    from covid_fastai.model.bundle import load_model
+    from covid_fastai.model.predictor import BATCH, Predictor
+    from covid_fastai.model.runtime import onnxruntime
+
+    files = _files()[: 24 if quick else 160]
+    predictor, learn = Predictor(_model()), load_model(_model(), device="cpu")
+    pixels = np.stack([np.asarray(open_square(file, SIZE)) for file in files])[:, None]
+    session = onnxruntime.InferenceSession((_model() / "model.onnx").read_bytes(), providers=["CPUExecutionProvider"])
+
+    def bare() -> None:
+        for start in range(0, len(pixels), BATCH):
+            session.run(["probabilities"], {"images": pixels[start : start + BATCH]})
+
+    few = files[:24]
+
+    def one_by_one() -> float:
+        with learn.no_bar():
+            return timed(lambda: [learn.predict(file) for file in few]) * len(files) / len(few)
+
+    gap = abs(predictor.predict(few)["p_COVID-19"] - predict(learn, few)["p_COVID-19"]).max()
+    remark = f"ResNet-18, {SIZE} px, answers differ by at most {gap:.0e} {note()}".strip()
+    name, options = f"predict {len(files)} files", {"repeats": repeats, "remark": remark}
+    ours = lambda: predictor.predict(files)  # noqa: E731
+    return [
+        compare(name, ours, bare, peer="bare ONNX Runtime, pixels in memory", target=0.8, **options),
+        compare(name, ours, one_by_one, peer="learn.predict, one by one", target=2.5, **options),
+    ]
+
+
+def measure_start(*, repeats: int, quick: bool) -> list[Measurement]:
+    """Time what stands between a command and its answer: help, a first prediction, the import."""
+    file = _files()[0]
+
+    def command(*arguments: str):
+        return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+
+    ours = command("-m", "covid_fastai", "--help")
+    predict = command("-m", "covid_fastai", "predict", str(_model()), file)
+    return [
+        compare("covid-fastai --help", ours, target=0.3, repeats=repeats, remark="seconds"),
+        compare(f"covid-fastai predict, one file of {os.path.getsize(file) >> 10} KiB, cold process", predict,
+                target=1.5, repeats=repeats, remark="seconds; ResNet-18"),
+        compare("import", command("-c", "import covid_fastai"), command("-c", "import fastai.vision.all"),
+                peer="import fastai.vision.all", repeats=repeats),
+    ]  # fmt: skip
+
+
+@cache
+def _model() -> Path:
+    """Save a ResNet-18 of random weights once a run."""
+    from covid_fastai.data.dataloaders import empty_dataloaders
+    from covid_fastai.model.bundle import save_model
+    from covid_fastai.model.learner import build_learner
+
+    attrs = {"positive": "COVID-19"}
+    dls = empty_dataloaders(classes=["Normal", "COVID-19"], image_size=SIZE, attrs=attrs, device="cpu")
+    return save_model(build_learner(dls, weights=None), Path(tempfile.mkdtemp(prefix="covid_fastai-bench-")) / "model")
+
+
+def _files() -> list[str]:
+    endings = (".jpg", ".jpeg", ".png")
+    return sorted(str(path) for path in data_folder().rglob("*") if path.suffix.lower() in endings)

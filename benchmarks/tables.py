@@ -1,0 +1,135 @@
+"""Cohorts of up to a million rows, bootstrap intervals, and the search for copies, as they grow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.measuring import Measurement, compare, data_folder, fresh_cache, note
+
+ROWS = (10_000, 100_000, 1_000_000)
+
+# In a process of its own, so that the largest memory is that of this work.
+READ = """
+import json, resource, sys, time
+from covid_fastai.data.metadata import read_cohort
+from covid_fastai.data.splits import split_by_patient
+begun = time.perf_counter()
+cohort = read_cohort(sys.argv[1], task="covid", image_root=sys.argv[2], check_images=int(sys.argv[3]))
+read = time.perf_counter()
+cohort = split_by_patient(cohort, valid=0.2, seed=0)
+split = time.perf_counter()
+assert cohort.groupby("patient")["split"].nunique().max() == 1
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"rows": len(cohort), "read": read - begun, "split": split - read, "memory": memory}))
+"""
+
+
+def measure_rows(*, repeats: int, quick: bool) -> list[Measurement]:
+    """Read and split cohorts of growing size: rows of two images a patient, files that are there, a sample opened."""
+    found = []
+    for rows in ROWS[:1] if quick else ROWS:
+        with tempfile.TemporaryDirectory(prefix="covid_fastai-rows-") as folder:
+            csv = write_rows(Path(folder), rows)
+            said: list[dict] = []
+
+            def ours(csv=csv, said=said) -> float:
+                done = subprocess.run(
+                    [sys.executable, "-c", READ, str(csv), str(csv.parent), "1000"], capture_output=True, text=True
+                )
+                if done.returncode:
+                    raise RuntimeError(done.stderr[-2000:])
+                said.append(json.loads(done.stdout))
+                return said[-1]["read"] + said[-1]["split"]
+
+            def remark(said=said) -> str:
+                last = said[-1]
+                return f"read {last['read']:.1f} s, split {last['split']:.1f} s, {last['memory']:.0f} MB at most"
+
+            once = {"repeats": min(repeats, 3) if rows < 1_000_000 else 1, "warm": False, "remark": remark}
+            found.append(compare(f"cohort of {rows:,} rows", ours, **once))
+    return found
+
+
+def write_rows(folder: Path, rows: int) -> Path:
+    """Write a CSV of that many rows, and a file for each: links to a thousand drawn pictures, 1,000 a folder."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    drawn = []
+    for number in range(1000):
+        small = Image.fromarray(rng.integers(0, 255, (6, 6), dtype=np.uint8))
+        drawn.append(folder / f"drawn-{number}.png")
+        small.resize((64, 64), Image.Resampling.BICUBIC).save(drawn[-1])
+    names = [f"{number // 1000:04d}/{number:07d}.png" for number in range(rows)]
+    for number, name in enumerate(names):
+        if number % 1000 == 0:
+            (folder / name).parent.mkdir()
+        (folder / name).hardlink_to(drawn[number % 1000])
+    table = pd.DataFrame({"image": names, "patient": [f"p{number // 2:07d}" for number in range(rows)]})
+    table["label"] = np.where(rng.random(rows // 2 + 1) < 0.1, "COVID-19", "Normal")[np.arange(rows) // 2]
+    table.to_csv(folder / "rows.csv", index=False)
+    return folder / "rows.csv"
+
+
+def measure_bootstrap(*, repeats: int, quick: bool) -> list[Measurement]:
+    """Compare the bootstrap of an average precision with a loop over scikit-learn's."""
+    from sklearn.metrics import average_precision_score
+
+    from covid_fastai.evidence.metrics import evaluate
+
+    rng = np.random.default_rng(0)
+    n, draws = 500, 200 if quick else 2000
+    label = rng.random(n) < 0.3
+    p = np.clip(0.3 + 0.25 * label + rng.normal(0, 0.2, n), 0.001, 0.999)
+    table = pd.DataFrame({"path": [f"{number}.png" for number in range(n)], "patient": [f"p{i}" for i in range(n)]})
+    table = table.assign(label=np.where(label, "COVID-19", "Normal"), p_Normal=1 - p, status="ok")
+    table["p_COVID-19"] = p
+
+    def loop() -> None:
+        sides = np.flatnonzero(label), np.flatnonzero(~label)
+        for _ in range(draws):
+            drawn = np.concatenate([rng.choice(side, len(side)) for side in sides])
+            average_precision_score(label[drawn], p[drawn])
+
+    return [
+        compare(
+            f"bootstrap of {n} patients, {draws:,} draws", lambda: evaluate(table, positive="COVID-19", draws=draws),
+            loop, peer="loop over scikit-learn, one figure", repeats=repeats,
+            remark="ours: every figure of the report",
+        )
+    ]  # fmt: skip
+
+
+def measure_copies(*, repeats: int, quick: bool) -> list[Measurement]:
+    """Compare the search for copies with imagehash and every pair."""
+    import imagehash
+    from PIL import Image
+
+    from covid_fastai.data.fingerprints import duplicate_pairs, fingerprint_images
+
+    files = sorted(str(path) for path in data_folder().rglob("*.jp*g"))[: 60 if quick else 280]
+
+    def usual() -> None:
+        hashes = [imagehash.phash(Image.open(file), hash_size=16) for file in files]
+        for first in range(len(hashes)):
+            for second in range(first + 1, len(hashes)):
+                hashes[first] - hashes[second]
+
+    def ours() -> None:
+        with fresh_cache():
+            duplicate_pairs(fingerprint_images(files))
+
+    remark = f"ours finds mirrored and cropped copies, too {note()}".strip()
+    return [
+        compare(
+            f"copies among {len(files)} images", ours, usual, peer="imagehash, every pair", repeats=repeats,
+            warm=False, remark=remark,
+        )
+    ]  # fmt: skip
