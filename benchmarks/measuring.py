@@ -60,8 +60,8 @@ def timed(work: Callable[[], object]) -> float:
 
 def compare(
     name: str,
-    ours: Callable[[], float | None],
-    theirs: Callable[[], float | None] | None = None,
+    ours: Callable[[], object],
+    theirs: Callable[[], object] | None = None,
     *,
     peer: str = "",
     target: float | None = None,
@@ -73,7 +73,7 @@ def compare(
 
     Args:
         name: The work.
-        ours: Does it our way; returns the seconds it took, or None to have the whole call timed.
+        ours: Does it our way; returns the seconds that count, or anything else to have the whole call timed.
         theirs: Does it the peer's way.
         peer: Who that is.
         target: See `Measurement`.
@@ -93,7 +93,7 @@ def compare(
         for number, way in enumerate(ways):
             begun = time.perf_counter()
             said = way()
-            seconds[number].append(time.perf_counter() - begun if said is None else said)
+            seconds[number].append(said if isinstance(said, float) else time.perf_counter() - begun)
     text = remark() if callable(remark) else remark
     own = statistics.median(seconds[0]), _spread(seconds[0])
     if theirs is None:

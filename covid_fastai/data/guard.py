@@ -201,11 +201,14 @@ def _check(image: str | os.PathLike | bytes | Image.Image) -> tuple[list[InputRe
 
 def _frame(pixels: np.ndarray) -> float:
     """Return the share of the area outside of the last rows and columns that are not flat."""
-    sizes = []
-    for axis in (0, 1):
-        spread = np.flatnonzero(pixels.std(axis=axis) > FLAT)
-        sizes.append((spread[-1] - spread[0] + 1) / pixels.shape[1 - axis] if len(spread) else 0.0)
-    return 1 - sizes[0] * sizes[1]
+    share = 1.0
+    for lines in (pixels, pixels.T):
+        first = next((number for number, line in enumerate(lines) if line.std() > FLAT), None)
+        if first is None:
+            return 1.0
+        last = next(number for number in range(len(lines) - 1, -1, -1) if lines[number].std() > FLAT)
+        share *= (last - first + 1) / len(lines)
+    return 1 - share
 
 
 def _ranks(pictures: np.ndarray) -> np.ndarray:
