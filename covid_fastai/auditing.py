@@ -24,9 +24,9 @@ from covid_fastai.evidence.probes import CHANGES, write_altered
 from covid_fastai.evidence.runs import Run, log_event, read_run
 from covid_fastai.evidence.shortcuts import fit_and_predict
 from covid_fastai.files import claim_folder, write_csv
+from covid_fastai.fitting import fit_cohort
 from covid_fastai.model.checkpoint import clear_checkpoints
 from covid_fastai.model.learner import build_learner
-from covid_fastai.training import fit_cohort
 
 __all__ = ["retrain"]
 

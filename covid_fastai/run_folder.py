@@ -65,12 +65,13 @@ def own_run(
         source = None if isinstance(data, pd.DataFrame) else str(data)
         if not resuming:
             commands = {"python": config.to_python(source or "rows"), "command": config.to_command(source or "rows")}
-            if extra.get("folds"):  # the same options, another function; the command line has no cross-validation yet
-                commands = {"python": commands["python"].replace("train_classifier", "cross_validate", 1)}
+            if extra.get("folds"):  # the same options, another function
+                call = commands["python"].replace("train_classifier", "cross_validate", 1)
+                commands["python"] = f"{call[:-1]}, folds={extra['folds']})"
+                commands["command"] += f" --folds {extra['folds']}"
             write_json(folder / "config.json", {"data": source, "config": config.to_dict(), **commands, **extra})
             write_json(folder / "versions.json", collect_versions())
-            if not extra.get("folds"):
-                logger.info("The same from the command line: %s", commands["command"])
+            logger.info("The same from the command line: %s", commands["command"])
         log_event(folder, "resumed" if resuming else "started")
         try:
             yield

@@ -11,12 +11,11 @@ from typing import Any
 import pandas as pd
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from fastai.torch_core import no_random
+from fastai.torch_core import no_random, num_distrib, rank_distrib
 
 from covid_fastai.config import TrainConfig
-from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.data.metadata import read_cohort
-from covid_fastai.data.splits import fold_by_patient, fold_cohort, split_by_image, split_by_patient
+from covid_fastai.data.splits import fold_by_patient, split_by_image, split_by_patient
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evidence.audit import HEAT_FILE, PROBES_FILE, audit_run
 from covid_fastai.evidence.documents import write_documents
@@ -27,13 +26,19 @@ from covid_fastai.evidence.probes import write_probes
 from covid_fastai.evidence.report import render_report, write_report
 from covid_fastai.evidence.runs import TRAINING_MANIFEST, Run, log_event, read_run
 from covid_fastai.files import write_csv, write_json
+from covid_fastai.fitting import fit_cohort
+from covid_fastai.folding import train_folds
 from covid_fastai.model.bundle import save_model
 from covid_fastai.model.checkpoint import clear_checkpoints
-from covid_fastai.model.learner import build_learner
-from covid_fastai.model.schedule import fit
+from covid_fastai.model.distributed import (
+    agree,
+    broadcast_text,
+    join_processes,
+    leads,
+)
 from covid_fastai.run_folder import keep_cohort, own_run, settle_run
 
-__all__ = ["cross_validate", "fit_cohort", "train_classifier"]
+__all__ = ["cross_validate", "train_classifier"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -98,11 +103,21 @@ def train_classifier(
         ResourceError: The folder is in use, holds something else, or cannot be written.
         OfflineError: Weights were asked for that must be fetched, and no network answers.
     """
+    with join_processes(choices.get("device", "auto")):
+        if not leads():
+            return _follow(data, preset=preset, resume=resume, choices=choices, callbacks=callbacks)
+        return _lead(data, preset=preset, out=out, resume=resume, choices=choices, callbacks=callbacks, quiet=quiet)
+
+
+def _lead(data, *, preset, out, resume, choices, callbacks, quiet) -> Learner:
+    """Do all of `train_classifier`: as the only process, or as the one of several that writes."""
     data, config, folder = settle_run(data, preset=preset, out=out, resume=resume, choices=choices)
     with own_run(folder, config, data, resuming=resume is not None, quiet=quiet), no_random(config.seed):
         cohort = _read(data, config, folder)
         cohort = _split(cohort, config)
         keep_cohort(cohort, folder, resuming=resume is not None)
+        broadcast_text(str(folder))
+        agree("The cohort", _rows_of(cohort))
         learn = fit_cohort(cohort, config, folder, callbacks=callbacks, resuming=resume is not None)
         predictions = predict(learn)
         if config.touch_test:
@@ -120,11 +135,30 @@ def train_classifier(
     return learn
 
 
+def _follow(data, *, preset, resume, choices, callbacks) -> Learner:
+    """Take a share of a training that another process leads: the same rows, and nothing is written or said."""
+    logger.setLevel(logging.WARNING)
+    if resume is not None:
+        data, config, _ = settle_run(data, preset=preset, out=None, resume=resume, choices=choices)
+    else:
+        config = TrainConfig.build(preset=preset, **choices)
+    folder = Path(broadcast_text(""))  # it comes when the first process has read and checked everything
+    with no_random(config.seed + rank_distrib()):  # its own draws; the first weights are those of the first process
+        cohort = _split(read_cohort(data, **{name: getattr(config, name) for name in READING}), config)
+        agree("The cohort", _rows_of(cohort))
+        return fit_cohort(cohort, config, folder, callbacks=callbacks, resuming=resume is not None)
+
+
+def _rows_of(cohort: pd.DataFrame) -> list[tuple]:
+    return list(cohort[["path", "label", "patient", "split"]].itertuples(index=False, name=None))
+
+
 @_with_choices
 def cross_validate(
     data: str | Path | pd.DataFrame | None = None,
     *,
     folds: int = 5,
+    at_once: int = 1,
     preset: str | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
@@ -137,6 +171,8 @@ def cross_validate(
     Args:
         data: As in `train_classifier`.
         folds: How many parts the patients are dealt into, 2 or more; `valid` and `touch_test` have no meaning here.
+        at_once: How many folds are trained at the same time, each in a process of its own on Ray (extra `ray`), which
+            may be a cluster whose machines share the run's folder. The processor cores are dealt out among them.
         preset: As in `train_classifier`.
         out: The run's folder; each fold has its own folder `fold-<k>` in it, with its model.
         resume: The folder of an unfinished cross-validation; finished folds are kept, the one begun goes on.
@@ -155,29 +191,20 @@ def cross_validate(
         ResourceError: As in `train_classifier`.
         OfflineError: As in `train_classifier`.
     """
+    if num_distrib() > 1:
+        raise UsageError("Folds are not trained by several processes.", hint="Use at_once=, or start one process.")
     data, config, folder = settle_run(data, preset=preset, out=out, resume=resume, choices=choices, folds=folds)
     resuming = resume is not None
     with own_run(folder, config, data, resuming=resuming, quiet=quiet, folds=folds):
         cohort = _read(data, config, folder)
         cohort = fold_by_patient(cohort, folds=folds, seed=config.seed)
         keep_cohort(cohort, folder, resuming=resuming)
-        tables, histories = [], []
-        for fold in range(folds):
-            part = folder / f"fold-{fold}"
-            part.mkdir(exist_ok=True)
-            if not (part / "predictions.csv").exists():
-                logger.info("fold %d of %d", fold + 1, folds)
-                with no_random(config.seed + fold):
-                    rows, positive = fold_cohort(cohort, fold), cohort.attrs["positive"]
-                    learn = fit_cohort(rows, config, part, callbacks=callbacks, resuming=resuming)
-                    save_model(learn, part / "model")
-                    if config.audit:
-                        write_probes(learn, rows, part, positive=positive, fold=fold, seed=config.seed)
-                    write_csv(part / "predictions.csv", predict(learn, fold=fold))
-                    clear_checkpoints(part / "checkpoints")
-                log_event(folder, "fold finished", fold=fold)
-            tables.append(read_predictions(part / "predictions.csv"))
-            histories.append(pd.read_csv(part / "history.csv").assign(fold=fold))
+        parts = [folder / f"fold-{fold}" for fold in range(folds)]
+        left = [fold for fold, part in enumerate(parts) if not (part / "predictions.csv").exists()]
+        for fold in train_folds(cohort, config, folder, left, at_once=at_once, callbacks=callbacks, resuming=resuming):
+            log_event(folder, "fold finished", fold=fold)
+        tables = [read_predictions(part / "predictions.csv") for part in parts]
+        histories = [pd.read_csv(part / "history.csv").assign(fold=fold) for fold, part in enumerate(parts)]
         predictions = pd.concat(tables, ignore_index=True)
         write_csv(folder / "predictions.csv", predictions)
         write_csv(folder / "history.csv", pd.concat(histories, ignore_index=True))
@@ -210,63 +237,6 @@ def _read(data: Any, config: TrainConfig, folder: Path) -> pd.DataFrame:
 def _split(cohort: pd.DataFrame, config: TrainConfig) -> pd.DataFrame:
     split = split_by_patient if config.split == "patient" else split_by_image
     return split(cohort, valid=config.valid, seed=config.seed)
-
-
-def fit_cohort(
-    cohort: pd.DataFrame, config: TrainConfig, folder: Path, *, callbacks: Sequence[Callback], resuming: bool
-) -> Learner:
-    """Build the loaders and the learner, and fit it, with a checkpoint an epoch in the run's folder.
-
-    Args:
-        cohort: With its split.
-        config: What is chosen.
-        folder: Where checkpoints, `history.csv` and `steps.csv` go, and the record.
-        callbacks: fastai callbacks.
-        resuming: Go on from the last checkpoint that is there.
-
-    Returns:
-        The fitted learner.
-    """
-    dls = build_dataloaders(
-        cohort,
-        image_size=config.image_size,
-        batch_size=config.batch_size,
-        augmentation=config.augmentation,
-        balance=config.balance,
-        num_workers=config.num_workers,
-        device=config.device,
-        path=folder,
-    )
-    learn = build_learner(
-        dls,
-        arch=config.arch,
-        weights=config.weights,
-        path=folder,
-        balance=config.balance,
-        weight_decay=config.weight_decay,
-        gradient_clip=config.gradient_clip,
-        precision=config.precision,
-        callbacks=callbacks,
-    )
-    log_event(folder, "model built", arch=learn.arch, device=str(dls.device), weights=learn.weights.to_dict())
-    try:
-        fit(
-            learn,
-            frozen_epochs=config.frozen_epochs,
-            unfrozen_epochs=config.unfrozen_epochs,
-            learning_rate=config.learning_rate,
-            unfrozen_learning_rate=config.unfrozen_learning_rate,
-            discriminative=config.discriminative,
-            frozen_views=config.frozen_views,
-            initial_image_size=config.initial_image_size,
-            checkpoints=folder / "checkpoints",
-            resume=resuming,
-        )
-    finally:  # the epochs that there were, also where the last one failed
-        if hasattr(learn, "history"):
-            write_csv(folder / "history.csv", learn.history)
-            write_csv(folder / "steps.csv", learn.steps)
-    return learn
 
 
 def _touch_test(learn: Learner, folder: Path) -> pd.DataFrame:

@@ -10,7 +10,18 @@ import pytest
 import covid_fastai
 
 PACKAGE = Path(covid_fastai.__file__).parent
-LAYERS = ["data", "model", "evidence", "run_folder", "training", "auditing", "validation", "app"]  # lowest first
+LAYERS = [
+    "data",
+    "model",
+    "evidence",
+    "run_folder",
+    "fitting",
+    "folding",
+    "training",
+    "auditing",
+    "validation",
+    "app",
+]  # lowest first
 FOUNDATION = {"errors", "files", "config"}  # below every layer; config names the tasks of data only where it must
 TAKES_A_LEARNER = {"predictions", "interpretation", "saliency"}  # what in evidence/ may import torch or fastai
 TORCH_FREE = ["data/images.py", "data/fingerprints.py", "data/metadata.py", "data/patients.py", "data/phantom.py"]

@@ -186,6 +186,8 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/<time>-<task>-... if not given.")] = None,
     resume: Annotated[Path | None, typer.Option(help="The folder of an unfinished run, to be continued.")] = None,
     preset: Annotated[str | None, typer.Option(help="article: the article's settings, its faults left out.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Cross-validate by patient in so many folds.", min=2)] = None,
+    at_once: Annotated[int, typer.Option(help="Folds trained at the same time, on Ray.", min=1)] = 1,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -193,7 +195,10 @@ def train(
 ) -> None:
     """Train a classifier, judge it on patients that it has not seen, and write a report."""
     console = listen(quiet=quiet, as_json=as_json)
-    _train(data, console, out=out, resume=resume, preset=preset, as_json=as_json, choices=given(choices))
+    folding = {"folds": folds, "at_once": at_once} if folds is not None else {}
+    _train(
+        data, console, out=out, resume=resume, preset=preset, as_json=as_json, choices=given(choices), folding=folding
+    )
 
 
 @app.command()
@@ -253,6 +258,7 @@ def _train(
     choices: dict[str, Any],
     resume: Path | None = None,
     preset: str | None = None,
+    folding: dict[str, Any] | None = None,
 ) -> None:
     """Train, and print one table and the path of the report."""
     from covid_fastai.config import TrainConfig
@@ -262,15 +268,22 @@ def _train(
     from covid_fastai.app.progress import TerminalProgress
     from covid_fastai.evidence.audit import read_audit
     from covid_fastai.evidence.runs import read_run
-    from covid_fastai.training import train_classifier
+    from covid_fastai.model.distributed import leads
+    from covid_fastai.training import cross_validate, train_classifier
 
     bar = TerminalProgress(console) if console is not None and console.is_terminal else None
     try:
-        learn = train_classifier(data, out=out, resume=resume, preset=preset, callbacks=[bar] if bar else [], **choices)
+        options = {"out": out, "resume": resume, "preset": preset, **choices}
+        if folding:
+            folder = cross_validate(data, **folding, **options).path
+        else:
+            folder = train_classifier(data, callbacks=[bar] if bar else [], **options).path
     finally:
         if bar:
             bar.close()
-    run, audit = read_run(learn.path), read_audit(learn.path)
+    if not leads():  # one of several processes of this training, of which the first one says all
+        return
+    run, audit = read_run(folder), read_audit(folder)
     if as_json:
         figures = {split: result.to_dict() for split, result in run.evaluations.items()}
         print_json({"run": str(run.path), "report": str(run.report), "python": run.config["python"], **figures})

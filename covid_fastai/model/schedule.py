@@ -14,7 +14,7 @@ from typing import Any
 from fastai.callback.core import Callback
 from fastai.imports import IN_NOTEBOOK
 from fastai.learner import Learner
-from fastai.torch_core import rank_distrib
+from fastai.torch_core import num_distrib, rank_distrib
 
 from covid_fastai.errors import DataError, Diverged, ResourceError, UsageError
 from covid_fastai.model.checkpoint import (
@@ -202,7 +202,11 @@ def _describe(learn: Learner, phases: list[Phase]) -> dict[str, Any]:
     """Say what makes this run this run, for its checkpoints: the schedule, the model, the data."""
     weights, cohort = getattr(learn, "weights", None), getattr(learn.dls, "cohort", None)
     facts = {phase.name: [phase.epochs, str(phase.learning_rate)] for phase in phases}
-    facts |= {"arch": str(getattr(learn, "arch", "")), "weight_decay": learn.wd, "batch_size": learn.dls.train.bs}
+    facts |= {
+        "arch": str(getattr(learn, "arch", "")),
+        "weight_decay": learn.wd,
+        "batch_size": learn.dls.train.bs * max(1, num_distrib()),
+    }
     facts |= {"weights": (weights.sha256 or weights.name) if weights else "", "images": learn.dls.train.n}
     facts |= {"classes": [str(name) for name in getattr(learn.dls, "vocab", [])]}
     if cohort is not None:
