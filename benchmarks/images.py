@@ -39,8 +39,7 @@ def measure(*, repeats: int, quick: bool) -> list[Measurement]:
 def _loaders(cohort, *, repeats: int) -> list[Measurement]:
     from covid_fastai.data.dataloaders import build_dataloaders
 
-    stock = stock_loaders(cohort, batch_size=32)
-    first, later = [], []
+    later: list[float] = []
 
     def once(dls) -> float:
         return timed(lambda: [batch for batch in dls.train])
@@ -48,14 +47,19 @@ def _loaders(cohort, *, repeats: int) -> list[Measurement]:
     def ours_first() -> float:
         with fresh_cache():
             dls = build_dataloaders(cohort, image_size=SIZE, batch_size=32)
-            first.append(once(dls))
+            first = once(dls)
             later.append(min(once(dls) for _ in range(2)))
-        return first[-1]
+        return first
 
-    pairs = {"peer": "fastai DataBlock, 2 workers", "repeats": repeats}
-    opened = compare("loader, first pass", ours_first, lambda: once(stock), target=3, **pairs, remark=note())
-    taken = iter(later[1:])  # of the passes that followed each first one; the first was the warming up
-    again = compare(
-        "loader, later passes", lambda: next(taken), lambda: once(stock), target=15, warm=False, **pairs, remark=note()
-    )
-    return [opened, again]
+    found = []
+    for workers, peer in ((0, "fastai DataBlock, no workers as ours"), (2, "fastai DataBlock, 2 workers, its default")):
+        stock = stock_loaders(cohort, batch_size=32, num_workers=workers)
+        later.clear()
+        pairs = {"peer": peer, "repeats": repeats, "remark": note()}
+        theirs = lambda stock=stock: once(stock)  # noqa: E731
+        found.append(compare("loader, first pass", ours_first, theirs, target=3, **pairs))
+        taken = iter(later[1:])  # of the passes that followed each first one; the first was the warming up
+        found.append(
+            compare("loader, later passes", lambda taken=taken: next(taken), theirs, target=15, warm=False, **pairs)
+        )
+    return found

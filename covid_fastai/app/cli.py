@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -48,9 +50,10 @@ def main() -> None:
     """Run the command line and end the process with its exit status.
 
     0 done, 1 a bug or a training that diverged, 2 wrong usage, 3 faulty data, 4 the machine (no network, no room, no
-    permission), 130 interrupted.
+    permission), 130 interrupted, 143 terminated: a training keeps its last whole epoch in both.
     """
     debug = "--debug" in sys.argv
+    terminated = _end_as_if_interrupted()
     try:
         app()  # ends the process itself, with 2 for wrong usage and 130 for an interrupt
     except CovidFastaiError as error:
@@ -64,7 +67,25 @@ def main() -> None:
         bug = CovidFastaiError(f"A bug, or something unforeseen: {text}.", hint="Run again with --debug and report it.")
         bug.__cause__ = error
         status = _say_error(bug, status=bug.exit_code, debug=debug)
+    except SystemExit:
+        if terminated:
+            sys.exit(128 + signal.SIGTERM)
+        raise
     sys.exit(status)
+
+
+def _end_as_if_interrupted() -> list[int]:
+    """Let SIGTERM end a command as Ctrl-C does, in order; what it returns is filled when that happens."""
+    owner, terminated = os.getpid(), []
+
+    def end(number: int, frame: Any) -> None:
+        if os.getpid() != owner:  # a process that opens images, which has inherited this
+            os._exit(128 + number)
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    return terminated
 
 
 def _say_error(error: CovidFastaiError, *, status: int, debug: bool) -> int:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from covid_fastai.data.metadata import SEEN
 from covid_fastai.evidence.metrics import Evaluation
-from covid_fastai.evidence.runs import Run
+from covid_fastai.evidence.runs import HALVED, Run
 
 __all__ = ["FEW", "Remark", "cohort_remarks", "limits", "result_remarks", "run_remarks", "source_table"]
 
@@ -156,6 +156,13 @@ def _of_run(run: Run) -> Iterator[Remark]:
             "The split was made by image. The figures are too good by an unknown amount.",
         )
     yield from _of_few(run.metrics)
+    halved = [event for event in run.record if event["event"] == HALVED]
+    if halved:
+        yield Remark(
+            "care",
+            f"The memory did not do for {halved[0]['asked']} images in a step; {halved[-1]['batch_size']} were taken.",
+            "The learning rates are those of the larger batches.",
+        )
     touches = sum(event["event"] == "test touched" for event in run.record)
     if touches > 1:
         yield Remark(

@@ -20,9 +20,19 @@ from covid_fastai.evidence.metrics import LOWER_IS_BETTER, Evaluation
 from covid_fastai.evidence.prediction_table import read_predictions
 from covid_fastai.files import utc_now
 
-__all__ = ["Run", "TRAINING_MANIFEST", "collect_versions", "list_runs", "log_event", "read_record", "read_run"]
+__all__ = [
+    "HALVED",
+    "Run",
+    "TRAINING_MANIFEST",
+    "collect_versions",
+    "list_runs",
+    "log_event",
+    "read_record",
+    "read_run",
+]
 
 RECORD = "record.jsonl"
+HALVED = "batch halved"  # the event of a training that the memory did not do for
 TRAINING_MANIFEST = "training.seen.safetensors"  # what the model was trained on, without a picture
 PACKAGES = ("covid_fastai", "fastai", "fastcore", "torch", "torchvision", "timm", "numpy", "pandas", "scipy")
 PACKAGES += ("scikit-learn", "matplotlib", "pillow", "safetensors")
