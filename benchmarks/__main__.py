@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import images, predicting, tables, training
-from benchmarks.results import write_results
+from benchmarks.recording import write_results
 
 HERE = Path(__file__).parent
 BENCHMARKS = {

@@ -1,0 +1,91 @@
+"""The table and the plot that measurements leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+
+__all__ = ["write_results"]
+
+
+def write_results(folder: Path, benchmark: str, rows: list[dict[str, Any]], *, machine: str) -> pd.DataFrame:
+    """Put a benchmark's rows in place of its former ones, and write `results.csv`, `.md` and `.png` anew.
+
+    Args:
+        folder: Where.
+        benchmark: Its name.
+        rows: Measurements as mappings.
+        machine: What they were measured on.
+
+    Returns:
+        The whole table.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    new = pd.DataFrame(rows).assign(benchmark=benchmark, machine=machine)
+    file = folder / "results.csv"
+    if file.is_file():
+        before = pd.read_csv(file)
+        new = pd.concat([before[before["benchmark"] != benchmark], new], ignore_index=True)
+    new.to_csv(file, index=False)
+    (folder / "results.md").write_text(as_markdown(new), encoding="utf-8")
+    plot_ratios(new, folder / "results.png")
+    return new
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """Return the table for a reader: seconds as median and half the quartiles' distance, ratios with their range."""
+    lines = [
+        "| work | ours, s | beside | theirs, s | ratio | asked for | |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in table.to_dict("records"):
+        ours, theirs, ratio = _seconds(row["ours"], row["ours_spread"]), "", ""
+        asked = "" if pd.isna(row["target"]) else f"{row['target']:g}"
+        if not pd.isna(row["ratio"]):
+            theirs = _seconds(row["theirs"], row["theirs_spread"])
+            ratio = f"**{row['ratio']:.2f}** ({row['low']:.2f} to {row['high']:.2f})"
+        elif asked:
+            asked = f"{asked} s"
+        peer, remark = (("" if pd.isna(row[key]) else row[key]) for key in ("peer", "remark"))
+        lines.append(f"| {row['name']} | {ours} | {peer} | {theirs} | {ratio} | {asked} | {remark} |")
+    machines = "; ".join(sorted(set(table["machine"])))
+    return "\n".join([*lines, "", f"Measured on {machines}; {int(table['repeats'].max())} pairs in turns at most.", ""])
+
+
+def _seconds(value: float, spread: float) -> str:
+    digits = 3 if value < 1 else 2 if value < 10 else 1
+    return f"{value:.{digits}f} ± {spread:.{digits}f}"
+
+
+def plot_ratios(table: pd.DataFrame, file: Path) -> None:
+    """Plot each ratio with the range of its pairs, and what is asked for."""
+    rows = table[table["ratio"].notna()].iloc[::-1].reset_index(drop=True)
+    if rows.empty:
+        return
+    figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.4), layout="constrained")
+    for number, row in rows.iterrows():
+        reached = pd.isna(row["target"]) or row["ratio"] >= row["target"]
+        colour = "#1b7837" if reached else "#b35806"
+        axes.plot([row["low"], row["high"]], [number, number], color=colour, lw=2)
+        axes.plot(row["ratio"], number, "o", color=colour)
+        axes.annotate(
+            f"{row['ratio']:.2f}", (row["ratio"], number), (0, 7), textcoords="offset points", ha="center", fontsize=8
+        )
+        if not pd.isna(row["target"]):
+            axes.plot(row["target"], number, "|", color="black", ms=14, mew=2)
+    axes.set_yticks(rows.index, [f"{row['name']}\nbeside {row['peer']}" for _, row in rows.iterrows()], fontsize=8)
+    axes.set_xscale("log")
+    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100) if tick <= 1.5 * rows["high"].max()]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.axvline(1, color="grey", lw=0.8)
+    axes.set_xlabel("times as fast as the peer (median and range of the pairs; the bar is what is asked for)")
+    axes.margins(y=0.06)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
