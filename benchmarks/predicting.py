@@ -24,9 +24,11 @@ def measure_files(*, repeats: int, quick: bool) -> list[Measurement]:
     from covid_fastai.model.runtime import onnxruntime
 
     files = _files()[: 24 if quick else 160]
-    predictor, learn = Predictor(_model()), load_model(_model(), device="cpu")
+    predictor, learn = Predictor(saved_model()), load_model(saved_model(), device="cpu")
     pixels = np.stack([np.asarray(open_square(file, SIZE)) for file in files])[:, None]
-    session = onnxruntime.InferenceSession((_model() / "model.onnx").read_bytes(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        (saved_model() / "model.onnx").read_bytes(), providers=["CPUExecutionProvider"]
+    )
 
     def bare() -> None:
         for start in range(0, len(pixels), BATCH):
@@ -56,7 +58,7 @@ def measure_start(*, repeats: int, quick: bool) -> list[Measurement]:
         return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
 
     ours = command("-m", "covid_fastai", "--help")
-    predict = command("-m", "covid_fastai", "predict", str(_model()), file)
+    predict = command("-m", "covid_fastai", "predict", str(saved_model()), file)
     return [
         compare("covid-fastai --help", ours, target=0.3, repeats=repeats, remark="seconds"),
         compare(f"covid-fastai predict, one file of {os.path.getsize(file) >> 10} KiB, cold process", predict,
@@ -67,7 +69,7 @@ def measure_start(*, repeats: int, quick: bool) -> list[Measurement]:
 
 
 @cache
-def _model() -> Path:
+def saved_model() -> Path:
     """Save a ResNet-18 of random weights once a run."""
     from covid_fastai.data.dataloaders import empty_dataloaders
     from covid_fastai.model.bundle import save_model

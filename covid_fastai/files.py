@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import glob
 import json
 import math
 import os
@@ -15,10 +17,12 @@ from typing import IO, Any
 
 from covid_fastai.errors import ResourceError
 
-__all__ = ["atomic_write", "claim_folder", "new_run_folder", "to_plain", "utc_now", "write_csv", "write_json"]
+__all__ = ["ASIDE", "atomic_write", "claim_folder", "new_run_folder", "restore_folder", "to_plain", "unfinished_prefix"]
+__all__ += ["utc_now", "write_csv", "write_json"]
 
 LOCK_NAME = ".lock"
 PART_SUFFIX = ".part"
+ASIDE = "-old"  # the end of the name of a folder that has stepped aside
 
 
 def utc_now() -> str:
@@ -80,6 +84,28 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def restore_folder(folder: str | Path) -> None:
+    """Bring a folder back that was stepping aside for a newer one when its process was killed.
+
+    No system has two folders change places in one step: between the two renames of `save_model` there is none of that
+    name. What stepped aside is then the last good one.
+    """
+    folder = Path(folder)
+    if not folder.parent.is_dir() or folder.exists():
+        return
+    aside = sorted(folder.parent.glob(f"{glob.escape(unfinished_prefix(folder))}*{ASIDE}"), key=os.path.getmtime)
+    if aside:
+        try:
+            os.rename(aside[-1], folder)
+        except OSError:
+            return  # another process was faster, or nothing may be written here: the caller says what is missing
+
+
+def unfinished_prefix(folder: Path) -> str:
+    """Return how the folders begin that are written beside a folder until they are whole."""
+    return f".{folder.name[:60]}.unfinished-"
+
+
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically; NaN and infinities become null, paths become strings."""
     with atomic_write(path) as file:
@@ -105,8 +131,10 @@ def to_plain(value: Any) -> Any:
 
 def write_csv(path: str | Path, table) -> Path:
     """Write a pandas table as CSV without its index, atomically."""
+    # pandas puts no quotation marks around a carriage return, at which readers end a line
+    odd = any(table[name].map(lambda value: isinstance(value, str) and "\r" in value).any() for name in table)
     with atomic_write(path) as file:
-        table.to_csv(file, index=False)
+        table.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC if odd else csv.QUOTE_MINIMAL)
     return Path(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,22 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COVID_FASTAI_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_other_host(request, monkeypatch):
+    """Let a test speak with this machine only, unless it is marked network."""
+    if request.node.get_closest_marker("network"):
+        return
+    connect = socket.socket.connect
+
+    def connect_here(self, address):
+        host = address[0] if isinstance(address, tuple) else "localhost"  # a name in the file system
+        if host not in ("localhost", "::1", "") and not str(host).startswith("127."):
+            raise RuntimeError(f"A test asked for {host}; mark it network, or serve what it needs on 127.0.0.1.")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
 
 
 @pytest.fixture(scope="session")

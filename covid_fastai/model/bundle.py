@@ -24,7 +24,7 @@ from torch import nn
 from covid_fastai.data.dataloaders import empty_dataloaders
 from covid_fastai.data.hardware import resolve_device
 from covid_fastai.errors import Diverged, ModelFormatError, ResourceError, UsageError
-from covid_fastai.files import atomic_write, write_json
+from covid_fastai.files import ASIDE, atomic_write, restore_folder, unfinished_prefix, write_json
 from covid_fastai.model.bundle_config import (
     CONFIG_FILE,
     FORMAT,
@@ -99,6 +99,7 @@ def save_model(
         raise Diverged(
             f"The model is not saved: {wild} is NaN or infinite.", hint="Train again with a lower learning_rate."
         )
+    restore_folder(folder)
     _check_target(folder)
     fields = _judged(learn, model, threshold=threshold, temperature=temperature, manifest=training_manifest)
     _divide_logits(model, temperature)
@@ -261,7 +262,7 @@ def _new_part(folder: Path) -> Path:
     """Make the folder to write in, on the same disk as the final one."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_part_prefix(folder)))
+        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=unfinished_prefix(folder)))
         part.chmod(0o755)  # mkdtemp makes it 0700, which other users of a shared folder could not enter
     except OSError as error:
         raise ResourceError(
@@ -270,15 +271,11 @@ def _new_part(folder: Path) -> Path:
     return part
 
 
-def _part_prefix(folder: Path) -> str:
-    return f".{folder.name[:60]}.unfinished-"
-
-
 def _take_name(part: Path, folder: Path) -> None:
     """Give the finished folder its name; the model that had it steps aside first, since no system swaps folders."""
     try:
         if folder.exists():
-            old = part.with_name(f"{part.name}-old")
+            old = part.with_name(f"{part.name}{ASIDE}")
             os.rename(folder, old)
             try:
                 os.rename(part, folder)
@@ -291,7 +288,7 @@ def _take_name(part: Path, folder: Path) -> None:
         raise ResourceError(
             f"{folder} could not be written: {error.strerror}.", hint="Close what uses it, or choose another folder."
         ) from error
-    for left in folder.parent.glob(glob.escape(_part_prefix(folder)) + "*"):
+    for left in folder.parent.glob(glob.escape(unfinished_prefix(folder)) + "*"):
         shutil.rmtree(left, ignore_errors=True)  # the old model, and what processes left that were killed
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from covid_fastai.errors import EnvironmentProblem, ModelFormatError, OfflineError, UsageError
+from covid_fastai.files import restore_folder
 from covid_fastai.model.bundle_config import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, read_config, read_verified
 from covid_fastai.model.card import CARD_FILE, build_card
 
@@ -126,6 +127,8 @@ def find_model(model: str | Path, *, revision: str | None = None) -> Path:
         return fetch_model(model, revision=revision)
     if revision is not None:
         raise UsageError(f"revision={revision!r}, but {model} is a folder.", hint="Name user/model on the Hub.")
+    for place in (folder, folder / "model"):
+        restore_folder(place)
     return folder / "model" if (folder / "model" / CONFIG_FILE).is_file() else folder
 
 

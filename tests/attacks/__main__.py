@@ -1,0 +1,67 @@
+"""`python -m tests.attacks` writes FAULTS.md; with `--guards` it takes guards out, one by one, and runs the tests."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.attacks.faults import PAGE, as_markdown, read_faults
+from tests.attacks.guards import GUARDS
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> int:
+    """Write the page, or try the guards; the exit status is 1 if a test passes without its guard."""
+    parser = argparse.ArgumentParser(prog="python -m tests.attacks", description=__doc__)
+    parser.add_argument("--guards", nargs="*", metavar="NAME", help="take these out (all if none is named)")
+    given = parser.parse_args()
+    faults = read_faults()
+    if given.guards is None:
+        PAGE.write_text(as_markdown(faults), encoding="utf-8")
+        print(f"{len(faults)} faults: {PAGE}")
+        return 0
+    unnoticed = []
+    with tempfile.TemporaryDirectory(prefix="covid_fastai-guards-") as folder:
+        copy = Path(folder)
+        for name in ("covid_fastai", "tests", "pretraining", "nbs", "benchmarks"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "settings.ini", "README.md", "setup.py"):
+            shutil.copy(ROOT / name, copy)
+        for name in given.guards or GUARDS:
+            tests = sorted({fault.test for fault in faults if fault.guard == name})
+            for test in tests:
+                noticed = fails_without(copy, name, test)
+                print(f"{name:20} {'noticed' if noticed else 'NOT NOTICED'}  {test}", flush=True)
+                unnoticed += [] if noticed else [(name, test)]
+    print(f"{len(unnoticed)} not noticed: {unnoticed}")
+    return int(bool(unnoticed))
+
+
+def fails_without(copy: Path, name: str, test: str) -> bool:
+    """Say whether a test fails in a copy of the repository from which one guard is taken out, and only then."""
+    file, guard, without = GUARDS[name]
+    whole = (copy / file).read_text(encoding="utf-8")
+    assert whole.count(guard) == 1, f"{name}: the text stands {whole.count(guard)} times in {file}"
+    (copy / file).write_text(whole.replace(guard, without), encoding="utf-8")
+    try:
+        return run(copy, test) == 1  # pytest's status of tests that ran and failed; 2 to 5 are other matters
+    finally:
+        (copy / file).write_text(whole, encoding="utf-8")
+
+
+def run(copy: Path, test: str) -> int:
+    """Run one test there, and return pytest's status."""
+    options = ["-n", "0", "-q", "-x", "-m", "", "-p", "no:cacheprovider", "--timeout", "120", "--rootdir", str(copy)]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", *options, str(copy / test)]
+    return subprocess.run(command, cwd=copy, env=environment, capture_output=True).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Kill -9 at random moments: `python -m tests.attacks.kills train --times 20`, and `save`.
+
+torch is imported once; each try is a fork, which is killed. What is left must be whole, and what is resumed must end as
+one that was never killed. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from fastai.torch_core import no_random, params
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from covid_fastai.data.dataloaders import empty_dataloaders
+from covid_fastai.files import atomic_write
+from covid_fastai.model.bundle import load_model, save_model
+from covid_fastai.model.learner import build_learner
+from covid_fastai.model.schedule import fit
+
+
+def train(folder: Path) -> None:
+    """Train a tiny network with everything that has a state, going on where it stands; leave weights and rates."""
+    numbers = np.random.default_rng(0)
+    x = torch.tensor(numbers.normal(size=(64, 1, 8, 8)), dtype=torch.float32)
+    items = list(zip(x, torch.tensor(numbers.integers(0, 3, 64)), strict=True))
+    with no_random(0):
+        loaders = [DataLoader(items[:48], bs=4, shuffle=True, drop_last=True), DataLoader(items[48:], bs=4)]
+        body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        head = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+        learn = Learner(
+            DataLoaders(*loaders, path=folder),
+            nn.Sequential(body, head),
+            loss_func=CrossEntropyLossFlat(),
+            metrics=accuracy,
+            splitter=lambda m: [params(m[0]), params(m[1])],
+            cbs=Slow(),
+        )
+        fit(learn, frozen_epochs=4, unfrozen_epochs=8, learning_rate=1e-2, checkpoints=folder / "c", resume=True)
+    state = dict(learn.model.state_dict())
+    state["rates"] = torch.tensor(learn.steps["learning_rate"].to_numpy())
+    state["losses"] = torch.tensor(learn.history["valid_loss"].to_numpy())
+    with atomic_write(folder / "done.safetensors", mode="wb") as file:
+        file.write(save_tensors(state))
+
+
+class Slow(Callback):
+    """Makes a step long enough to be killed in."""
+
+    def after_batch(self):
+        """Wait."""
+        time.sleep(0.001)
+
+
+def save_over_and_over(folder: Path) -> None:
+    """Save one of two models over the other, until somebody kills the process."""
+    attrs = {"positive": "b"}
+    dls = empty_dataloaders(classes=["a", "b"], image_size=32, attrs=attrs, device="cpu")
+    learn = build_learner(dls, weights=None)
+    number = 0
+    while True:
+        number += 1
+        learn.model[1][-1].bias.data.fill_(float(number % 2))
+        save_model(learn, folder / "model", onnx=False)
+
+
+def fork(work: Callable[[Path], None], folder: Path) -> int:
+    """Begin some work in a child, and return its process number."""
+    child = os.fork()
+    if child:
+        return child
+    with open(folder / "log", "a") as log:  # what goes wrong in it is to be read
+        os.dup2(log.fileno(), 2)
+        os.dup2(log.fileno(), 1)
+    status = 1
+    try:
+        work(folder)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def kill_trainings(times: int, root: Path, rng: random.Random) -> dict:
+    """Kill trainings `times` times in all, finish each, and compare it with one that was not killed."""
+    whole = root / "whole"
+    whole.mkdir()
+    begun = time.monotonic()
+    assert os.waitpid(fork(train, whole), 0)[1] == 0, (whole / "log").read_text()[-2000:]
+    seconds, wanted = time.monotonic() - begun, load_file(whole / "done.safetensors")
+    kills = runs = unreadable = different = 0
+    while kills < times:
+        folder = root / f"run-{runs}"
+        folder.mkdir()
+        runs += 1
+        while kills < times and not (folder / "done.safetensors").exists():
+            child = fork(train, folder)
+            time.sleep(rng.uniform(0.02, 0.5) * seconds)
+            os.kill(child, signal.SIGKILL)
+            kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        if not (folder / "done.safetensors").exists():
+            unreadable += os.waitpid(fork(train, folder), 0)[1] != 0
+        found = load_file(folder / "done.safetensors") if (folder / "done.safetensors").exists() else {}
+        different += found.keys() != wanted.keys() or not all(torch.equal(found[key], wanted[key]) for key in wanted)
+    return {"kills": kills, "runs": runs, "unreadable": unreadable, "different": different}
+
+
+def kill_savings(times: int, root: Path, rng: random.Random) -> dict:
+    """Kill a process that saves `times` times; after each the model must be there, whole, and one of the two."""
+    child = fork(save_over_and_over, root)
+    while not (root / "model").is_dir():
+        time.sleep(0.01)
+    kills = lost = 0
+    for _ in range(times):
+        time.sleep(rng.uniform(0, 0.5))
+        os.kill(child, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        try:
+            bias = load_model(root / "model", device="cpu").model[1][-1].bias
+            lost += bias.tolist() not in ([0.0, 0.0], [1.0, 1.0])
+        except Exception as error:
+            print(error, file=sys.stderr)
+            lost += 1
+        child = fork(save_over_and_over, root)
+        time.sleep(rng.uniform(0.1, 0.4))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return {"kills": kills, "lost": lost, "left_over": len(list(root.glob(".model.unfinished-*")))}
+
+
+def main() -> None:
+    """Kill as often as is asked for, and print what came of it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.attacks.kills", description=__doc__)
+    parser.add_argument("what", choices=["train", "save"])
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # a fork does not inherit the others
+    with tempfile.TemporaryDirectory() as folder:
+        kill = {"train": kill_trainings, "save": kill_savings}[given.what]
+        print(json.dumps(kill(given.times, Path(folder), random.Random(given.seed))))
+
+
+if __name__ == "__main__":
+    main()

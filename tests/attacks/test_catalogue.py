@@ -1,0 +1,76 @@
+"""The catalogue is whole: every row of it is tried, every test is there, every guard stands where it is said to."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.attacks.faults import PAGE, SECTIONS, as_markdown, read_faults
+from tests.attacks.guards import GUARDS
+
+ROOT = Path(__file__).parents[2]
+FAULTS = read_faults()
+
+# The rows of the catalogue of faults, by their first words.
+ROWS = {
+    "4a": "Truncated JPEG;Zero byte;Corrupt middle;Wrong extension;16-bit, int32, float;L, LA, P;EXIF orientation;"
+    "Decompression bomb;PNG text bomb;Animated GIF;EPS, SVG, PDF;1x1, 5000x1;Photo, lateral;Directory, FIFO;"
+    "Missing file;Non-UTF8, emoji;Random mutations",
+    "4b": "MONOCHROME1;Multi-frame;No decoder;Truncated, zero byte;Rows/Columns;RLE / deflate bomb;Nested sequences;"
+    "Missing window;DICOMDIR;Lateral ViewPosition",
+    "4c": 'UTF-8 BOM;`;` or tab separator;UTF-16, latin-1;Labels "None";Ragged row;Numeric names;Missing column;'
+    "NaN label;Unknown labels;Duplicate rows;Same image under two names;`../../x`;Class with 1 image;Empty valid;"
+    "Class missing from valid;One class only;Formula cells",
+    "4d": "kill -9 while saving;kill -9 mid-training;SIGTERM / Ctrl-C;Disk full;Read-only folder;NaN / inf loss;"
+    "NaN or inf prediction;Stale or planted model.pth;Two runs, one folder;CUDA / MPS OOM;Worker killed;"
+    "/dev/shm tiny;export fails half-way;Clock jumps",
+    "4e": "Hostile `.pkl`;Zero, text, LFS;Bit flip;safetensors;config.json;Bundle from a newer format;Lost Normalize;"
+    "No network;Corrupt cached weights;Slow or captive-portal;tar/zip slip;ONNX sidecar lost;Wrong Pillow/torch",
+    "4f": "200 MB upload;Pixel bomb;Path in file name;Request flooding;XSS;CSRF / DNS rebinding;`share=True`;"
+    "Uploads left behind;Stack trace;Two users;Memory growth;Batch: 1 bad",
+    "4g": "PHI in DICOM tags;Burned-in text;`export.pkl` holds;Accuracy without n;Score read as diagnosis",
+}
+
+
+@cache
+def functions_of(file: str) -> set[str]:
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def rows_of(section: str) -> set[str]:
+    text = ROWS[section].replace("`;`", "`\0`")  # the one row whose name holds the separator
+    return {row.replace("\0", ";") for row in text.split(";")}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_row_is_tried(section):
+    assert {fault.row for fault in FAULTS if fault.section == section} == rows_of(section)
+
+
+def test_there_are_many_and_each_is_another():
+    assert len(FAULTS) >= 200 and len({fault.fault for fault in FAULTS}) == len(FAULTS)
+    assert {fault.severity for fault in FAULTS} == {"S1", "S2", "S3"}
+    assert all(fault.section in SECTIONS and fault.expected for fault in FAULTS)
+
+
+@pytest.mark.parametrize("test", sorted({fault.test for fault in FAULTS}))
+def test_the_test_is_there(test):
+    file, name = test.split("::")
+    assert name in functions_of(file)
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_a_guard_stands_where_it_is_said_to(name):
+    file, guard, without = GUARDS[name]
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert text.count(guard) == 1 and guard != without
+    ast.parse(text.replace(guard, without))
+    assert any(fault.guard == name for fault in FAULTS)
+
+
+def test_the_page_is_that_of_the_catalogue():
+    assert PAGE.read_text(encoding="utf-8") == as_markdown(FAULTS), "run python -m tests.attacks"

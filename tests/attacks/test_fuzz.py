@@ -1,0 +1,15 @@
+"""Some seconds of changed files; `python -m tests.attacks.fuzz` goes on for as long as one likes."""
+
+from __future__ import annotations
+
+from tests.attacks.fuzz import fuzz
+
+SECONDS = 6
+
+
+def test_mutated_files_end_in_an_answer_or_a_typed_error(tmp_path):
+    found = fuzz(tmp_path, seconds=SECONDS, seed=0)
+    assert {"image", "square", "prediction", "cohort", "predictions", "config.json", "model.onnx"} <= found.keys()
+    total = sum(sum(counts.values()) for counts in found.values())
+    assert total > 100 and sum(counts["refused"] for counts in found.values()) > 20
+    assert found["image"]["answered"] and found["image"]["refused"]

@@ -1,0 +1,49 @@
+"""Kill -9, a few times here; `python -m tests.attacks.kills` kills as often as one likes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from covid_fastai.errors import ModelFormatError
+from covid_fastai.files import restore_folder
+from covid_fastai.model.predictor import Predictor
+from tests.small_model import write_small_model
+
+FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+
+
+def kill(what: str, times: int) -> dict:
+    command = [sys.executable, "-m", "tests.attacks.kills", what, "--times", str(times)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(["."])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@FORKS
+@pytest.mark.slow
+def test_a_training_killed_at_random_moments_ends_as_one_that_was_not():
+    found = kill("train", 6)
+    assert found["kills"] == 6 and found["unreadable"] == found["different"] == 0
+
+
+@FORKS
+@pytest.mark.slow
+def test_a_model_that_is_saved_over_and_over_is_whole_at_any_moment():
+    assert kill("save", 6) | {"left_over": 0} == {"kills": 6, "lost": 0, "left_over": 0}
+
+
+def test_a_model_that_was_stepping_aside_comes_back(tmp_path):
+    """The one moment in which there is no model of that name."""
+    model = write_small_model(tmp_path / "model")
+    model.rename(tmp_path / ".model.unfinished-abc-old")
+    (tmp_path / ".model.unfinished-abc").mkdir()
+    assert Predictor(tmp_path / "model").classes == ["Normal", "COVID-19"]
+    restore_folder(tmp_path / "other")
+    with pytest.raises(ModelFormatError, match="no such file"):
+        Predictor(tmp_path / "other")

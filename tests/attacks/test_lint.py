@@ -1,0 +1,85 @@
+"""What no code here may do: read a pickle, run what was read, unpack an archive, or speak with another host."""
+
+from __future__ import annotations
+
+import ast
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(
+    path for name in ("covid_fastai", "benchmarks", "pretraining", "nbs") for path in (ROOT / name).rglob("*.py")
+)
+AUDITED = ROOT / "covid_fastai" / "model" / "weight_files.py"  # torch's own files, with weights_only=True
+CALLS = {"load_learner", "unpack_archive", "extractall", "untar_data", "eval", "exec", "system", "popen"}
+MODULES = {"pickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
+OPTIONS = {"shell": True, "verify": False, "trust_remote_code": True, "allow_pickle": True, "weights_only": False}
+
+
+def unsafe(tree: ast.AST, *, audited: bool = False, packaged: bool = True) -> list[str]:
+    """Return what is unsafe in a module, a line each."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = {alias.name.split(".")[0] for alias in node.names}
+            names |= {(node.module or "").split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
+            found += [f"{node.lineno}: imports {name}" for name in names & MODULES]
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        owner = getattr(getattr(node.func, "value", None), "id", "")
+        if name in CALLS and owner != "re" and not (name == "eval" and isinstance(node.func, ast.Attribute)):
+            found.append(f"{node.lineno}: calls {name}")
+        if (owner, name) == ("torch", "load"):
+            safe = any(word.arg == "weights_only" and getattr(word.value, "value", 0) is True for word in node.keywords)
+            found += [] if safe and (audited or not packaged) else [f"{node.lineno}: calls torch.load"]
+        if (owner, name) == ("yaml", "load"):
+            found.append(f"{node.lineno}: calls yaml.load")
+        for word in node.keywords:
+            if word.arg in OPTIONS and getattr(word.value, "value", None) is OPTIONS[word.arg]:
+                found.append(f"{node.lineno}: {word.arg}={OPTIONS[word.arg]}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_unsafe_loading(path):
+    packaged = path.relative_to(ROOT).parts[0] == "covid_fastai"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert unsafe(tree, audited=path == AUDITED, packaged=packaged) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["import pickle", "from joblib import load", "torch.load(f)", "learn = load_learner(p)", "eval(text)", "exec(text)"]
+    + ["subprocess.run(x, shell=True)", "np.load(f, allow_pickle=True)", "shutil.unpack_archive(a)", "z.extractall()"]
+    + ["requests.get(u, verify=False)", "torch.load(f, weights_only=False)", "yaml.load(f)", "os.system(x)"],
+)
+def test_the_lint_itself_notices(line):
+    assert unsafe(ast.parse(line)) and unsafe(ast.parse(line), audited=True, packaged=False)
+
+
+def test_the_suite_can_reach_no_other_host():
+    """`tests/conftest.py` lets nothing through but the loopback interface; 192.0.2.1 is nobody's (RFC 5737)."""
+    with pytest.raises(RuntimeError, match="192.0.2.1"):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        socket.create_connection(server.getsockname(), timeout=5).close()
+
+
+def test_an_import_asks_no_host():
+    code = """
+import socket, sys
+def refuse(*arguments, **options):
+    raise SystemExit(f"asked for {arguments}")
+socket.socket.connect = socket.getaddrinfo = refuse
+import covid_fastai
+for name in sorted(covid_fastai.__all__):
+    getattr(covid_fastai, name)
+from covid_fastai.app import cli
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout

@@ -1,0 +1,77 @@
+"""What stands in images, tables and names of files goes nowhere that it was not asked to."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, PngImagePlugin
+
+from covid_fastai.data.phantom import draw_phantom
+
+IN_IMAGE, IN_COLUMN = "DOE^JOHN", "ROE^JANE"
+
+
+def write_data(folder: Path) -> Path:
+    """24 radiographs with a name in EXIF, text chunks and (of half of them) DICOM tags, and a CSV with one more."""
+    folder.mkdir()
+    rows = []
+    for number in range(24):
+        label = ("Normal", "COVID-19")[number % 2]
+        drawn = draw_phantom(np.random.default_rng(number), image_size=64).image
+        exif = Image.Exif()
+        exif[0x010E] = exif[0x9286] = IN_IMAGE
+        text = PngImagePlugin.PngInfo()
+        text.add_text("PatientName", IN_IMAGE, zip=True)
+        name = f"{number}.{'png' if number % 4 else 'jpg'}"
+        options = {"pnginfo": text} if name.endswith("png") else {"comment": IN_IMAGE.encode()}
+        Image.fromarray(np.asarray(drawn)).save(folder / name, exif=exif, **options)
+        rows.append({"image": name, "label": label, "patient": f"p{number // 2}-{label}", "remark": IN_COLUMN})
+    pd.DataFrame(rows).to_csv(folder / "labels.csv", index=False)
+    return folder / "labels.csv"
+
+
+def everything(path: Path) -> bytes:
+    """Return a file's bytes, and what is packed in it: PNG chunks, archives, safetensors are plain."""
+    content = path.read_bytes()
+    found = [content]
+    if content.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            found += [archive.read(name) for name in archive.namelist()]
+    place = content.find(b"zTXt")
+    while place >= 0:  # compressed text
+        try:
+            found.append(zlib.decompress(content[content.index(b"\0", place) + 2 :]))
+        except zlib.error:
+            pass
+        place = content.find(b"zTXt", place + 4)
+    return b"\n".join(found)
+
+
+@pytest.mark.slow
+def test_a_training_writes_nothing_of_what_stands_in_its_images(tmp_path, monkeypatch, caplog, capfd):
+    from covid_fastai import Predictor, train_classifier
+
+    monkeypatch.setenv("COVID_FASTAI_CACHE", str(tmp_path / "cache"))
+    data = write_data(tmp_path / "data")
+    assert IN_IMAGE.encode() in (tmp_path / "data" / "0.jpg").read_bytes()
+    caplog.set_level("DEBUG", logger="covid_fastai")
+    learn = train_classifier(
+        data, out=tmp_path / "run", image_size=128, batch_size=8, frozen_epochs=1, unfrozen_epochs=1, weights=None
+    )
+    Predictor(learn.path / "model").explain([str(tmp_path / "data" / "0.jpg")])
+    written = [path for place in ("run", "cache") for path in (tmp_path / place).rglob("*") if path.is_file()]
+    assert len(written) > 20
+    for path in written:
+        assert IN_IMAGE.encode() not in everything(path), path
+    # the CSV's other columns go into the run's own copy of the rows and nowhere else
+    assert {path.name for path in written if IN_COLUMN.encode() in everything(path)} == {"cohort.csv"}
+    out, err = capfd.readouterr()
+    assert IN_IMAGE not in caplog.text + out + err and IN_COLUMN not in caplog.text + out + err
+    shared = [path for path in (learn.path / "model").iterdir()]
+    assert all(str(tmp_path).encode() not in everything(path) for path in shared), "no folder of this machine"
