@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from covid_fastai.data.exploration import plot_batch, plot_class_counts
+from covid_fastai.errors import UsageError
 from covid_fastai.evidence.audit import HEAT_FILE, SALIENCY_PICTURE, audit_predictions, read_audit
 from covid_fastai.evidence.data_pages import count_problems, count_rows
 from covid_fastai.evidence.heat import summarise_heat_share
@@ -248,7 +249,14 @@ def _write_missing(learn: Learner, result: Evaluation, folder: Path) -> None:
     """Write what a report is made from, where the story was told by hand rather than by `train_classifier`."""
     cohort = learn.dls.cohort
     tables = {"cohort.csv": cohort, "predictions.csv": result.predictions}
-    tables |= {"history.csv": learn.history, "steps.csv": learn.steps}
+    for name in ("history", "steps"):
+        if not (folder / f"{name}.csv").exists():
+            if not hasattr(learn, name):
+                raise UsageError(
+                    f"This learner was not fitted here: it has no {name}, and {folder} holds none.",
+                    hint="Set learn.path to its run's folder, or use write_evaluation for predictions alone.",
+                )
+            tables[f"{name}.csv"] = getattr(learn, name)
     tables["problems.csv"] = pd.DataFrame(
         cohort.attrs.get("problems", []), columns=["row", "path", "kind", "severity", "reason", "remedy"]
     )

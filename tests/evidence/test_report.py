@@ -21,6 +21,7 @@ from covid_fastai import (
     write_report,
 )
 from covid_fastai.data.metadata import SEEN
+from covid_fastai.errors import UsageError
 from covid_fastai.evidence.remarks import cohort_remarks, run_remarks, source_table
 from covid_fastai.evidence.report import render_report
 
@@ -249,6 +250,10 @@ def test_the_story_told_by_hand_ends_in_a_report_too(covid_cohort, tmp_path):
     page = Page(write_report(learn, result))
     assert f"{result.value('auc'):.3f}" in page.text
     assert read_run(tmp_path).metrics.value("auc") == pytest.approx(result.value("auc"))
+    unfitted = build_learner(dls, weights=None, path=tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(UsageError, match="not fitted here: it has no history"):
+        write_report(unfitted, result)
 
 
 def test_anybodys_predictions_get_a_page(run_folder, tmp_path):
