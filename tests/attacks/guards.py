@@ -74,7 +74,9 @@ GUARDS: dict[str, tuple[str, str, str]] = {
     "autoescape": ("covid_fastai/evidence/page.py", "autoescape=True", "autoescape=False"),
     # training and files
     "unlink_part": (FILES, "        Path(part).unlink(missing_ok=True)\n", "        pass\n"),
-    "take_name": (BUNDLE, "                os.rename(part, folder)\n            except", "                shutil.copytree(part, folder)\n            except"),
+    "restore_folder": (FILES, "    if aside:
+", "    if None:
+"),
     "take_name_back": (BUNDLE, "                os.rename(old, folder)\n", "                pass\n"),
     "resume_optimiser": (SCHEDULE, "            restore_optimiser(learn, checkpoint)\n", "            pass\n"),
     "checkpoint_hash": (CHECKPOINT, "    if not whole:\n", "    if None:\n"),
