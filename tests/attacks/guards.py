@@ -74,9 +74,7 @@ GUARDS: dict[str, tuple[str, str, str]] = {
     "autoescape": ("covid_fastai/evidence/page.py", "autoescape=True", "autoescape=False"),
     # training and files
     "unlink_part": (FILES, "        Path(part).unlink(missing_ok=True)\n", "        pass\n"),
-    "restore_folder": (FILES, "    if aside:
-", "    if None:
-"),
+    "restore_folder": (FILES, "    if aside:\n", "    if None:\n"),
     "take_name_back": (BUNDLE, "                os.rename(old, folder)\n", "                pass\n"),
     "resume_optimiser": (SCHEDULE, "            restore_optimiser(learn, checkpoint)\n", "            pass\n"),
     "checkpoint_hash": (CHECKPOINT, "    if not whole:\n", "    if None:\n"),
