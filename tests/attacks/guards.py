@@ -83,7 +83,6 @@ GUARDS: dict[str, tuple[str, str, str]] = {
     "room": (CHECKPOINT, "    if free < needed:\n", "    if None:\n"),
     "cache_works": (CACHE, "            self._works = False\n", ""),
     "guard_loss": (JOURNAL, "        if self.training and not bool(self.loss.isfinite().all()):\n", "        if None:\n"),
-    "guard_weights": (JOURNAL, "            if not bool(tensor.isfinite().all()):\n", "            if None:\n"),
     "wild": (PREDICTIONS, '    status[wild], probabilities[wild] = "failed", np.nan\n', ""),
     "onnx_wild": (PREDICTOR, '        status[wild], p[wild] = "failed", np.nan\n', ""),
     "save_nan": (BUNDLE, "    wild = _not_finite(model.state_dict())\n", '    wild = ""\n'),
