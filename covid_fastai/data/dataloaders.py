@@ -126,7 +126,7 @@ def build_dataloaders(
         std: Its standard deviation; None for 0.25.
         balance: `"sampler"` draws each class equally often, with replacement; `"loss"` leaves it to the loss, with the
             weights in `dls.class_weights`; `"none"` leaves the classes as they are.
-        num_workers: Processes that open images; `"auto"` is 0 on Windows and macOS and for small data, else up to 4.
+        num_workers: Processes that open images; `"auto"` is 0 on the CPU, on Windows and macOS and for small data, else up to 4.
         device: `"auto"` (CUDA, else Apple's MPS, else the CPU), `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"` or a device.
         path: Folder for what a `Learner` writes; never the data's own, which may be read-only.
 
@@ -158,7 +158,7 @@ def build_dataloaders(
         cohort,
         bs=batch_size,
         drop_last=drop_last,
-        num_workers=resolve_workers(num_workers, items["path"], batch_bytes=batch_size * image_size**2),
+        num_workers=resolve_workers(num_workers, items["path"], batch_bytes=batch_size * image_size**2, device=device),
         device=device,
         path=path,
         dl_kwargs=[{"weights": weights}, {}],

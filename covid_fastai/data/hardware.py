@@ -53,18 +53,21 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     return device
 
 
-def resolve_workers(num_workers: int | str, paths: Sequence[str], *, batch_bytes: int) -> int:
+def resolve_workers(num_workers: int | str, paths: Sequence[str], *, batch_bytes: int, device: torch.device) -> int:
     """Return how many processes shall open images.
 
     Args:
-        num_workers: A number, which stands, or `"auto"`: none on Windows and macOS, none for small data, else up to 4,
-            as far as there are processors and room in /dev/shm, through which they hand over their batches.
+        num_workers: A number, which stands, or `"auto"`: none on Windows and macOS, none for small data, and none for a
+            training on the CPU, where the loader's own threads do (a process costs half a second an epoch, and the
+            images come from the cache after the first); else up to 4, as far as there are processors and room in
+            /dev/shm, through which they hand over their batches.
         paths: The images' files.
         batch_bytes: What one batch takes in /dev/shm.
+        device: Where the training computes.
     """
     if num_workers != "auto":
         return int(num_workers)
-    if sys.platform in ("win32", "darwin"):
+    if device.type == "cpu" or sys.platform in ("win32", "darwin"):
         return 0  # each would import torch anew, and fastai has none on macOS
     if len(paths) < SMALL_ROWS and sum(_file_bytes(path) for path in paths) < SMALL_BYTES:
         return 0

@@ -110,7 +110,6 @@ GUARDS: dict[str, tuple[str, str, str]] = {
     "nosniff": ("covid_fastai/app/gate.py", '    "X-Content-Type-Options": "nosniff",\n', ""),
     "header": (GUARD, "for note, text in HEADER.items() if note in notes]", "for note, text in HEADER.items() if None]"),
     "fold_text": ("covid_fastai/data/tasks.py", "str(text).casefold())", "str(text))"),
-    "web_pixels": (ANSWERING, "    if width * height > max_pixels:\n", "    if None:\n"),
     "rlimit": (ANSWERING, "        resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))\n", "        pass\n"),
     "fsize": (ANSWERING, "    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n", ""),
     "held_back": (ANSWERING, 'HOLDS_BACK = {"inverted", "turned", "unlike"}', "HOLDS_BACK = set()"),

@@ -16,7 +16,7 @@ from covid_fastai.errors import EnvironmentProblem, UsageError
 
 
 def resolve(paths, **options):
-    return resolve_workers("auto", paths, **{"batch_bytes": 32 * 224**2, **options})
+    return resolve_workers("auto", paths, **{"batch_bytes": 32 * 224**2, "device": torch.device("cuda"), **options})
 
 
 def test_workers_auto(tmp_path, monkeypatch, caplog):
@@ -32,7 +32,7 @@ def test_workers_auto(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
     assert resolve([small] * 499) == 0
     assert resolve([small] * 500) == 4
-    assert resolve([big, "gone"]) == 4
+    assert resolve([big, "gone"]) == 4 and resolve([big], device=torch.device("cpu")) == 0
     room.free = 64 << 20  # docker's default
     assert resolve([big]) == 4
     room.free = 8 << 20
