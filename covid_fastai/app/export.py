@@ -103,10 +103,8 @@ def _export_judged(folder: Path, target: Path, *, sensitivity: float | None, cal
     save_model(learn, target, threshold=threshold, temperature=temperature)
     before, n = read_card(folder), held_out["patient"].nunique()
     what = [f"the temperature {temperature:.3g}"] if calibrate else []
-    what += [f"the threshold {threshold:.3g}, for a sensitivity of {sensitivity:g},"] if threshold is not None else []
-    said = (
-        f"{' and '.join(what)} was chosen on the run's {n} held-out patients: figures on those are optimistic.".strip()
-    )
+    what += [f"the threshold {threshold:.3g} (for a sensitivity of {sensitivity:g})"] if threshold is not None else []
+    said = f"{' and '.join(what)} chosen on the run's {n} held-out patients: figures on those are optimistic."
     card = build_card(
         read_config(target / CONFIG_FILE),
         title=folder.parent.name,

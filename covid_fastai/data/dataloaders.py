@@ -126,8 +126,8 @@ def build_dataloaders(
         std: Its standard deviation; None for 0.25.
         balance: `"sampler"` draws each class equally often, with replacement; `"loss"` leaves it to the loss, with the
             weights in `dls.class_weights`; `"none"` leaves the classes as they are.
-        num_workers: Processes that open images; `"auto"` is 0 on the CPU, on Windows and macOS and for small data, else up
-            to 4.
+        num_workers: Processes that open images; `"auto"` is 0 on the CPU, on Windows and macOS and for small data, and
+            up to 4 elsewhere.
         device: `"auto"` (CUDA, else Apple's MPS, else the CPU), `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"` or a device.
         path: Folder for what a `Learner` writes; never the data's own, which may be read-only.
 
