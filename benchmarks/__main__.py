@@ -25,6 +25,7 @@ BENCHMARKS = {
     "files": predicting.measure_files,
     "start": predicting.measure_start,
     "rows": tables.measure_rows,
+    "memory": tables.measure_memory,
     "bootstrap": tables.measure_bootstrap,
     "copies": tables.measure_copies,
 }

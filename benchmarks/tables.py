@@ -78,6 +78,69 @@ def write_rows(folder: Path, rows: int) -> Path:
     return folder / "rows.csv"
 
 
+# Memory that a training takes beyond what stands when its model is built.
+TRAIN = """
+import json, os, resource, sys
+from covid_fastai.data.dataloaders import build_dataloaders
+from covid_fastai.data.metadata import read_cohort
+from covid_fastai.data.splits import split_by_patient
+from covid_fastai.evidence.predictions import predict
+from covid_fastai.model.learner import build_learner
+from covid_fastai.model.schedule import fit
+cohort = split_by_patient(read_cohort(sys.argv[1], task="covid", guard_seen=False), valid=0.2, seed=0)
+learn = build_learner(build_dataloaders(cohort, image_size=256, batch_size=32), weights=None, path=sys.argv[2])
+with open("/proc/self/statm") as file:
+    built = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+fit(learn, frozen_epochs=1, unfrozen_epochs=1)
+predict(learn)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+print(json.dumps({"images": len(cohort), "built": built, "peak": peak}))
+"""
+
+
+def measure_memory(*, repeats: int, quick: bool) -> list[Measurement]:
+    """Train on the same full-resolution images once and ten times over: the memory must not grow with their number."""
+    from covid_fastai.data.metadata import read_cohort
+
+    rows = read_cohort(data_folder(), guard_seen=False, check_images=False)
+    rows = rows[rows["split"] == "train"][["path", "label", "patient"]]
+    found = []
+    for copies in (1, 2) if quick else (1, 10):
+        with tempfile.TemporaryDirectory(prefix="covid_fastai-memory-") as folder:
+            csv = Path(folder) / "rows.csv"
+            pd.concat([_copies(rows, Path(folder) / str(copy), copy) for copy in range(copies)]).to_csv(
+                csv, index=False
+            )
+            said: list[dict] = []
+
+            def ours(csv=csv, said=said) -> None:
+                command = [sys.executable, "-c", TRAIN, str(csv), str(csv.parent)]
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    raise RuntimeError(done.stderr[-2000:])
+                said.append(json.loads(done.stdout.splitlines()[-1]))
+
+            def remark(said=said) -> str:
+                last = said[-1]
+                return (
+                    f"{last['peak'] - last['built']:.0f} MB beside the model ({last['built']:.0f} MB with all imports)"
+                )
+
+            name = f"memory of 1 + 1 epochs on {copies * len(rows):,} full-resolution images"
+            found.append(compare(name, ours, repeats=1, warm=False, remark=remark))
+    return found
+
+
+def _copies(rows: pd.DataFrame, folder: Path, copy: int) -> pd.DataFrame:
+    """Copy the files for other patients, each with a byte after the picture's end, so that no cache knows it."""
+    folder.mkdir()
+    paths = []
+    for number, path in enumerate(rows["path"]):
+        paths.append(folder / f"{number}{Path(path).suffix}")
+        paths[-1].write_bytes(Path(path).read_bytes() + bytes([copy]))
+    return rows.assign(path=[str(path) for path in paths], patient=[f"{one}-{copy}" for one in rows["patient"]])
+
+
 def measure_bootstrap(*, repeats: int, quick: bool) -> list[Measurement]:
     """Compare the bootstrap of an average precision with a loop over scikit-learn's."""
     from sklearn.metrics import average_precision_score
