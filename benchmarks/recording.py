@@ -27,7 +27,7 @@ def write_results(folder: Path, benchmark: str, rows: list[dict[str, Any]], *, m
         The whole table.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    new = pd.DataFrame(rows).assign(benchmark=benchmark, machine=machine)
+    new = pd.DataFrame(rows).replace("", None).assign(benchmark=benchmark, machine=machine)  # as it is read back
     file = folder / "results.csv"
     if file.is_file():
         before = pd.read_csv(file)

@@ -17,8 +17,9 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.qmd",
     "CHANGELOG.md": "changelog.qmd",
     "SECURITY.md": "security.qmd",
+    "tests/attacks/FAULTS.md": "faults.qmd",
 }
-FILES = ("CITATION.cff",)  # that pages link to, as they are
+FILES = ("CITATION.cff", "benchmarks/results.png")  # that pages link to, as they are
 
 
 def write_pages(folder: Path) -> list[Path]:
@@ -33,6 +34,7 @@ def write_pages(folder: Path) -> list[Path]:
         path.write_text(f"---\ntitle: {title.removeprefix('# ')!r}\n---\n{body}", encoding="utf-8")
         written.append(path)
     for name in FILES:
+        (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(REPOSITORY / name, folder / name)
     return written
 
