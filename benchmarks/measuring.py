@@ -31,6 +31,7 @@ class Measurement:
         target: The ratio (or, without a peer, the seconds) that is asked for; None where none is.
         repeats: Pairs.
         remark: What the reader must know, such as accuracies.
+        size: How much work it was (images, rows), where the same is measured for several sizes; else None.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Measurement:
     target: float | None
     repeats: int
     remark: str = ""
+    size: int | None = None
 
     def to_dict(self) -> dict:
         """Return the fields."""
@@ -68,6 +70,7 @@ def compare(
     repeats: int = 5,
     warm: bool = True,
     remark: str | Callable[[], str] = "",
+    size: int | None = None,
 ) -> Measurement:
     """Time two ways in turns, A B A B.
 
@@ -80,6 +83,7 @@ def compare(
         repeats: Pairs that count.
         warm: Run each once before, uncounted.
         remark: See `Measurement`; called at the end if it is a function.
+        size: See `Measurement`.
 
     Returns:
         The measurement.
@@ -97,11 +101,11 @@ def compare(
     text = remark() if callable(remark) else remark
     own = statistics.median(seconds[0]), _spread(seconds[0])
     if theirs is None:
-        return Measurement(name, "", *own, None, None, None, None, None, target, repeats, text)
+        return Measurement(name, "", *own, None, None, None, None, None, target, repeats, text, size)
     ratios = [b / a for a, b in zip(*seconds, strict=True)]
     other = statistics.median(seconds[1]), _spread(seconds[1])
     middle = statistics.median(ratios), min(ratios), max(ratios)
-    return Measurement(name, peer, *own, *other, *middle, target, repeats, text)
+    return Measurement(name, peer, *own, *other, *middle, target, repeats, text, size)
 
 
 def _spread(values: list[float]) -> float:

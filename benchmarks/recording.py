@@ -9,13 +9,14 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 __all__ = ["write_results"]
 
 
 def write_results(folder: Path, benchmark: str, rows: list[dict[str, Any]], *, machine: str) -> pd.DataFrame:
-    """Put a benchmark's rows in place of its former ones, and write `results.csv`, `.md` and `.png` anew.
+    """Put a benchmark's rows in place of its former ones, and write `results.csv`, `.md`, `.png` and `growth.png` anew.
 
     Args:
         folder: Where.
@@ -35,6 +36,7 @@ def write_results(folder: Path, benchmark: str, rows: list[dict[str, Any]], *, m
     new.to_csv(file, index=False)
     (folder / "results.md").write_text(as_markdown(new), encoding="utf-8")
     plot_ratios(new, folder / "results.png")
+    plot_growth(new, folder / "growth.png")
     return new
 
 
@@ -65,7 +67,9 @@ def _seconds(value: float, spread: float) -> str:
 
 def plot_ratios(table: pd.DataFrame, file: Path) -> None:
     """Plot each ratio with the range of its pairs, and what is asked for."""
-    rows = table[table["ratio"].notna()].iloc[::-1].reset_index(drop=True)
+    largest = table.groupby("benchmark")["size"].transform("max")  # of work that grows, only the most
+    rows = table[table["ratio"].notna() & (table["size"].isna() | (table["size"] == largest))]
+    rows = rows.iloc[::-1].reset_index(drop=True)
     if rows.empty:
         return
     figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.4), layout="constrained")
@@ -87,5 +91,27 @@ def plot_ratios(table: pd.DataFrame, file: Path) -> None:
     axes.axvline(1, color="grey", lw=0.8)
     axes.set_xlabel("times as fast as the peer (median and range of the pairs; the bar is what is asked for)")
     axes.margins(y=0.06)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def plot_growth(table: pd.DataFrame, file: Path) -> None:
+    """Plot the seconds of work that was measured for several sizes; a dotted line grows as the size does."""
+    sized = table[table["size"].notna()].sort_values("size")
+    grown = [(name, rows) for name, rows in sized.groupby("benchmark") if rows["size"].nunique() > 1]
+    if not grown:
+        return
+    figure, all_axes = plt.subplots(1, len(grown), figsize=(4.5 * len(grown), 3.6), layout="constrained", squeeze=False)
+    for axes, (name, rows) in zip(all_axes[0], grown, strict=True):
+        size, ours = rows["size"].to_numpy(), rows["ours"].to_numpy()
+        axes.loglog(size, ours, "o-", color="#1b7837", label="ours")
+        if rows["theirs"].notna().all():
+            axes.loglog(size, rows["theirs"], "s-", color="#762a83", label=rows["peer"].iloc[0])
+        axes.loglog(size, ours[-1] * size / size[-1], ":", color="grey", label="in proportion to the size")
+        axes.set_xticks(size, [f"{int(one):,}" for one in size])
+        axes.minorticks_off()
+        axes.set_yticks(10.0 ** np.arange(np.floor(np.log10(ours.min())), np.ceil(np.log10(ours.max())) + 1))
+        axes.set(title=name, xlabel="size", ylabel="seconds")
+        axes.legend(fontsize=8)
     figure.savefig(file, dpi=130)
     plt.close(figure)

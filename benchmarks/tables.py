@@ -53,7 +53,7 @@ def measure_rows(*, repeats: int, quick: bool) -> list[Measurement]:
                 return f"read {last['read']:.1f} s, split {last['split']:.1f} s, {last['memory']:.0f} MB at most"
 
             once = {"repeats": min(repeats, 3) if rows < 1_000_000 else 1, "warm": False, "remark": remark}
-            found.append(compare(f"cohort of {rows:,} rows", ours, **once))
+            found.append(compare(f"cohort of {rows:,} rows", ours, **once, size=rows))
     return found
 
 
@@ -171,28 +171,28 @@ def measure_bootstrap(*, repeats: int, quick: bool) -> list[Measurement]:
 
 
 def measure_copies(*, repeats: int, quick: bool) -> list[Measurement]:
-    """Compare the search for copies with imagehash and every pair."""
+    """Compare the search for copies with imagehash and every pair, on growing parts of the images."""
     import imagehash
     from PIL import Image
 
     from covid_fastai.data.fingerprints import duplicate_pairs, fingerprint_images
 
-    files = sorted(str(path) for path in data_folder().rglob("*.jp*g"))[: 60 if quick else 280]
+    found = []
+    images = sorted(str(path) for path in data_folder().rglob("*.jp*g"))[:280]
+    for size in (35,) if quick else (35, 70, 140, 280):
+        files = images[:size]
 
-    def usual() -> None:
-        hashes = [imagehash.phash(Image.open(file), hash_size=16) for file in files]
-        for first in range(len(hashes)):
-            for second in range(first + 1, len(hashes)):
-                hashes[first] - hashes[second]
+        def usual(files=files) -> None:
+            hashes = [imagehash.phash(Image.open(file), hash_size=16) for file in files]
+            for first in range(len(hashes)):
+                for second in range(first + 1, len(hashes)):
+                    hashes[first] - hashes[second]
 
-    def ours() -> None:
-        with fresh_cache():
-            duplicate_pairs(fingerprint_images(files))
+        def ours(files=files) -> None:
+            with fresh_cache():
+                duplicate_pairs(fingerprint_images(files))
 
-    remark = f"ours finds mirrored and cropped copies, too {note()}".strip()
-    return [
-        compare(
-            f"copies among {len(files)} images", ours, usual, peer="imagehash, every pair", repeats=repeats,
-            warm=False, remark=remark,
-        )
-    ]  # fmt: skip
+        remark = f"ours finds mirrored and cropped copies, too {note()}".strip()
+        options = {"repeats": repeats, "warm": False, "remark": remark, "size": len(files)}
+        found.append(compare(f"copies among {len(files)} images", ours, usual, peer="imagehash, every pair", **options))
+    return found

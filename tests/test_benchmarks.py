@@ -44,6 +44,14 @@ def test_results_are_kept_by_name(tmp_path):
     assert "| anew | 1.00 ± 0.00 | peer | 4.00 ± 0.00 | **4.00** (4.00 to 4.00) | 3 |" in text and "0.3 s" in text
     assert Image.open(tmp_path / "results.png").size[0] > 900
     assert text == as_markdown(table)
+    assert not (tmp_path / "growth.png").exists()
+
+
+def test_what_grows_is_plotted_over_its_size(tmp_path):
+    rows = [compare(f"{n} rows", lambda n=n: n / 1000.0, repeats=1, size=n).to_dict() for n in (10, 100, 1000)]
+    table = write_results(tmp_path, "rows", rows, machine="this one")
+    assert table["size"].tolist() == [10, 100, 1000] and table["ours"].tolist() == [0.01, 0.1, 1.0]
+    assert Image.open(tmp_path / "growth.png").size[0] > 400
 
 
 def test_without_data_there_are_drawings(tmp_path, monkeypatch):
