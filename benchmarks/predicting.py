@@ -71,9 +71,9 @@ def measure_start(*, repeats: int, quick: bool) -> list[Measurement]:
     ours = command("-m", "covid_fastai", "--help")
     predict = command("-m", "covid_fastai", "predict", str(saved_model()), file)
     return [
-        compare("covid-fastai --help", ours, target=0.3, repeats=repeats, remark="seconds"),
+        compare("covid-fastai --help", ours, target=0.3, repeats=repeats),
         compare(f"covid-fastai predict, one file of {os.path.getsize(file) >> 10} KiB, cold process", predict,
-                target=1.5, repeats=repeats, remark="seconds; ResNet-18"),
+                target=1.5, repeats=repeats, remark="ResNet-18"),
         compare("import", command("-c", "import covid_fastai"), command("-c", "import fastai.vision.all"),
                 peer="import fastai.vision.all", repeats=repeats),
     ]  # fmt: skip

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-__all__ = ["write_results"]
+__all__ = ["as_brief", "as_markdown", "write_results"]
 
 
 def write_results(folder: Path, benchmark: str, rows: list[dict[str, Any]], *, machine: str) -> pd.DataFrame:
@@ -28,7 +28,8 @@ def write_results(folder: Path, benchmark: str, rows: list[dict[str, Any]], *, m
         The whole table.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    new = pd.DataFrame(rows).replace("", None).assign(benchmark=benchmark, machine=machine)  # as it is read back
+    new = pd.DataFrame(rows).replace("", None).assign(benchmark=benchmark, machine=machine)
+    new["size"] = new["size"].astype(float)  # as it is read back
     file = folder / "results.csv"
     if file.is_file():
         before = pd.read_csv(file)
@@ -43,6 +44,10 @@ def write_results(folder: Path, benchmark: str, rows: list[dict[str, Any]], *, m
 def as_markdown(table: pd.DataFrame) -> str:
     """Return the table for a reader: seconds as median and half the quartiles' distance, ratios with their range."""
     lines = [
+        "# Speed",
+        "",
+        "Measured by `python -m benchmarks`; ratios are above 1 where we are faster.",
+        "",
         "| work | ours, s | beside | theirs, s | ratio | asked for | |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -60,16 +65,30 @@ def as_markdown(table: pd.DataFrame) -> str:
     return "\n".join([*lines, "", f"Measured on {machines}; {int(table['repeats'].max())} pairs in turns at most.", ""])
 
 
-def _seconds(value: float, spread: float) -> str:
+def as_brief(table: pd.DataFrame) -> str:
+    """Return the rows that have a peer, as the README shows them."""
+    lines = ["| work | ours, s | beside | theirs, s | times as fast |", "| --- | --- | --- | --- | --- |"]
+    for row in _with_peer(table).to_dict("records"):
+        ours, theirs = (_seconds(row[side]) for side in ("ours", "theirs"))
+        ratio = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        lines.append(f"| {row['name']} | {ours} | {row['peer']} | {theirs} | {ratio} |")
+    return "\n".join(lines)
+
+
+def _with_peer(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that have a peer; of work that was measured for several sizes, only the largest."""
+    largest = table.groupby("benchmark")["size"].transform("max")
+    return table[table["ratio"].notna() & (table["size"].isna() | (table["size"] == largest))]
+
+
+def _seconds(value: float, around: float | None = None) -> str:
     digits = 3 if value < 1 else 2 if value < 10 else 1
-    return f"{value:.{digits}f} ± {spread:.{digits}f}"
+    return f"{value:.{digits}f}" + ("" if around is None else f" ± {around:.{digits}f}")
 
 
 def plot_ratios(table: pd.DataFrame, file: Path) -> None:
     """Plot each ratio with the range of its pairs, and what is asked for."""
-    largest = table.groupby("benchmark")["size"].transform("max")  # of work that grows, only the most
-    rows = table[table["ratio"].notna() & (table["size"].isna() | (table["size"] == largest))]
-    rows = rows.iloc[::-1].reset_index(drop=True)
+    rows = _with_peer(table).iloc[::-1].reset_index(drop=True)
     if rows.empty:
         return
     figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.4), layout="constrained")
@@ -89,7 +108,9 @@ def plot_ratios(table: pd.DataFrame, file: Path) -> None:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.axvline(1, color="grey", lw=0.8)
-    axes.set_xlabel("times as fast as the peer (median and range of the pairs; the bar is what is asked for)")
+    figure.supxlabel(
+        "times as fast as the peer: median and range of the pairs; the bar is what is asked for", fontsize=9
+    )
     axes.margins(y=0.06)
     figure.savefig(file, dpi=130)
     plt.close(figure)
@@ -111,7 +132,7 @@ def plot_growth(table: pd.DataFrame, file: Path) -> None:
         axes.set_xticks(size, [f"{int(one):,}" for one in size])
         axes.minorticks_off()
         axes.set_yticks(10.0 ** np.arange(np.floor(np.log10(ours.min())), np.ceil(np.log10(ours.max())) + 1))
-        axes.set(title=name, xlabel="size", ylabel="seconds")
+        axes.set(title=name, xlabel=rows["name"].iloc[-1], ylabel="seconds")
         axes.legend(fontsize=8)
     figure.savefig(file, dpi=130)
     plt.close(figure)

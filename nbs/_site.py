@@ -18,8 +18,9 @@ PAGES = {
     "CHANGELOG.md": "changelog.qmd",
     "SECURITY.md": "security.qmd",
     "tests/attacks/FAULTS.md": "faults.qmd",
+    "benchmarks/results.md": "speed.qmd",
 }
-FILES = ("CITATION.cff", "benchmarks/results.png")  # that pages link to, as they are
+FILES = ("CITATION.cff", "benchmarks/results.png", "benchmarks/growth.png")  # that pages link to, as they are
 
 
 def write_pages(folder: Path) -> list[Path]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from PIL import Image
 
 from benchmarks.measuring import compare, data_folder, fresh_cache
-from benchmarks.recording import as_markdown, write_results
+from benchmarks.recording import as_brief, as_markdown, write_results
 
 
 def test_pairs_are_taken_in_turns_and_the_first_does_not_count():
@@ -69,3 +71,10 @@ def test_a_fresh_cache_is_gone_afterwards(monkeypatch):
     import os
 
     assert os.environ["COVID_FASTAI_CACHE"] == "mine" and not folder.exists()
+
+
+def test_the_readme_shows_what_was_measured():
+    root = Path(__file__).parents[1]
+    table = pd.read_csv(root / "benchmarks" / "results.csv")
+    assert as_brief(table) in (root / "README.md").read_text(encoding="utf-8")
+    assert as_markdown(table) == (root / "benchmarks" / "results.md").read_text(encoding="utf-8")

@@ -293,6 +293,13 @@ def test_sizes_are_limited(small_model):
         form = {"content-type": "multipart/form-data; boundary=x"}
         sent = client.post("/api/predict", content=chunks(), headers=form)
         assert sent.status_code == 413 and "error" in sent.json()
+
+        def trailing():  # no file is too large, and the form has ended: the rest counts all the same
+            yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\ny\r\n--x--\r\n'
+            for _ in range(40):
+                yield b"y" * 10_000
+
+        assert client.post("/api/predict", content=trailing(), headers=form).status_code == 413
         fields = {f"f{number}": "x" for number in range(50)}
         assert client.post("/api/predict", data=fields, files={"files": good}).status_code == 413
 
@@ -333,6 +340,8 @@ def test_a_pixel_bomb_is_refused_by_its_header(client):
     found = ask(client, content)
     assert found.status_code == 422 and "13000 x 13000 pixels" in found.json()["images"][0]["reason"]
     assert time.monotonic() - begun < 3  # decoding would take longer, and 169 MB
+    reason = ask(client, bomb(6000)).json()["images"][0]["reason"]  # fewer than `open_image` itself refuses
+    assert "6000 x 6000 pixels, more than are read here" in reason
 
 
 @LINUX
@@ -439,6 +448,8 @@ def test_nothing_is_kept_logged_or_passed_on(small_model, tmp_path, monkeypatch,
     content = png(big, pnginfo=text, exif=exif)
     assert content.count(b"DOE^JOHN") == 2 and len(content) > 2 << 20
     caplog.set_level(logging.DEBUG)
+    spooled = []  # to files without a name, which no folder shows
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", lambda self: spooled.append(self))
     with TestClient(create_app(small_model), base_url=URL) as client:
         found = ask(client, content, names=["DOE^JOHN.png"], params={"maps": "true"})
         page = ask(client, content, names=["x.png"], path="/answer").text
@@ -451,7 +462,7 @@ def test_nothing_is_kept_logged_or_passed_on(small_model, tmp_path, monkeypatch,
         assert b"DOE^" not in base64.b64decode(image[part])
     out, err = capfd.readouterr()
     assert "DOE^" not in logged + out + err
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [] and spooled == []
 
 
 def test_an_error_shows_a_number_and_no_more(small_model, monkeypatch, caplog):

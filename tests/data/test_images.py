@@ -330,9 +330,13 @@ def test_an_orientation_that_is_none_is_left(orientation):
     np.testing.assert_array_equal(grey_of(encode(scene(), "PNG", exif=exif)), SCENE)
 
 
+WORD_AS_ORIENTATION = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04abc\0"
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_damaged_exif_does_not_hide_the_picture():
-    content = encode(scene(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xff" + bytes(range(64)))
+@pytest.mark.parametrize("exif", [b"MM\0*\0\0\xff\xff" + bytes(range(64)), b"no TIFF header", WORD_AS_ORIENTATION])
+def test_damaged_exif_does_not_hide_the_picture(exif):
+    content = encode(scene(), "JPEG", exif=b"Exif\0\0" + exif)
     assert np.abs(grey_of(content) - SCENE).mean() < 3
 
 
