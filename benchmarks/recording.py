@@ -123,7 +123,7 @@ def plot_growth(table: pd.DataFrame, file: Path) -> None:
     if not grown:
         return
     figure, all_axes = plt.subplots(1, len(grown), figsize=(4.5 * len(grown), 3.6), layout="constrained", squeeze=False)
-    for axes, (name, rows) in zip(all_axes[0], grown, strict=True):
+    for axes, (_, rows) in zip(all_axes[0], grown, strict=True):
         size, ours = rows["size"].to_numpy(), rows["ours"].to_numpy()
         axes.loglog(size, ours, "o-", color="#1b7837", label="ours")
         if rows["theirs"].notna().all():
@@ -132,7 +132,8 @@ def plot_growth(table: pd.DataFrame, file: Path) -> None:
         axes.set_xticks(size, [f"{int(one):,}" for one in size])
         axes.minorticks_off()
         axes.set_yticks(10.0 ** np.arange(np.floor(np.log10(ours.min())), np.ceil(np.log10(ours.max())) + 1))
-        axes.set(title=name, xlabel=rows["name"].iloc[-1], ylabel="seconds")
+        title = rows["name"].iloc[-1].replace(f"{int(size[-1]):,} ", "")
+        axes.set(title=title, xlabel="their number", ylabel="seconds")
         axes.legend(fontsize=8)
     figure.savefig(file, dpi=130)
     plt.close(figure)
