@@ -51,6 +51,7 @@ def test_permuted_labels_go_by_patient(trained):
     pd.testing.assert_series_equal(patients[0], patients[1], check_like=True)
 
 
+@pytest.mark.slow
 def test_a_cross_validation_is_trained_anew_fold_by_fold(phantom_root, tmp_path):
     run = cross_validate(phantom_root, folds=2, out=tmp_path / "run", quiet=True, audit=False, **QUICK)
     retrain(run, changes=["frozen backbone"])

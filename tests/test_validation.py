@@ -116,6 +116,7 @@ def test_what_was_found_is_kept_for_the_verdict(run, elsewhere):
     assert "thumbnail" in result.summary()
 
 
+@pytest.mark.slow
 def test_the_models_of_a_cross_validation_answer_by_their_mean(phantom_root, elsewhere, tmp_path):
     folds = cross_validate(phantom_root, folds=2, out=tmp_path / "run", quiet=True, audit=False, **QUICK)
     result = validate(folds, elsewhere, labels={"positive": "COVID-19"}, keep=False)

@@ -103,6 +103,7 @@ def test_train_prints_one_table_the_python_line_and_the_report(trained, covid_da
     assert "FutureWarning" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_in_the_report_does_the_same(trained, tmp_path):
     import shlex
 

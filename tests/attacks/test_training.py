@@ -40,6 +40,7 @@ class FillsTheMemory(Callback):
             raise self.error
 
 
+KINDS = ["CUDA", "the CPU's allocator", "Python"]
 MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
@@ -47,7 +48,9 @@ MEMORY = [
 ]
 
 
-@pytest.mark.parametrize("error", MEMORY, ids=["CUDA", "the CPU's allocator", "Python"])
+@pytest.mark.parametrize(
+    "error", [MEMORY[0], *(pytest.param(one, marks=pytest.mark.slow) for one in MEMORY[1:])], ids=KINDS
+)
 def test_a_full_memory_halves_the_batch_and_says_so(error, phantom_root, tmp_path, caplog):
     callback = FillsTheMemory(5, error)
     learn = train_classifier(phantom_root, out=tmp_path / "run", callbacks=[callback], **QUICK)

@@ -196,6 +196,7 @@ def test_a_held_out_image_that_the_weights_have_seen_is_an_alarm(copy, folds):
     assert any(remark.level == "alarm" and "have seen 2 held-out images" in remark.title for remark in remarks)
 
 
+@pytest.mark.slow
 def test_a_cross_validation_predicts_each_dealt_image_once_and_no_seen_one(covid_dataset, tmp_path, monkeypatch):
     from covid_fastai import cross_validate, read_cohort
     from covid_fastai.data import seen

@@ -197,7 +197,7 @@ def test_what_fastai_users_do(dls, images, tmp_path):
     learn = build_learner(dls, weights=None, path=tmp_path)
     with learn.no_bar(), learn.no_logging():
         learn.fine_tune(1)
-        assert learn.lr_find(num_it=20, show_plot=False).valley > 0
+        assert learn.lr_find(end_lr=1e-3, num_it=20, stop_div=False, show_plot=False).valley > 0
         probabilities, targets = learn.tta(n=2)
         assert probabilities.shape == (9, 2) and torch.allclose(probabilities.sum(1), torch.ones(9), atol=1e-5)
         interpretation = ClassificationInterpretation.from_learner(learn)
