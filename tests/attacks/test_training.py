@@ -122,7 +122,11 @@ def start(phantom_root: Path, run: Path, *more: str, epochs: int = 40) -> subpro
     command = [sys.executable, "-m", "covid_fastai", "train", str(phantom_root), "--out", str(run), *OPTIONS, *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*command, "--unfrozen-epochs", str(epochs)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*command, "--unfrozen-epochs", str(epochs)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
 
 
