@@ -66,7 +66,9 @@ def _processor() -> str:
         name = lines[0] if lines else name
     import torch
 
-    amx = ", AMX" if torch.cpu.get_capabilities().get("amx_bf16") else ""
+    from covid_fastai.model.precision import has_amx
+
+    amx = ", AMX" if has_amx() else ""
     return f"{name}, {cores} cores{amx}, torch {torch.__version__}"
 
 

@@ -8,7 +8,7 @@ from fastai.callback.fp16 import AMPMode, MixedPrecision
 
 from covid_fastai.errors import UsageError
 
-__all__ = ["PRECISIONS", "TrainingPrecision", "choose_precision", "precision_callbacks"]
+__all__ = ["PRECISIONS", "TrainingPrecision", "choose_precision", "has_amx", "precision_callbacks"]
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
@@ -37,7 +37,13 @@ def choose_precision(precision: str, device: torch.device) -> str:
         return precision
     if kind == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-    return "bf16" if kind == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False) else "fp32"
+    return "bf16" if kind == "cpu" and has_amx() else "fp32"
+
+
+def has_amx() -> bool:
+    """Say whether this CPU multiplies bfloat16 in hardware; False where an older torch cannot tell."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)
+    return bool(capabilities().get("amx_bf16", False))
 
 
 def precision_callbacks(precision: str, device: torch.device) -> list[Callback]:

@@ -20,9 +20,14 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(("amx", "chosen"), [(True, "bf16"), (False, "fp32")])
 def test_auto_on_a_cpu_asks_for_amx(amx, chosen, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx} if amx else {})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx} if amx else {}, raising=False)
     assert choose_precision("auto", CPU) == chosen
     assert choose_precision("fp32", CPU) == "fp32" and choose_precision("bf16", CPU) == "bf16"
+
+
+def test_a_torch_that_cannot_tell_computes_in_32_bits(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert choose_precision("auto", CPU) == "fp32"
 
 
 @pytest.mark.parametrize(("major", "chosen"), [(7, "fp16"), (8, "bf16")])
