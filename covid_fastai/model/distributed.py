@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
-from fastai.distributed import DistributedDL, DistributedTrainer
 from fastai.learner import Learner
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 from torch import distributed
@@ -139,7 +138,9 @@ def data_parallel(learn: Learner) -> Iterator[None]:
     if num_distrib() < 2:
         yield
         return
-    trainer = _Trainer(sync_bn=_device().type == "cuda", cpu=_device().type == "cpu")
+    from covid_fastai.model.distributed_trainer import SharingTrainer  # needs accelerate, which is an extra
+
+    trainer = SharingTrainer(sync_bn=_device().type == "cuda", cpu=_device().type == "cpu")
     learn.add_cb(trainer)
     try:
         yield
@@ -151,24 +152,3 @@ def data_parallel(learn: Learner) -> Iterator[None]:
 
 def _device() -> torch.device:
     return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
-
-
-class _Share(DistributedDL):
-    """fastai's share of a loader, on CPUs too, with the loader's generator, which checkpoints hold."""
-
-    @property
-    def rng(self):
-        """The loader's own generator."""
-        return self.dl.rng
-
-    def _broadcast(self, t: list[int], rank: int) -> list[int]:
-        t = torch.tensor(t, dtype=torch.int64, device=_device())
-        distributed.broadcast(t, rank)
-        return t.tolist()
-
-
-class _Trainer(DistributedTrainer):
-    """fastai's distributed trainer, with shares that work on CPUs."""
-
-    def _wrap_dl(self, dl):
-        return dl if isinstance(dl, DistributedDL) else _Share(dl, device=self.learn.model.device)
