@@ -1,7 +1,8 @@
 """The page and the batch for minutes on end: `python -m benchmarks.soak --seconds 120`.
 
 8 clients send radiographs, bad files and large ones beside 4 that send a byte now and then; the answers, the time that
-/healthz takes, and the memory of server and workers are noted and plotted. Nothing leaves this machine.
+/healthz takes, and the memory of server and workers are noted and plotted; then the memory of a batch over thousands of
+files. Nothing leaves this machine.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Soak", "plot_soak", "soak_page"]
+__all__ = ["Soak", "plot_soak", "soak_batch", "soak_page"]
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Soak:
         statuses: Answers by HTTP status.
         wrong: Answers that are not those of one client alone.
         left: Files that lie in the server's temporary folder.
+        batch: Bytes of a batch and its workers, as (time, bytes).
     """
 
     health: list[tuple[float, float]] = field(default_factory=list)
@@ -45,10 +47,14 @@ class Soak:
     statuses: Counter = field(default_factory=Counter)
     wrong: int = 0
     left: int = 0
+    batch: list[tuple[float, int]] = field(default_factory=list)
 
     def summary(self) -> dict:
-        """Return the figures: the growth of the memory is from the end of the first quarter on."""
-        quarter = self.memory[len(self.memory) // 4 :]
+        """Return the figures: the growth of a memory is from the end of the first quarter on."""
+        quarter, of_batch = (noted[len(noted) // 4 :] for noted in (self.memory, self.batch))
+        batch = {}
+        if of_batch:
+            batch["batch_growth_mb"] = round((max(size for _, size in of_batch) - of_batch[0][1]) / 1e6, 1)
         return {
             "answers": sum(self.statuses.values()),
             "statuses": dict(self.statuses),
@@ -58,6 +64,7 @@ class Soak:
             "memory_mb": round(quarter[-1][1] / 1e6, 1),
             "growth_mb": round((quarter[-1][1] - quarter[0][1]) / 1e6, 1),
             "files_left": self.left,
+            **batch,
         }
 
 
@@ -131,6 +138,36 @@ def soak_page(model: Path, pictures: list[bytes], *, seconds: float, clients: in
     return found
 
 
+def soak_batch(model: Path, pictures: list[bytes], *, images: int) -> list[tuple[float, int]]:
+    """Predict thousands of files by `covid-fastai batch`, and return the memory that it takes meanwhile.
+
+    Args:
+        model: The saved model.
+        pictures: Files' contents, which are used over and over.
+        images: How many files.
+
+    Returns:
+        Bytes of the command and its workers, as (time, bytes).
+    """
+    noted: list[tuple[float, int]] = []
+    with tempfile.TemporaryDirectory(prefix="covid_fastai-soak-") as temporary:
+        folder = Path(temporary) / "files"
+        folder.mkdir()
+        for number in range(images):
+            (folder / f"{number:06d}.png").write_bytes(pictures[number % len(pictures)])
+        command = [sys.executable, "-m", "covid_fastai", "batch", str(model), str(folder), f"{temporary}/out.csv"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            begun = time.monotonic()
+            while process.poll() is None:
+                noted.append((time.monotonic() - begun, _memory(process.pid)))
+                time.sleep(0.25)
+        with open(f"{temporary}/out.csv", encoding="utf-8") as file:
+            rows = sum(1 for _ in file) - 1
+    if process.returncode or rows != images:
+        raise RuntimeError(f"batch ended with {process.returncode} and {rows} of {images} rows.")
+    return noted
+
+
 def plot_soak(found: Soak, file: Path) -> None:
     """Plot the memory, the time of /healthz and the answers' latencies."""
     import matplotlib
@@ -138,7 +175,12 @@ def plot_soak(found: Soak, file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (memory, health, latency) = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    number = 4 if found.batch else 3
+    figure, all_axes = plt.subplots(1, number, figsize=(4 * number, 3.4), layout="constrained")
+    memory, health, latency = all_axes[:3]
+    if found.batch:
+        all_axes[3].plot(*zip(*((at, size / 1e6) for at, size in found.batch), strict=True))
+        all_axes[3].set(title="Memory of a batch and its workers", xlabel="seconds", ylabel="MB", ylim=(0, None))
     memory.plot(*zip(*((at, size / 1e6) for at, size in found.memory), strict=True))
     memory.set(title="Memory of server and workers", xlabel="seconds", ylabel="MB", ylim=(0, None))
     health.plot(*zip(*((at, 1000 * took) for at, took in found.health), strict=True))
@@ -195,8 +237,11 @@ def main() -> None:
     """Soak the page with a ResNet-18 and print what was noted."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--images", type=int, default=3000, help="of the batch")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("soak.png"))
     given = parser.parse_args()
+    from PIL import Image
+
     from benchmarks.predicting import saved_model
     from covid_fastai.data.phantom import draw_phantom
     from covid_fastai.evidence.overlay import encode_png
@@ -204,8 +249,10 @@ def main() -> None:
     drawn = [
         draw_phantom(np.random.default_rng(seed), image_size=side).image for seed, side in enumerate((128, 512, 900))
     ]
-    pictures = [encode_png(image) for image in drawn] + [b"<!doctype html>", bytes(3_000_000)]
+    good = [encode_png(Image.fromarray(image)) for image in drawn]
+    pictures = [*good, b"<!doctype html>", bytes(3_000_000)]
     found = soak_page(saved_model(), pictures, seconds=given.seconds)
+    found.batch = soak_batch(saved_model(), [good[0], good[1], b"<!doctype html>"], images=given.images)
     plot_soak(found, given.out)
     print(json.dumps(found.summary()))
 

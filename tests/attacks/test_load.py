@@ -10,7 +10,7 @@ from PIL import Image
 
 pytest.importorskip("fasthtml", reason="the extra web is not installed")
 
-from benchmarks.soak import plot_soak, soak_page
+from benchmarks.soak import plot_soak, soak_batch, soak_page
 from covid_fastai.data.phantom import draw_phantom
 from tests.app.test_web import png
 
@@ -24,5 +24,7 @@ def test_many_clients_beside_slow_ones(small_model, tmp_path):
     assert found.wrong == 0 and found.left == 0, summary
     assert summary["answers"] > 50 and {200, 422} <= set(found.statuses) <= {200, 422, 429, 503}, summary
     assert summary["slowest_health_s"] < 1 and summary["growth_mb"] < 50, summary
+    found.batch = soak_batch(small_model, [png(drawn[0]), b"<!doctype html>"], images=600)
+    assert found.summary()["batch_growth_mb"] < 100, found.summary()
     plot_soak(found, tmp_path / "soak.png")
     assert Image.open(tmp_path / "soak.png").size[0] > 1000
