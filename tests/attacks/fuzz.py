@@ -76,7 +76,7 @@ def tries(folder: Path, rng: np.random.Generator) -> list[tuple[str, dict[str, b
     table = b"path,patient,label,p_Normal,p_COVID-19\na.png,p1,Normal,0.7,0.3\nb.png,p2,COVID-19,0.2,0.8\n"
     model = write_small_model(folder / "model")
     predictor = Predictor(model)
-    dicom = _dicom(rng)
+    dicom = _dicom()
 
     def cohort(content: bytes) -> object:
         (folder / "rows.csv").write_bytes(content)
@@ -116,17 +116,27 @@ def tries(folder: Path, rng: np.random.Generator) -> list[tuple[str, dict[str, b
         ("config.json", {"json": (model / "config.json").read_bytes()}, bundle("config.json")),
         ("model.onnx", {"onnx": (model / "model.onnx").read_bytes()}, bundle("model.onnx")),
     ]
-    return found + ([("DICOM", dicom, open_image)] if dicom else [])
+    return found + ([("DICOM", dicom, lambda content: open_image(DICOM_START + content))] if dicom else [])
 
 
-def _dicom(rng: np.random.Generator) -> dict[str, bytes]:
+DICOM_START = bytes(128) + b"DICM"  # is left as it is: without it a file is none of DICOM
+MR = ["", "_implicit", "_bigendian", "_padded", "_RLE", "_jp2klossless", "_jpeg_ls_lossless"]
+
+
+def _dicom() -> dict[str, bytes]:
+    """Return what follows the start of pydicom's own small files in several encodings, called radiographs."""
     try:
         from pydicom.data import get_testdata_file
     except ImportError:
         return {}
-    names = ("RG1_UNCI.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "JPEG2000.dcm")
-    paths = [path for name in names if (path := get_testdata_file(name, download=False))]
-    return {Path(path).name: Path(path).read_bytes() for path in paths if Path(path).stat().st_size < 200_000}
+    found = {}
+    for name in (f"MR_small{kind}.dcm" for kind in MR):
+        content = Path(get_testdata_file(name, download=False)).read_bytes()
+        for length in (b"\x02\0", b"\x02\0\0\0", b"\0\x02"):
+            content = content.replace(length + b"MR", length + b"DX")
+        open_image(content)  # else nothing but its kind would be tried
+        found[name] = content[len(DICOM_START) :]
+    return found
 
 
 def fuzz(folder: Path, *, seconds: float, seed: int, keep: Path | None = None) -> dict[str, Counter]:
