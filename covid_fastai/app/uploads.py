@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -151,6 +152,8 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
         raise Refused(400, "The request broke off.") from None
     except MultiPartException as error:
         raise Refused(413 if "Too many" in error.message else 400, error.message) from None
+    except FormParserError as error:  # which older versions of Starlette pass on as it is
+        raise Refused(400, f"It is no form: {error}") from None
     files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
     uploads = [Upload(clean_name(file.filename or ""), file.file.read()) for file in files]
     await form.close()
