@@ -27,7 +27,7 @@ ASIDE = "-old"  # the end of the name of a folder that has stepped aside
 
 def utc_now() -> str:
     """Return the time now in UTC as ISO 8601 with seconds, e.g. `2026-11-23T20:41:15Z`."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")  # guard: utc
 
 
 @contextmanager
@@ -50,6 +50,7 @@ def atomic_write(path: str | Path, *, mode: str = "w") -> Iterator[IO]:
     path = Path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
+        # guard: flushed
         descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=PART_SUFFIX)
     except OSError as error:
         raise ResourceError(
@@ -63,7 +64,7 @@ def atomic_write(path: str | Path, *, mode: str = "w") -> Iterator[IO]:
         os.chmod(part, 0o644)  # mkstemp makes it 0600, which other users of a shared folder could not read
         os.replace(part, path)
     except BaseException as error:
-        Path(part).unlink(missing_ok=True)
+        Path(part).unlink(missing_ok=True)  # guard: unlink_part
         if isinstance(error, OSError):
             raise ResourceError(
                 f"{path} could not be written: {error.strerror or error}.",
@@ -94,7 +95,7 @@ def restore_folder(folder: str | Path) -> None:
     if not folder.parent.is_dir() or folder.exists():
         return
     aside = sorted(folder.parent.glob(f"{glob.escape(unfinished_prefix(folder))}*{ASIDE}"), key=os.path.getmtime)
-    if aside:
+    if aside:  # guard: restore_folder
         try:
             os.rename(aside[-1], folder)
         except OSError:
@@ -154,13 +155,13 @@ def new_run_folder(out: str | Path | None, *, task: str, root: str | Path = "run
         letters = "".join(secrets.choice("abcdefghjkmnpqrstuvwxyz") for _ in range(4))
         out = Path(root) / f"{stamp}-{task}-{letters}"
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):  # guard: holds_something
         raise ResourceError(
             f"{out} already holds something.", hint="Name a new folder, or resume the run that lies there."
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except OSError as error:  # guard: read_only
         raise ResourceError(
             f"{out} cannot be made: {error.strerror}.", hint="Name a folder that you may write to."
         ) from error
@@ -185,7 +186,7 @@ def claim_folder(folder: str | Path) -> Iterator[Path]:
             f"{folder} cannot be written: {error.strerror}.", hint="Choose a folder that you may write to."
         ) from error
     with file:
-        if not _lock(file):
+        if not _lock(file):  # guard: claimed
             file.seek(0)
             owner = file.read().strip() or "another process"
             raise ResourceError(f"{folder} is in use by {owner}.", hint="Wait for it, or choose another folder.")

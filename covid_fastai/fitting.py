@@ -58,10 +58,10 @@ def fit_cohort(
                 cohort, config, folder, batch_size=batch_size, callbacks=callbacks, resuming=resuming and not halvings
             )
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not _is_out_of_memory(error):  # guard: oom
                 raise
             smaller = batch_size // 2
-            if halvings == HALVINGS or smaller < 2 or num_distrib() > 1:
+            if halvings == HALVINGS or smaller < 2 or num_distrib() > 1:  # guard: oom_end
                 raise ResourceError(
                     f"The memory is full, with {batch_size} images in a step.",
                     hint="Take a smaller batch_size or image_size, or another device.",
@@ -87,7 +87,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _batch_size_of_record(folder: Path, asked: int) -> int:
     """Return the batch size that a run has come down to."""
     halved = [event["batch_size"] for event in read_record(folder) if event["event"] == HALVED]
-    return halved[-1] if halved else asked
+    return halved[-1] if halved else asked  # guard: oom_record
 
 
 def _fit_once(

@@ -35,7 +35,7 @@ def _no_other_host(request, monkeypatch):
             raise RuntimeError(f"A test asked for {host}; mark it network, or serve what it needs on 127.0.0.1.")
         return connect(self, address)
 
-    monkeypatch.setattr(socket.socket, "connect", connect_here)
+    monkeypatch.setattr(socket.socket, "connect", connect_here)  # guard: other_host
 
 
 @pytest.fixture(scope="session")

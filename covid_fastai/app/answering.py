@@ -23,6 +23,7 @@ from covid_fastai.model.predictor import Predictor
 
 __all__ = ["HOLDS_BACK", "answer_file", "refusal", "run_worker"]
 
+# guard: held_back
 HOLDS_BACK = {"inverted", "turned", "unlike"}  # remarks after which a class is not named, though the numbers are given
 PICTURE = 640  # pixels of the longer side: what a column of the page shows, sharp on a phone
 NAME = "the image"  # in messages: names are the visitor's, and stay in the process that speaks with the browser
@@ -116,7 +117,7 @@ def _check_pixels(content: bytes, max_pixels: int) -> None:
             width, height = stored.size
     except Exception:  # noqa: BLE001 - whatever it is, the opener has the words for it
         return
-    if width * height > max_pixels:
+    if width * height > max_pixels:  # guard: page_pixels
         raise ImageError(
             f"{NAME} has {width} x {height} pixels, more than are read here.",
             hint=f"At most {max_pixels:,} pixels: scale it down.",
@@ -141,8 +142,8 @@ def _confine(memory: int) -> None:
     except ImportError:
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # guard: fsize
     if os.path.exists("/proc/self/statm"):
         with open("/proc/self/statm", encoding="ascii") as file:
             taken = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
+        resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))  # guard: rlimit

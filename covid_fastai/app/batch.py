@@ -129,7 +129,7 @@ def _digest(paths: list[str]) -> str:
             status = None if is_address(path) else os.stat(path)
         except (OSError, ValueError):  # missing, or no name at all
             status = None
-        facts.append([path, *((status.st_size, status.st_mtime_ns) if status else ())])
+        facts.append([path, *((status.st_size, status.st_mtime_ns) if status else ())])  # guard: part_name
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

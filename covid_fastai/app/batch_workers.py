@@ -57,7 +57,7 @@ def run_on_workers(folder: Path, jobs: Iterator[Job], *, workers: int) -> Iterat
             job, future = under_way.popleft()
             try:
                 table = future.result()
-            except BrokenProcessPool:
+            except BrokenProcessPool:  # guard: killed_file
                 again = [job, *(one for one, _ in under_way)]
                 under_way.clear()
                 pool.restart()

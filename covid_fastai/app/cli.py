@@ -84,7 +84,7 @@ def _end_as_if_interrupted() -> list[int]:
         terminated.append(number)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, end)  # guard: sigterm
     return terminated
 
 

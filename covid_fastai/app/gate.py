@@ -20,7 +20,7 @@ __all__ = ["Gate", "HEADERS", "LOCAL_HOSTS", "check_hosts"]
 logger = logging.getLogger("covid_fastai")
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
-HEADERS = {
+HEADERS = {  # guard: csp, nosniff
     # nothing is loaded from another host, nothing inline is run; the pictures of an answer are data: URLs
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'",
@@ -47,7 +47,7 @@ def check_hosts(host: str, allow_host: Iterable[str]) -> None:
     Raises:
         UsageError: There is none.
     """
-    if not list(allow_host) and not _is_local(host):
+    if not list(allow_host) and not _is_local(host):  # guard: named_host
         raise UsageError(
             f"host={host!r} lets other machines ask, and no name is allowed that they would call this one by.",
             hint="Name it with allow_host (--allow-host), or stay with 127.0.0.1.",
@@ -96,17 +96,19 @@ class Gate:
             # neither the message nor the values: they may hold what was uploaded
             logger.error("Error %s: %s at %s:%s.", number, type(error).__name__, place.filename, place.lineno)
             if not begun:
+                # guard: hidden_error
                 text = f"Something went wrong here. Tell the keeper of this server the number {number}."
                 await JSONResponse({"error": text}, status_code=500)(scope, receive, send_guarded)
 
     def _refuse(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
         given = headers.getlist("host")
-        if len(given) != 1 or _hostname(given[0]) not in self._hosts:
+        if len(given) != 1 or _hostname(given[0]) not in self._hosts:  # guard: host
             return JSONResponse({"error": "This server does not answer to that name."}, status_code=400)
         if scope["method"] in SAFE_METHODS:
             return None
         site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin")
+        # guard: origin
         if site not in {"same-origin", "none"} or (origin is not None and _netloc(origin) != given[0].lower()):
             return JSONResponse({"error": "A page of another site may not ask here."}, status_code=403)
         return None

@@ -38,7 +38,7 @@ class ImpatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _wait(self) -> None:
-        self._hang_up = self.loop.call_later(self.head_seconds, self.transport.close)
+        self._hang_up = self.loop.call_later(self.head_seconds, self.transport.close)  # guard: patience
 
     def _stop(self) -> None:
         if self._hang_up is not None:

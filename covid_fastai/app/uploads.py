@@ -97,7 +97,7 @@ class Door:
         """
         if self._inside[client] >= self._each:
             raise Refused(429, f"{self._each} requests of yours are waiting already.", retry_after=2)
-        if self._inside.total() >= self._places:
+        if self._inside.total() >= self._places:  # guard: places
             raise Refused(503, "All places are taken.", retry_after=2)
         self._take_token(client)
         self._inside[client] += 1
@@ -118,7 +118,7 @@ class Door:
         self._buckets[client] = (max(tokens - 1, 0.0) if tokens >= 1 else tokens, now)
         while len(self._buckets) > REMEMBERED:
             del self._buckets[next(iter(self._buckets))]
-        if tokens < 1:
+        if tokens < 1:  # guard: tokens
             raise Refused(429, "Too many requests in a short time.", retry_after=1 + int((1 - tokens) / rate))
 
 
@@ -135,7 +135,7 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
     Raises:
         Refused: 400 where it is no such form, 408 where it comes too slowly, 411 and 413 where it is too large.
     """
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):  # guard: form
         raise Refused(415, "Send the images as multipart/form-data, in the field files.")
     length = request.headers.get("content-length", "0")
     if not length.isascii() or not length.isdigit():
@@ -162,7 +162,7 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
 
 def clean_name(name: str) -> str:
     """Return the last part of a file's name, printable; it is shown to whoever sent it, and used for nothing."""
-    last = name.replace("\\", "/").rsplit("/", 1)[-1]
+    last = name.replace("\\", "/").rsplit("/", 1)[-1]  # guard: last_name
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in last)[:LONGEST_NAME]
 
 
@@ -170,15 +170,15 @@ class _InMemory(MultiPartParser):
     """Starlette's parser, which keeps in memory what it would else spool to a temporary file."""
 
     def __init__(self, headers, stream, limits: Limits):
-        super().__init__(headers, stream, max_files=limits.files, max_fields=8, max_part_size=4096)
-        self.spool_max_size = limits.request_bytes + 1
+        super().__init__(headers, stream, max_files=limits.files, max_fields=8, max_part_size=4096)  # guard: many_files
+        self.spool_max_size = limits.request_bytes + 1  # guard: in_memory
         self._file_bytes = limits.file_bytes
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         file = self._current_part.file
         if file is not None:
             self._part_bytes += end - start
-            if self._part_bytes > self._file_bytes:
+            if self._part_bytes > self._file_bytes:  # guard: file_bytes
                 raise Refused(413, f"A file may have {self._file_bytes >> 20} MiB.")
         super().on_part_data(data, start, end)
 
@@ -192,7 +192,7 @@ async def _counted(request: Request, limits: Limits) -> AsyncGenerator[bytes, No
     arrived = 0
     async for chunk in request.stream():
         arrived += len(chunk)
-        if arrived > limits.request_bytes:
+        if arrived > limits.request_bytes:  # guard: request_bytes
             raise _too_large(limits)
         yield chunk
 

@@ -76,7 +76,7 @@ class Workers:
                 worker = None
                 worker = self._start()
             return worker.ask(content, pictures=pictures, seconds=self._seconds)
-        except _Lost as lost:
+        except _Lost as lost:  # guard: lost_worker
             self._drop(worker)
             worker = None
             return refusal("failed", lost.args[0])

@@ -71,7 +71,7 @@ class Cache:
     def known_key(self, path: str | os.PathLike) -> str:
         """Return the key of a file that this process has seen, and that has not changed since; else nothing."""
         known = self._keys.get(os.fspath(path))
-        return known[1] if known is not None and known[0] == _identity(path) else ""
+        return known[1] if known is not None and known[0] == _identity(path) else ""  # guard: cache_key
 
     def learn_key(self, path: str | os.PathLike, content: bytes) -> str:
         """Return the sha256 of a file's bytes, and remember it."""
@@ -87,6 +87,7 @@ class Cache:
         except OSError:
             return None
         content, checksum = whole[:-CHECKSUM], whole[-CHECKSUM:]
+        # guard: cache_checksum
         if len(whole) < CHECKSUM or zlib.crc32(content).to_bytes(CHECKSUM, "little") != checksum:
             return None
         self._touch(path)
@@ -99,7 +100,7 @@ class Cache:
         path = self._place(kind, key)
         try:
             self._make_room()
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # guard: cache_private
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
             try:
@@ -110,7 +111,7 @@ class Cache:
                 Path(part).unlink(missing_ok=True)
                 raise
         except OSError as error:
-            self._works = False
+            self._works = False  # guard: cache_works
             logger.warning(
                 "Decoded images are not kept: %s: %s. Set %s to a folder that can be written, or to off.",
                 self.folder,

@@ -65,7 +65,7 @@ class RowChecker:
                 self.report(index, "conflicting_label", reason=conflict, remedy="Correct one of the two in the data.")
             elif label or note:
                 continue
-            elif not finding:
+            elif not finding:  # guard: empty_label
                 self.report(index, "empty_label", reason="it has no label", remedy="Give it one, or remove the row.")
             else:
                 near = {name.casefold(): name for name in known}
@@ -98,7 +98,7 @@ class RowChecker:
         named = self.table[(self.table["path"] != "") & self.table["path"].duplicated(keep=False)]
         for _, same in named.groupby("path", sort=False):
             meaning = same["label"].where(same["label"] != "", same["finding"])
-            clash = next(
+            clash = next(  # guard: clash
                 (
                     (kind, values)
                     for kind, values in (("label", meaning), ("split", same["split"]), ("patient", same["patient"]))
@@ -156,7 +156,7 @@ class RowChecker:
                 self.report(index, "unreadable", reason=error, remedy=hint or "Replace the file, or remove the row.")
         readable = prints[prints["error"] == ""]
         groups = pd.Series(np.arange(-len(self.table), 0), index=self.table.index)  # negative: a group of its own
-        groups[readable.index] = np.asarray(duplicate_groups(readable))
+        groups[readable.index] = np.asarray(duplicate_groups(readable))  # guard: duplicates
         for _, same in self.table.loc[readable.index].groupby(groups[readable.index], sort=False):
             if len(same) > 1:
                 self._report_same_picture(same)
@@ -195,12 +195,12 @@ class RowChecker:
 
 def _name_fault(path: str, inside: str | None, real_folder: Callable[[str], str]) -> tuple[str, str, str] | None:
     """Return kind, reason and remedy where the name alone tells that the file must not be opened."""
-    if not path:
+    if not path:  # guard: empty_name
         return "empty_name", "it names no file", "Name its image, or remove the row."
-    if "\0" in path or "\ufffd" in path or printable(path) != path:
+    if "\0" in path or "\ufffd" in path or printable(path) != path:  # guard: bad_name
         return "bad_name", "its name is not valid text", "Rename the file."
     folder, name = os.path.split(path)
-    if inside is not None and not _real_path(real_folder(folder), name).startswith(inside):
+    if inside is not None and not _real_path(real_folder(folder), name).startswith(inside):  # guard: outside
         remedy = "Name files below that folder, or name a folder that holds them all with image_root."
         return "outside_root", f"it lies outside of {inside}", remedy
     return None
@@ -217,11 +217,11 @@ def _file_fault(path: str, nearby: NearbyFiles) -> tuple[str, str, str] | None:
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
-        meant = nearby.find(path)
+        meant = nearby.find(path)  # guard: missing
         remedy = f"Did you mean {meant}?" if meant else "Add the file, correct its name, or give image_root."
         return "missing_file", "there is no such file", remedy
     except OSError as error:  # no right to look, a loop of links, a name too long
         return "missing_file", error.strerror or str(error), "Check the name and your rights."
-    if stat.S_ISREG(mode):
+    if stat.S_ISREG(mode):  # guard: row_fifo
         return None
     return "not_a_file", "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file", "Name an image file."

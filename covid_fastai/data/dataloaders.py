@@ -289,10 +289,10 @@ def _check_split(cohort: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
         faults += [
             f"{split} has no {label!r}" for split, row in counts.iterrows() for label, n in row.items() if n == 0
         ]
-        faults += ["there is one class only"] if len(classes) < 2 else []
+        faults += ["there is one class only"] if len(classes) < 2 else []  # guard: one_class
     if not faults and counts.loc["train"].sum() < 2:
         faults = ["train has one image only"]
-    if faults:
+    if faults:  # guard: empty_side
         hint = "Each class needs images in train and in valid, of two patients at least: add data, or change valid."
         details = [
             {"row": None, "path": "", "kind": "split", "severity": "error", "reason": fault, "remedy": hint}
@@ -311,14 +311,14 @@ def _class_weights(counts: pd.Series) -> torch.Tensor:
 
 def _fitting_batch_size(n: int, batch_size: int) -> tuple[int, bool]:
     """Return the batch size for `n` training images, and whether a last batch of one image has to be dropped."""
-    if n <= batch_size:
+    if n <= batch_size:  # guard: fitting_batch
         if n < batch_size:
             logger.info("batch_size is %d rather than %d: there are no more training images.", n, batch_size)
         return n, False
     even = math.ceil(n / math.ceil(n / batch_size))  # as many batches, but of one size
     for size in (batch_size, *range(even, 1, -1)):
         last = (n - 1) % size + 1
-        if last >= max(2, size / 4):
+        if last >= max(2, size / 4):  # guard: last_batch
             if size < batch_size:
                 logger.info("batch_size is %d rather than %d, for a last batch of %d.", size, batch_size, last)
             return size, False

@@ -75,6 +75,7 @@ def read_dicom(content: bytes, name: str) -> tuple[Image.Image, ImageFacts]:
         return grey, ImageFacts("DICOM", kind, grey.width, grey.height, int(ds.BitsStored), notes)
     except ImageError:
         raise
+    # guard: dicom_damage
     except Exception:  # noqa: BLE001 - damage makes numpy and pydicom raise nearly anything; their words may quote it
         raise _unreadable(name, "its header contradicts its pixels") from None
 
@@ -85,14 +86,15 @@ def read_dicom(content: bytes, name: str) -> tuple[Image.Image, ImageFacts]:
 def _read_header(content: bytes, name: str) -> Dataset:
     try:
         import pydicom
-    except ImportError as error:
+    except ImportError as error:  # guard: dicom_extra
         raise ImageError(
             f"{name} is a DICOM file, and pydicom is not installed.", hint="pip install 'covid_fastai[dicom]'"
         ) from error
     if DEFLATED in content[:HEADER]:
-        _check_deflated(content, name)
+        _check_deflated(content, name)  # guard: deflate
     try:
         ds = pydicom.dcmread(io.BytesIO(content), specific_tags=TAGS)
+    # guard: dicom_header
     except Exception:  # noqa: BLE001 - junk makes pydicom raise nearly anything; its words may quote the file's
         raise _unreadable(name, "its header cannot be read") from None
     for tag in list(ds.keys()):
@@ -126,12 +128,12 @@ def _check_kind(ds: Dataset, name: str) -> str:
     modality, kind = str(ds.get("Modality") or ""), str(ds.get("PhotometricInterpretation") or "")
     frames, shape = int(ds.get("NumberOfFrames") or 1), (int(ds.get("Columns") or 0), int(ds.get("Rows") or 0))
     bits, allocated = int(ds.get("BitsStored") or 0), int(ds.get("BitsAllocated") or 0)
-    if modality and modality not in RADIOGRAPHS:
+    if modality and modality not in RADIOGRAPHS:  # guard: modality
         what = f"modality {modality}" if modality in OTHERS else "another modality"
         raise ImageError(f"{name} is no radiograph: {what}.", hint=f"Give {', '.join(sorted(RADIOGRAPHS))} images.")
-    if "PixelData" not in ds:
+    if "PixelData" not in ds:  # guard: no_picture
         raise ImageError(f"{name} is a DICOM file without a picture.", hint="Give the image's own file.")
-    if frames != 1:
+    if frames != 1:  # guard: dicom_frames
         raise ImageError(f"{name} holds {frames} frames.", hint="Save the one that is meant as a file of its own.")
     if kind not in GREY | COLOUR:
         raise _unreadable(name, "its photometric interpretation is not read")
@@ -170,12 +172,13 @@ def _decode(ds: Dataset, name: str) -> np.ndarray:
     syntax = ds.file_meta.get("TransferSyntaxUID", "")
     known = getattr(syntax, "is_transfer_syntax", False)
     if known and syntax.is_compressed:
-        _check_frame(ds, name)
+        _check_frame(ds, name)  # guard: jpeg_frame
     try:
         pixels = ds.pixel_array
     except Exception as error:  # noqa: BLE001 - as many kinds as there are decoders; their words may quote the file's
-        if syntax == JPEG_12_BIT and int(ds.BitsStored) > 8:
+        if syntax == JPEG_12_BIT and int(ds.BitsStored) > 8:  # guard: twelve_bit
             reason, hint = "JPEG of 12 bits, which no decoder at hand reads", "Export it without compression."
+        # guard: no_decoder
         elif isinstance(error, NotImplementedError) or "missing required dependencies" in str(error):
             kind = syntax.name if known else "unknown"
             reason = f"no decoder is installed for its compression ({kind})"
@@ -225,17 +228,17 @@ def _to_picture(stored: np.ndarray, ds: Dataset) -> tuple[Image.Image, list[str]
 
     padding = _padding(stored, ds)
     inside = slice(None) if padding is None else ~padding
-    values = apply_modality_lut(stored, ds)
+    values = apply_modality_lut(stored, ds)  # guard: rescale
     notes = []
     for name, grey in _shown(values, ds):
         notes.append(name)
-        if np.ptp(grey[inside].round()) > 1:
+        if np.ptp(grey[inside].round()) > 1:  # guard: blank_window
             break
         notes[-1] = f"{name} leaves it blank"  # it was made for another picture
     else:
         grey = _by_range(stored, values, ds, padding)
         notes += [f"{int(ds.BitsStored)} bits scaled to 8"] if int(ds.BitsStored) > SCALED else []
-    if ds.PhotometricInterpretation == "MONOCHROME1":
+    if ds.PhotometricInterpretation == "MONOCHROME1":  # guard: monochrome1
         grey = 255 - grey
         notes.append("MONOCHROME1 inverted")
     if padding is not None:
@@ -251,7 +254,7 @@ def _from_colour(stored: np.ndarray, ds: Dataset) -> tuple[Image.Image, list[str
 
 def _padding(stored: np.ndarray, ds: Dataset) -> np.ndarray | None:
     """Return where there is padding rather than picture, None where there is none."""
-    first = ds.get("PixelPaddingValue")
+    first = ds.get("PixelPaddingValue")  # guard: padding
     if first is None:
         return None
     last = ds.get("PixelPaddingRangeLimit")
@@ -300,7 +303,7 @@ def _by_window(values: np.ndarray, centre: float, width: float, function: str) -
     values = values.astype(np.float64)
     if function == "SIGMOID":
         return 255 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -500, 500)))
-    if function == "LINEAR":
+    if function == "LINEAR":  # guard: window
         centre, width = centre - 0.5, width - 1
     if width == 0:  # a window of 1: black up to its centre, white beyond
         return np.where(values > centre, 255.0, 0.0)

@@ -7,7 +7,7 @@ from PIL import Image
 
 __all__ = ["is_colour", "scale_deep", "to_grey"]
 
-PERCENTILES = (0.5, 99.5)  # what counts as black and white where more than 8 bits have to fit in 8
+PERCENTILES = (0.5, 99.5)  # what counts as black and white where more than 8 bits have to fit in 8; guard: percentiles
 DARK = 128  # grey level; where the upper 8 of 16 bits stay below it, the detector gave fewer bits
 COLOUR_GAP = 12.0  # mean difference between channels, grey levels; scans and tints stay below, screenshots do not
 TIFF_PHOTOMETRIC = 262
@@ -26,20 +26,20 @@ def to_grey(stored: Image.Image, bits: int) -> tuple[Image.Image, list[str]]:
     Returns:
         The picture of mode `"L"`, and the notes.
     """
-    if stored.mode in DEEP_MODES:
+    if stored.mode in DEEP_MODES:  # guard: deep
         return scale_deep(_deep_values(stored)), [f"{bits} bits scaled to 8"]
     notes = []
     image = stored
     if image.mode == "YCbCr":
         return image.getchannel(0), ["colour"] if is_colour(image) else []
-    if image.mode in ("P", "PA") or "transparency" in image.info:
+    if image.mode in ("P", "PA") or "transparency" in image.info:  # guard: alpha_value
         image = image.convert("RGBA")
     if image.mode in ("LA", "La", "RGBA", "RGBa"):
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:
             notes.append("transparency laid over black")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image).convert("RGB")
+        image = Image.alpha_composite(black, image).convert("RGB")  # guard: alpha
     elif image.mode not in ("L", "1", "RGB"):
         image = image.convert("RGB")  # CMYK, YCbCr, LAB, HSV
     if image.mode == "RGB" and is_colour(image):
@@ -49,7 +49,7 @@ def to_grey(stored: Image.Image, bits: int) -> tuple[Image.Image, list[str]]:
         values = np.asarray(grey, dtype=np.float64)
         dark = np.percentile(values, PERCENTILES[1]) < DARK
         notes.append(f"the upper 8 of {bits} bits{', scaled' if dark else ''}")
-        grey = scale_deep(values) if dark else grey
+        grey = scale_deep(values) if dark else grey  # guard: dark
     return grey, notes
 
 
@@ -57,20 +57,20 @@ def is_colour(image: Image.Image) -> bool:
     """Say whether the red, green and blue of a picture differ by more than a tint."""
     small = image.resize((64, 64), Image.Resampling.BOX).convert("RGB")
     small = np.asarray(small, dtype=np.float32)
-    return float((small.max(axis=2) - small.min(axis=2)).mean()) > COLOUR_GAP
+    return float((small.max(axis=2) - small.min(axis=2)).mean()) > COLOUR_GAP  # guard: colour
 
 
 def _deep_values(stored: Image.Image) -> np.ndarray:
     values = np.asarray(stored, dtype=np.float64)
     if stored.format == "TIFF" and stored.tag_v2.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:
-        return -values
+        return -values  # guard: white_is_zero
     return values
 
 
 def scale_deep(values: np.ndarray) -> Image.Image:
     """Scale more than 8 bits between two percentiles; Pillow's own conversion would clip nearly all of it to white."""
     finite = np.isfinite(values)
-    if not finite.any():
+    if not finite.any():  # guard: no_finite
         raise ValueError("it holds no finite value")
     low, high = np.percentile(values[finite], PERCENTILES)
     if high <= low:

@@ -169,9 +169,9 @@ def remark_picture(
         The remarks, and the strangeness, 1 at the limit of the usual.
     """
     found = []
-    if "colour" in notes:
+    if "colour" in notes:  # guard: coloured
         found.append(InputRemark("colour", "The picture is coloured: a photograph or a screenshot?"))
-    found += [InputRemark("header", text) for note, text in HEADER.items() if note in notes]
+    found += [InputRemark("header", text) for note, text in HEADER.items() if note in notes]  # guard: header
     width, height = size or grey.size
     if min(width, height) < SMALL:
         found.append(InputRemark("small", f"The picture has {width} x {height} pixels, too few to read."))
@@ -181,10 +181,10 @@ def remark_picture(
     ways = ["", *OTHERWISE]
     values = strangeness(np.stack([small, *(change(small) for change in OTHERWISE.values())]))
     best = int(np.argmin(values))
-    if values[best] < min(1, TURNED * values[0]):
+    if values[best] < min(1, TURNED * values[0]):  # guard: turned
         kind = "inverted" if ways[best] == "inverted" else "turned"
         found.append(InputRemark(kind, f"The picture seems to be {ways[best]}."))
-    elif values[0] > 1:
+    elif values[0] > 1:  # guard: unlike
         found.append(InputRemark("unlike", "The picture looks unlike a frontal chest radiograph."))
     return found, float(values[0])
 

@@ -79,7 +79,7 @@ def resolve_workers(num_workers: int | str, paths: Sequence[str], *, batch_bytes
     room = shutil.disk_usage(shared).free // (4 * batch_bytes)  # each has two batches ready and one in its hands
     if room < wanted:
         logger.warning("/dev/shm has room for %d of %d processes that open images (docker: --shm-size).", room, wanted)
-    return int(min(wanted, room))
+    return int(min(wanted, room))  # guard: shm
 
 
 def _file_bytes(path: str) -> int:

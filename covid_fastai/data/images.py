@@ -153,9 +153,9 @@ def _read(source: Source, image_size: int | None) -> tuple[Image.Image, ImageFac
             try:
                 stored.load()
                 grey, notes = to_grey(stored, facts.bits)
-            except Exception as error:  # a damaged file makes decoders raise nearly anything
+            except Exception as error:  # a damaged file makes decoders raise nearly anything; guard: decode
                 raise _damaged(name, error) from error
-    if orientation in _TURNS:
+    if orientation in _TURNS:  # guard: orientation
         if facts.format != "TIFF":  # Pillow turns a TIFF itself, on loading
             grey = grey.transpose(_TURNS[orientation])
         notes.append(f"EXIF orientation {orientation}")
@@ -167,7 +167,7 @@ def _read(source: Source, image_size: int | None) -> tuple[Image.Image, ImageFac
 def name_notes(name: str, format: str) -> list[str]:
     """Return the note on a name that ends as those of another format do; none where it does not."""
     suffix = Path(name).suffix.lower()
-    return [f"named {suffix} but {format}"] if suffix and suffix not in SUFFIXES[format] else []
+    return [f"named {suffix} but {format}"] if suffix and suffix not in SUFFIXES[format] else []  # guard: name_notes
 
 
 def _reduce(stored: Image.Image, image_size: int) -> None:
@@ -175,6 +175,7 @@ def _reduce(stored: Image.Image, image_size: int) -> None:
 
     The colours of one that has them are decoded too, for nothing else tells a screenshot.
     """
+    # guard: luminance
     luminance = "jfif" in stored.info or stored.info.get("adobe_transform") == 1  # else the channels may be R, G, B
     if stored.format == "JPEG" and (stored.mode == "L" or stored.mode == "RGB" and luminance):
         side = SPARE * image_size
@@ -210,13 +211,13 @@ def _content(source) -> tuple[str, bytes]:
     name = _printable(os.fspath(source))
     try:
         status = os.stat(source)
-        if not stat.S_ISREG(status.st_mode):  # looked at before opening: to open a FIFO waits for ever
+        if not stat.S_ISREG(status.st_mode):  # looked at before opening: to open a FIFO waits for ever; guard: fifo
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
             raise ImageError(f"{name} is {kind}, not a file.", hint="Name an image file.")
         _check_bytes(status.st_size, name)
         return name, Path(source).read_bytes()
     except FileNotFoundError as error:
-        if os.path.islink(source):
+        if os.path.islink(source):  # guard: dead_link
             raise ImageError(f"{name} is a link to nothing.", hint="Restore the file that it points to.") from error
         raise ImageError(f"{name} is missing.", hint="Correct the name, or fetch the file.") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -237,24 +238,24 @@ def _file_content(file: BinaryIO) -> tuple[str, bytes]:
 
 
 def _check_bytes(size: int, name: str) -> None:
-    if size > MAX_BYTES:
+    if size > MAX_BYTES:  # guard: bytes
         raise ImageError(f"{name} is too large to be a radiograph.", hint=f"At most {MAX_BYTES:,} bytes are read.")
 
 
 def _printable(name: str | bytes) -> str:
-    return os.fsdecode(name).encode("utf-8", "backslashreplace").decode()
+    return os.fsdecode(name).encode("utf-8", "backslashreplace").decode()  # guard: printable
 
 
 def _open_header(file: io.BytesIO, name: str, content: bytes) -> Image.Image:
     try:
-        return Image.open(file, formats=FORMATS)
+        return Image.open(file, formats=FORMATS)  # guard: formats
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             f"{name} is too large to be a radiograph ({error}).", hint=f"At most {MAX_PIXELS:,} pixels are read."
         ) from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is {_sniff(content)}.", hint=_SNIFF_HINT) from error
-    except Exception as error:  # so does a damaged header
+    except Exception as error:  # so does a damaged header; guard: header_error
         raise _damaged(name, error) from error
 
 
@@ -265,19 +266,19 @@ def _sniff(content: bytes) -> str:
     """Say what a file is that is no image of an allowed format."""
     start = content[:SNIFFED]
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not content:
+    if not content:  # guard: sniff_empty
         return "empty, 0 bytes"
-    if start.startswith(b"version https://git-lfs"):
+    if start.startswith(b"version https://git-lfs"):  # guard: sniff_lfs
         return "a Git LFS pointer, not the image itself"
-    if text.startswith((b"<!doctype html", b"<html", b"<head")):
+    if text.startswith((b"<!doctype html", b"<html", b"<head")):  # guard: sniff_html
         return "an HTML page, not an image"
     if start.startswith((b"GIF8", b"%PDF", b"%!PS", b"\xc5\xd0\xd3\xc6")) or text.startswith((b"<svg", b"<?xml")):
-        return "of a format that is not read (GIF, PDF, EPS, SVG)"
+        return "of a format that is not read (GIF, PDF, EPS, SVG)"  # guard: sniff_other
     if start.startswith((b"\xff\xd8", b"\x89PNG", b"BM", b"II*\0", b"MM\0*", b"RIFF")):
         return f"damaged: it begins like an image and ends after {len(content)} bytes"
     if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in start):
-        return "a text file, not an image"
-    return "not an image of a known format"
+        return "a text file, not an image"  # guard: sniff_text
+    return "not an image of a known format"  # guard: sniff_unknown
 
 
 def _check_header(stored: Image.Image, name: str) -> None:
@@ -286,19 +287,19 @@ def _check_header(stored: Image.Image, name: str) -> None:
         frames = getattr(stored, "n_frames", 1)
     except Exception as error:  # to count the images of a TIFF, Pillow reads the header of each
         raise _damaged(name, error) from error
-    if frames > 1:
+    if frames > 1:  # guard: frames
         raise ImageError(f"{name} holds {frames} images.", hint="Save the one that is meant as a file of its own.")
 
 
 def check_size(size: tuple[int, int], name: str) -> None:
     """Raise for a width and height that no radiograph has; asked before anything is decoded."""
     width, height = size
-    if width * height > MAX_PIXELS:
+    if width * height > MAX_PIXELS:  # guard: pixels
         raise ImageError(
             f"{name} has {width} x {height} pixels, too many for a radiograph.",
             hint=f"At most {MAX_PIXELS:,} pixels are read: scale it down.",
         )
-    if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
+    if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):  # guard: sides
         raise ImageError(
             f"{name} is not an x-ray like image: {width} x {height} pixels.",
             hint=f"Each side needs {MIN_SIDE} pixels or more, the longer one at most {MAX_ASPECT:g} times the other.",
@@ -331,6 +332,7 @@ def _has_raw_16(stored: Image.Image) -> bool:
 def _orientation(stored: Image.Image) -> int:
     try:
         return int(stored.getexif().get(EXIF_ORIENTATION, 1))
+    # guard: exif
     except Exception:  # noqa: BLE001 - damaged EXIF makes Pillow raise nearly anything, and says nothing of the picture
         return 1
 
@@ -339,7 +341,7 @@ def _check_picture(grey: Image.Image, name: str) -> None:
     counts, levels = np.array(grey.histogram(), dtype=np.float64), np.arange(256)
     mean = np.average(levels, weights=counts)
     spread = float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
-    if spread < MIN_SPREAD:
+    if spread < MIN_SPREAD:  # guard: blank
         raise ImageError(
             f"{name} is not an x-ray like image: it is blank (standard deviation {spread:.2f} of 255).",
             hint="Put the real image in its place, or leave it out.",

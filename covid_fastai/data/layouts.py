@@ -176,7 +176,7 @@ def _text(value: object) -> str:
 
 def _absolute(base: Path, name: str) -> str:
     """Return the one spelling of a file's path, so that `a.png` and `./a.png` are seen to be the same file."""
-    return os.path.normpath(os.path.join(base, name))
+    return os.path.normpath(os.path.join(base, name))  # guard: one_spelling
 
 
 def _shape(table: pd.DataFrame, chosen: Mapping[str, str | None]) -> pd.DataFrame:
@@ -207,7 +207,7 @@ def _choose_columns(table: pd.DataFrame, columns: Mapping[str, str | None], *, w
             meant = f"Did you mean {near!r}? " if near else ""
             raise DataError(f"{where} has no column {column!r} ({role}_column).", hint=f"{meant}{listed}")
         chosen[role] = column or next((folded[g] for g in map(fold_text, guesses) if g in folded), None)
-        if chosen[role] is None and role in ("path", "label"):
+        if chosen[role] is None and role in ("path", "label"):  # guard: no_label
             what = "the image's file" if role == "path" else "the label"
             raise DataError(
                 f"{where}: which column is {what}?", hint=f"Say it with {role}_column (--{role}-column). {listed}"
@@ -226,7 +226,7 @@ def _coronahack_findings(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     kind, agent = (table.get(f"Label_{n}_Virus_category", empty).str.strip().map(canonical_finding) for n in (1, 2))
     category = agent.where(agent != "", kind)
     finding = category.where((label == "pneumonia") & (category != ""), label)
-    contradicts = (label == "Normal") & (category != "")
+    contradicts = (label == "Normal") & (category != "")  # guard: contradicts
     return finding, ("Label is 'Normal' and its category '" + category + "'").where(contradicts, "")
 
 

@@ -110,7 +110,7 @@ def read_cohort(
     table, duplicates = _check(
         table, task, rows.root, problems, check_images=check_images, seed=seed, guarded=bool(manifests), workers=workers
     )
-    if on_problem == "error":
+    if on_problem == "error":  # guard: raise_errors
         problems.raise_errors(rows.data)
     if table.empty:
         raise DataError(f"{rows.data}: no row is left.", hint="See the details.", details=problems.errors())
@@ -207,7 +207,7 @@ def _place(table: pd.DataFrame, task: Task, problems: ProblemLog) -> pd.DataFram
     )
     table["label"], table["note"] = table["finding"].map(classes), table["finding"].map(reasons)
     table["finding"] = table["finding"].map(canonical_finding)
-    if task.frontal_only:
+    if task.frontal_only:  # guard: lateral
         table.loc[(table["view"] == "L") & (table["note"] == ""), "note"] = "lateral view"
     for name, reason in task.aside_sources.items():
         table.loc[table["source"].map(fold_text) == fold_text(name), "note"] = reason
@@ -276,6 +276,7 @@ def _check(
             reason=f"{opened}: unreadable ones and copies were not looked for{beyond}{also}",
             remedy="Say check_images=True.",
         )
+    # guard: faulty_rows
     kept = table.drop(index=checker.faulty | checker.repeated | set(table.index[table["unknown_split"]]))
     return kept, duplicates[kept.index]
 
@@ -317,7 +318,7 @@ def _keep_test_apart(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
             reason=f"patient {row['patient']} is in the test set too; this training image stands aside",
             remedy="Keep all images of a patient on one side.",
         )
-    table.loc[both, ["split", "note"]] = ["aside", "its patient is in the test set"]
+    table.loc[both, ["split", "note"]] = ["aside", "its patient is in the test set"]  # guard: tested_patient
     return table
 
 

@@ -179,12 +179,13 @@ class RadiographDL(TfmdDL):
             )
         try:
             yield from super().__iter__()
+        # guard: worker_words
         except _ImageErrorInWorker as error:  # torch has put the worker's traceback before our line
             line = str(error).strip().splitlines()[-1]
             message, hint, details = json.loads(line.partition(f"{_ImageErrorInWorker.__name__}: ")[2])
             raise ImageError(message, hint=hint, details=details) from None
         except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+            if not str(error).startswith("DataLoader worker"):  # guard: worker_killed
                 raise
             raise ResourceError(
                 f"A process that opens images was killed: {error}",

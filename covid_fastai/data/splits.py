@@ -52,7 +52,7 @@ def split_by_patient(cohort: pd.DataFrame, *, valid: float = 0.2, seed: int = 42
     held_out = _valid_shares(rows, valid=valid).reindex(counts.columns)
     part = _deal(counts, shares=np.stack([1 - held_out, held_out]), seed=seed)
     split = cohort.copy()
-    split.loc[rows.index, "split"] = np.where(rows["group"].map(part) == 1, "valid", "train")
+    split.loc[rows.index, "split"] = np.where(rows["group"].map(part) == 1, "valid", "train")  # guard: by_group
     split.attrs.pop("leaked_patients", None)
     return split
 
@@ -189,7 +189,7 @@ def _training_rows(cohort: pd.DataFrame) -> pd.DataFrame:
 
 def _seen_groups(cohort: pd.DataFrame) -> set:
     """Return the groups with a seen image, on whatever side; none where the cohort does not say what was seen."""
-    if "seen" not in cohort:
+    if "seen" not in cohort:  # guard: seen_groups
         return set()
     seen = cohort["seen"].astype(str).str.casefold().isin(["true", "1", "1.0"])  # a cohort from a CSV holds texts
     return set(cohort.loc[seen, "group"])
@@ -236,7 +236,7 @@ def _refuse(counts: pd.Series, kept_out: pd.Series, *, least: int, unit: str, wh
         counts = whole  # too few with the seen ones too: the guard is not the reason
     listed = ", ".join(f"{label!r} {n}" for label, n in counts.items())
     few = counts[counts < least]
-    if len(counts) >= 2 and few.empty:
+    if len(counts) >= 2 and few.empty:  # guard: too_few
         return
     if (counts > 0).sum() < 2:
         message = f"There is one class only ({unit}s: {listed}): nothing can be told apart."
@@ -316,7 +316,7 @@ def _deal(counts: pd.DataFrame, *, shares: np.ndarray, seed: int) -> pd.Series:
             for number in range(len(shares))
             if not (part[images[:, label] > 0] == number).any() and not _move_one(images, part, label=label, to=number)
         ]
-        if not missing:
+        if not missing:  # guard: every_side
             return pd.Series(part, index=counts.index)
     raise DataError(
         f"No split has {counts.columns[missing[0]]!r} on every side: its patients have images of other classes too.",

@@ -64,7 +64,7 @@ def read_table(path: str | Path, *, encoding: str | None = None, problems: Probl
     while True:
         try:
             values = next(reader, None)
-        except csv.Error as error:
+        except csv.Error as error:  # guard: open_quote
             line = reader.line_num + skipped
             raise DataError(
                 f"{path}, line {line}: {error}.", hint="Look for an opening quotation mark that is never closed."
@@ -79,7 +79,7 @@ def read_table(path: str | Path, *, encoding: str | None = None, problems: Probl
             continue
         while len(values) > len(header) and not values[-1].strip():
             values.pop()  # spreadsheets pad lines with empty cells
-        if len(values) != len(header):
+        if len(values) != len(header):  # guard: ragged
             problems.add(
                 "ragged_row",
                 row=line,
@@ -88,9 +88,9 @@ def read_table(path: str | Path, *, encoding: str | None = None, problems: Probl
                 remedy=f"Put quotation marks around a value that contains {separator!r}, or complete the line.",
             )
             continue
-        rows.append(values)
+        rows.append(values)  # guard: as_text
         numbers.append(line)
-    if header is None:
+    if header is None:  # guard: no_header
         raise DataError(f"{path} is empty.", hint="Give a CSV with a header and a line an image.")
     return pd.DataFrame(rows, columns=header, index=pd.Index(numbers, dtype=int), dtype=str)
 
@@ -102,21 +102,22 @@ def _read_text(path: Path, encoding: str | None) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror}.", hint="Check the path and the rights.") from error
     start = raw[:64].lstrip().lower()
     for magic, what in NOT_TABLES.items():
-        if start.startswith(magic.lower()):
+        if start.startswith(magic.lower()):  # guard: no_table
             raise DataError(f"{path} is {what}.", hint="Give a CSV file; spreadsheets can save one.")
     if encoding is None:
+        # guard: bom
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), "utf-8")
     try:
         text = raw.decode(encoding)
     except LookupError:
         raise UsageError(f"encoding={encoding!r} is not known.", hint="Try 'utf-8', 'cp1252' or 'utf-16'.") from None
-    except UnicodeError as error:
+    except UnicodeError as error:  # guard: not_text
         line = raw[: getattr(error, "start", 0)].count(b"\n") + 1
         raise DataError(
             f"{path}, line {line}: not {encoding} text.",
             hint="Name the encoding: encoding='cp1252' for a file of Excel on Windows, 'latin-1' or 'utf-16'.",
         ) from None
-    if "\0" in text:
+    if "\0" in text:  # guard: nul_bytes
         raise DataError(f"{path} contains NUL bytes.", hint="Is it UTF-16? Then name it: encoding='utf-16-le'.")
     return text.removeprefix("\ufeff")  # the mark that encodings without "-sig" leave in the first column's name
 
@@ -124,12 +125,14 @@ def _read_text(path: Path, encoding: str | None) -> str:
 def _separator(lines: io.StringIO) -> tuple[str, int]:
     """Return the separator and how many lines stand before the header; leave `lines` at the header."""
     first = lines.readline()
+    # guard: excel_sep
     if match := re.fullmatch(r'"?sep=(.)"?\s*', first, flags=re.IGNORECASE):  # Excel's own way to say it
         return match[1], 1
     while first and not first.strip():
         first = lines.readline()
     lines.seek(0)
     unquoted = re.sub(r'"[^"]*"', "", first)
+    # guard: separator
     return max(SEPARATORS, key=unquoted.count), 0  # the first of equals, so a comma where there is none
 
 
@@ -137,6 +140,6 @@ def _header(values: list[str], path: Path) -> list[str]:
     """Return the columns' names, stripped; nameless ones as pandas calls them."""
     names = [value.strip() or f"Unnamed: {number}" for number, value in enumerate(values)]
     double = [name for name, n in Counter(names).items() if n > 1]
-    if double:
+    if double:  # guard: double_column
         raise DataError(f"{path} has the column {double[0]!r} twice.", hint="Rename one of them.")
     return names

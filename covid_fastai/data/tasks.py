@@ -27,7 +27,7 @@ SPELLINGS = {
 
 def fold_text(text: str) -> str:
     """Return `text` as findings are compared: lower case, without spaces, hyphens and underscores."""
-    return re.sub(r"[-_\s]+", "", str(text).casefold())
+    return re.sub(r"[-_\s]+", "", str(text).casefold())  # guard: fold_text
 
 
 _CANONICAL = {fold_text(spelling): name for name, others in SPELLINGS.items() for spelling in (name, *others)}

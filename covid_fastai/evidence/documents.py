@@ -101,7 +101,7 @@ def _figures(facts: RunFacts, *, fold: str) -> str:
 
 def _own_name(facts: RunFacts) -> str:
     data = facts.run.config["data"]
-    return Path(data).name if data else "rows"
+    return Path(data).name if data else "rows"  # guard: data_name
 
 
 def _split_figures(facts: RunFacts, split: str) -> str:

@@ -36,7 +36,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     Raises:
         ResourceError: The file cannot be written.
     """
-    environment = jinja2.Environment(
+    environment = jinja2.Environment(  # guard: autoescape
         loader=jinja2.PackageLoader("covid_fastai.evidence"),
         autoescape=True,  # file names and labels are hostile text
         undefined=jinja2.StrictUndefined,

@@ -71,7 +71,7 @@ def predict(
         if readable.any():
             probabilities[readable] = _probabilities(learn, rows.loc[readable, "path"], tta=tta)
     wild = (status == "ok").to_numpy() & ~np.isfinite(probabilities).all(axis=1)
-    status[wild], probabilities[wild] = "failed", np.nan
+    status[wild], probabilities[wild] = "failed", np.nan  # guard: wild
     table = rows.assign(fold=fold)
     for number, name in enumerate(classes):
         table[PROBABILITY + name] = probabilities[:, number]

@@ -148,7 +148,7 @@ def _of_run(run: Run) -> Iterator[Remark]:
     cohort = run.cohort
     used = cohort[cohort["split"].isin(["train", "valid"])]
     both = used.groupby("patient")["split"].nunique() > 1
-    if both.any():
+    if both.any():  # guard: two_sides
         held_out = used.loc[used["split"] == "valid", "patient"].nunique()
         yield Remark(
             "alarm",
@@ -164,7 +164,7 @@ def _of_run(run: Run) -> Iterator[Remark]:
             "The learning rates are those of the larger batches.",
         )
     touches = sum(event["event"] == "test touched" for event in run.record)
-    if touches > 1:
+    if touches > 1:  # guard: touches
         yield Remark(
             "alarm",
             f"The official test set was touched {touches} times.",
@@ -237,7 +237,7 @@ def _of_cohort(cohort: pd.DataFrame, *, known: bool) -> Iterator[Remark]:
     for name, own in shares.iterrows():
         others = shares.drop(index=name).max()
         apart = own[others < 1 - OWN_SHARE].sum()
-        if apart >= OWN_SHARE:
+        if apart >= OWN_SHARE:  # guard: own_source
             places = ", ".join(own[(others < 1 - OWN_SHARE) & (own > 0)].index[:3])
             yield Remark(
                 "alarm",

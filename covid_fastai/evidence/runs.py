@@ -252,7 +252,7 @@ def read_record(folder: str | Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             event = json.loads(line)
-        except ValueError:
+        except ValueError:  # guard: torn_line
             event = None
         events.append(event if isinstance(event, dict) and "event" in event else {"event": "unreadable", "line": line})
     return events

@@ -48,7 +48,7 @@ from covid_fastai.model.onnx_export import OPSET, export_onnx
 from covid_fastai.model.predictor import open_session
 from covid_fastai.model.weights import Weights
 
-__all__ = ["load_model", "save_model"]
+__all__ = ["load_model", "save_model"]  # guard: no_pickle, no_archive, telemetry
 
 
 def save_model(
@@ -94,7 +94,7 @@ def save_model(
     if not all(hasattr(learn, name) for name in ("arch", "weights")) or not hasattr(learn.dls, "radiograph_config"):
         raise UsageError("This learner was not made by build_learner.", hint="Use fastai's learn.export for it.")
     model = copy.deepcopy(get_model(learn.model)).float().cpu()  # out of its wrapper, when trained on several GPUs
-    wild = _not_finite(model.state_dict())
+    wild = _not_finite(model.state_dict())  # guard: save_nan
     if wild:
         raise Diverged(
             f"The model is not saved: {wild} is NaN or infinite.", hint="Train again with a lower learning_rate."
@@ -280,7 +280,7 @@ def _take_name(part: Path, folder: Path) -> None:
             try:
                 os.rename(part, folder)
             except OSError:
-                os.rename(old, folder)
+                os.rename(old, folder)  # guard: take_name_back
                 raise
         else:
             os.rename(part, folder)
@@ -323,13 +323,13 @@ def _fill(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     """Load the weights; every name, shape and kind of number must be the model's own."""
     own = model.state_dict()
     odd = sorted(own.keys() ^ state.keys())
-    if odd:
+    if odd:  # guard: odd_tensors
         raise no_model(path, f"{len(odd)} tensors are missing or too many, such as {odd[0]!r}")
     for name, tensor in own.items():
-        if state[name].shape != tensor.shape or state[name].dtype != tensor.dtype:
+        if state[name].shape != tensor.shape or state[name].dtype != tensor.dtype:  # guard: tensor_shape
             found, wanted = ((tuple(t.shape), str(t.dtype)) for t in (state[name], tensor))
             raise no_model(path, f"{name!r} is {found} where the model has {wanted}")
-    wild = _not_finite(state)
+    wild = _not_finite(state)  # guard: load_nan
     if wild:
         raise no_model(path, f"{wild!r} holds NaN or infinite numbers", "Use a model that was trained to its end.")
     model.load_state_dict(state, strict=True)

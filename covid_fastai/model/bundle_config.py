@@ -113,6 +113,7 @@ class BundleConfig(_Strict):
 
     format: Literal[2]
     covid_fastai: Name
+    # guard: arch_name
     arch: Annotated[str, Field(max_length=100, pattern=r"^(timm/)?[A-Za-z0-9_.\-]+$")]  # then build_learner's own list
     head: list[Name] = Field(max_length=20)
     n_in: Literal[1]
@@ -143,7 +144,7 @@ class BundleConfig(_Strict):
             raise ValueError(f"positive={self.positive!r} is no class")
         if self.threshold is not None and (self.positive is None or len(self.classes) != 2):
             raise ValueError("a threshold needs two classes, and one of them to be positive")
-        if not len(self.golden.probabilities) == len(self.golden.logits) == len(self.classes):
+        if not len(self.golden.probabilities) == len(self.golden.logits) == len(self.classes):  # guard: classes_match
             raise ValueError("golden and classes differ in number")
         if (self.weights.mean, self.weights.std, self.weights.arch) != (self.mean, self.std, self.arch):
             raise ValueError("mean, std or arch differ from those of weights")
@@ -185,7 +186,7 @@ def check_golden(config: BundleConfig, found: Mapping[str, Sequence[float]], pat
         raise no_model(path, "the picture of its self-test is not the one that this version draws")
     for name in ("logits", "probabilities"):
         pairs = list(zip(found[name], getattr(config.golden, name), strict=True))
-        if not all(abs(a - b) <= GOLDEN_TOLERANCE * max(1, abs(b)) for a, b in pairs):
+        if not all(abs(a - b) <= GOLDEN_TOLERANCE * max(1, abs(b)) for a, b in pairs):  # guard: golden
             raise no_model(
                 path,
                 f"its self-test gives {name} {[round(a, 4) for a, _ in pairs]}, not {[round(b, 4) for _, b in pairs]}",
@@ -224,7 +225,8 @@ def read_bytes(path: Path, largest: int) -> bytes:
     Raises:
         ModelFormatError: It is not there, no regular file, larger, or cannot be read.
     """
-    if not path.is_file():  # a folder, a FIFO, which would wait for ever, or nothing
+    if not path.is_file():  # a folder, a FIFO, which would wait for ever, or nothing; guard: irregular
+        # guard: pickle_named
         beside = sorted(other.name for other in path.parent.glob("*.pkl")) if path.parent.is_dir() else []
         reason = f"{', '.join(beside)} is a pickle, which is never loaded" if beside else "there is no such file"
         raise no_model(path, reason, "Name a folder that save_model has written.")
@@ -249,9 +251,9 @@ def read_verified(path: Path, sha256: str) -> bytes:
         ModelFormatError: It is missing, a pickle, which is never opened, or not the file that was saved.
     """
     content = read_bytes(path, LARGEST_WEIGHTS)
-    if content.startswith(PICKLE_MAGIC):
+    if content.startswith(PICKLE_MAGIC):  # guard: pickle_magic
         raise no_model(path, "it is a pickle, which may run any code and is never loaded")
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if hashlib.sha256(content).hexdigest() != sha256:  # guard: verified
         raise no_model(path, "its sha256 is not the one in config.json, so it was damaged or exchanged")
     return content
 
@@ -264,11 +266,11 @@ def read_config(path: Path) -> BundleConfig:
     """
     try:
         raw = json.loads(read_bytes(path, LARGEST_CONFIG).decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # guard: no_json
         raise no_model(path, f"it is not JSON ({error})") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("format"), int) or isinstance(raw["format"], bool):
         raise no_model(path, "it has no format number")
-    if raw["format"] > FORMAT:
+    if raw["format"] > FORMAT:  # guard: newer_format
         raise ModelFormatError(
             f"{path} has format {raw['format']} and needs a newer covid_fastai; this one reads format {FORMAT}.",
             hint="pip install --upgrade covid_fastai",
@@ -279,9 +281,9 @@ def read_config(path: Path) -> BundleConfig:
         )
     try:
         config = BundleConfig.model_validate_json(json.dumps(raw), strict=True)
-    except ValidationError as error:
+    except ValidationError as error:  # guard: config_fields
         raise no_model(path, _faults(error)) from None
-    if _fingerprint(raw) != config.fingerprint:
+    if _fingerprint(raw) != config.fingerprint:  # guard: fingerprint
         raise no_model(path, "a field was changed after it was saved, since its fingerprint is another")
     return config
 

@@ -165,7 +165,7 @@ def _read(path: Path) -> Checkpoint:
         whole = outer["sha256"] == _sha256(_canonical(facts)) and facts["tensors_sha256"] == _sha256(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelFormatError(f"{path} cannot be read: {error}.") from error
-    if not whole:
+    if not whole:  # guard: checkpoint_hash
         raise ModelFormatError(f"{path} or its .safetensors is damaged: the sha256 differs.")
     if facts["format"] != FORMAT:
         raise ModelFormatError(f"{path} has format {facts['format']}; this version reads {FORMAT}.")
@@ -175,7 +175,7 @@ def _read(path: Path) -> Checkpoint:
 def _check_config(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
     now, before = json.loads(_canonical(config)), checkpoint.facts["config"]
     odd = [key for key in now.keys() | before.keys() if now.get(key) != before.get(key)]
-    if odd:
+    if odd:  # guard: checkpoint_config
         changes = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in sorted(odd))
         raise UsageError(f"{checkpoint.path} is of another run: {changes}.", hint="Resume with the same settings.")
 
@@ -189,7 +189,7 @@ def check_room(learn: Learner, folder: str | Path) -> None:
     size = sum(parameter.numel() * parameter.element_size() for parameter in learn.model.parameters())
     needed = 3 * size * (KEPT + 1)  # a model and Adam's two moments, in the kept ones and the one being written
     free = shutil.disk_usage(folder).free
-    if free < needed:
+    if free < needed:  # guard: room
         raise ResourceError(
             f"{folder}: {free >> 20} MiB are free, the checkpoints need {needed >> 20} MiB.", hint="Free some space."
         )

@@ -87,7 +87,7 @@ def features_of_frozen_body(learn: Learner, *, views: int) -> Iterator[Callback]
         yield _Views(loaders[0], views)
     finally:
         del body.forward
-        learn.dls.loaders[:] = images
+        learn.dls.loaders[:] = images  # guard: features_back
 
 
 def _pass_on(features: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,7 @@ class FeatureLoader(GetAttr):
         seed = (torch.initial_seed() + self.view) % 2**32  # numpy's generator takes 32 bits
         try:
             body.eval()
-            with no_random(seed, reproducible=False), torch.no_grad():
+            with no_random(seed, reproducible=False), torch.no_grad():  # guard: same_views
                 for images, target in self.loader.new(shuffle=False, drop_last=False):
                     with self._autocast():
                         found = body(images).float()

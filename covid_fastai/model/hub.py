@@ -93,10 +93,10 @@ def fetch_model(repo: str, *, revision: str | None = None, token: str | None = N
     """
     _check_name(repo)
     with _hub(repo, revision) as hub:
-        options = {"revision": revision, "token": token, "allow_patterns": list(HUB_FILES)}
+        options = {"revision": revision, "token": token, "allow_patterns": list(HUB_FILES)}  # guard: hub_files
         try:  # asked once: the download itself would try for minutes where nobody answers
             hub.HfApi(token=token).model_info(repo, revision=revision, timeout=PATIENCE)
-        except _unreachable():
+        except _unreachable():  # guard: hub_cache
             folder = hub.snapshot_download(repo, local_files_only=True, **options)
         else:
             folder = hub.snapshot_download(repo, **options)

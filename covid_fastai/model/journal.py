@@ -160,7 +160,7 @@ class Guard(Callback):
 
     def after_loss(self):
         """Check the loss before it reaches the weights."""
-        if self.training and not bool(self.loss.isfinite().all()):
+        if self.training and not bool(self.loss.isfinite().all()):  # guard: guard_loss
             self._fail(f"the loss is {float(self.loss.detach().mean())}")
 
     def after_train(self):

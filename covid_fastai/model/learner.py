@@ -195,7 +195,7 @@ class CheckNormalisation(Callback):
         if not hasattr(getattr(self.dl, "after_batch", None), "fs"):  # a list of batches, as show_results gives
             return
         found = _normalisations(self.dl)
-        if not _agree(found, weights):
+        if not _agree(found, weights):  # guard: normalised
             raise UsageError(
                 f"These loaders normalise by {found or 'nothing'}, this learner's weights need "
                 f"mean {weights.mean}, std {weights.std}.",

@@ -105,7 +105,7 @@ class Predictor:
         if self.config.onnx is None:
             hint = "Load it with load_model, and save it with save_model."
             raise no_model(folder / ONNX_FILE, "the model was saved without it", hint)
-        content = read_verified(folder / ONNX_FILE, self.config.onnx.sha256)
+        content = read_verified(folder / ONNX_FILE, self.config.onnx.sha256)  # guard: onnx_there
         self._session = open_session(content, self.config, folder / ONNX_FILE, threads=threads)
         self._decoders = min(DECODERS, threads or os.cpu_count() or 1)
         self.classes = list(self.config.classes)
@@ -188,7 +188,7 @@ class Predictor:
                 heat[numbers] = found[1]
         status = np.array(["unreadable" if number in reasons else "ok" for number in range(len(images))], dtype=object)
         wild = np.flatnonzero((status == "ok") & ~np.isfinite(p).all(axis=1))
-        status[wild], p[wild] = "failed", np.nan
+        status[wild], p[wild] = "failed", np.nan  # guard: onnx_wild
         reasons |= dict.fromkeys(wild.tolist(), "The model gave a number that is none.")
         if maps:
             heat[wild] = np.nan
@@ -239,7 +239,7 @@ class Predictor:
     def _read_one(self, image: Picture, name: str) -> _Opened:
         try:
             grey, facts = _open(image, name, self.image_size)
-        except ImageError as error:
+        except ImageError as error:  # guard: predict_row
             return _Opened(None, str(error))
         remarks, _ = remark_picture(grey, facts.notes, size=(facts.width, facts.height))
         return _Opened(np.asarray(resize_image(grey, self.image_size)), "", tuple(remarks), facts)
@@ -294,10 +294,10 @@ def _check_form(session: onnxruntime.InferenceSession, config: BundleConfig, pat
     if taken != [(ONNX_INPUT, "tensor(uint8)", [1, size, size])]:
         raise no_model(path, f"it takes {taken}, not {ONNX_INPUT} of 8 bits and {size} pixels")
     given = [(out.name, out.shape[1]) for out in session.get_outputs()]
-    if given != [(name, classes) for name in ONNX_OUTPUTS]:
+    if given != [(name, classes) for name in ONNX_OUTPUTS]:  # guard: onnx_form
         raise no_model(path, f"it gives {given}, not {', '.join(ONNX_OUTPUTS)} of {classes} classes")
     named = session.get_modelmeta().custom_metadata_map.get("classes", "none")
-    if named != json.dumps(config.classes):
+    if named != json.dumps(config.classes):  # guard: class_order
         raise no_model(path, f"its classes are {named}, those of {CONFIG_FILE} are {json.dumps(config.classes)}")
 
 

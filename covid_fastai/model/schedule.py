@@ -131,7 +131,7 @@ def fit(
         raise Diverged(f"{error.message} {back}", hint=error.hint, details=error.details) from None
     finally:
         if hasattr(learn, "training_precision"):
-            learn.training_precision.leave()
+            learn.training_precision.leave()  # guard: leave
         record.publish(learn)
 
 
@@ -252,7 +252,7 @@ def _run(learn: Learner, phase: Phase, *, done: int, checkpoint: Checkpoint | No
         learn.unfreeze()
     if checkpoint is not None and checkpoint.facts["epoch"] == phase.before + done:
         if done:  # else the phase begins, with an optimiser that knows nothing, as in a run without a break
-            restore_optimiser(learn, checkpoint)
+            restore_optimiser(learn, checkpoint)  # guard: resume_optimiser
         callbacks = [*callbacks, Resumption(checkpoint, done)]
     learn.fit_one_cycle(phase.epochs, phase.learning_rate, start_epoch=done, cbs=callbacks, **CYCLES[phase.name])
 

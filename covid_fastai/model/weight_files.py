@@ -93,13 +93,13 @@ def read_torch_file(path: Path) -> tuple[Mapping[str, Any], str]:
     """
     content, sha256 = _read_bytes(path)
     expected = re.search(r"-([0-9a-f]{8,64})\.pth$", path.name)
-    if expected and not sha256.startswith(expected[1]):
+    if expected and not sha256.startswith(expected[1]):  # guard: cached_hash
         raise ModelFormatError(
             f"{path} is not what its name says: its sha256 begins with {sha256[:8]}.",
             hint="Fetch it again.",
         )
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # guard: weights_only
     except Exception as error:  # whatever a damaged or hostile file makes the reader raise, it is refused
         reason = str(error).split("\n", 1)[0][:200] or type(error).__name__
         raise ModelFormatError(
@@ -132,10 +132,10 @@ def download(url: str, path: Path, *, what: str, damage: str = "") -> None:
             for chunk in _receive(url):
                 size += file.write(chunk)
                 digest.update(chunk)
-        except _NotReceived as error:
+        except _NotReceived as error:  # guard: not_received
             raise OfflineError(f"{what}: {url} cannot be fetched ({error}).{damage}", hint=hint) from error
         sha256 = digest.hexdigest()
-        if not sha256.startswith(prefix):
+        if not sha256.startswith(prefix):  # guard: name_hash
             raise OfflineError(
                 f"{what}: {url} sent {size:,} bytes of something else (sha256 {sha256[:8]}).{damage}", hint=hint
             )
@@ -152,7 +152,7 @@ def _receive(url: str) -> Iterator[bytes]:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response:  # torchvision's own https addresses only
             while chunk := response.read1(CHUNK):
                 size += len(chunk)
-                if size > LARGEST_DOWNLOAD or time.monotonic() > deadline:
+                if size > LARGEST_DOWNLOAD or time.monotonic() > deadline:  # guard: largest_download
                     raise _NotReceived(f"given up after {size >> 20} MiB")
                 yield chunk
     except (OSError, HTTPException, ValueError) as error:  # URLError and time-outs are OSErrors

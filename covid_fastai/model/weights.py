@@ -155,7 +155,7 @@ def _package_weights(arch: str) -> Weights:
         )
     state, sha256 = read_safetensors(path)
     facts = read_facts(path.with_suffix(".json"))
-    if facts.get("sha256") != sha256:
+    if facts.get("sha256") != sha256:  # guard: own_hash
         raise ModelFormatError(
             f"{path} is damaged: its sha256 is not that in its .json.", hint="Reinstall the package."
         )

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.attacks.faults import PAGE, as_markdown, read_faults
-from tests.attacks.guards import GUARDS
+from tests.attacks.guards import find_guards, take_out
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +33,7 @@ def main() -> int:
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "settings.ini", "README.md", "setup.py"):
             shutil.copy(ROOT / name, copy)
-        for name in given.guards or GUARDS:
+        for name in given.guards or find_guards(copy):
             tests = sorted({fault.test for fault in faults if fault.guard == name})
             for test in tests:
                 noticed = fails_without(copy, name, test)
@@ -45,14 +45,13 @@ def main() -> int:
 
 def fails_without(copy: Path, name: str, test: str) -> bool:
     """Say whether a test fails in a copy of the repository from which one guard is taken out, and only then."""
-    file, guard, without = GUARDS[name]
-    whole = (copy / file).read_text(encoding="utf-8")
-    assert whole.count(guard) == 1, f"{name}: the text stands {whole.count(guard)} times in {file}"
-    (copy / file).write_text(whole.replace(guard, without), encoding="utf-8")
+    guard = find_guards(copy)[name]
+    whole = guard.path.read_text(encoding="utf-8")
+    guard.path.write_text(take_out(whole, guard), encoding="utf-8")
     try:
         return run(copy, test) == 1  # pytest's status of tests that ran and failed; 2 to 5 are other matters
     finally:
-        (copy / file).write_text(whole, encoding="utf-8")
+        guard.path.write_text(whole, encoding="utf-8")
 
 
 def run(copy: Path, test: str) -> int:

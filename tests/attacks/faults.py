@@ -6,8 +6,6 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.attacks.guards import GUARDS
-
 __all__ = ["Fault", "PAGE", "as_markdown", "read_faults"]
 
 HERE = Path(__file__).parent
@@ -34,8 +32,8 @@ class Fault:
         expected: What it must do.
         severity: S1 silent wrong answer, code execution or a leak; S2 lost work, crash or hang; S3 annoyance.
         test: The test that tries it.
-        guard: What is taken out to see the test fail, by its name in `GUARDS`; empty where the guard is a library's,
-            stands in several places, or is that a thing is not done at all.
+        guard: What is taken out to see the test fail, by the name that marks it in the source; empty where the guard
+            is a library's, stands in several places, or is that a thing is not done at all.
     """
 
     section: str
@@ -70,8 +68,7 @@ def as_markdown(faults: list[Fault]) -> str:
         lines += ["| --- | --- | --- | --- | --- |"]
         for fault in rows:
             file, test = fault.test.split("::")
-            where = GUARDS[fault.guard][0].removeprefix("covid_fastai/") if fault.guard else ""
             text = fault.fault.replace("|", "\\|")
             test = f"`{file.removeprefix('tests/')}` {test.removeprefix('test_').replace('_', ' ')}"
-            lines.append(f"| {text} | {fault.expected} | {fault.severity} | {test} | {where} |")
+            lines.append(f"| {text} | {fault.expected} | {fault.severity} | {test} | {fault.guard} |")
     return "\n".join(lines) + "\n"
