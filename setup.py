@@ -47,7 +47,7 @@ setup(
     install_requires=requirements(facts["requirements"]),
     extras_require=extras,
     entry_points={
-        "console_scripts": ["covid-fastai = covid_fastai.app.cli:main"],
+        "console_scripts": ["covid-fastai = covid_fastai.app.cli.main:main"],
         "pytest11": ["covid_fastai = covid_fastai.pytest_plugin"],
     },
     classifiers=[

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from covid_fastai.audit.baselines import find_shortcuts
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.phantom import write_phantom
 from covid_fastai.data.splits import split_by_patient
-from covid_fastai.evidence.intervals import wilson
-from covid_fastai.evidence.shortcuts import find_shortcuts
+from covid_fastai.evaluation.intervals import wilson
 
 PATIENTS = {"COVID-19": 40, "Normal": 40}
 PLANS = [("clean", 0.0), ("clean, no signal", 0.0)]

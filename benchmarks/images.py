@@ -15,7 +15,9 @@ def measure(*, repeats: int, quick: bool) -> list[Measurement]:
     from covid_fastai.data.metadata import read_cohort
     from covid_fastai.data.splits import split_by_patient
 
-    cohort = split_by_patient(read_cohort(data_folder(), check_images=False, guard_seen=False), valid=0.2, seed=0)
+    cohort = split_by_patient(
+        read_cohort(data_folder(), check_images=False, exclude_pretraining_overlap=False), valid_pct=0.2, seed=0
+    )
     used = cohort[cohort["split"].isin(["train", "valid"])]
     files = [path for path in used["path"] if path.lower().endswith(("jpg", "jpeg"))][: 30 if quick else None]
 

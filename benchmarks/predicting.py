@@ -19,7 +19,7 @@ from benchmarks.stock import SIZE, stock_learner, stock_loaders
 def measure_files(*, repeats: int, quick: bool) -> list[Measurement]:
     """Compare prediction from files with ONNX Runtime on pixels in memory, and with `learn.predict` one by one."""
     from covid_fastai.data.images import open_square
-    from covid_fastai.evidence.predictions import predict
+    from covid_fastai.evaluation.predict import predict
     from covid_fastai.model.bundle import load_model
     from covid_fastai.model.predictor import BATCH, Predictor
     from covid_fastai.model.runtime import onnxruntime

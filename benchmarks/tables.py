@@ -23,7 +23,7 @@ from covid_fastai.data.splits import split_by_patient
 begun = time.perf_counter()
 cohort = read_cohort(sys.argv[1], task="covid", image_root=sys.argv[2], check_images=int(sys.argv[3]))
 read = time.perf_counter()
-cohort = split_by_patient(cohort, valid=0.2, seed=0)
+cohort = split_by_patient(cohort, valid_pct=0.2, seed=0)
 split = time.perf_counter()
 assert cohort.groupby("patient")["split"].nunique().max() == 1
 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -84,10 +84,10 @@ import json, os, resource, sys
 from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.splits import split_by_patient
-from covid_fastai.evidence.predictions import predict
+from covid_fastai.evaluation.predict import predict
 from covid_fastai.model.learner import build_learner
 from covid_fastai.model.schedule import fit
-cohort = split_by_patient(read_cohort(sys.argv[1], task="covid", guard_seen=False), valid=0.2, seed=0)
+cohort = split_by_patient(read_cohort(sys.argv[1], task="covid", exclude_pretraining_overlap=False), valid_pct=0.2, seed=0)
 learn = build_learner(build_dataloaders(cohort, image_size=256, batch_size=32), weights=None, path=sys.argv[2])
 with open("/proc/self/statm") as file:
     built = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -102,7 +102,7 @@ def measure_memory(*, repeats: int, quick: bool) -> list[Measurement]:
     """Train on the same full-resolution images once and ten times over: the memory must not grow with their number."""
     from covid_fastai.data.metadata import read_cohort
 
-    rows = read_cohort(data_folder(), guard_seen=False, check_images=False)
+    rows = read_cohort(data_folder(), exclude_pretraining_overlap=False, check_images=False)
     rows = rows[rows["split"] == "train"][["path", "label", "patient"]]
     found = []
     for copies in (1, 2) if quick else (1, 10):
@@ -145,7 +145,7 @@ def measure_bootstrap(*, repeats: int, quick: bool) -> list[Measurement]:
     """Compare the bootstrap of an average precision with a loop over scikit-learn's."""
     from sklearn.metrics import average_precision_score
 
-    from covid_fastai.evidence.metrics import evaluate
+    from covid_fastai.evaluation.metrics import evaluate
 
     rng = np.random.default_rng(0)
     n, draws = 500, 200 if quick else 2000

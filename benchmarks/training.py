@@ -35,7 +35,7 @@ def measure_frozen(*, repeats: int, quick: bool) -> list[Measurement]:
         def run() -> float:
             with fresh_cache(), tempfile.TemporaryDirectory() as folder:
                 learn = _learner(cohort, "resnet18", folder)
-                seconds = timed(lambda: fit(learn, frozen_epochs=epochs, unfrozen_epochs=0, frozen_views=views))
+                seconds = timed(lambda: fit(learn, frozen_epochs=epochs, unfrozen_epochs=0, frozen_augmentations=views))
                 accuracies["ours"].append(float(learn.history["accuracy"].iloc[-1]))
             return seconds
 
@@ -68,7 +68,7 @@ def measure_step(*, repeats: int, quick: bool) -> list[Measurement]:
             held_out = [(torch.Tensor(x), torch.as_tensor(y.numpy())) for x, y in learn.dls.valid]
 
             def ours(learn=learn) -> float:
-                fit(learn, frozen_epochs=0, unfrozen_epochs=1, discriminative=1)
+                fit(learn, frozen_epochs=0, unfrozen_epochs=1, lr_ratio=1)
                 return float(learn.history["seconds"].iloc[-1])
 
             def bare(learn=learn, batches=batches, held_out=held_out) -> float:
@@ -146,7 +146,7 @@ def _cohort():
 
     ratio = PRESETS["article"]["negatives_per_positive"]
     cohort = read_cohort(data_folder(), negatives_per_positive=ratio)
-    return split_by_patient(cohort, valid=0.1, seed=42)
+    return split_by_patient(cohort, valid_pct=0.1, seed=42)
 
 
 def _learner(cohort, arch: str, folder: str):

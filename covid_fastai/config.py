@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "unfrozen_learning_rate": 1e-3,
         "weight_decay": 1e-4,
         "gradient_clip": 0.1,
-        "valid": 0.1,
+        "valid_pct": 0.1,
         "negatives_per_positive": 61 / 54,
     },
 }
@@ -61,15 +61,15 @@ class TrainConfig(BaseModel):
     on_problem: Literal["error", "skip"] = Field(
         "error", description="Stop at faulty rows (error), or leave them out and list them (skip)."
     )
-    guard_seen: bool = Field(
+    exclude_pretraining_overlap: bool = Field(
         True,
         description="Keep what the package's own weights have seen out of evaluation, whatever weights are chosen.",
     )
     split: Literal["patient", "image"] = Field(
         "patient", description="Unit of the split; image lets one patient stand on both sides."
     )
-    valid: float = Field(0.2, gt=0, lt=1, description="Share held out for validation, 0 to 1.")
-    touch_test: bool = Field(False, description="Evaluate the official TEST too; each touch is logged in the run.")
+    valid_pct: float = Field(0.2, gt=0, lt=1, description="Share held out for validation, 0 to 1.")
+    evaluate_test: bool = Field(False, description="Evaluate the official TEST too; each touch is logged in the run.")
     # 128: ten epochs on CoronaHack's 5,000 images end within half an hour on two CPU cores; at 224 within two hours
     image_size: int = Field(128, ge=32, le=1024, description="Side of the square that images are resized to, pixels.")
     augmentation: str = Field("default", description="default, article or none.")
@@ -85,13 +85,13 @@ class TrainConfig(BaseModel):
     unfrozen_learning_rate: PositiveRate | None = Field(
         None, description="Peak for the head in the unfrozen phase; half of learning_rate if not given."
     )
-    discriminative: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
+    lr_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
         None, description="How many times slower the first layers learn than the head; 100, or 1 for random weights."
     )
     initial_image_size: Annotated[int, Field(ge=32)] | None = Field(
         None, description="Side of the images in the first half of the unfrozen epochs, pixels; all alike if not given."
     )
-    frozen_views: Annotated[int, Field(ge=1)] | None = Field(
+    frozen_augmentations: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Augmented views of each image that the frozen epochs share; a fresh one each if not given."
     )
     weight_decay: float = Field(1e-2, ge=0, allow_inf_nan=False, description="Decoupled weight decay.")

@@ -8,8 +8,8 @@ from typing import Any
 __all__ = [
     "CovidFastaiError",
     "DataError",
-    "Diverged",
-    "EnvironmentProblem",
+    "DivergenceError",
+    "UnavailableError",
     "ImageError",
     "ModelFormatError",
     "OfflineError",
@@ -63,19 +63,19 @@ class ModelFormatError(DataError):
     """A folder or file is not a model, or not one that this version can trust and read."""
 
 
-class Diverged(CovidFastaiError):
+class DivergenceError(CovidFastaiError):
     """Training left the numbers: a loss or a weight became NaN or infinite."""
 
 
-class EnvironmentProblem(CovidFastaiError):
+class UnavailableError(CovidFastaiError):
     """The machine lacks something: a package, a network, room, a permission."""
 
     exit_code = 4
 
 
-class OfflineError(EnvironmentProblem):
+class OfflineError(UnavailableError):
     """Something has to be fetched and no network answers."""
 
 
-class ResourceError(EnvironmentProblem):
+class ResourceError(UnavailableError):
     """No room, no permission, or another process owns the folder."""

@@ -46,7 +46,7 @@ def covid_cohort(covid_dataset: Path) -> pd.DataFrame:
     from covid_fastai.data.metadata import read_cohort
     from covid_fastai.data.splits import split_by_patient
 
-    return split_by_patient(read_cohort(covid_dataset, task="covid"), valid=0.25, seed=SEED)
+    return split_by_patient(read_cohort(covid_dataset, task="covid"), valid_pct=0.25, seed=SEED)
 
 
 @pytest.fixture(scope="session")

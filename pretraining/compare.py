@@ -33,8 +33,8 @@ from covid_fastai import (
     read_run,
     train_classifier,
 )
-from covid_fastai.evidence.metrics import score_units
-from covid_fastai.evidence.resampling import patient_draws, roc_auc
+from covid_fastai.evaluation.bootstrap import patient_draws, roc_auc
+from covid_fastai.evaluation.metrics import score_units
 from covid_fastai.files import write_csv
 
 __all__ = ["compare_covid", "compare_curve", "compare_options", "compare_test", "paired_auc"]
@@ -47,7 +47,7 @@ WATCHED = 5  # patients a class that are predicted after each epoch: 400 every t
 DRAWS = 2000
 OPTIONS = {  # of `fit`, beside its defaults for pretrained weights
     "default": {},
-    "one rate for all layers": {"discriminative": 1.0},
+    "one rate for all layers": {"lr_ratio": 1.0},
     "images of 96 pixels first": {"initial_image_size": 96},
 }
 
@@ -61,7 +61,7 @@ def paired_auc(first: pd.DataFrame, second: pd.DataFrame, *, positive: str) -> d
     if not units[0].index.equals(units[1].index):
         raise ValueError("the two tables are of different patients")
     labels = units[0]["label"]
-    weights = patient_draws(pd.Series(labels.index), labels, draws=DRAWS, seed=0).astype(float)
+    weights = patient_draws(pd.Series(labels.index), labels, n_resamples=DRAWS, seed=0).astype(float)
     of_class = (labels == positive).to_numpy()
     scores = [table[f"p_{positive}"].to_numpy() for table in units]
     once = [roc_auc(score, of_class, np.ones((1, len(labels))))[0] for score in scores]
@@ -97,7 +97,9 @@ def compare_test(data: Path, out: Path) -> pd.DataFrame:
     for kind, weights in KINDS.items():
         folder = out / f"test-{kind}"
         if not finished(folder):
-            resume = {"resume": folder} if folder.exists() else {"out": folder, "weights": weights, "touch_test": True}
+            resume = (
+                {"resume": folder} if folder.exists() else {"out": folder, "weights": weights, "evaluate_test": True}
+            )
             if not folder.exists():
                 resume["task"] = "pneumonia"
             train_classifier(None if folder.exists() else data / "coronahack-224", **resume)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from covid_fastai.data.seen import write_manifest
+from covid_fastai.data.pretraining_overlap import write_manifest
 from covid_fastai.files import atomic_write, utc_now, write_json
 from pretraining.config import Recipe
 from pretraining.train import MEAN, STD
@@ -49,7 +49,7 @@ def export(model: nn.Module, seen: pd.DataFrame, out: Path, recipe: Recipe) -> P
         "torch": torch.__version__,
         "recipe": dataclasses.asdict(recipe),
         "sources": SOURCES,
-        "seen": {bank: {"images": len(rows)} for bank, rows in seen.groupby("bank")},
+        "in_pretraining": {bank: {"images": len(rows)} for bank, rows in seen.groupby("bank")},
         "use": "Research use only; not a medical device.",
     }
     write_json(path.with_suffix(".json"), facts)

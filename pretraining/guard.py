@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 from scipy.stats import binomtest
 from sklearn.datasets import load_sample_images
 
-from covid_fastai.data.guard import LOOK, check_input, fit_look, shrink_picture
 from covid_fastai.data.images import open_image
+from covid_fastai.data.input_check import LOOK, check_input, fit_look, shrink_picture
 from covid_fastai.data.patients import patient_key
 from covid_fastai.data.phantom import draw_phantom
 
@@ -85,7 +85,7 @@ def measure(groups: Mapping[str, list[Path]]) -> pd.DataFrame:
         low, high = binomtest(noticed, len(found)).proportion_ci(method="wilson")
         kinds = pd.Series([one.kind for each in found for one in each], dtype=str).value_counts().to_dict()
         rows.append((name, len(found), noticed, f"{noticed / len(found):.1%} [{low:.1%}, {high:.1%}]", str(kinds)))
-    return pd.DataFrame(rows, columns=["group", "n", "noticed", "share", "kinds"])
+    return pd.DataFrame(rows, columns=["group", "n", "noticed", "fraction", "kinds"])
 
 
 def framed(image: Image.Image) -> Image.Image:

@@ -22,7 +22,7 @@ from covid_fastai.data.images import open_image, resize_image
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.splits import fold_by_patient
 from covid_fastai.data.tasks import Task
-from covid_fastai.evidence.metrics import Evaluation, evaluate
+from covid_fastai.evaluation.metrics import Evaluation, evaluate
 from covid_fastai.files import write_csv
 from pretraining.export import NAME, add_figures
 from pretraining.teacher import teacher_features
@@ -38,7 +38,7 @@ EXTERNAL = Task(
     positive="COVID-19",
     labels={"positive": "COVID-19", "no finding": "negative"},
     frontal_only=False,
-    aside={"pneumonia": "not asked"},
+    excluded={"pneumonia": "not asked"},
 )
 
 
@@ -55,7 +55,7 @@ def coronahack(folder: Path, seen: pd.DataFrame, *, task: str) -> pd.DataFrame:
     """Return the TRAIN rows of a task, without the patients that the weights have seen."""
     cohort = read_cohort(folder, task=task, check_images=False)
     attrs = cohort.attrs
-    unseen = ~cohort["seen"] & ~cohort["patient"].isin(seen["patient"])
+    unseen = ~cohort["in_pretraining"] & ~cohort["patient"].isin(seen["patient"])
     cohort = cohort[(cohort["split"] == "train") & unseen].reset_index(drop=True)
     cohort.attrs = attrs
     return cohort

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.prediction_fixtures import make_predictions, predictions, run_folder, three_classes  # noqa: F401
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with all cores each are slower than one
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -62,7 +64,7 @@ def phantom_cohort(phantom_root):
     from covid_fastai.data.metadata import read_cohort
     from covid_fastai.data.splits import split_by_patient
 
-    return split_by_patient(read_cohort(phantom_root, task="covid"), valid=0.25, seed=0)
+    return split_by_patient(read_cohort(phantom_root, task="covid"), valid_pct=0.25, seed=0)
 
 
 @pytest.fixture(scope="session")

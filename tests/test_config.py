@@ -41,18 +41,22 @@ def test_presets_are_valid():
 
 
 def test_python_and_command_say_the_same():
-    config = TrainConfig.build(task="pneumonia", touch_test=True, weights=None)
+    config = TrainConfig.build(task="pneumonia", evaluate_test=True, weights=None)
     assert config.to_python("data", "out") == (
-        "train_classifier('data', task='pneumonia', touch_test=True, weights=None, out='out')"
+        "train_classifier('data', task='pneumonia', evaluate_test=True, weights=None, out='out')"
     )
-    assert config.to_command("my data") == "covid-fastai train 'my data' --task pneumonia --touch-test --weights none"
+    assert (
+        config.to_command("my data") == "covid-fastai train 'my data' --task pneumonia --evaluate-test --weights none"
+    )
 
 
 def test_an_option_that_is_on_is_turned_off_by_its_no():
-    config = TrainConfig.build(guard_seen=False)
-    assert config.to_command("data") == "covid-fastai train data --no-guard-seen"
-    assert config.to_python("data") == "train_classifier('data', guard_seen=False)"
-    assert TrainConfig().guard_seen and "guard" not in TrainConfig.build(guard_seen=True).to_command("data")
+    config = TrainConfig.build(exclude_pretraining_overlap=False)
+    assert config.to_command("data") == "covid-fastai train data --no-exclude-pretraining-overlap"
+    assert config.to_python("data") == "train_classifier('data', exclude_pretraining_overlap=False)"
+    assert TrainConfig().exclude_pretraining_overlap and "guard" not in TrainConfig.build(
+        exclude_pretraining_overlap=True
+    ).to_command("data")
 
 
 def test_round_trip():

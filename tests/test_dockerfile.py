@@ -47,7 +47,7 @@ def test_what_it_copies_is_there_and_not_ignored():
 
 
 def test_its_command_is_one_that_the_command_line_has():
-    from covid_fastai.app.cli import app
+    from covid_fastai.app.cli.main import app
 
     command = json.loads(dict(instructions())["ENTRYPOINT"])
     assert command[:2] == ["covid-fastai", "serve"]

@@ -28,7 +28,7 @@ class Without:
         return None if name.partition(".")[0] in blocked else self.finder.find_spec(name, path, target)
 
 sys.meta_path[:] = map(Without, sys.meta_path)
-from covid_fastai.app.cli import main
+from covid_fastai.app.cli.main import main
 main()
 """
 

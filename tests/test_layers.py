@@ -27,19 +27,19 @@ TAKES_A_LEARNER = {"predictions", "interpretation", "saliency"}  # what in evide
 TORCH_FREE = ["data/images.py", "data/fingerprints.py", "data/metadata.py", "data/patients.py", "data/phantom.py"]
 TORCH_FREE += ["data/splits.py", "data/tasks.py", "data/exploration.py", "config.py", "errors.py", "files.py"]
 TORCH_FREE += [
-    "data/seen.py",
+    "data/pretraining_overlap.py",
     "data/examples.py",
     "model/bundle_config.py",
     "model/card.py",
     "model/hub.py",
     "model/runtime.py",
-    "evidence/overlay.py",
+    "saliency/overlay.py",
 ]
-TORCH_FREE += ["app/answering.py", "app/web.py", "app/workers.py"]
+TORCH_FREE += ["app/server/worker_process.py", "app/server/app.py", "app/server/workers.py"]
 TORCH_FREE += [f"evidence/{name}.py" for name in ("abstention", "agreement", "calibration", "comparison")]
 TORCH_FREE += [f"evidence/{name}.py" for name in ("pairing", "selection", "subgroups", "thresholds", "usefulness")]
-TORCH_FREE += ["data/dicom.py", "data/guard.py", "model/predictor.py", "app/batch.py", "app/batch_ray.py"]
-TORCH_FREE += ["app/batch_table.py", "app/batch_workers.py", "app/explaining.py", "app/inputs.py", "app/predicting.py"]
+TORCH_FREE += ["data/dicom.py", "data/input_check.py", "model/predictor.py", "app/batch/run.py", "app/batch/ray.py"]
+TORCH_FREE += ["app/batch/run.py", "app/batch/local.py", "app/overlays.py", "app/inputs.py", "app/cli/predict.py"]
 HEAVY = {"torch", "torchvision", "fastai", "timm"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
 

@@ -78,9 +78,9 @@ def export_model(
 
 def _export_judged(folder: Path, target: Path, *, sensitivity: float | None, calibrate: bool) -> Path:
     """Save the model anew with a threshold or a temperature chosen on the run's held-out patients, and say so."""
-    from covid_fastai.evidence.calibration import apply_temperature, fit_temperature
-    from covid_fastai.evidence.prediction_table import read_predictions
-    from covid_fastai.evidence.thresholds import choose_threshold
+    from covid_fastai.evaluation.calibration import apply_temperature, fit_temperature
+    from covid_fastai.evaluation.prediction_table import read_predictions
+    from covid_fastai.evaluation.thresholds import choose_threshold
     from covid_fastai.model.bundle import load_model, save_model
 
     _check_new(target)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from covid_fastai.data.images import SUFFIXES
-from covid_fastai.errors import DataError, EnvironmentProblem
+from covid_fastai.errors import DataError, UnavailableError
 
 __all__ = ["RemoteFile", "is_address", "list_images", "openable"]
 
@@ -34,7 +34,7 @@ def list_images(inputs: str | os.PathLike | Sequence[str | os.PathLike]) -> Iter
 
     Raises:
         DataError: A folder or pattern has no image, or a CSV no column `path`.
-        EnvironmentProblem: An address needs a package that is not installed, or its system does not answer.
+        UnavailableError: An address needs a package that is not installed, or its system does not answer.
     """
     several = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
     for one in map(os.fspath, several):
@@ -142,8 +142,8 @@ def _remote(address: str) -> Iterator[str]:
         found = (name for name in sorted(system.find(path)) if os.path.splitext(name)[1].lower() in ENDINGS)
         return _some(map(system.unstrip_protocol, found), address)
     except ImportError as error:
-        raise EnvironmentProblem(
+        raise UnavailableError(
             f"{address} cannot be read: {error}.", hint="pip install 'covid_fastai[batch]' and the store's own package."
         ) from error
     except Exception as error:  # each store has kinds of its own
-        raise EnvironmentProblem(f"{address} cannot be read: {error}.", hint="Check the address.") from error
+        raise UnavailableError(f"{address} cannot be read: {error}.", hint="Check the address.") from error

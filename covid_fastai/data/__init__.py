@@ -1,1 +1,0 @@
-"""What a row and a pixel mean."""

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from covid_fastai.data.fingerprints import duplicate_groups, fingerprint_images
-from covid_fastai.data.nearby import NearbyFiles
+from covid_fastai.data.path_suggestions import NearbyFiles
 from covid_fastai.data.problems import ProblemLog, printable
 from covid_fastai.data.tasks import Task
 
@@ -24,11 +24,11 @@ __all__ = ["RowChecker"]
 class RowChecker:
     """Check the rows of one data set in one pass, and record every fault.
 
-    A fault of a row that stands aside anyway is a warning and leaves it aside; any other is an error.
+    A fault of a row that is excluded anyway is a warning and leaves it excluded; any other is an error.
 
     Args:
         table: One row an image: `row`, `name`, `path`, `finding`, `label` ("" where it has no class), `patient`,
-            `split`, `note` (why it stands aside, else ""), `conflict`. Its index must be unique.
+            `split`, `note` (why it is excluded, else ""), `conflict`. Its index must be unique.
         problems: Gets the faults.
 
     Attributes:
@@ -46,7 +46,7 @@ class RowChecker:
         self._columns = {name: table[name].to_dict() for name in table}
 
     def report(self, index: int, kind: str, *, reason: str, remedy: str, severity: str = "") -> None:
-        """Record a fault of one row; without a severity it is an error, or a warning where the row stands aside."""
+        """Record a fault of one row; without a severity it is an error, or a warning where the row is excluded."""
         severity = severity or ("warning" if self._columns["note"][index] else "error")
         row = self._columns["row"][index]
         path = self._columns["path"][index] or self._columns["name"][index]
@@ -87,7 +87,7 @@ class RowChecker:
             fault = _name_fault(path, inside, real_folder) or _file_fault(path, nearby)
             if fault is not None:
                 kind, reason, remedy = fault
-                # only a file that is not there does no harm to a row that stands aside
+                # only a file that is not there does no harm to a row that is excluded
                 self.report(
                     index, kind, severity="" if kind == "missing_file" else "error", reason=reason, remedy=remedy
                 )

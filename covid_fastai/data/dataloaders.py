@@ -16,8 +16,8 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor, ItemGetter, Normalize
 
 from covid_fastai.data.augmentation import augmentation as named_augmentation
+from covid_fastai.data.fastai_types import OpenRadiograph, RadiographDL, ResizeRadiograph, png_bytes
 from covid_fastai.data.hardware import resolve_device, resolve_workers
-from covid_fastai.data.radiographs import OpenRadiograph, RadiographDL, ResizeRadiograph, png_bytes
 from covid_fastai.errors import DataError, UsageError
 
 __all__ = ["RESIZE", "build_dataloaders", "empty_dataloaders", "radiograph_block"]
@@ -40,7 +40,7 @@ def radiograph_block(
     """Make a fastai `DataBlock` that takes a cohort; `.summary(cohort)`, `.datasets` and `.dataloaders` work.
 
     Which rows are items is decided in the block's `get_items`: those whose `split` is train or valid, so that no
-    loader, plot or summary made from the block can reach the test set or a row that was put aside. `dls.test_dl(rows)`
+    loader, plot or summary made from the block can reach the test set or a row that was excluded. `dls.test_dl(rows)`
     passes `get_items` by, and takes any rows, in their order.
 
     Args:
@@ -140,7 +140,7 @@ def build_dataloaders(
         DataError: There are no rows to train on or to validate on, or a class is missing from one of the two sides.
         ImageError: The first image cannot be read.
         UsageError: An option has a value that is not allowed.
-        EnvironmentProblem: The device is not there.
+        UnavailableError: The device is not there.
     """
     mean, std = MEAN if mean is None else mean, STD if std is None else std
     _check_options(

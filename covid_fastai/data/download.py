@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from covid_fastai.data.layouts import CORONAHACK_CSV
-from covid_fastai.errors import DataError, EnvironmentProblem, OfflineError, ResourceError
+from covid_fastai.errors import DataError, OfflineError, ResourceError, UnavailableError
 
 __all__ = ["DATASET", "MANUAL_WAY", "TERMS", "download_coronahack"]
 
@@ -38,7 +38,7 @@ def download_coronahack(folder: str | Path | None = None) -> Path:
         The folder that holds the metadata CSV.
 
     Raises:
-        EnvironmentProblem: kagglehub is not installed, or Kaggle refuses (an account may be needed).
+        UnavailableError: kagglehub is not installed, or Kaggle refuses (an account may be needed).
         OfflineError: Kaggle cannot be reached; the error names the way by hand.
         ResourceError: There is no room or no right to write, or the folder is not empty.
         DataError: What came is not the data set.
@@ -61,18 +61,18 @@ def _import_kagglehub():
     try:
         return importlib.import_module("kagglehub")
     except ImportError as error:
-        raise EnvironmentProblem(
+        raise UnavailableError(
             "To download needs the package kagglehub.",
             hint=f'Install it: pip install "covid_fastai[data]". {MANUAL_WAY}',
         ) from error
 
 
-def _explain(error: Exception) -> EnvironmentProblem:
+def _explain(error: Exception) -> UnavailableError:
     """Return our error for what kagglehub raised."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         need = "Kaggle may want an account: kagglehub.login(). " if status in (401, 403) else ""
-        return EnvironmentProblem(f"Kaggle answers {status}: {_line(error)}.", hint=f"{need}{MANUAL_WAY}")
+        return UnavailableError(f"Kaggle answers {status}: {_line(error)}.", hint=f"{need}{MANUAL_WAY}")
     if isinstance(error, FileExistsError):  # kagglehub refuses a folder that holds something
         return ResourceError(f"CoronaHack cannot be written: {_line(error)}.", hint="Name a new or empty folder.")
     if isinstance(error, OSError) and (error.filename is not None or error.errno in FULL_OR_FORBIDDEN):
@@ -81,7 +81,7 @@ def _explain(error: Exception) -> EnvironmentProblem:
         )
     if isinstance(error, OSError):  # requests' and urllib's errors of connection and time-out are OSErrors
         return OfflineError(f"Kaggle cannot be reached: {_line(error)}.", hint=MANUAL_WAY)
-    return EnvironmentProblem(f"kagglehub failed: {type(error).__name__}: {_line(error)}.", hint=MANUAL_WAY)
+    return UnavailableError(f"kagglehub failed: {type(error).__name__}: {_line(error)}.", hint=MANUAL_WAY)
 
 
 def _line(error: Exception) -> str:

@@ -34,8 +34,8 @@ __all__ = [
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by all eyes
 GREY = "#999999"
 SHOWN = 256  # pixels a side of a picture in a figure
-SPLITS = ("train", "valid", "test", "aside")
-HATCHES = {"train": "", "valid": "///", "test": "xxx", "aside": "..."}
+SPLITS = ("train", "valid", "test", "excluded")
+HATCHES = {"train": "", "valid": "///", "test": "xxx", "excluded": "..."}
 
 
 def class_colours(classes: Sequence[str]) -> dict[str, str]:
@@ -72,12 +72,12 @@ def plot_class_counts(cohort: pd.DataFrame) -> Figure:
     """Plot images and patients by class and split.
 
     Args:
-        cohort: What `read_cohort` or a split returned; rows aside are left out.
+        cohort: What `read_cohort` or a split returned; rows excluded are left out.
 
     Returns:
         The figure: images on the left, patients on the right.
     """
-    rows = cohort[cohort["split"] != "aside"]
+    rows = cohort[cohort["split"] != "excluded"]
     classes = list(cohort.attrs.get("classes") or sorted(rows["label"].unique()))
     splits = [split for split in SPLITS if (rows["split"] == split).any()]
     figure = Figure(figsize=(8, 0.9 + 0.5 * len(classes) * max(1, len(splits)) / 1.6), layout="constrained")
@@ -108,12 +108,12 @@ def plot_images_per_patient(cohort: pd.DataFrame) -> Figure:
     """Plot how many images a patient has: where that is more than one, a split by image leaks patients.
 
     Args:
-        cohort: What `read_cohort` returned; rows aside are left out.
+        cohort: What `read_cohort` returned; rows excluded are left out.
 
     Returns:
         The figure, a bar for each number of images, from 8 on together.
     """
-    rows = cohort[cohort["split"] != "aside"]
+    rows = cohort[cohort["split"] != "excluded"]
     numbers = rows.groupby("patient").size()
     counts = numbers.clip(upper=8).value_counts().reindex(range(1, int(min(numbers.max(), 8)) + 1), fill_value=0)
     figure, axes = _figure()
@@ -129,7 +129,7 @@ def plot_samples(cohort: pd.DataFrame, *, each: int = 6, seed: int = 0) -> Figur
     """Plot images drawn from each class, as the model sees them: 8-bit grey and squashed to a square.
 
     Args:
-        cohort: What `read_cohort` returned; rows aside are left out.
+        cohort: What `read_cohort` returned; rows excluded are left out.
         each: Images a class, each of another patient where there are enough.
         seed: Of the draw.
 
@@ -139,7 +139,7 @@ def plot_samples(cohort: pd.DataFrame, *, each: int = 6, seed: int = 0) -> Figur
     Raises:
         ImageError: An image that was drawn cannot be read.
     """
-    rows = cohort[cohort["split"] != "aside"]
+    rows = cohort[cohort["split"] != "excluded"]
     classes = list(cohort.attrs.get("classes") or sorted(rows["label"].unique()))
     pictures, titles = [], []
     for name in classes:
@@ -201,7 +201,7 @@ def header_facts(cohort: pd.DataFrame, *, most: int = 400, seed: int = 0) -> pd.
     """Read what the files' headers say, by class: where it differs, a model can be right without looking at a lung.
 
     Args:
-        cohort: What `read_cohort` returned; rows aside are left out.
+        cohort: What `read_cohort` returned; rows excluded are left out.
         most: Images a class that are looked at, drawn at random.
         seed: Of the draw.
 
@@ -211,7 +211,7 @@ def header_facts(cohort: pd.DataFrame, *, most: int = 400, seed: int = 0) -> pd.
     Raises:
         DataError: There is no image in the cohort that can be read.
     """
-    rows = cohort[cohort["split"] != "aside"]
+    rows = cohort[cohort["split"] != "excluded"]
     drawn = rows.sample(frac=1, random_state=seed).groupby("label", sort=True).head(most).sort_index()
     facts = []
     for row in drawn.to_dict("records"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from fastai.torch_core import defaults
 
-from covid_fastai.errors import EnvironmentProblem, UsageError
+from covid_fastai.errors import UnavailableError, UsageError
 
 __all__ = ["resolve_device", "resolve_workers"]
 
@@ -30,7 +30,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
     Raises:
         UsageError: There is no such kind of device.
-        EnvironmentProblem: This machine has none of that kind.
+        UnavailableError: This machine has none of that kind.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if defaults.use_cuda is False:  # fastai then moves every batch to the CPU, whatever its loader says
@@ -44,7 +44,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     if device.type not in available:
         raise UsageError(f"device={str(device)!r}.", hint="Choose one of auto, cpu, cuda, mps.")
     if not available[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        raise EnvironmentProblem(
+        raise UnavailableError(
             f"There is no device {str(device)!r} that torch {torch.__version__} can use here.",
             hint="Use device='auto' or 'cpu', or install a torch that is built for it.",
         )

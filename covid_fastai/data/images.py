@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from covid_fastai.data.grey import to_grey
+from covid_fastai.data.intensity import to_grey
 from covid_fastai.errors import ImageError
 
 __all__ = ["FORMATS", "ImageFacts", "describe_image", "open_image", "open_square", "read_image", "resize_image"]

@@ -37,7 +37,7 @@ SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "testing"), "test"),
     **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
-    "aside": "aside",
+    "excluded": "excluded",
 }
 
 
@@ -285,7 +285,7 @@ def _from_folders(
         places = [(child, part, inner) for child, part in parts.items() for inner in _folders_in(child)]
     else:
         places = [(root, "", child) for child in parts]
-    if not any(task.class_of(place.name) or task.reason_aside(place.name) for _, _, place in places):
+    if not any(task.class_of(place.name) or task.reason_excluded(place.name) for _, _, place in places):
         tables = [name for name in _names_in(root) if name.casefold().endswith((".csv", ".tsv"))]
         found = ", ".join(sorted({place.name for _, _, place in places})[:8]) or "none"
         known = ", ".join(task.known_findings())

@@ -14,8 +14,8 @@ from covid_fastai.data.checks import RowChecker
 from covid_fastai.data.fingerprints import join_groups
 from covid_fastai.data.layouts import SPLITS, Rows, read_rows
 from covid_fastai.data.patients import image_facts, image_source, patient_key
+from covid_fastai.data.pretraining_overlap import Manifest, mark_pretraining_overlap, package_manifests, read_manifest
 from covid_fastai.data.problems import ProblemLog, count_kinds
-from covid_fastai.data.seen import Manifest, mark_seen, package_manifests, read_manifest
 from covid_fastai.data.tasks import Task, canonical_finding, fold_text, get_task
 from covid_fastai.errors import DataError, UsageError
 
@@ -23,10 +23,10 @@ __all__ = ["COHORT_COLUMNS", "read_cohort", "summarise_cohort"]
 
 logger = logging.getLogger("covid_fastai")
 
-COHORT_COLUMNS = ["path", "label", "patient", "group", "split", "source", "view", "finding", "note", "seen"]
+COHORT_COLUMNS = ["path", "label", "patient", "group", "split", "source", "view", "finding", "note", "in_pretraining"]
 FACTS = ["sex", "age", "day"]
 LATERAL = {fold_text(view) for view in ("L", "LL", "RL", "LAT", "lateral", "left lateral", "right lateral")}
-SEEN = "seen by the package's weights"  # the note of a row of the official TEST that stands aside for it
+SEEN = "seen by the package's weights"  # the note of a row of the official TEST that is excluded for it
 
 
 def read_cohort(
@@ -45,14 +45,14 @@ def read_cohort(
     seed: int = 42,
     on_problem: str = "error",
     check_images: bool | int = True,
-    guard_seen: bool = True,
+    exclude_pretraining_overlap: bool = True,
     workers: int | None = None,
 ) -> pd.DataFrame:
     """Read a data set into a cohort, and check every row of it before anything is learnt from it.
 
-    Nothing is dropped in silence: rows that take no part stay in the cohort, with `split` aside and the reason in
+    Nothing is dropped in silence: rows that take no part stay in the cohort, with `split` excluded and the reason in
     `note`, and rows that are faulty are in `attrs["problems"]`. Images of Cohen's collection that are not COVID-19
-    stand aside in every task, as a tripwire: a classifier that calls them COVID-19 has learnt the source.
+    are excluded in every task, as a negative control: a classifier that calls them COVID-19 has learnt the source.
 
     Args:
         data: CoronaHack's folder as Kaggle lays it out, or its CSV; any other CSV; a folder with a folder a class
@@ -68,23 +68,23 @@ def read_cohort(
         view_column: The column with the projection (PA, AP, L ...).
         encoding: The CSV's encoding, where it is neither UTF-8 nor marked as UTF-16.
         negatives_per_positive: Images of the negative class that are drawn for each image of the positive one, both
-            of the training rows; the rest stands aside as "not drawn". Images are drawn, not patients, as in the
+            of the training rows; the rest is excluded as "not drawn". Images are drawn, not patients, as in the
             article, those first that the package's weights have not seen. None for all.
         seed: Seed of that draw, which does not depend on the order of the rows.
         on_problem: `"error"` raises when rows are faulty, `"skip"` leaves those out.
         check_images: Whether to open every image, which finds unreadable ones and pictures that are there twice; or how
             many, a random sample, which says how many are unreadable and finds copies within it only. The search for
             copies compares every two pictures: 6,000 take three seconds, 100,000 a quarter of an hour.
-        guard_seen: Whether to keep what the package's own weights have seen out of evaluation, whatever weights are
-            chosen, so that all are compared on the same images: such an image, and any other of its patient, is `seen`,
-            which a split leaves in training, and in the official TEST it stands aside. Without opened images, names and
+        exclude_pretraining_overlap: Whether to keep what the package's own weights have seen out of evaluation, whatever weights are
+            chosen, so that all are compared on the same images: such an image, and any other of its patient, is `in_pretraining`,
+            which a split leaves in training, and in the official TEST it is excluded. Without opened images, names and
             patients alone are compared. False looks for nothing, and is for weights from elsewhere, or none.
         workers: Threads that open images; None for a number that fits the machine.
 
     Returns:
         One row an image, with a RangeIndex and the columns `COHORT_COLUMNS`, `sex`, `age` (years) and `day` where
-        they are known, and all columns that the data came with. `split` is train, test or aside; `seen` is bool, and
-        False in all rows with `guard_seen=False`. In `attrs`: `task`, `classes`, `positive`, `root`,
+        they are known, and all columns that the data came with. `split` is train, test or excluded; `in_pretraining` is bool, and
+        False in all rows with `exclude_pretraining_overlap=False`. In `attrs`: `task`, `classes`, `positive`, `root`,
         `patients_known`, `problems` and `data`, all plain values.
 
     Raises:
@@ -100,7 +100,7 @@ def read_cohort(
         seed=seed,
         check_images=check_images,
     )
-    manifests = [read_manifest(file) for file in package_manifests()] if guard_seen else []
+    manifests = [read_manifest(file) for file in package_manifests()] if exclude_pretraining_overlap else []
     problems = ProblemLog()
     columns = {"path": path_column, "label": label_column, "patient": patient_column}
     columns |= {"split": split_column, "source": source_column, "view": view_column}
@@ -115,7 +115,7 @@ def read_cohort(
     if table.empty:
         raise DataError(f"{rows.data}: no row is left.", hint="See the details.", details=problems.errors())
     table["group"] = join_groups(table["patient"], duplicates)
-    table["seen"] = _mark_seen(table, manifests)
+    table["in_pretraining"] = _mark_seen(table, manifests)
     table = _keep_seen_apart(table, problems)
     table = _keep_test_apart(table, problems)
     if negatives_per_positive is not None:
@@ -127,17 +127,17 @@ def read_cohort(
 
 
 def summarise_cohort(cohort: pd.DataFrame) -> pd.DataFrame:
-    """Count a cohort's images and patients by split, label and, for rows aside, reason.
+    """Count a cohort's images and patients by split, label and, for rows excluded, reason.
 
     Args:
         cohort: What `read_cohort` returned, split or not.
 
     Returns:
-        A tidy table with `split` (train, valid, test, aside), `label` (for a row without a class of the task its
+        A tidy table with `split` (train, valid, test, excluded), `label` (for a row without a class of the task its
         finding), `note`, `images` and `patients`, in the order of the splits and classes.
     """
     label = cohort["label"].where(cohort["label"] != "", cohort["finding"])
-    order = {name: number for number, name in enumerate(["train", "valid", "test", "aside"])}
+    order = {name: number for number, name in enumerate(["train", "valid", "test", "excluded"])}
     classes = {name: number for number, name in enumerate(cohort.attrs.get("classes", []))}
     counts = (
         cohort.assign(label=label)
@@ -201,18 +201,20 @@ def _join_facts(table: pd.DataFrame, names: pd.Series) -> pd.DataFrame:
 
 
 def _place(table: pd.DataFrame, task: Task, problems: ProblemLog) -> pd.DataFrame:
-    """Give each row its class and its split, and the reason where it stands aside; the last reason stands."""
+    """Give each row its class and its split, and the reason where it is excluded; the last reason stands."""
     classes, reasons = (
-        {text: find(text) or "" for text in table["finding"].unique()} for find in (task.class_of, task.reason_aside)
+        {text: find(text) or "" for text in table["finding"].unique()} for find in (task.class_of, task.reason_excluded)
     )
     table["label"], table["note"] = table["finding"].map(classes), table["finding"].map(reasons)
     table["finding"] = table["finding"].map(canonical_finding)
     if task.frontal_only:  # guard: lateral
         table.loc[(table["view"] == "L") & (table["note"] == ""), "note"] = "lateral view"
-    for name, reason in task.aside_sources.items():
+    for name, reason in task.excluded_sources.items():
         table.loc[table["source"].map(fold_text) == fold_text(name), "note"] = reason
-    tripwire = ~table["cohen_finding"].isin(["", "COVID-19"])
-    table.loc[tripwire, "note"] = "tripwire: Cohen's collection, not COVID-19 (" + table["cohen_finding"] + ")"
+    negative_control = ~table["cohen_finding"].isin(["", "COVID-19"])
+    table.loc[negative_control, "note"] = (
+        "negative control: Cohen's collection, not COVID-19 (" + table["cohen_finding"] + ")"
+    )
     return _place_in_split(table, task, problems)
 
 
@@ -235,12 +237,12 @@ def _place_in_split(table: pd.DataFrame, task: Task, problems: ProblemLog) -> pd
             remedy="Nothing: split_by_patient draws the validation part, with no patient on both sides.",
         )
     table["unknown_split"] = given == ""
-    table.loc[(given == "aside") & (table["note"] == ""), "note"] = "aside in the data"
+    table.loc[(given == "excluded") & (table["note"] == ""), "note"] = "excluded in the data"
     test = (given == "test") & (table["note"] == "")
     absent = [name for name in task.classes if name not in set(table.loc[test, "label"])]
     if test.any() and absent and not task.official_test:
         table.loc[test, "note"] = f"official TEST: holds no {' and no '.join(absent)}"
-    table["split"] = given.replace({"valid": "train", "": "train"}).mask(table["note"] != "", "aside")
+    table["split"] = given.replace({"valid": "train", "": "train"}).mask(table["note"] != "", "excluded")
     return table
 
 
@@ -283,29 +285,29 @@ def _check(
 
 def _mark_seen(table: pd.DataFrame, manifests: Sequence[Manifest]) -> pd.Series:
     """Say of each row whether the weights have seen a picture of its group: it, a copy, or another of its patient."""
-    seen = mark_seen(table, table.get("phash"), manifests)
+    seen = mark_pretraining_overlap(table, table.get("phash"), manifests)
     return table["group"].isin(set(table.loc[seen, "group"]))
 
 
 def _keep_seen_apart(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
-    """Put test images aside that the weights have seen, before the training images of tested patients are."""
-    tested = table["seen"] & (table["split"] == "test")
-    trained = int((table["seen"] & (table["split"] == "train")).sum())
+    """Put test images excluded that the weights have seen, before the training images of tested patients are."""
+    tested = table["in_pretraining"] & (table["split"] == "test")
+    trained = int((table["in_pretraining"] & (table["split"] == "train")).sum())
     if trained or tested.any():
-        aside = f"; {int(tested.sum())} of the official TEST stand aside" if tested.any() else ""
+        excluded = f"; {int(tested.sum())} of the official TEST are excluded" if tested.any() else ""
         problems.add(
-            "seen_by_weights",
+            "in_pretraining",
             severity="note",
             reason=f"{trained} training images are of patients whom the package's weights have seen: they are trained "
-            f"on and never evaluated on{aside}",
-            remedy="Nothing; guard_seen=False lets them be evaluated on, with weights=None or 'imagenet'.",
+            f"on and never evaluated on{excluded}",
+            remedy="Nothing; exclude_pretraining_overlap=False lets them be evaluated on, with weights=None or 'imagenet'.",
         )
-    table.loc[tested, ["split", "note"]] = ["aside", SEEN]
+    table.loc[tested, ["split", "note"]] = ["excluded", SEEN]
     return table
 
 
 def _keep_test_apart(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
-    """Put training images aside whose patient, or whose picture, is in the test set too."""
+    """Put training images excluded whose patient, or whose picture, is in the test set too."""
     tested = set(table.loc[table["split"] == "test", "group"])
     both = (table["split"] == "train") & table["group"].isin(tested)
     for index in table.index[both]:
@@ -315,10 +317,10 @@ def _keep_test_apart(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
             row=row["row"],
             path=row["path"],
             severity="warning",
-            reason=f"patient {row['patient']} is in the test set too; this training image stands aside",
+            reason=f"patient {row['patient']} is in the test set too; this training image is excluded",
             remedy="Keep all images of a patient on one side.",
         )
-    table.loc[both, ["split", "note"]] = ["aside", "its patient is in the test set"]  # guard: tested_patient
+    table.loc[both, ["split", "note"]] = ["excluded", "its patient is in the test set"]  # guard: tested_patient
     return table
 
 
@@ -337,8 +339,8 @@ def _draw_negatives(table: pd.DataFrame, task: Task, *, ratio: float, seed: int)
         logger.warning("negatives_per_positive=%g asks for %d images; there are %d.", ratio, wanted, len(negatives))
         return table
     order = np.random.default_rng(seed).permutation(len(negatives))
-    order = order[np.argsort(negatives["seen"].to_numpy()[order], kind="stable")]  # the unseen first
-    table.loc[negatives.index[order[wanted:]], ["split", "note"]] = ["aside", "not drawn"]
+    order = order[np.argsort(negatives["in_pretraining"].to_numpy()[order], kind="stable")]  # the unseen first
+    table.loc[negatives.index[order[wanted:]], ["split", "note"]] = ["excluded", "not drawn"]
     return table
 
 
@@ -355,7 +357,7 @@ def _assemble(table: pd.DataFrame, extras: pd.DataFrame) -> pd.DataFrame:
 
 
 def _attrs(table: pd.DataFrame, task: Task, rows: Rows, problems: ProblemLog) -> dict:
-    used = table[table["split"] != "aside"]
+    used = table[table["split"] != "excluded"]
     root = rows.root or os.path.commonpath([os.path.dirname(path) for path in table["path"]])
     return {
         "task": task.name,
@@ -371,13 +373,13 @@ def _attrs(table: pd.DataFrame, task: Task, rows: Rows, problems: ProblemLog) ->
 def _log_cohort(cohort: pd.DataFrame) -> None:
     counts = summarise_cohort(cohort)
     for split, part in counts.groupby("split", sort=False):
-        what = "note" if split == "aside" else "label"
+        what = "note" if split == "excluded" else "label"
         sums = part.groupby(what, sort=False)["images"].sum()
         logger.info("%s: %s.", split.capitalize(), "; ".join(f"{name} {n}" for name, n in sums.items()))
-    if cohort["seen"].any():
+    if cohort["in_pretraining"].any():
         logger.info(
             "Seen by the package's weights, they or another image of their patient: %d images. Never evaluated on.",
-            int(cohort["seen"].sum()),
+            int(cohort["in_pretraining"].sum()),
         )
     problems = cohort.attrs["problems"]
     serious = [row for row in problems if row["severity"] != "note"]

@@ -1,6 +1,6 @@
 """Training, validation and folds: by patient, stratified by label, seeded; the test set is never touched.
 
-What the package's weights have seen (`seen` in the cohort), and the rest of its group, is in training in every split
+What the package's weights have seen (`in_pretraining` in the cohort), and the rest of its group, is in training in every split
 and every fold. Validation is drawn from the unseen: of each class as many images as its share of all training images,
 seen ones included, but no more than half of the unseen ones (or that share of them, where it is above a half), so that
 training keeps patients of that class that are as new to the weights as those it is judged on.
@@ -25,17 +25,17 @@ MOST_OF_UNSEEN = 0.5  # of a class's unseen images go to validation, where weigh
 DEALS = 50  # where groups hold several classes, one order of dealing can fail and another succeed
 
 
-def split_by_patient(cohort: pd.DataFrame, *, valid: float = 0.2, seed: int = 42) -> pd.DataFrame:
+def split_by_patient(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int = 42) -> pd.DataFrame:
     """Split the training rows into training and validation, no patient on both sides.
 
     Whole groups (patients, joined where they share a picture) are dealt in random order, class by class from the
-    rarest, so that each class has about the share `valid` of its images in validation and at least one patient on
+    rarest, so that each class has about the fraction `valid_pct` of its images in validation and at least one patient on
     either side; groups with a seen image are not dealt, and are training. The result depends on the groups' names and
     the seed, not on the order of the rows.
 
     Args:
-        cohort: What `read_cohort` returned. Its rows that are train or valid are split anew; test and aside stay.
-        valid: Share of the images for validation, between 0 and 1.
+        cohort: What `read_cohort` returned. Its rows that are train or valid are split anew; test and excluded stay.
+        valid_pct: Fraction of the images for validation, between 0 and 1.
         seed: 0 or more.
 
     Returns:
@@ -46,10 +46,10 @@ def split_by_patient(cohort: pd.DataFrame, *, valid: float = 0.2, seed: int = 42
             has the counts.
         UsageError: An option has a value that is not allowed.
     """
-    _check_options(valid=valid, seed=seed)
+    _check_options(valid_pct=valid_pct, seed=seed)
     rows = _training_rows(cohort)
     counts = _count_groups(rows, _classes(cohort), least=2, what="a training and a validation part")
-    held_out = _valid_shares(rows, valid=valid).reindex(counts.columns)
+    held_out = _valid_shares(rows, valid_pct=valid_pct).reindex(counts.columns)
     part = _deal(counts, shares=np.stack([1 - held_out, held_out]), seed=seed)
     split = cohort.copy()
     split.loc[rows.index, "split"] = np.where(rows["group"].map(part) == 1, "valid", "train")  # guard: by_group
@@ -57,7 +57,7 @@ def split_by_patient(cohort: pd.DataFrame, *, valid: float = 0.2, seed: int = 42
     return split
 
 
-def split_by_image(cohort: pd.DataFrame, *, valid: float = 0.2, seed: int = 42) -> pd.DataFrame:
+def split_by_image(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int = 42) -> pd.DataFrame:
     """Split the training rows by image, as the article did: patients can stand on both sides.
 
     What is measured on such a split is too good by an unknown amount. It is here to show by how much. Seen images stay
@@ -65,7 +65,7 @@ def split_by_image(cohort: pd.DataFrame, *, valid: float = 0.2, seed: int = 42) 
 
     Args:
         cohort: What `read_cohort` returned.
-        valid: Share of the images for validation, between 0 and 1.
+        valid_pct: Fraction of the images for validation, between 0 and 1.
         seed: 0 or more.
 
     Returns:
@@ -76,14 +76,16 @@ def split_by_image(cohort: pd.DataFrame, *, valid: float = 0.2, seed: int = 42) 
         DataError: There is one class only, or a class has fewer than two images, or than two unseen ones.
         UsageError: An option has a value that is not allowed.
     """
-    _check_options(valid=valid, seed=seed)
+    _check_options(valid_pct=valid_pct, seed=seed)
     rows = _training_rows(cohort).sort_values("path")
-    unseen, classes = rows[~rows["seen"]], _classes(cohort)
+    unseen, classes = rows[~rows["in_pretraining"]], _classes(cohort)
     counts, kept_out = (
-        part.groupby("label").size().reindex(classes, fill_value=0) for part in (unseen, rows[rows["seen"]])
+        part.groupby("label").size().reindex(classes, fill_value=0) for part in (unseen, rows[rows["in_pretraining"]])
     )
     _refuse(counts, kept_out, least=2, unit="image", what="a training and a validation part")
-    held_out = _with_every_class(unseen, _draw_images(unseen, _valid_shares(rows, valid=valid), seed=seed), seed=seed)
+    held_out = _with_every_class(
+        unseen, _draw_images(unseen, _valid_shares(rows, valid_pct=valid_pct), seed=seed), seed=seed
+    )
     split = cohort.copy()
     split.loc[rows.index, "split"] = "train"
     split.loc[held_out, "split"] = "valid"
@@ -101,7 +103,7 @@ def fold_by_patient(cohort: pd.DataFrame, *, folds: int = 5, seed: int = 42) -> 
     """Deal the training rows into folds for cross-validation, no patient in two of them.
 
     Args:
-        cohort: What `read_cohort` returned. Rows that are valid go back to train first; test and aside stay.
+        cohort: What `read_cohort` returned. Rows that are valid go back to train first; test and excluded stay.
         folds: Their number, 2 or more.
         seed: 0 or more.
 
@@ -166,9 +168,9 @@ def leaked_patients(cohort: pd.DataFrame) -> list[str]:
     return sorted(held_out.loc[held_out[unit].isin(trained), "patient"].unique())
 
 
-def _check_options(*, seed: int, valid: float = 0.2) -> None:
-    if not 0 < valid < 1:
-        raise UsageError(f"valid={valid!r}.", hint="Give a share between 0 and 1, e.g. 0.2.")
+def _check_options(*, seed: int, valid_pct: float = 0.2) -> None:
+    if not 0 < valid_pct < 1:
+        raise UsageError(f"valid_pct={valid_pct!r}.", hint="Give a share between 0 and 1, e.g. 0.2.")
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UsageError(f"seed={seed!r}.", hint="Give a whole number from 0 to 4294967295.")
 
@@ -180,7 +182,7 @@ def _training_rows(cohort: pd.DataFrame) -> pd.DataFrame:
     if not cohort.index.is_unique:
         raise DataError("Rows of the cohort share an index.", hint="Call reset_index(drop=True) first.")
     rows = cohort.loc[cohort["split"].isin(["train", "valid"]), ["path", "label", "patient", "group"]]
-    rows["seen"] = rows["group"].isin(_seen_groups(cohort))
+    rows["in_pretraining"] = rows["group"].isin(_seen_groups(cohort))
     if rows.empty:
         counts = ", ".join(f"{split} {n}" for split, n in cohort["split"].value_counts().items()) or "no row"
         raise DataError(f"There is no training row to split ({counts}).", hint="Check the task and the labels.")
@@ -189,9 +191,11 @@ def _training_rows(cohort: pd.DataFrame) -> pd.DataFrame:
 
 def _seen_groups(cohort: pd.DataFrame) -> set:
     """Return the groups with a seen image, on whatever side; none where the cohort does not say what was seen."""
-    if "seen" not in cohort:  # guard: seen_groups
+    if "in_pretraining" not in cohort:  # guard: seen_groups
         return set()
-    seen = cohort["seen"].astype(str).str.casefold().isin(["true", "1", "1.0"])  # a cohort from a CSV holds texts
+    seen = (
+        cohort["in_pretraining"].astype(str).str.casefold().isin(["true", "1", "1.0"])
+    )  # a cohort from a CSV holds texts
     return set(cohort.loc[seen, "group"])
 
 
@@ -205,16 +209,16 @@ def _count_groups(rows: pd.DataFrame, classes: Sequence[str], *, least: int, wha
     """Return the images by unseen group (rows, by name) and class; raise where a class has too few groups."""
     unseen, seen = (
         pd.crosstab(part["group"], part["label"]).reindex(columns=classes, fill_value=0)
-        for part in (rows[~rows["seen"]], rows[rows["seen"]])
+        for part in (rows[~rows["in_pretraining"]], rows[rows["in_pretraining"]])
     )
     _refuse((unseen > 0).sum(), (seen > 0).sum(), least=least, unit="patient", what=what)
     return unseen
 
 
-def _valid_shares(rows: pd.DataFrame, *, valid: float) -> pd.Series:
+def _valid_shares(rows: pd.DataFrame, *, valid_pct: float) -> pd.Series:
     """Return the share of each class's unseen images that go to validation, as the module's first lines say."""
-    unseen = (~rows["seen"]).groupby(rows["label"]).mean()
-    return (valid / unseen).clip(upper=max(valid, MOST_OF_UNSEEN))
+    unseen = (~rows["in_pretraining"]).groupby(rows["label"]).mean()
+    return (valid_pct / unseen).clip(upper=max(valid_pct, MOST_OF_UNSEEN))
 
 
 def _draw_images(unseen: pd.DataFrame, shares: pd.Series, *, seed: int) -> pd.Index:
@@ -264,7 +268,7 @@ def _refuse_guarded(counts: pd.Series, kept_out: pd.Series, *, least: int, unit:
     few = counts[counts < least]
     names = " and ".join(map(repr, few.index))
     listed = ", ".join(f"{label!r} {n} and {kept_out[label]} kept out" for label, n in counts.items())
-    hint = "To be judged on them, say guard_seen=False, with weights=None or 'imagenet'"
+    hint = "To be judged on them, say exclude_pretraining_overlap=False, with weights=None or 'imagenet'"
     hint += ", or take fewer folds." if "folds" in what else "."
     details = [
         {

@@ -1,4 +1,4 @@
-"""Tasks: which findings are which class, and which images stand aside."""
+"""Tasks: which findings are which class, and which images are excluded."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class Task:
         classes: The classes in the order of the vocabulary, the negative one first.
         positive: The class that sensitivity is about; None where there are more than two.
         labels: The class of each finding.
-        aside: The reason why a finding takes no part, for findings that are known and not asked about. A finding
+        excluded: The reason why a finding takes no part, for findings that are known and not asked about. A finding
             that is neither here nor in `labels` is an unknown label, and an error.
-        aside_sources: The reason why a whole collection takes no part, by the `source` of its images.
-        frontal_only: Whether lateral views stand aside, where the view is known.
+        excluded_sources: The reason why a whole collection takes no part, by the `source` of its images.
+        frontal_only: Whether lateral views are excluded, where the view is known.
         official_test: Whether the rows that the data call TEST are a test set of this task in any case; if not, they
-            are one only where every class is among them, and stand aside otherwise.
+            are one only where every class is among them, and are excluded otherwise.
 
     Raises:
         UsageError: The parts contradict each other.
@@ -67,8 +67,8 @@ class Task:
     classes: tuple[str, ...] = ()
     positive: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    aside: Mapping[str, str] = field(default_factory=dict)
-    aside_sources: Mapping[str, str] = field(default_factory=dict)
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    excluded_sources: Mapping[str, str] = field(default_factory=dict)
     frontal_only: bool = True
     official_test: bool = True
 
@@ -76,7 +76,7 @@ class Task:
         if isinstance(self.classes, str):
             raise UsageError(f"classes={self.classes!r} is one text.", hint='Give a tuple: ("Normal", "COVID-19").')
         object.__setattr__(self, "classes", tuple(self.classes))  # JSON gives lists
-        for name in ("labels", "aside", "aside_sources"):
+        for name in ("labels", "excluded", "excluded_sources"):
             object.__setattr__(self, name, dict(getattr(self, name)))
         object.__setattr__(self, "title", self.title or " or ".join(self.classes))
         self._check()
@@ -99,7 +99,7 @@ class Task:
         self._check_findings(where)
 
     def _check_findings(self, where: str) -> None:
-        """Refuse a finding that has two classes, or a class and a reason to stand aside, in any of its spellings."""
+        """Refuse a finding that has two classes, or a class and a reason to are excluded, in any of its spellings."""
         classes: dict[str, str] = {}
         for finding, label in [*((name, name) for name in self.classes), *self.labels.items()]:
             other = classes.setdefault(_usual(finding), label)
@@ -107,23 +107,23 @@ class Task:
                 raise UsageError(
                     f"{where}: {finding!r} has the classes {other!r} and {label!r}.", hint="Name it in one of both."
                 )
-        both = [finding for finding in self.aside if _usual(finding) in classes]
+        both = [finding for finding in self.excluded if _usual(finding) in classes]
         if both:
             raise UsageError(
-                f"{where}: {', '.join(map(repr, both))} has a class and stands aside.", hint="Name it in one of both."
+                f"{where}: {', '.join(map(repr, both))} has a class and is excluded.", hint="Name it in one of both."
             )
 
     def class_of(self, finding: str) -> str | None:
         """Return the class of a finding, None where it has none."""
         return _look_up({**{name: name for name in self.classes}, **self.labels}, finding)
 
-    def reason_aside(self, finding: str) -> str | None:
+    def reason_excluded(self, finding: str) -> str | None:
         """Return why a finding takes no part, None where it does or is not known."""
-        return None if self.class_of(finding) else _look_up(self.aside, finding)
+        return None if self.class_of(finding) else _look_up(self.excluded, finding)
 
     def known_findings(self) -> list[str]:
-        """Return the findings that the task can place: those of its classes first, then those that stand aside."""
-        return list(dict.fromkeys([*self.classes, *self.labels, *self.aside]))
+        """Return the findings that the task can place: those of its classes first, then those that are excluded."""
+        return list(dict.fromkeys([*self.classes, *self.labels, *self.excluded]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, from which `Task(**fields)` makes the same task."""
@@ -156,7 +156,7 @@ TASKS: dict[str, Task] = {
         classes=("Normal", "COVID-19"),
         positive="COVID-19",
         labels={"Normal": "Normal", "COVID-19": "COVID-19"},
-        aside=_not_of_this_task("bacteria", "virus", "pneumonia", "Streptococcus", "SARS", "ARDS"),
+        excluded=_not_of_this_task("bacteria", "virus", "pneumonia", "Streptococcus", "SARS", "ARDS"),
         official_test=False,  # CoronaHack's TEST holds no COVID-19
     ),
     "pneumonia": Task(
@@ -165,16 +165,16 @@ TASKS: dict[str, Task] = {
         classes=("Normal", "Pneumonia"),
         positive="Pneumonia",
         labels={"Normal": "Normal", **dict.fromkeys(("bacteria", "virus", "pneumonia"), "Pneumonia")},
-        aside=_not_of_this_task("COVID-19", "Streptococcus", "SARS", "ARDS"),
-        aside_sources=_COHEN_ASIDE,
+        excluded=_not_of_this_task("COVID-19", "Streptococcus", "SARS", "ARDS"),
+        excluded_sources=_COHEN_ASIDE,
     ),
     "etiology": Task(
         name="etiology",
         title="Normal, bacterial or viral pneumonia, children",
         classes=("Normal", "Bacterial", "Viral"),
         labels={"Normal": "Normal", "bacteria": "Bacterial", "virus": "Viral"},
-        aside=_not_of_this_task("pneumonia", "COVID-19", "Streptococcus", "SARS", "ARDS"),
-        aside_sources=_COHEN_ASIDE,
+        excluded=_not_of_this_task("pneumonia", "COVID-19", "Streptococcus", "SARS", "ARDS"),
+        excluded_sources=_COHEN_ASIDE,
     ),
 }
 

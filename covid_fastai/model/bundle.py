@@ -23,7 +23,7 @@ from torch import nn
 
 from covid_fastai.data.dataloaders import empty_dataloaders
 from covid_fastai.data.hardware import resolve_device
-from covid_fastai.errors import Diverged, ModelFormatError, ResourceError, UsageError
+from covid_fastai.errors import DivergenceError, ModelFormatError, ResourceError, UsageError
 from covid_fastai.files import ASIDE, atomic_write, restore_folder, unfinished_prefix, write_json
 from covid_fastai.model.bundle_config import (
     CONFIG_FILE,
@@ -85,7 +85,7 @@ def save_model(
         The folder.
 
     Raises:
-        Diverged: A weight is NaN or infinite.
+        DivergenceError: A weight is NaN or infinite.
         ResourceError: The folder holds something else, or cannot be written.
         UsageError: The learner was not made by this package, a value is not allowed, or its architecture cannot be
             written as ONNX.
@@ -96,7 +96,7 @@ def save_model(
     model = copy.deepcopy(get_model(learn.model)).float().cpu()  # out of its wrapper, when trained on several GPUs
     wild = _not_finite(model.state_dict())  # guard: save_nan
     if wild:
-        raise Diverged(
+        raise DivergenceError(
             f"The model is not saved: {wild} is NaN or infinite.", hint="Train again with a lower learning_rate."
         )
     restore_folder(folder)
@@ -140,7 +140,7 @@ def load_model(folder: str | Path, *, revision: str | None = None, device: str |
     Raises:
         ModelFormatError: A file is missing, damaged, changed, of a newer version, or no model of this package; the
             message names the file and the reason.
-        EnvironmentProblem: The device is not there, the architecture needs timm, which is not installed, or the Hub
+        UnavailableError: The device is not there, the architecture needs timm, which is not installed, or the Hub
             refuses or does not answer.
     """
     folder = find_model(folder, revision=revision)

@@ -17,14 +17,14 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 from torch import distributed
 
-from covid_fastai.errors import EnvironmentProblem, ResourceError, UsageError
+from covid_fastai.errors import ResourceError, UnavailableError, UsageError
 
-__all__ = ["agree", "broadcast_text", "data_parallel", "join_processes", "leads", "share_of_batch"]
+__all__ = ["agree", "broadcast_text", "data_parallel", "join_processes", "is_main_process", "batch_per_process"]
 
 TIMEOUT = timedelta(minutes=60)  # others wait so long for the one that reads the data; a dead one shows at once
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Say whether this process writes: the only one, or the first of several."""
     return rank_distrib() == 0
 
@@ -40,7 +40,7 @@ def join_processes(device: str = "auto") -> Iterator[int]:
         How many processes there are; 1 where nobody has started more.
 
     Raises:
-        EnvironmentProblem: accelerate is not installed, or there are fewer GPUs than processes on this machine.
+        UnavailableError: accelerate is not installed, or there are fewer GPUs than processes on this machine.
         ResourceError: Another process is gone.
     """
     if num_distrib() < 2 or distributed.is_initialized():
@@ -50,12 +50,12 @@ def join_processes(device: str = "auto") -> Iterator[int]:
         import accelerate  # noqa: F401 - fastai's trainer is built on it
     except ImportError as error:
         hint = "pip install 'covid_fastai[distributed]'"
-        raise EnvironmentProblem("Training on several processes needs accelerate.", hint=hint) from error
+        raise UnavailableError("Training on several processes needs accelerate.", hint=hint) from error
     on_gpu = device != "cpu" and torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true"
     if on_gpu:
         local = int(os.environ.get("LOCAL_RANK", 0))
         if local >= torch.cuda.device_count():
-            raise EnvironmentProblem(
+            raise UnavailableError(
                 f"There are {torch.cuda.device_count()} GPUs for more processes.", hint="Start one process a GPU."
             )
         torch.cuda.set_device(local)
@@ -88,7 +88,7 @@ def broadcast_text(text: str) -> str:
     content = torch.tensor(list(text.encode()), dtype=torch.uint8, device=_device())
     size = torch.tensor([len(content)], device=_device())
     distributed.broadcast(size, 0)
-    if not leads():
+    if not is_main_process():
         content = torch.zeros(int(size), dtype=torch.uint8, device=_device())
     distributed.broadcast(content, 0)
     return bytes(content.tolist()).decode()
@@ -114,7 +114,7 @@ def agree(what: str, value: object) -> None:
         )
 
 
-def share_of_batch(batch_size: int) -> int:
+def batch_per_process(batch_size: int) -> int:
     """Return how many images of a step each process takes.
 
     Raises:

@@ -7,7 +7,7 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 
-from covid_fastai.errors import EnvironmentProblem, ModelFormatError, OfflineError, UsageError
+from covid_fastai.errors import ModelFormatError, OfflineError, UnavailableError, UsageError
 from covid_fastai.files import restore_folder
 from covid_fastai.model.bundle_config import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, read_config, read_verified
 from covid_fastai.model.card import CARD_FILE, build_card
@@ -50,7 +50,7 @@ def push_to_hub(
     Raises:
         UsageError: `repo` is no name on the Hub.
         ModelFormatError: A file of the model is missing or damaged.
-        EnvironmentProblem: The extra `hub` is not installed, or the Hub refuses.
+        UnavailableError: The extra `hub` is not installed, or the Hub refuses.
         OfflineError: The Hub does not answer.
     """
     _check_name(repo)
@@ -88,7 +88,7 @@ def fetch_model(repo: str, *, revision: str | None = None, token: str | None = N
     Raises:
         UsageError: `repo` is no name on the Hub.
         ModelFormatError: There is no such model or revision, or none of this package.
-        EnvironmentProblem: The extra `hub` is not installed, or the Hub refuses.
+        UnavailableError: The extra `hub` is not installed, or the Hub refuses.
         OfflineError: The Hub does not answer, and the cache does not have it.
     """
     _check_name(repo)
@@ -160,7 +160,7 @@ def _hub(repo: str, revision: str | None = None):
         import huggingface_hub as hub
         from huggingface_hub import errors
     except ImportError as error:
-        raise EnvironmentProblem(
+        raise UnavailableError(
             f"{repo} is no folder here, and the Hugging Face Hub needs the extra hub.",
             hint="Correct the folder, or pip install 'covid_fastai[hub]'",
         ) from error
@@ -168,7 +168,7 @@ def _hub(repo: str, revision: str | None = None):
     try:
         yield hub
     except errors.GatedRepoError as error:
-        raise EnvironmentProblem(f"The Hub shows {repo} to some only.", hint="Ask its owner, then log in.") from error
+        raise UnavailableError(f"The Hub shows {repo} to some only.", hint="Ask its owner, then log in.") from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
         if isinstance(error, errors.LocalEntryNotFoundError):
             raise _offline(at) from error
@@ -178,7 +178,7 @@ def _hub(repo: str, revision: str | None = None):
         ) from error
     except errors.HfHubHTTPError as error:
         reason = getattr(error, "server_message", None) or str(error).splitlines()[0]
-        raise EnvironmentProblem(
+        raise UnavailableError(
             f"The Hub refuses {at}: {reason}", hint="Log in with hf auth login and a token that may do this."
         ) from error
     except _unreachable() as error:

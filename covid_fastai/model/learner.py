@@ -78,7 +78,7 @@ def build_learner(
         UsageError: An argument has a value that is not allowed.
         ModelFormatError: The weights' file is damaged or of another architecture.
         OfflineError: The weights have to be fetched and no network answers.
-        EnvironmentProblem: timm is asked for and not installed.
+        UnavailableError: timm is asked for and not installed.
     """
     _check_options(dls, balance=balance, gradient_clip=gradient_clip)
     mixed = precision_callbacks(precision, torch.device(getattr(dls, "device", None) or "cpu"))

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from covid_fastai.data.guard import InputRemark, remark_picture
 from covid_fastai.data.images import ImageFacts, read_image, resize_image
+from covid_fastai.data.input_check import InputRemark, remark_picture
 from covid_fastai.errors import DataError, ImageError, UsageError
 from covid_fastai.model.bundle_config import (
     CONFIG_FILE,
@@ -126,7 +126,7 @@ class Predictor:
             The columns `path`, a `p_<class>` for each class (0 to 1, sum 1, NaN where there is no prediction),
             `prediction` (the more probable class; of two classes, the positive one from the model's threshold on),
             `status` (`ok`, `unreadable`, or `failed` where the model gave no number), `reason` (empty where `ok`) and
-            `remark`: what `covid_fastai.data.guard` says against the picture's being an upright frontal chest
+            `remark`: what `covid_fastai.data.input_check` says against the picture's being an upright frontal chest
             radiograph, empty where nothing was noticed. A remark changes no other column.
 
         Raises:

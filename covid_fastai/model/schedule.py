@@ -15,8 +15,10 @@ from fastai.callback.core import Callback
 from fastai.imports import IN_NOTEBOOK
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib, rank_distrib
+from torch.nn import functional
 
-from covid_fastai.errors import DataError, Diverged, ResourceError, UsageError
+from covid_fastai.errors import DataError, DivergenceError, ResourceError, UsageError
+from covid_fastai.model.callbacks import FROZEN, UNFROZEN, EpochLog, HistoryRecorder, NonFiniteGuard, Phase, Record
 from covid_fastai.model.checkpoint import (
     Checkpoint,
     check_room,
@@ -28,11 +30,9 @@ from covid_fastai.model.checkpoint import (
     save_checkpoint,
 )
 from covid_fastai.model.features import features_of_frozen_body, needs_body
-from covid_fastai.model.journal import FROZEN, UNFROZEN, EpochLog, Guard, Journal, Phase, Record
 from covid_fastai.model.learner import FrozenBody
-from covid_fastai.model.resizing import ProgressiveResizing
 
-__all__ = ["fit"]
+__all__ = ["fit", "ProgressiveResizing"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -51,8 +51,8 @@ def fit(
     unfrozen_epochs: int = 5,
     learning_rate: float = 2e-3,
     unfrozen_learning_rate: float | None = None,
-    discriminative: float | None = None,
-    frozen_views: int | None = None,
+    lr_ratio: float | None = None,
+    frozen_augmentations: int | None = None,
     initial_image_size: int | None = None,
     checkpoints: str | Path | None = None,
     resume: bool = False,
@@ -61,7 +61,7 @@ def fit(
     """Train in two one-cycles: the head on a body that is truly frozen, then everything.
 
     In the first phase no tensor of the body changes, BatchNorm's statistics included. In the second the groups of
-    layers learn at rates from `unfrozen_learning_rate / discriminative` (first layers) to `unfrozen_learning_rate`
+    layers learn at rates from `unfrozen_learning_rate / lr_ratio` (first layers) to `unfrozen_learning_rate`
     (head), in equal factors. (One-cycle: Smith, arXiv:1803.09820; discriminative rates: Howard and Ruder, ACL 2018.)
 
     Afterwards, and after an error too, `learn.history` is a table with a row an epoch (phase, epoch counted from 1 over
@@ -74,9 +74,9 @@ def fit(
         unfrozen_epochs: Epochs of the second phase, 0 to leave it out.
         learning_rate: The head's peak rate in the first phase, above 0.
         unfrozen_learning_rate: Its peak rate in the second phase; half of `learning_rate` if None.
-        discriminative: How many times slower the first layers learn than the head, 1 or more; if None, 100 for
+        lr_ratio: How many times slower the first layers learn than the head, 1 or more; if None, 100 for
             pretrained weights and 1 for random ones, whose first layers have as much to learn.
-        frozen_views: How many augmented views of each training image the frozen epochs share, 1 or more; a fresh one
+        frozen_augmentations: How many augmented views of each training image the frozen epochs share, 1 or more; a fresh one
             each epoch if None. A frozen body says the same of the same picture, so it runs once a view (and once for
             validation), and the head learns from what it said: the same training at a fraction of the work. Callbacks
             that may look at images or into the body (`needs_body`) get the slow way, and the log says why.
@@ -91,15 +91,15 @@ def fit(
     Raises:
         UsageError: An argument has a value that is not allowed, or the checkpoint is of a run with other settings.
         DataError: The training images are fewer than one batch.
-        Diverged: A loss or a weight became NaN or infinite; says at which epoch and step.
+        DivergenceError: A loss or a weight became NaN or infinite; says at which epoch and step.
         ResourceError: The folder holds another run's checkpoints, or the disk has no room.
         ModelFormatError: No checkpoint there can be read.
     """
-    phases = _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learning_rate, discriminative)
+    phases = _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learning_rate, lr_ratio)
     _check_data(learn)
-    views = _views(frozen_views, frozen_epochs)
+    views = _views(frozen_augmentations, frozen_epochs)
     config = _describe(learn, phases) | ({"initial_image_size": initial_image_size} if initial_image_size else {})
-    config |= {"frozen_views": views} if frozen_views else {}
+    config |= {"frozen_augmentations": views} if frozen_augmentations else {}
     resizing = _resizing(learn, initial_image_size, unfrozen_epochs)
     checkpoint = _open_checkpoints(learn, checkpoints, resume=resume, config=config)
     if not any(isinstance(callback, FrozenBody) for callback in learn.cbs):
@@ -109,33 +109,33 @@ def fit(
     if checkpoint is not None:
         restore_model(learn, checkpoint)
     record = Record.of(checkpoint)
-    guard = Guard(learn, checkpoint.facts["epoch"] if checkpoint else 0) if stop_on_divergence else None
+    guard = NonFiniteGuard(learn, checkpoint.facts["epoch"] if checkpoint else 0) if stop_on_divergence else None
     try:
         with _logging_only(learn):
             for phase in phases:
                 done = _done(phase, checkpoint)
                 if done < phase.epochs:
                     callbacks = [
-                        Journal(record, phase, done),
+                        HistoryRecorder(record, phase, done),
                         EpochLog(phase.before, sum(p.epochs for p in phases), phase.name),
                     ]
                     callbacks += [guard] if guard else []
                     callbacks += resizing if phase.name == UNFROZEN else []
                     if checkpoints is not None:
-                        callbacks.append(Keeper(record, phase, Path(checkpoints), config))
+                        callbacks.append(CheckpointCallback(record, phase, Path(checkpoints), config))
                     with _without_body(learn, views) if phase.name == FROZEN else nullcontext([]) as feeding:
                         _run(learn, phase, done=done, checkpoint=checkpoint, callbacks=[*callbacks, *feeding])
-    except Diverged as error:
+    except DivergenceError as error:
         learn.opt = None  # its moments are no numbers either
         back = guard.restore(learn)
-        raise Diverged(f"{error.message} {back}", hint=error.hint, details=error.details) from None
+        raise DivergenceError(f"{error.message} {back}", hint=error.hint, details=error.details) from None
     finally:
         if hasattr(learn, "training_precision"):
             learn.training_precision.leave()  # guard: leave
         record.publish(learn)
 
 
-def _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learning_rate, discriminative) -> list[Phase]:
+def _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learning_rate, lr_ratio) -> list[Phase]:
     """Check the numbers and return the phases that have epochs."""
     for name, value in {"frozen_epochs": frozen_epochs, "unfrozen_epochs": unfrozen_epochs}.items():
         if int(value) != value or value < 0:
@@ -143,25 +143,28 @@ def _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learnin
     if frozen_epochs + unfrozen_epochs == 0:
         raise UsageError("frozen_epochs and unfrozen_epochs are both 0.", hint="Train for one epoch at least.")
     pretrained = getattr(getattr(learn, "weights", None), "pretrained", True)
-    spread = (PRETRAINED_SPREAD if pretrained else 1.0) if discriminative is None else discriminative
+    spread = (PRETRAINED_SPREAD if pretrained else 1.0) if lr_ratio is None else lr_ratio
     peak = learning_rate / 2 if unfrozen_learning_rate is None else unfrozen_learning_rate
     for name, value in {"learning_rate": learning_rate, "unfrozen_learning_rate": peak}.items():
         if not (math.isfinite(value) and value > 0):
             raise UsageError(f"{name}={value} is not above 0.", hint="2e-3 is usual.")
     if not (math.isfinite(spread) and spread >= 1):
-        raise UsageError(f"discriminative={spread} is below 1.", hint="1 gives all layers the same rate.")
+        raise UsageError(f"lr_ratio={spread} is below 1.", hint="1 gives all layers the same rate.")
     rates = peak if spread == 1 else slice(peak / spread, peak)
     plan = [Phase(FROZEN, frozen_epochs, learning_rate, 0), Phase(UNFROZEN, unfrozen_epochs, rates, frozen_epochs)]
     return [phase for phase in plan if phase.epochs]
 
 
-def _views(frozen_views: int | None, frozen_epochs: int) -> int:
+def _views(frozen_augmentations: int | None, frozen_epochs: int) -> int:
     """Check the number of views and return how many there are."""
-    if frozen_views is None:
+    if frozen_augmentations is None:
         return frozen_epochs
-    if not isinstance(frozen_views, int) or frozen_views < 1:
-        raise UsageError(f"frozen_views={frozen_views!r}.", hint="Give 1 or more, or None for a fresh view each epoch.")
-    return min(frozen_views, frozen_epochs)
+    if not isinstance(frozen_augmentations, int) or frozen_augmentations < 1:
+        raise UsageError(
+            f"frozen_augmentations={frozen_augmentations!r}.",
+            hint="Give 1 or more, or None for a fresh view each epoch.",
+        )
+    return min(frozen_augmentations, frozen_epochs)
 
 
 @contextmanager
@@ -267,7 +270,7 @@ def _logging_only(learn: Learner) -> Iterator[None]:
         yield
 
 
-class Keeper(Callback):
+class CheckpointCallback(Callback):
     """Write a checkpoint after every epoch."""
 
     order = 95  # last, so that it holds what every other callback has done
@@ -295,7 +298,7 @@ class Keeper(Callback):
 class Resumption(Callback):
     """Take up a phase where a checkpoint left it: random states, smoothed loss and what the recorder knows."""
 
-    order = 94  # after every callback that starts afresh in before_fit, before Keeper
+    order = 94  # after every callback that starts afresh in before_fit, before CheckpointCallback
 
     def __init__(self, checkpoint: Checkpoint, done: int):
         self.checkpoint, self.done, self.waiting = checkpoint, done, True
@@ -324,3 +327,25 @@ class Resumption(Callback):
 
 def _say_nothing(*_: Any) -> None:
     """Take the place of a logger."""
+
+
+class ProgressiveResizing(Callback):
+    """Shrink the training batches of the first epochs on the device; validation always sees the full size.
+
+    Source: fast.ai's DAWNBench entry of 2018; Howard and Gugger, Deep Learning for Coders with fastai, chapter 7.
+
+    Args:
+        size: Side that images are shrunk to, pixels.
+        epochs: How many epochs see them so, from the first one of the fit on.
+    """
+
+    order = 10  # before MixedPrecision and all that looks at the batch
+
+    def __init__(self, size: int, epochs: int):
+        self.size, self.epochs = size, epochs
+
+    def before_batch(self):
+        """Shrink the images of a training batch."""
+        if self.training and self.epoch < self.epochs:
+            shrink = {"size": (self.size, self.size), "mode": "bilinear", "antialias": True}
+            self.learn.xb = tuple(functional.interpolate(x, **shrink) for x in self.xb)

@@ -16,7 +16,7 @@ import torchvision
 from fastai.vision.learner import TimmBody, create_body
 from torch import nn
 
-from covid_fastai.errors import EnvironmentProblem, ModelFormatError, OfflineError, UsageError
+from covid_fastai.errors import ModelFormatError, OfflineError, UnavailableError, UsageError
 from covid_fastai.model.weight_files import (
     TIMEOUT,
     download,
@@ -89,7 +89,7 @@ def resolve_weights(weights: str | Path | Weights | None, *, arch: str) -> Weigh
         UsageError: `arch` or `weights` is not known, or the two do not belong together.
         ModelFormatError: A file is damaged, not what its name says, or not of this architecture.
         OfflineError: They have to be fetched and no network answers; the error says which file to place where.
-        EnvironmentProblem: timm is asked for and not installed.
+        UnavailableError: timm is asked for and not installed.
     """
     check_arch(arch)
     if isinstance(weights, Weights):
@@ -112,7 +112,7 @@ def check_arch(arch: str) -> None:
 
     Raises:
         UsageError: The name is not known.
-        EnvironmentProblem: It is a timm name, and timm is not installed.
+        UnavailableError: It is a timm name, and timm is not installed.
     """
     if arch in ARCHITECTURES:
         return
@@ -264,7 +264,7 @@ def _import_timm():
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise EnvironmentProblem("timm is not installed.", hint='Run: pip install "covid_fastai[timm]"') from error
+        raise UnavailableError("timm is not installed.", hint='Run: pip install "covid_fastai[timm]"') from error
     return timm
 
 

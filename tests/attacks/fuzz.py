@@ -23,7 +23,7 @@ from covid_fastai.data.cache import cached_square
 from covid_fastai.data.images import open_image, open_square
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.errors import CovidFastaiError
-from covid_fastai.evidence.prediction_table import read_predictions
+from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.model.predictor import Predictor
 from tests.small_model import write_small_model
 
@@ -80,7 +80,7 @@ def tries(folder: Path, rng: np.random.Generator) -> list[tuple[str, dict[str, b
 
     def cohort(content: bytes) -> object:
         (folder / "rows.csv").write_bytes(content)
-        return read_cohort(folder / "rows.csv", guard_seen=False)
+        return read_cohort(folder / "rows.csv", exclude_pretraining_overlap=False)
 
     def predictions(content: bytes) -> object:
         (folder / "predictions.csv").write_bytes(content)

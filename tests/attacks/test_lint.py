@@ -79,7 +79,7 @@ socket.socket.connect = socket.getaddrinfo = refuse
 import covid_fastai
 for name in sorted(covid_fastai.__all__):
     getattr(covid_fastai, name)
-from covid_fastai.app import cli
+from covid_fastai.app.cli import main
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout

@@ -12,7 +12,7 @@ pytest.importorskip("fasthtml", reason="the extra web is not installed")
 
 from benchmarks.soak import plot_soak, soak_batch, soak_page
 from covid_fastai.data.phantom import draw_phantom
-from tests.app.test_web import png
+from tests.app.server.test_app import png
 
 
 @pytest.mark.slow

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from covid_fastai.config import TrainConfig
 from covid_fastai.errors import UsageError
-from covid_fastai.evidence.intervals import wilson
-from covid_fastai.evidence.metrics import evaluate
-from covid_fastai.evidence.prediction_table import read_predictions
+from covid_fastai.evaluation.intervals import wilson
+from covid_fastai.evaluation.metrics import evaluate
+from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.files import write_csv
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -54,7 +54,7 @@ def test_figures_and_intervals_of_any_table(data, n):
     table = pd.DataFrame({"path": [f"{i}.png" for i in range(n)], "label": labels, "status": "ok"})
     table["patient"] = [f"{label}-{patient}" for label, patient in zip(labels, patients, strict=True)]
     table["p_Normal"], table["p_COVID-19"] = 1 - np.array(p), p
-    result = evaluate(table, positive="COVID-19", draws=100)
+    result = evaluate(table, positive="COVID-19", n_resamples=100)
     for row in result.to_dict()["metrics"]:
         value, low, high = row["value"], row["low"], row["high"]
         if not math.isfinite(value):

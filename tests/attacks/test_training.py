@@ -17,7 +17,7 @@ import torch
 from fastai.callback.core import Callback
 
 from covid_fastai import read_run, train_classifier
-from covid_fastai.errors import DataError, Diverged, ResourceError
+from covid_fastai.errors import DataError, DivergenceError, ResourceError
 
 QUICK = {"image_size": 32, "batch_size": 16, "frozen_epochs": 1, "unfrozen_epochs": 1, "weights": None}
 QUICK |= {"num_workers": 0, "device": "cpu", "precision": "fp32", "audit": False, "quiet": True}
@@ -100,7 +100,7 @@ def test_a_planted_model_file_is_never_taken_or_executed(phantom_root, tmp_path)
             (self.learn.path / "models").mkdir(exist_ok=True)
             torch.save(Hostile(), self.learn.path / "models" / "model.pth")
 
-    with pytest.raises(Diverged):
+    with pytest.raises(DivergenceError):
         train_classifier(phantom_root, out=tmp_path / "run", callbacks=[Plants()], **QUICK | {"learning_rate": 1e30})
     assert not canary.exists() and not (tmp_path / "run" / "model").exists()
     events = [event["event"] for event in map(json.loads, open(tmp_path / "run" / "record.jsonl", encoding="utf-8"))]

@@ -19,8 +19,8 @@ from PIL import Image
 
 from covid_fastai.data import dataloaders
 from covid_fastai.data.dataloaders import build_dataloaders, empty_dataloaders, radiograph_block
+from covid_fastai.data.fastai_types import PILRadiograph, TensorRadiograph
 from covid_fastai.data.images import open_image, resize_image
-from covid_fastai.data.radiographs import PILRadiograph, TensorRadiograph
 from covid_fastai.errors import DataError, ImageError, ResourceError, UsageError
 
 matplotlib.use("Agg")
@@ -45,7 +45,7 @@ def write_cohort(folder: Path, splits: dict[str, dict[str, int]]) -> pd.DataFram
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    counts = {"train": (18, 6), "valid": (5, 3), "test": (4, 2), "aside": (3, 3)}
+    counts = {"train": (18, 6), "valid": (5, 3), "test": (4, 2), "excluded": (3, 3)}
     splits = {split: dict(zip(CLASSES, n, strict=True)) for split, n in counts.items()}
     return write_cohort(tmp_path_factory.mktemp("cohort"), splits)
 
@@ -155,7 +155,7 @@ def test_images_in_memory_go_through_the_one_opener():
 
 @pytest.mark.parametrize("with_labels", [True, False])
 def test_test_dl_keeps_the_rows_order(cohort, with_labels):
-    rows = cohort[cohort["split"].isin(["test", "aside"])].sort_values("path", ascending=False)
+    rows = cohort[cohort["split"].isin(["test", "excluded"])].sort_values("path", ascending=False)
     batches = list(build(cohort, batch_size=5).test_dl(rows, with_labels=with_labels))
     x = torch.cat([batch[0] for batch in batches])
     torch.testing.assert_close(x.as_subclass(torch.Tensor), torch.stack([by_hand(path) for path in rows["path"]]))
@@ -352,7 +352,7 @@ def test_a_killed_worker_is_explained(cohort, monkeypatch):
         os.kill(os.getpid(), signal.SIGKILL)
 
     dls = build(cohort, num_workers=1)
-    monkeypatch.setattr("covid_fastai.data.radiographs.resize_image", die)
+    monkeypatch.setattr("covid_fastai.data.fastai_types.resize_image", die)
     with pytest.raises(ResourceError, match="num_workers=0"):
         list(dls.valid)
 

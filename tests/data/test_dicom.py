@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covid_fastai.data.guard import check_input
 from covid_fastai.data.images import describe_image, open_image, read_image
+from covid_fastai.data.input_check import check_input
 from covid_fastai.errors import ImageError
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")

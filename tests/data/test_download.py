@@ -14,7 +14,7 @@ import pytest
 from covid_fastai.data.download import DATASET, PAGE, TERMS, download_coronahack
 from covid_fastai.data.layouts import CORONAHACK_CSV
 from covid_fastai.data.metadata import read_cohort
-from covid_fastai.errors import DataError, EnvironmentProblem, OfflineError, ResourceError
+from covid_fastai.errors import DataError, OfflineError, ResourceError, UnavailableError
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_terms_are_logged_before_anything_is_fetched(kagglehub, phantom_root, ca
 
 def test_without_kagglehub_the_pip_line_is_named(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "kagglehub", None)
-    with caplog.at_level(logging.INFO, "covid_fastai"), pytest.raises(EnvironmentProblem, match="kagglehub") as error:
+    with caplog.at_level(logging.INFO, "covid_fastai"), pytest.raises(UnavailableError, match="kagglehub") as error:
         download_coronahack()
     assert 'pip install "covid_fastai[data]"' in error.value.hint and PAGE in error.value.hint
     assert error.value.exit_code == 4 and not caplog.messages
@@ -105,7 +105,7 @@ def test_offline_names_the_way_by_hand(kagglehub, failure):
 @pytest.mark.parametrize(("status", "login"), [(401, True), (403, True), (404, False), (429, False), (503, False)])
 def test_a_refusal_names_its_status(kagglehub, status, login):
     kagglehub.answer = HTTPError(status)
-    with pytest.raises(EnvironmentProblem, match=f"Kaggle answers {status}: ") as error:
+    with pytest.raises(UnavailableError, match=f"Kaggle answers {status}: ") as error:
         download_coronahack()
     assert not isinstance(error.value, OfflineError)
     assert ("kagglehub.login()" in error.value.hint) == login and PAGE in error.value.hint
@@ -130,9 +130,9 @@ def test_a_folder_that_cannot_be_written(kagglehub, failure, message):
 
 def test_what_kagglehub_raises_of_its_own(kagglehub):
     kagglehub.answer = RuntimeError("checksum mismatch")
-    with pytest.raises(EnvironmentProblem, match="kagglehub failed: RuntimeError: checksum mismatch") as error:
+    with pytest.raises(UnavailableError, match="kagglehub failed: RuntimeError: checksum mismatch") as error:
         download_coronahack()
-    assert PAGE in error.value.hint and type(error.value) is EnvironmentProblem
+    assert PAGE in error.value.hint and type(error.value) is UnavailableError
 
 
 def test_an_interrupt_is_no_failure(kagglehub):

@@ -12,7 +12,7 @@ from fastai.torch_core import default_device, defaults
 
 from covid_fastai.data import hardware
 from covid_fastai.data.hardware import resolve_device, resolve_workers
-from covid_fastai.errors import EnvironmentProblem, UsageError
+from covid_fastai.errors import UnavailableError, UsageError
 
 
 def resolve(paths, **options):
@@ -52,12 +52,12 @@ def test_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert resolve_device("auto") == torch.device("cuda:0") == resolve_device("cuda")
     assert resolve_device("cpu") == torch.device("cpu") == resolve_device(torch.device("cpu"))
-    with pytest.raises(EnvironmentProblem, match="cuda:3"):
+    with pytest.raises(UnavailableError, match="cuda:3"):
         resolve_device("cuda:3")
     monkeypatch.setattr(defaults, "use_cuda", None)
     default_device(False)
     assert resolve_device("auto") == torch.device("cpu")
-    with pytest.raises(EnvironmentProblem, match="'cuda'"):
+    with pytest.raises(UnavailableError, match="'cuda'"):
         resolve_device("cuda")
     with pytest.raises(UsageError, match="meta"):
         resolve_device("meta")

@@ -1,4 +1,4 @@
-"""The cohort: what is read from each layout, what stands aside and why, and which faults are found in one pass."""
+"""The cohort: what is read from each layout, what is excluded and why, and which faults are found in one pass."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from covid_fastai.data import checks, fingerprints, seen
+from covid_fastai.data import checks, fingerprints, pretraining_overlap
 from covid_fastai.data.images import open_image
 from covid_fastai.data.layouts import CORONAHACK_CSV, CORONAHACK_IMAGES
 from covid_fastai.data.metadata import COHORT_COLUMNS, SEEN, read_cohort, summarise_cohort
-from covid_fastai.data.nearby import NearbyFiles
+from covid_fastai.data.path_suggestions import NearbyFiles
+from covid_fastai.data.pretraining_overlap import write_manifest
 from covid_fastai.data.problems import PROBLEM_COLUMNS, ProblemLog, count_kinds
-from covid_fastai.data.seen import write_manifest
 from covid_fastai.data.splits import leaked_patients, split_by_patient
 from covid_fastai.data.tables import read_table
 from covid_fastai.data.tasks import Task
@@ -140,10 +140,10 @@ def test_the_tasks_take_their_rows(coronahack, task, train, test):
     cohort = read_cohort(coronahack, task=task, check_images=False)
     for split, counts in (("train", train), ("test", test)):
         assert cohort[cohort["split"] == split]["label"].value_counts().to_dict() == counts
-    aside = cohort["split"] == "aside"
-    assert ((cohort["note"] != "") == aside).all() and len(cohort) == len(CORONAHACK)
-    tripwire = cohort[cohort["note"].str.startswith("tripwire: Cohen's collection, not COVID-19")]
-    assert set(tripwire["X_ray_image_name"]) == set(COHEN.values())
+    excluded = cohort["split"] == "excluded"
+    assert ((cohort["note"] != "") == excluded).all() and len(cohort) == len(CORONAHACK)
+    negative_control = cohort[cohort["note"].str.startswith("negative control: Cohen's collection, not COVID-19")]
+    assert set(negative_control["X_ray_image_name"]) == set(COHEN.values())
     assert cohort.attrs["task"] == task and set(train) == set(cohort.attrs["classes"])
 
 
@@ -625,7 +625,7 @@ def test_training_images_of_test_patients_stand_aside(tmp_path, same):
     labels, splits = ["Normal", "covid", "Normal", "Normal", "covid"], ["train", "train", "train", "test", "test"]
     frame = pd.DataFrame({"image": ["a.png", "b.png", "c.png", "d.png", "e.png"], "label": labels})
     cohort = read_cohort(frame.assign(patient=patients, split=splits), image_root=tmp_path)
-    assert cohort["split"].tolist() == ["aside", "train", "train", "test", "test"]
+    assert cohort["split"].tolist() == ["excluded", "train", "train", "test", "test"]
     assert cohort.loc[0, "note"] == "its patient is in the test set" and kinds(cohort)["train_and_test"] == 1
     assert leaked_patients(cohort) == []
 
@@ -672,7 +672,7 @@ def guarded(coronahack, tmp_path, monkeypatch) -> set[str]:
     names = ["IM-0128-0001.jpeg", "person1_virus_6.jpeg"]
     cohort = read_cohort(coronahack, task="pneumonia", check_images=False)
     write_manifest(cohort[cohort["X_ray_image_name"].isin(names)], tmp_path / "cxr.seen.safetensors")
-    monkeypatch.setattr(seen, "MANIFEST_FOLDER", tmp_path)
+    monkeypatch.setattr(pretraining_overlap, "MANIFEST_FOLDER", tmp_path)
     return set(names)
 
 
@@ -680,20 +680,26 @@ def guarded(coronahack, tmp_path, monkeypatch) -> set[str]:
 def test_a_cohort_says_what_was_seen(coronahack, guarded, check_images, caplog):
     with caplog.at_level(logging.INFO, "covid_fastai"):
         cohort = read_cohort(coronahack, task="pneumonia", check_images=check_images)
-    assert cohort["seen"].dtype == bool and set(cohort.loc[cohort["seen"], "X_ray_image_name"]) == guarded
+    assert (
+        cohort["in_pretraining"].dtype == bool
+        and set(cohort.loc[cohort["in_pretraining"], "X_ray_image_name"]) == guarded
+    )
     assert "Seen by the package's weights" in caplog.text
     rows = cohort.set_index("X_ray_image_name")
     assert rows.loc["IM-0128-0001.jpeg", "split"] == "train"
-    assert rows.loc["person1_virus_6.jpeg", ["split", "note"]].tolist() == ["aside", SEEN]
+    assert rows.loc["person1_virus_6.jpeg", ["split", "note"]].tolist() == ["excluded", SEEN]
     assert rows.loc["IM-0001-0001.jpeg", "split"] == "test"
-    assert kinds(cohort)["seen_by_weights"] == 1
+    assert kinds(cohort)["in_pretraining"] == 1
 
 
 def test_a_cohort_that_is_written_and_read_again_is_judged_anew(coronahack, guarded, tmp_path):
     cohort = read_cohort(coronahack, task="pneumonia")
-    cohort[cohort["split"] != "aside"].to_csv(tmp_path / "cohort.csv", index=False)
+    cohort[cohort["split"] != "excluded"].to_csv(tmp_path / "cohort.csv", index=False)
     again = read_cohort(tmp_path / "cohort.csv", task="pneumonia", image_root=coronahack)
-    assert again["seen"].sum() == 1 and again["seen_given"].astype(str).tolist() == again["seen"].astype(str).tolist()
+    assert (
+        again["in_pretraining"].sum() == 1
+        and again["seen_given"].astype(str).tolist() == again["in_pretraining"].astype(str).tolist()
+    )
 
 
 def test_no_image_is_opened_twice_for_it(coronahack, guarded, monkeypatch):
@@ -712,14 +718,14 @@ def test_summarise_cohort_counts_every_row(coronahack):
     counts = summarise_cohort(read_cohort(coronahack, task="pneumonia", check_images=False))
     assert list(counts.columns) == ["split", "label", "note", "images", "patients"]
     assert counts["images"].sum() == len(CORONAHACK)
-    used = counts[counts["split"] != "aside"]
+    used = counts[counts["split"] != "excluded"]
     assert used[["split", "label"]].to_numpy().tolist() == [
         ["train", "Normal"],
         ["train", "Pneumonia"],
         ["test", "Normal"],
         ["test", "Pneumonia"],
     ]
-    assert counts["split"].tolist()[len(used) :] == ["aside"] * (len(counts) - len(used))
+    assert counts["split"].tolist()[len(used) :] == ["excluded"] * (len(counts) - len(used))
 
 
 @pytest.mark.parametrize(
@@ -797,7 +803,7 @@ def test_coronahacks_covid_images(real):
     covid = cohort[(cohort["label"] == "COVID-19") & (cohort["split"] == "train")]
     assert len(covid) == 54 and covid["patient"].nunique() == 39 and not (covid["view"] == "L").any()
     laterals = cohort[cohort["note"] == "lateral view"]
-    assert len(laterals) == 4 and (laterals["view"] == "L").all() and (laterals["split"] == "aside").all()
+    assert len(laterals) == 4 and (laterals["view"] == "L").all() and (laterals["split"] == "excluded").all()
     assert set(covid["source"]) == {"cohen"} and (cohort["split"] != "test").all()
     normal = cohort[(cohort["label"] == "Normal") & (cohort["split"] == "train")]
     assert (len(normal), normal["patient"].nunique()) == (1341, 1211)
@@ -806,9 +812,18 @@ def test_coronahacks_covid_images(real):
 @pytest.mark.realdata
 @pytest.mark.parametrize("task", ["covid", "pneumonia", "etiology"])
 def test_cohens_other_images_are_a_tripwire(real, task):
-    tripwire = real[task][real[task]["note"].str.startswith("tripwire")]
-    assert len(tripwire) == 12 and (tripwire["split"] == "aside").all() and (tripwire["source"] == "cohen").all()
-    assert tripwire["finding"].value_counts().to_dict() == {"Streptococcus": 5, "SARS": 4, "ARDS": 2, "Normal": 1}
+    negative_control = real[task][real[task]["note"].str.startswith("negative control")]
+    assert (
+        len(negative_control) == 12
+        and (negative_control["split"] == "excluded").all()
+        and (negative_control["source"] == "cohen").all()
+    )
+    assert negative_control["finding"].value_counts().to_dict() == {
+        "Streptococcus": 5,
+        "SARS": 4,
+        "ARDS": 2,
+        "Normal": 1,
+    }
 
 
 @pytest.mark.realdata
@@ -842,12 +857,14 @@ def test_an_external_set_by_its_csv(real_data):
 @pytest.mark.realdata
 def test_every_image_of_coronahack(real_data):
     """All open; the copies that are known are found, and join nobody else."""
-    cohort = read_cohort(real_data / "coronahack-224", task="covid", guard_seen=False)
+    cohort = read_cohort(real_data / "coronahack-224", task="covid", exclude_pretraining_overlap=False)
     counts = kinds(cohort)
     # 32 exact copies, 2 near ones of Cohen's patient 51, 1 cropped one of Kermany's patient 1669
     assert set(counts) == {"same_picture"} and counts["same_picture"] == 35
     assert (cohort["group"] == cohort["patient"]).all(), "each copy is of the same patient"
-    expected = read_cohort(real_data / "coronahack-224", task="covid", guard_seen=False, check_images=False)
+    expected = read_cohort(
+        real_data / "coronahack-224", task="covid", exclude_pretraining_overlap=False, check_images=False
+    )
     expected = expected.drop(columns="group")
     pd.testing.assert_frame_equal(cohort.drop(columns="group"), expected, check_like=True)
 
@@ -856,11 +873,13 @@ def test_a_sample_of_the_images_is_opened_and_said_to_be_one(coronahack, monkeyp
     opened = []
     monkeypatch.setattr(checks, "fingerprint_images", lambda paths, **_: opened.extend(paths) or real(paths))
     real = fingerprints.fingerprint_images
-    first, again = (read_cohort(coronahack, check_images=3, seed=5, guard_seen=False) for _ in range(2))
+    first, again = (
+        read_cohort(coronahack, check_images=3, seed=5, exclude_pretraining_overlap=False) for _ in range(2)
+    )
     assert len(opened) == 6 and opened[:3] == opened[3:] and len(first) == len(again) == len(CORONAHACK)
     (noted,) = [row for row in first.attrs["problems"] if row["kind"] == "not_opened"]
     assert noted["reason"].startswith(f"3 of {len(CORONAHACK)} images were opened")
-    every = read_cohort(coronahack, check_images=10_000, guard_seen=False)
+    every = read_cohort(coronahack, check_images=10_000, exclude_pretraining_overlap=False)
     assert "not_opened" not in {row["kind"] for row in every.attrs["problems"]}
     with pytest.raises(UsageError, match="check_images=-1"):
         read_cohort(coronahack, check_images=-1)

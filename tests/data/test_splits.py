@@ -50,7 +50,7 @@ def uneven(*, seed=0, patients=(120, 40), classes=CLASSES) -> list[tuple[str, st
 
 @pytest.fixture(scope="module")
 def cohort():
-    others = [("t", "Normal", 4, "test"), ("u", "COVID-19", 2, "test"), ("v", "Normal", 3, "aside")]
+    others = [("t", "Normal", 4, "test"), ("u", "COVID-19", 2, "test"), ("v", "Normal", 3, "excluded")]
     return make_cohort(uneven(), others=others)
 
 
@@ -74,7 +74,7 @@ def test_only_training_rows_move(cohort):
     split = split_by_patient(cohort)
     pd.testing.assert_frame_equal(cohort, before)
     pd.testing.assert_frame_equal(split.drop(columns="split"), cohort.drop(columns="split"))
-    for part in ("test", "aside"):
+    for part in ("test", "excluded"):
         assert ((split["split"] == part) == (cohort["split"] == part)).all()
     assert split.attrs == cohort.attrs
 
@@ -82,7 +82,7 @@ def test_only_training_rows_move(cohort):
 @pytest.mark.parametrize("valid", [0.1, 0.2, 0.5, 0.8])
 @pytest.mark.parametrize("seed", range(3))
 def test_each_class_is_near_the_share_asked_for(cohort, valid, seed):
-    split = split_by_patient(cohort, valid=valid, seed=seed)
+    split = split_by_patient(cohort, valid_pct=valid, seed=seed)
     used = split[split["split"].isin(["train", "valid"])]
     for label, rows in used.groupby("label"):
         largest = rows.groupby("group").size().max()
@@ -114,7 +114,7 @@ def test_groups_not_patients_are_kept_together():
 def test_two_patients_of_a_class_are_enough():
     cohort = make_cohort([("a", "Normal", 9), ("b", "Normal", 1), ("c", "COVID-19", 1), ("d", "COVID-19", 20)])
     for valid in (0.01, 0.5, 0.99):
-        counts = split_by_patient(cohort, valid=valid).groupby(["split", "label"])["patient"].nunique()
+        counts = split_by_patient(cohort, valid_pct=valid).groupby(["split", "label"])["patient"].nunique()
         assert counts.tolist() == [1, 1, 1, 1]
 
 
@@ -134,7 +134,7 @@ def test_any_split_keeps_its_promises_or_is_refused(groups, valid, folds, seed):
     cohort = make_cohort(rows, classes=["a", "b", "c"])
     cohort["path"] += cohort.index.astype(str)
     for deal, column, parts in (
-        (lambda: split_by_patient(cohort, valid=valid, seed=seed), "split", 2),
+        (lambda: split_by_patient(cohort, valid_pct=valid, seed=seed), "split", 2),
         (lambda: fold_by_patient(cohort, folds=folds, seed=seed), "fold", folds),
     ):
         holding = cohort.groupby("label")["group"].nunique().reindex(["a", "b", "c"], fill_value=0)
@@ -256,7 +256,7 @@ DEALS = [split_by_patient, split_by_image, fold_by_patient]
 
 @pytest.mark.parametrize("function", DEALS)
 def test_a_cohort_that_nothing_has_seen_is_dealt_as_ever(cohort, function):
-    pd.testing.assert_frame_equal(function(cohort.assign(seen=False)).drop(columns="seen"), function(cohort))
+    pd.testing.assert_frame_equal(function(cohort.assign(seen=False)).drop(columns="in_pretraining"), function(cohort))
 
 
 @pytest.mark.parametrize("valid", [0.1, 0.2, 0.4, 0.8])
@@ -264,11 +264,13 @@ def test_a_cohort_that_nothing_has_seen_is_dealt_as_ever(cohort, function):
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.75])
 def test_validation_is_a_share_of_all_images_and_of_no_more_than_half_of_the_unseen(function, valid, share):
     cohort = seen_cohort(share)
-    cohort.loc[cohort["label"] == "COVID-19", "seen"] = False  # of this class nothing is seen: the usual share
-    split = function(cohort, valid=valid)
-    assert (split.loc[cohort["seen"], "split"] == "train").all()
+    cohort.loc[cohort["label"] == "COVID-19", "in_pretraining"] = (
+        False  # of this class nothing is seen: the usual share
+    )
+    split = function(cohort, valid_pct=valid)
+    assert (split.loc[cohort["in_pretraining"], "split"] == "train").all()
     for label, rows in split.groupby("label"):
-        unseen = (~rows["seen"]).sum()
+        unseen = (~rows["in_pretraining"]).sum()
         wanted = min(valid * len(rows), max(valid, 0.5) * unseen)
         off = rows.groupby("group").size().max() if function is split_by_patient else 1
         assert abs((rows["split"] == "valid").sum() - wanted) <= off, label
@@ -276,8 +278,8 @@ def test_validation_is_a_share_of_all_images_and_of_no_more_than_half_of_the_uns
 
 @pytest.mark.parametrize("function", DEALS)
 def test_the_group_of_a_seen_image_is_seen_on_whatever_side_it_is(function):
-    cohort = make_cohort(uneven(), others=[("t", "Normal", 1, "aside")]).assign(seen=False)
-    cohort.loc[cohort["split"] == "aside", ["group", "seen"]] = ["Normal-0", True]
+    cohort = make_cohort(uneven(), others=[("t", "Normal", 1, "excluded")]).assign(seen=False)
+    cohort.loc[cohort["split"] == "excluded", ["group", "in_pretraining"]] = ["Normal-0", True]
     cohort.loc[cohort["patient"] == "Normal-1", "group"] = "Normal-0"  # who shares a picture with them
     for seed in range(10):
         split = function(cohort, seed=seed)
@@ -290,24 +292,24 @@ def test_the_group_of_a_seen_image_is_seen_on_whatever_side_it_is(function):
 @pytest.mark.parametrize("as_text", [lambda seen: seen.astype(str), lambda seen: seen.astype(int), lambda seen: seen])
 def test_a_cohort_that_was_written_and_read_is_as_well_guarded(function, as_text):
     cohort = seen_cohort()
-    again = function(cohort.assign(seen=as_text(cohort["seen"])))
-    pd.testing.assert_frame_equal(again.drop(columns="seen"), function(cohort).drop(columns="seen"))
+    again = function(cohort.assign(seen=as_text(cohort["in_pretraining"])))
+    pd.testing.assert_frame_equal(again.drop(columns="in_pretraining"), function(cohort).drop(columns="in_pretraining"))
 
 
 def test_seen_rows_that_were_held_out_go_back_to_training():
-    cohort = split_by_patient(seen_cohort().drop(columns="seen")).assign(seen=seen_cohort()["seen"])
-    assert (cohort.loc[cohort["seen"], "split"] == "valid").any()
+    cohort = split_by_patient(seen_cohort().drop(columns="in_pretraining")).assign(seen=seen_cohort()["in_pretraining"])
+    assert (cohort.loc[cohort["in_pretraining"], "split"] == "valid").any()
     for function in DEALS:
-        assert (function(cohort).loc[cohort["seen"], "split"] == "train").all()
+        assert (function(cohort).loc[cohort["in_pretraining"], "split"] == "train").all()
 
 
 def test_folds_cover_every_unseen_row_once_and_leave_the_seen_in_training():
     cohort = seen_cohort()
     folded = fold_by_patient(cohort, folds=4)
-    assert folded["fold"].dtype.kind == "i" and ((folded["fold"] == -1) == cohort["seen"]).all()
+    assert folded["fold"].dtype.kind == "i" and ((folded["fold"] == -1) == cohort["in_pretraining"]).all()
     splits_of_folds = [fold_cohort(folded, fold) for fold in range(4)]
     times = sum((split["split"] == "valid").astype(int) for split in splits_of_folds)
-    assert (times == (~cohort["seen"]).astype(int)).all()
+    assert (times == (~cohort["in_pretraining"]).astype(int)).all()
     assert all(leaked_patients(split) == [] for split in splits_of_folds)
 
 
@@ -317,21 +319,23 @@ def test_no_seen_row_is_ever_held_out(groups, pinned, folds, seed):
     rows = [(f"g{i}", label, 1) for i, group in enumerate(groups) for label in group]
     cohort = make_cohort(rows, classes=["a", "b", "c"])
     cohort["path"] += cohort.index.astype(str)
-    cohort["seen"] = cohort["group"].isin([f"g{i}" for i in pinned])
-    unseen = cohort[~cohort["seen"]].groupby("label")["group"].nunique().reindex(["a", "b", "c"], fill_value=0)
+    cohort["in_pretraining"] = cohort["group"].isin([f"g{i}" for i in pinned])
+    unseen = (
+        cohort[~cohort["in_pretraining"]].groupby("label")["group"].nunique().reindex(["a", "b", "c"], fill_value=0)
+    )
     for deal, parts in ((split_by_patient, 2), (split_by_image, 2), (fold_by_patient, folds)):
         try:
             dealt = deal(cohort, seed=seed, **({"folds": folds} if deal is fold_by_patient else {}))
         except DataError as error:
             assert error.hint
             continue
-        assert (dealt.loc[cohort["seen"], "split"] == "train").all()
+        assert (dealt.loc[cohort["in_pretraining"], "split"] == "train").all()
         if deal is split_by_image:
             held_out = dealt["split"] == "valid"
         else:
             assert (unseen >= parts).all()
             held_out = dealt["fold"] >= 0 if deal is fold_by_patient else dealt["split"] == "valid"
-        assert set(dealt.loc[held_out, "label"]) == {"a", "b", "c"} and not cohort.loc[held_out, "seen"].any()
+        assert set(dealt.loc[held_out, "label"]) == {"a", "b", "c"} and not cohort.loc[held_out, "in_pretraining"].any()
 
 
 def test_the_guard_is_named_only_where_it_is_the_reason():
@@ -339,8 +343,8 @@ def test_the_guard_is_named_only_where_it_is_the_reason():
     for seen in (["c0"], ["n0", "n1"], ["c0", "n0"]):
         with pytest.raises(DataError, match=r"Too few patients of 'COVID-19' .*'Normal' 9, 'COVID-19' 1") as error:
             split_by_patient(cohort.assign(seen=cohort["patient"].isin(seen)))
-        assert "guard_seen" not in str(error.value)
-    with pytest.raises(DataError, match="guard_seen=False.*fewer folds"):
+        assert "exclude_pretraining_overlap" not in str(error.value)
+    with pytest.raises(DataError, match="exclude_pretraining_overlap=False.*fewer folds"):
         fold_by_patient(seen_cohort(0.9, patients=(40, 20)).assign(seen=lambda rows: rows["label"] == "Normal"))
 
 
@@ -348,7 +352,7 @@ def test_the_guard_is_named_only_where_it_is_the_reason():
 
 
 def test_split_by_image_takes_the_share_of_images(cohort):
-    split = split_by_image(cohort, valid=0.25)
+    split = split_by_image(cohort, valid_pct=0.25)
     rows = split[split["split"].isin(["train", "valid"])]
     assert (rows["split"] == "valid").sum() == round(0.25 * len(rows))
     share = (rows["split"] == "valid").groupby(rows["label"]).mean()
@@ -381,7 +385,7 @@ def test_the_leaked_share_is_of_validation_patients_only():
 def test_split_by_image_has_each_class_on_both_sides(rare, valid):
     cohort = make_cohort([("a", "Normal", 60), ("b", "COVID-19", rare)])
     for seed in range(10):
-        split = split_by_image(cohort, valid=valid, seed=seed)
+        split = split_by_image(cohort, valid_pct=valid, seed=seed)
         assert (split.groupby("label")["split"].nunique() == 2).all()
 
 
@@ -402,7 +406,7 @@ def test_leaked_patients_knows_shared_pictures_and_the_test_set():
 @pytest.mark.parametrize("valid", [0, 1, -0.1, 20, float("nan")])
 def test_shares_outside_of_0_and_1(cohort, function, valid):
     with pytest.raises(UsageError, match="valid="):
-        function(cohort, valid=valid)
+        function(cohort, valid_pct=valid)
 
 
 @pytest.mark.parametrize("function", [split_by_patient, split_by_image, fold_by_patient])
@@ -505,7 +509,7 @@ def test_splitting_coronahack_by_image_leaks_patients(real_data):
     cohort = read_cohort(real_data / "coronahack-224", task="covid", check_images=False)
     shares = []
     for seed in range(20):
-        split = split_by_image(cohort, valid=0.1, seed=seed)
+        split = split_by_image(cohort, valid_pct=0.1, seed=seed)
         train = set(split.loc[split["split"] == "train", "patient"])
         held_out = split[(split["split"] == "valid") & (split["label"] == "COVID-19")]
         shares.append(held_out["patient"].isin(train).mean())

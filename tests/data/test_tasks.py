@@ -63,9 +63,9 @@ def test_class_of(task, finding, label):
 def test_every_finding_of_coronahack_has_a_place(name):
     task = TASKS[name]
     for finding in ("Normal", "bacteria", "virus", "COVID-19", "Streptococcus", "SARS", "ARDS"):
-        assert bool(task.class_of(finding)) != bool(task.reason_aside(finding)), finding
+        assert bool(task.class_of(finding)) != bool(task.reason_excluded(finding)), finding
     assert task.name == name and task.title
-    assert task.reason_aside("Tuberculosis") is None and "Tuberculosis" not in task.known_findings()
+    assert task.reason_excluded("Tuberculosis") is None and "Tuberculosis" not in task.known_findings()
 
 
 @pytest.mark.parametrize(("name", "positive"), [("covid", "COVID-19"), ("pneumonia", "Pneumonia"), ("etiology", None)])
@@ -82,7 +82,7 @@ def test_only_covid_gives_up_the_official_test():
 
 
 def test_cohens_images_take_no_part_where_class_and_source_would_be_one():
-    assert [name for name, task in TASKS.items() if "cohen" in task.aside_sources] == ["pneumonia", "etiology"]
+    assert [name for name, task in TASKS.items() if "cohen" in task.excluded_sources] == ["pneumonia", "etiology"]
 
 
 # tasks of one's own
@@ -96,9 +96,11 @@ def test_a_class_is_a_finding_of_its_own():
 
 
 def test_labels_and_aside_are_found_in_any_spelling():
-    task = Task(name="t", classes=CLASSES, labels={"negative": "Normal"}, aside={"viral pneumonia": "not asked about"})
+    task = Task(
+        name="t", classes=CLASSES, labels={"negative": "Normal"}, excluded={"viral pneumonia": "not asked about"}
+    )
     assert task.class_of("NEGATIVE") == "Normal"
-    assert task.reason_aside("Virus") == "not asked about" and task.class_of("Virus") is None
+    assert task.reason_excluded("Virus") == "not asked about" and task.class_of("Virus") is None
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -134,9 +136,9 @@ def test_a_task_cannot_be_changed_through_what_it_was_made_of_or_gives_away():
         ({"labels": {"COVID-19": "Normal"}}, "'COVID-19' has the classes 'COVID-19' and 'Normal'"),
         ({"labels": {"SARS": "Normal", "sars ": "COVID-19"}}, "'sars ' has the classes"),
         ({"labels": {"virus": "Normal", "viral": "COVID-19"}}, "'viral' has the classes"),
-        ({"labels": {"SARS": "Normal"}, "aside": {"sars": "no"}}, "'sars' has a class and stands aside"),
-        ({"labels": {"virus": "Normal"}, "aside": {"viral pneumonia": "no"}}, "'viral pneumonia' has a class"),
-        ({"aside": {"normal": "no"}}, "'normal' has a class and stands aside"),
+        ({"labels": {"SARS": "Normal"}, "excluded": {"sars": "no"}}, "'sars' has a class and is excluded"),
+        ({"labels": {"virus": "Normal"}, "excluded": {"viral pneumonia": "no"}}, "'viral pneumonia' has a class"),
+        ({"excluded": {"normal": "no"}}, "'normal' has a class and is excluded"),
     ],
 )
 def test_contradictions_are_refused(fields, message):

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from covid_fastai.data.dataloaders import build_dataloaders
-from covid_fastai.errors import Diverged, EnvironmentProblem, ModelFormatError, ResourceError, UsageError
+from covid_fastai.errors import DivergenceError, ModelFormatError, ResourceError, UnavailableError, UsageError
 from covid_fastai.model import bundle
 from covid_fastai.model.bundle import load_model, save_model
 from covid_fastai.model.bundle_config import golden_image, read_config, seal_config
@@ -289,7 +289,7 @@ def test_refuses_a_model_with_nan(learn, tmp_path):
     kept = weight.detach().clone()
     try:
         weight.data[0, 0] = float("nan")
-        with pytest.raises(Diverged, match="1.4.weight"):
+        with pytest.raises(DivergenceError, match="1.4.weight"):
             save_model(learn, tmp_path / "model")
     finally:
         weight.data.copy_(kept)
@@ -484,7 +484,7 @@ def test_a_wrong_device_is_no_fault_of_the_file(saved):
     with pytest.raises(UsageError, match="abacus"):
         load_model(saved, device="abacus")
     if not torch.cuda.is_available():
-        with pytest.raises(EnvironmentProblem, match="cuda"):
+        with pytest.raises(UnavailableError, match="cuda"):
             load_model(saved, device="cuda")
 
 

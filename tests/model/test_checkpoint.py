@@ -84,7 +84,7 @@ def make_learner(tmp_path, seed=0) -> Learner:
 
 def run(tmp_path, *, seed=0, kill_after=None, resume=False, folder="checkpoints", **options) -> Learner:
     learn = make_learner(tmp_path, seed)
-    options = {"frozen_epochs": 3, "unfrozen_epochs": 4, "learning_rate": 1e-2, "discriminative": 4.0} | options
+    options = {"frozen_epochs": 3, "unfrozen_epochs": 4, "learning_rate": 1e-2, "lr_ratio": 4.0} | options
     if kill_after is not None:
         learn.add_cb(KillAfter(kill_after))
     with no_random(seed):

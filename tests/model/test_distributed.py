@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from covid_fastai.errors import UsageError
-from covid_fastai.model.distributed import agree, broadcast_text, join_processes, leads, share_of_batch
+from covid_fastai.model.distributed import agree, batch_per_process, broadcast_text, is_main_process, join_processes
 
 pytest.importorskip("accelerate", reason="the extra distributed is not installed")
 
@@ -31,8 +31,8 @@ from fastai.data.core import DataLoaders, Datasets
 from fastai.learner import Learner
 from fastai.torch_core import no_random
 from torch import nn
-from covid_fastai.data.radiographs import RadiographDL
-from covid_fastai.model.distributed import agree, data_parallel, join_processes, leads, share_of_batch
+from covid_fastai.data.fastai_types import RadiographDL
+from covid_fastai.model.distributed import agree, data_parallel, join_processes, is_main_process, batch_per_process
 from covid_fastai.model.schedule import fit
 
 N = 16
@@ -49,17 +49,17 @@ with join_processes("cpu") as world, no_random(0):
     x = torch.randn(N + 6, 12)
     splits = [list(range(N)), list(range(N, N + 6))]
     sets = Datasets(range(N + 6), tfms=[[lambda i: x[i]], [lambda i: torch.tensor(float(i))]], splits=splits)
-    options = {"bs": share_of_batch(N), "num_workers": 0}
+    options = {"bs": batch_per_process(N), "num_workers": 0}
     loaders = [RadiographDL(sets.train, shuffle=True, **options), RadiographDL(sets.valid, **options)]
-    torch.manual_seed(0 if leads() else 77)  # the first process's weights are everybody's
+    torch.manual_seed(0 if is_main_process() else 77)  # the first process's weights are everybody's
     model = nn.Sequential(nn.Linear(12, 8), nn.Sequential(nn.Tanh(), nn.Linear(8, 1)))
     loss = lambda p, y: ((p[:, 0] - y / 9) ** 2).mean()
     split = lambda m: [list(m[0].parameters()), list(m[1].parameters())]
     learn = Learner(DataLoaders(*loaders, path=sys.argv[1]), model, loss_func=loss, splitter=split, cbs=Seen())
     agree("The data", x.tolist())
     with data_parallel(learn):
-        fit(learn, frozen_epochs=2, unfrozen_epochs=3, discriminative=1, checkpoints=sys.argv[1] + "/checkpoints")
-    said = {"seen": learn.seen, "weights": [p.flatten().tolist() for p in learn.model.parameters()], "world": world,
+        fit(learn, frozen_epochs=2, unfrozen_epochs=3, lr_ratio=1, checkpoints=sys.argv[1] + "/checkpoints")
+    said = {"in_pretraining": learn.seen, "weights": [p.flatten().tolist() for p in learn.model.parameters()], "world": world,
             "losses": learn.history["valid_loss"].tolist(), "kind": type(learn.model).__name__}
     with open(f"{sys.argv[1]}/said-{os.environ.get('RANK', 0)}.json", "w") as file:
         json.dump(said, file)
@@ -88,7 +88,9 @@ def test_two_halves_are_the_whole(tmp_path):
         said[processes] = [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(processes)]
     alone, (first, second) = said[1][0], said[2]
     assert (alone["world"], first["world"], first["kind"]) == (1, 2, "Sequential")
-    for mine, theirs, whole in zip(first["seen"], second["seen"], alone["seen"], strict=True):
+    for mine, theirs, whole in zip(
+        first["in_pretraining"], second["in_pretraining"], alone["in_pretraining"], strict=True
+    ):
         assert len(mine) == len(theirs) == 8 and sorted(mine + theirs) == sorted(whole) == list(map(float, range(16)))
     assert first["weights"] == second["weights"]
     for ours, theirs in zip(first["weights"], alone["weights"], strict=True):
@@ -131,13 +133,13 @@ def test_a_killed_process_ends_the_run_which_others_then_finish(phantom_root, tm
 
 def test_alone_nothing_is_asked_of_others():
     with join_processes("cpu") as world:
-        assert world == 1 and leads() and broadcast_text("a") == "a" and agree("x", 1) is None
+        assert world == 1 and is_main_process() and broadcast_text("a") == "a" and agree("x", 1) is None
     assert not torch.distributed.is_initialized()
 
 
 def test_a_share_is_two_images_or_more(monkeypatch):
-    assert share_of_batch(8) == 8
+    assert batch_per_process(8) == 8
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert share_of_batch(32) == 8
+    assert batch_per_process(32) == 8
     with pytest.raises(UsageError, match="batch_size=7 is too small for 4 processes"):
-        share_of_batch(7)
+        batch_per_process(7)

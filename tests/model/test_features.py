@@ -63,7 +63,7 @@ def test_features_train_the_head_that_images_train(balance, phantom_cohort, tmp_
         slow = make_learner(phantom_cohort, tmp_path, callbacks=[Looks()], balance=balance)
         asked_slow = train(slow)
         fast = make_learner(phantom_cohort, tmp_path, balance=balance)
-        asked_fast = train(fast, frozen_views=1)
+        asked_fast = train(fast, frozen_augmentations=1)
     for key, value in states(slow).items():
         torch.testing.assert_close(states(fast)[key], value, rtol=1e-4, atol=1e-5)
     columns = ["train_loss", "valid_loss", "accuracy"]
@@ -78,7 +78,7 @@ def test_features_train_the_head_that_images_train(balance, phantom_cohort, tmp_
 def test_each_view_is_computed_once(views, passes, phantom_cohort, tmp_path):
     learn = make_learner(phantom_cohort, tmp_path, augmentation="default", dropout=0.5)
     counts = phantom_cohort["split"].value_counts()
-    assert train(learn, frozen_views=views) == passes * counts["train"] + counts["valid"]
+    assert train(learn, frozen_augmentations=views) == passes * counts["train"] + counts["valid"]
 
 
 def test_views_differ_and_come_again(phantom_cohort, tmp_path):
@@ -150,13 +150,20 @@ def test_a_killed_run_sees_the_same_views_again(phantom_cohort, tmp_path):
             if self.epoch == 3:
                 raise KeyboardInterrupt
 
-    options = {"frozen_epochs": 4, "frozen_views": 2, "augmentation": "default", "dropout": 0.5}
+    options = {"frozen_epochs": 4, "frozen_augmentations": 2, "augmentation": "default", "dropout": 0.5}
 
     def run(name, *, callbacks=(), resume=False):
         learn = make_learner(
             phantom_cohort, tmp_path, callbacks=callbacks, augmentation="default", dropout=options["dropout"]
         )
-        train(learn, frozen_epochs=4, frozen_views=2, unfrozen_epochs=1, checkpoints=tmp_path / name, resume=resume)
+        train(
+            learn,
+            frozen_epochs=4,
+            frozen_augmentations=2,
+            unfrozen_epochs=1,
+            checkpoints=tmp_path / name,
+            resume=resume,
+        )
         return learn
 
     whole = run("whole")
@@ -170,5 +177,5 @@ def test_a_killed_run_sees_the_same_views_again(phantom_cohort, tmp_path):
 
 @pytest.mark.parametrize("views", [0, -1, 1.5])
 def test_views_that_are_none(views, phantom_cohort, tmp_path):
-    with pytest.raises(UsageError, match="frozen_views="):
-        fit(make_learner(phantom_cohort, tmp_path), frozen_views=views)
+    with pytest.raises(UsageError, match="frozen_augmentations="):
+        fit(make_learner(phantom_cohort, tmp_path), frozen_augmentations=views)

@@ -271,7 +271,7 @@ def test_the_licence_stands_in_the_metadata(card, kept):
 
 
 LOAD = """
-from covid_fastai.evidence.predictions import predict
+from covid_fastai.evaluation.predict import predict
 from covid_fastai.model.bundle import load_model
 learn = load_model("user/model", revision=sys.argv[1])
 print(json.dumps([predict(learn, [sys.argv[2]])["p_COVID-19"][0], type(learn).__name__]))

@@ -10,7 +10,7 @@ from fastai.torch_core import no_random
 
 from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.errors import UsageError
-from covid_fastai.evidence.predictions import predict
+from covid_fastai.evaluation.predict import predict
 from covid_fastai.model.learner import build_learner
 from covid_fastai.model.precision import choose_precision
 from covid_fastai.model.schedule import fit
@@ -81,7 +81,7 @@ def test_both_formats_see_the_same_gradient(phantom_cohort, tmp_path):
         learn = make_learner(phantom_cohort, tmp_path, precision=precision)
         learn.add_cb(FirstGradient())
         with no_random(0):
-            fit(learn, frozen_epochs=0, unfrozen_epochs=1, discriminative=1)
+            fit(learn, frozen_epochs=0, unfrozen_epochs=1, lr_ratio=1)
         gradients.append(learn.kept_gradient)
     assert torch.corrcoef(torch.stack(gradients))[0, 1] > 0.9
     assert not torch.equal(*gradients)

@@ -22,15 +22,15 @@ from fastai.torch_core import no_random
 from PIL import Image
 
 from covid_fastai.data.dataloaders import empty_dataloaders
-from covid_fastai.data.guard import check_input
+from covid_fastai.data.input_check import check_input
 from covid_fastai.data.phantom import draw_phantom
 from covid_fastai.errors import DataError, ModelFormatError, UsageError
-from covid_fastai.evidence.prediction_table import read_predictions
-from covid_fastai.evidence.predictions import predict
-from covid_fastai.evidence.saliency import class_activation_map
+from covid_fastai.evaluation.predict import predict
+from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.model.bundle import load_model, save_model
 from covid_fastai.model.learner import build_learner
 from covid_fastai.model.predictor import Predictor
+from covid_fastai.saliency.methods import class_activation_map
 
 CLASSES = ["Normal", "COVID-19"]
 SIZE = 64

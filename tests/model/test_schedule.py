@@ -18,8 +18,8 @@ from fastai.metrics import accuracy
 from fastai.torch_core import no_random, params
 from torch import nn
 
-from covid_fastai.errors import DataError, Diverged, UsageError
-from covid_fastai.model.journal import EpochLog
+from covid_fastai.errors import DataError, DivergenceError, UsageError
+from covid_fastai.model.callbacks import EpochLog
 from covid_fastai.model.schedule import fit
 from covid_fastai.model.weights import Weights
 
@@ -86,10 +86,10 @@ def test_rates_are_one_cycle_and_discriminative(tmp_path):
     assert head[-1] < 0.01 / 50
 
 
-@pytest.mark.parametrize(("name", "discriminative", "spread"), [("random", None, 1), ("imagenet", 9.0, 9)])
-def test_random_weights_learn_at_one_rate(name, discriminative, spread, tmp_path):
+@pytest.mark.parametrize(("name", "lr_ratio", "spread"), [("random", None, 1), ("imagenet", 9.0, 9)])
+def test_random_weights_learn_at_one_rate(name, lr_ratio, spread, tmp_path):
     learn = make_learner(tmp_path, name=name, callbacks=[Digests()])
-    fit(learn, frozen_epochs=0, unfrozen_epochs=1, learning_rate=0.02, discriminative=discriminative)
+    fit(learn, frozen_epochs=0, unfrozen_epochs=1, learning_rate=0.02, lr_ratio=lr_ratio)
     rates = np.array(learn.rates)
     assert np.allclose(rates[:, -1] / rates[:, 0], spread) and rates.max() < 0.0101, "half of learning_rate"
 
@@ -185,7 +185,7 @@ def test_divergence_stops_and_goes_back(what, epoch, value, tmp_path):
     learn = make_learner(tmp_path, callbacks=[Digests(), Poison(what, epoch, value)])
     before = digest(learn.model[0]), digest(learn.model[1])
     which = f"again as it was after epoch {epoch}" if epoch else "before the first epoch"
-    with pytest.raises(Diverged, match=f"in epoch {epoch + 1}, step .*{which}") as caught:
+    with pytest.raises(DivergenceError, match=f"in epoch {epoch + 1}, step .*{which}") as caught:
         fit(learn, frozen_epochs=2, unfrozen_epochs=3)
     good = before if epoch == 0 else learn.noted[epoch - 1]
     assert (digest(learn.model[0]), digest(learn.model[1])) == good
@@ -199,8 +199,8 @@ def test_divergence_stops_and_goes_back(what, epoch, value, tmp_path):
 
 def test_a_rate_out_of_bounds_diverges(tmp_path):
     learn = make_learner(tmp_path)
-    with pytest.raises(Diverged):
-        fit(learn, frozen_epochs=0, unfrozen_epochs=3, learning_rate=1e38, discriminative=1)
+    with pytest.raises(DivergenceError):
+        fit(learn, frozen_epochs=0, unfrozen_epochs=3, learning_rate=1e38, lr_ratio=1)
     assert all(bool(tensor.isfinite().all()) for tensor in learn.model.state_dict().values())
 
 
@@ -222,7 +222,7 @@ def test_divergence_may_be_looked_at(tmp_path):
         ({"learning_rate": 0}, "learning_rate=0"),
         ({"learning_rate": math.nan}, "learning_rate=nan"),
         ({"unfrozen_learning_rate": -1e-3}, "unfrozen_learning_rate=-0.001"),
-        ({"discriminative": 0.5}, "discriminative=0.5"),
+        ({"lr_ratio": 0.5}, "lr_ratio=0.5"),
         ({"initial_image_size": 16}, "initial_image_size=16"),
     ],
 )

@@ -15,7 +15,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from covid_fastai.errors import EnvironmentProblem, ModelFormatError, OfflineError, ResourceError, UsageError
+from covid_fastai.errors import ModelFormatError, OfflineError, ResourceError, UnavailableError, UsageError
 from covid_fastai.model import weight_files
 from covid_fastai.model import weights as module
 from covid_fastai.model.weights import IMAGENET_GREY, NEUTRAL_GREY, check_arch, empty_body, resolve_weights
@@ -319,7 +319,7 @@ def test_timm_is_asked_for_when_it_is_missing(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(EnvironmentProblem, match=r"covid_fastai\[timm\]"):
+    with pytest.raises(UnavailableError, match=r"covid_fastai\[timm\]"):
         resolve_weights(None, arch="timm/convnext_atto")
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from covid_fastai.data.seen import read_manifest
+from covid_fastai.data.pretraining_overlap import read_manifest
 from covid_fastai.model.weights import resolve_weights
 from pretraining.config import Recipe
 from pretraining.export import export
@@ -25,7 +25,7 @@ STILL = Recipe(degrees=0, scale=(1.0, 1.0), shift=0, gamma=0, contrast=0)
 @pytest.fixture
 def material(phantom_cohort):
     """Sixteen images of each of two banks, and features that a teacher might have given them."""
-    rows = phantom_cohort[phantom_cohort["split"] != "aside"].head(32)
+    rows = phantom_cohort[phantom_cohort["split"] != "excluded"].head(32)
     seen = rows[["path", "patient", "label"]].assign(bank=["kermany", "radiography"] * 16)
     features = np.random.default_rng(0).normal(size=(32, 1280)).astype(np.float16)
     return seen.reset_index(drop=True), features
@@ -97,7 +97,7 @@ def test_pixels_are_stored_once(material, tmp_path):
 
 
 def test_the_probe_sees_what_is_there_and_nothing_else(phantom_cohort):
-    cohort = phantom_cohort[phantom_cohort["split"] != "aside"].reset_index(drop=True)
+    cohort = phantom_cohort[phantom_cohort["split"] != "excluded"].reset_index(drop=True)
     cohort.attrs = phantom_cohort.attrs
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(len(cohort), 8))

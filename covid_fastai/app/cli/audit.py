@@ -1,0 +1,81 @@
+"""The command that asks whether a model, or the data for one, could be right without a look at a lung."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from covid_fastai.app.cli.options import READING, AsJson, Debug, Quiet, options_of_config, reading
+from covid_fastai.app.cli.output import listen, print_json, print_table
+
+__all__ = ["audit"]
+
+# Heavy modules (pandas, torch) are imported inside the command, so that help and bad arguments answer at once.
+
+logger = logging.getLogger("covid_fastai")
+
+
+@options_of_config(*READING)
+def audit(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A run's folder, or data as in check.")],
+    against: Annotated[
+        list[Path] | None, typer.Option(metavar="OTHER", help="Another folder of images, to look for the same ones.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Of a run: also train anew without the lungs, and on permuted labels.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="The page to write; audit.html, or a run's report.html.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    **choices: Any,
+) -> None:
+    """Look for shortcuts and for the same picture twice, in data or in a run; of a run, give the verdict."""
+    listen(quiet=quiet, as_json=as_json)
+    from covid_fastai.errors import UsageError
+    from covid_fastai.evaluation.runs import read_run
+
+    is_run = (data / "record.jsonl").is_file()
+    if full and not is_run:
+        raise UsageError(
+            f"{data} is no run: there is no network to train anew.", hint="Train first, then audit the run's folder."
+        )
+    if is_run:
+        from covid_fastai.audit.audit import audit_run
+        from covid_fastai.reporting.documents import write_documents
+        from covid_fastai.reporting.report import render_report
+
+        if full:
+            from covid_fastai.training.retrain import retrain
+
+            retrain(data)
+        found = audit_run(data)
+        cohort, page = read_run(data).cohort, render_report(data)
+        write_documents(data)
+        said = {**found.to_dict(), "report": str(page)}
+    else:
+        from covid_fastai.audit.baselines import find_shortcuts
+        from covid_fastai.data.metadata import read_cohort
+
+        cohort = read_cohort(data, on_problem="skip", **reading(choices))
+        found = find_shortcuts(cohort)
+        said = {"shortcuts": found.to_dict()}
+    from covid_fastai.audit.leaks import find_leaks
+
+    leaks = find_leaks(cohort, against=against or (), name=data.resolve().name)
+    if not is_run:
+        from covid_fastai.reporting.data_pages import write_audit
+
+        page = write_audit(cohort, found, leaks, out or Path("audit.html"))
+        said["report"] = str(page)
+    said["leaks"] = {"images": dict(leaks.images), "crossings": leaks.crossings.to_dict("records")}
+    said["leaks"]["groups"] = leaks.groups.to_dict("records")
+    if as_json:
+        print_json(said)
+        return
+    print_table(found.summary(), title=f"{data}: what baselines reach without a lung")
+    lines = [*found.notes(), *([str(found.verdict)] if is_run else []), str(leaks), f"Page: {page}"]
+    typer.echo("\n".join(lines))

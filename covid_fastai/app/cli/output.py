@@ -1,0 +1,86 @@
+"""What the commands print, and how they let their progress be seen."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from covid_fastai.evaluation.metrics import Evaluation
+
+__all__ = ["RESEARCH_USE", "count", "listen", "print_figures", "print_json", "print_problems", "print_table"]
+
+logger = logging.getLogger("covid_fastai")
+
+RESEARCH_USE = "Research use only; not a medical device."
+
+
+def listen(*, quiet: bool, as_json: bool) -> Any:
+    """Show the package's notes on standard error and return the terminal there, None where nothing may move on it."""
+    import warnings
+
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")  # not the user's to mend
+    console = Console(stderr=True)
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False, highlighter=None)
+    else:
+        handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING if quiet or as_json else logging.INFO)
+    return None if quiet or as_json else console
+
+
+def print_figures(result: Evaluation, *, title: str) -> None:
+    """Print an evaluation's figures, and what they leave out."""
+    print_table(result.summary(), title=title)
+    lost = f" {result.n_failed} images have no prediction and are not counted." if result.n_failed else ""
+    unknown = "" if result.patients_known else " No patients are named: each row counts as one."
+    typer.echo(f"{result.n_images} images.{lost}{unknown} {RESEARCH_USE}")
+
+
+def print_problems(problems: list[dict[str, Any]], *, most: int = 50) -> None:
+    """Print a line a problem, the gravest first."""
+    order = {"error": 0, "warning": 1, "note": 2}
+    for row in sorted(problems, key=lambda row: order[row["severity"]])[:most]:
+        line = "" if row["row"] is None else f"row {row['row']}, "
+        typer.echo(f"{row['severity']}: {line}{row['path']}: {row['reason']}. {row['remedy']}")
+    if len(problems) > most:
+        typer.echo(f"... and {len(problems) - most} more")
+
+
+def print_table(table: pd.DataFrame, *, title: str) -> None:
+    """Print a table: ruled on a terminal, plain text otherwise."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        typer.echo(f"{title}\n{table.to_string(index=False)}")
+        return
+    ruled = Table(title=title, title_justify="left")
+    for name in table.columns:
+        ruled.add_column(str(name), overflow="fold")
+    for row in table.itertuples(index=False):
+        ruled.add_row(*(str(value).replace("[", r"\[") for value in row))
+    console.print(ruled)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object."""
+    from covid_fastai.files import to_plain
+
+    typer.echo(json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def count(n: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,0 +1,175 @@
+"""The web application: a page and a JSON interface in front of a saved model, without torch. Nothing is kept."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from covid_fastai.app.cli.output import RESEARCH_USE
+from covid_fastai.app.server.middleware import SecurityMiddleware
+from covid_fastai.app.server.model_facts import read_facts
+from covid_fastai.app.server.page import render_answer, render_page
+from covid_fastai.app.server.schemas import describe_api
+from covid_fastai.app.server.uploads import Limits, RateLimiter, RequestRejected, Upload, read_uploads
+from covid_fastai.app.server.workers import Workers
+
+__all__ = ["create_app"]
+
+STATIC = Path(__file__).with_name("static")
+ASSETS = {"app.css": "text/css", "app.js": "text/javascript", "icon.svg": "image/svg+xml"}
+
+
+def create_app(
+    model: str | Path,
+    *,
+    name: str | None = None,
+    allow_host: Iterable[str] = (),
+    workers: int = 1,
+    limits: Limits | None = None,
+) -> Starlette:
+    """Make the web application of a saved model, for uvicorn or any other ASGI server.
+
+    FastHTML writes the page; the routes are Starlette's own, since FastHTML's would keep a session key on the disk and
+    spool uploads there.
+
+    Args:
+        model: The folder of a saved model.
+        name: What the page calls the model; None for its folder's name or its task.
+        allow_host: Names, beside those of this machine for itself, that visitors may call the server by.
+        workers: Processes that read and answer files.
+        limits: What visitors may ask; None for the usual.
+
+    Returns:
+        The application. It is to be closed by its lifespan, which ends the processes.
+
+    Raises:
+        ModelFormatError: The model cannot be used.
+        UsageError: `workers` is not allowed.
+    """
+    limits = Limits() if limits is None else limits
+    site = _Site(model, name=name, workers=workers, limits=limits)
+    routes = [
+        Route("/", site.page, methods=["GET"]),
+        Route("/", site.answer_form, methods=["POST"]),
+        Route("/answer", site.answer_one, methods=["POST"]),
+        Route("/api/predict", site.answer_json, methods=["POST"]),
+        Route("/api/model", site.model, methods=["GET"]),
+        Route("/openapi.json", site.openapi, methods=["GET"]),
+        Route("/healthz", site.health, methods=["GET"]),
+        Route("/readyz", site.readiness, methods=["GET"]),
+        *(Route(f"/{name}", _asset(name), methods=["GET"]) for name in ASSETS),
+    ]
+    handlers = {RequestRejected: _refuse, HTTPException: _not_here}
+    gate = [Middleware(SecurityMiddleware, allow_host=tuple(allow_host))]
+    return Starlette(routes=routes, middleware=gate, exception_handlers=handlers, lifespan=site.lifespan)
+
+
+class _Site:
+    """The endpoints, and what they share: the model's facts, the processes, the door."""
+
+    def __init__(self, model: str | Path, *, name: str | None, workers: int, limits: Limits):
+        self.facts, self.limits = read_facts(model, name=name), limits
+        self.workers = Workers(
+            model, number=workers, seconds=limits.seconds, memory=limits.memory, max_pixels=limits.pixels
+        )
+        self.door = RateLimiter(limits, workers=workers)
+        self._description = describe_api(self.facts, limits)
+        self._page = render_page(self.facts, limits)
+        self._threads: anyio.CapacityLimiter | None = None  # belongs to an event loop, which runs only later
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self._threads = anyio.CapacityLimiter(self.workers.number)  # others wait here, in the order that they came
+        try:
+            yield
+        finally:
+            self.workers.close()
+
+    async def page(self, request: Request) -> Response:
+        return HTMLResponse(self._page)
+
+    async def answer_form(self, request: Request) -> Response:
+        """Answer the form of a browser that runs no script, with the whole page."""
+        try:
+            found = await self._answer(request, pictures=True)
+        except RequestRejected as refused:
+            page = render_page(self.facts, self.limits, error=refused.reason)
+            return HTMLResponse(page, status_code=refused.status, headers=_retry(refused))
+        answers = [render_answer(upload.name, answer, self.facts) for upload, answer in found]
+        return HTMLResponse(render_page(self.facts, self.limits, answers=answers), status_code=_status(found))
+
+    async def answer_one(self, request: Request) -> Response:
+        """Answer the script's request for one file, with a piece of the page."""
+        found = await self._answer(request, pictures=True)
+        html = "\n".join(render_answer(upload.name, answer, self.facts) for upload, answer in found)
+        return HTMLResponse(html, status_code=_status(found))
+
+    async def answer_json(self, request: Request) -> Response:
+        asked = request.query_params.get("maps", "false").lower()
+        if asked not in {"true", "false", "1", "0"}:
+            raise RequestRejected(400, "maps is true or false.")
+        found = await self._answer(request, pictures=asked in {"true", "1"})
+        images = [{"name": upload.name, **answer} for upload, answer in found]
+        said = {"research_use": RESEARCH_USE, "model": self.facts.to_dict(), "images": images}
+        return JSONResponse(said, status_code=_status(found))
+
+    async def model(self, request: Request) -> Response:
+        return JSONResponse(self.facts.to_dict())
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(self._description)
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def readiness(self, request: Request) -> Response:
+        ready = self.workers.ready
+        return JSONResponse({"status": "ready" if ready else "not ready"}, status_code=200 if ready else 503)
+
+    async def _answer(self, request: Request, *, pictures: bool) -> list[tuple[Upload, dict[str, Any]]]:
+        client = request.client.host if request.client else ""
+        with self.door.enter(client):
+            uploads = await read_uploads(request, self.limits)
+            if not uploads:
+                raise RequestRejected(400, "No file was sent. Choose one first.")
+            return [(upload, await self._ask(upload.content, pictures=pictures)) for upload in uploads]
+
+    async def _ask(self, content: bytes, *, pictures: bool) -> dict[str, Any]:
+        def ask() -> dict[str, Any]:
+            return self.workers.ask(content, pictures=pictures)
+
+        return await anyio.to_thread.run_sync(ask, limiter=self._threads)
+
+
+def _asset(name: str):
+    async def send(request: Request) -> Response:
+        return FileResponse(STATIC / name, media_type=ASSETS[name], headers={"Cache-Control": "no-cache"})
+
+    return send
+
+
+def _status(found: list[tuple[Upload, dict[str, Any]]]) -> int:
+    return 200 if any(answer["status"] == "ok" for _, answer in found) else 422
+
+
+def _retry(refused: RequestRejected) -> dict[str, str]:
+    return {"Retry-After": str(refused.retry_after)} if refused.retry_after else {}
+
+
+async def _refuse(request: Request, refused: RequestRejected) -> Response:
+    return JSONResponse({"error": refused.reason}, status_code=refused.status, headers=_retry(refused))
+
+
+async def _not_here(request: Request, error: HTTPException) -> Response:
+    text = {404: "There is nothing here.", 405: "Not in this way."}.get(error.status_code, "This cannot be answered.")
+    return JSONResponse({"error": text}, status_code=error.status_code, headers=error.headers)

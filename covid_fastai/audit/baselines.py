@@ -1,0 +1,479 @@
+"""Shortcut baselines: how far one gets without a look at a lung, on the same folds as the network."""
+
+from __future__ import annotations
+
+import html
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy.stats import rankdata
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from covid_fastai.audit.baseline_features import (
+    BASELINES,
+    LUNG_FREE,
+    Features,
+    one_hot,
+    read_features,
+    sources_of,
+)
+from covid_fastai.data.splits import fold_by_patient
+from covid_fastai.errors import DataError
+from covid_fastai.evaluation.metrics import RESEARCH_USE, evaluate
+from covid_fastai.evaluation.prediction_table import PROBABILITY
+
+__all__ = ["ShortcutAudit", "compare_parts", "find_shortcuts", "fit_and_predict", "plot_shortcuts", "predict_shortcuts"]
+
+logger = logging.getLogger("covid_fastai")
+
+COLUMNS = ["baseline", "sees", "lung_free", "auc", "low", "high", "accuracy", "n", "p", "p_holm", "flagged"]
+LEVEL = 0.05  # of all flags together: a clean data set is flagged in at most 5 of 100 cases
+PERMUTATIONS = 999  # the smallest p is then 0.001, which Holm's correction for four baselines leaves below 0.05
+PENALTY = 0.1  # scikit-learn's C: standardised features of a hundred patients need a firm hand
+RIDGE = 1.0  # of the permutation test's regression, as a share of the features' own spread
+MOST = 1000  # images of a class that are looked at; more say nothing new, and take time
+FOLDS = 5
+DRAWS = 500  # of the bootstrap, for the mean AUC of more than two classes
+
+
+@dataclass(frozen=True, eq=False)
+class ShortcutAudit:
+    """What baselines that see little or nothing of a lung reach.
+
+    Attributes:
+        table: A row a baseline: `baseline`, `sees` (what it is given), `lung_free` (whether no lung can be seen in it),
+            `auc` with `low` and `high` (95%; with more than two classes the mean of each against the rest),
+            `accuracy`, `n` (patients), `p` (of the permutation test), `p_holm` (corrected for the lung-free ones) and
+            `flagged`. Rows of what could not be tried have NaN.
+        permuted: The AUCs that the thumbnail reaches once the patients' labels are dealt out at random: `median`, `low`
+            and `high` (the middle 95%).
+        predictions: By baseline, its out-of-fold predictions, a table like that of `predict`.
+        images: How many images were looked at.
+        unreadable: How many of the images could not be opened.
+    """
+
+    table: pd.DataFrame
+    permuted: Mapping[str, float]
+    predictions: Mapping[str, pd.DataFrame] = field(repr=False)
+    images: int
+    unreadable: int
+
+    @property
+    def flags(self) -> list[str]:
+        """The lung-free baselines that tell the classes apart better than chance, the strongest first."""
+        flagged = self.table[self.table["flagged"]]
+        return flagged.sort_values("auc", ascending=False, kind="stable")["baseline"].tolist()
+
+    def row(self, baseline: str) -> dict[str, Any]:
+        """Return a baseline's row of the table."""
+        return self.table.set_index("baseline").loc[baseline].to_dict()
+
+    def summary(self) -> pd.DataFrame:
+        """Return the table as text."""
+        rows = self.table
+        return pd.DataFrame(
+            {
+                "given": rows["baseline"],
+                "sees": rows["sees"],
+                "AUC": [_text(value) for value in rows["auc"]],
+                "95% interval": [_between(low, high) for low, high in zip(rows["low"], rows["high"], strict=True)],
+                "accuracy": [_text(value) for value in rows["accuracy"]],
+                "above chance": [_chance(row) for row in rows.to_dict("records")],
+            }
+        )
+
+    def notes(self) -> list[str]:
+        """Return what has to be said beside the table."""
+        if self.flags:
+            listed = ", ".join(f"{name} (AUC {self.row(name)['auc']:.3f})" for name in self.flags)
+            said = [f"The classes can be told apart without a look at a lung, by: {listed}."]
+        else:
+            said = [
+                "Nothing that was tried tells the classes apart without a look at a lung. What was not tried may: only "
+                "another hospital's images can show that nothing does."
+            ]
+        low, high = self.permuted["low"], self.permuted["high"]
+        said.append(f"With the patients' labels dealt out at random the thumbnail reaches {low:.2f} to {high:.2f}.")
+        if self.unreadable:
+            said.append(f"{self.unreadable} images could not be opened and were left out.")
+        return [*said, RESEARCH_USE]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain values, without the predictions."""
+        names = {"permuted": dict(self.permuted), "images": self.images, "unreadable": self.unreadable}
+        return {"table": self.table.to_dict("records"), **names}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ShortcutAudit:
+        """Make an audit from what `to_dict` returned; it holds no predictions."""
+        table = pd.DataFrame(fields["table"], columns=COLUMNS)
+        for name in ("auc", "low", "high", "accuracy", "p", "p_holm"):
+            table[name] = table[name].astype(float)  # JSON has null where a figure has NaN
+        return cls(table, fields["permuted"], {}, fields["images"], fields["unreadable"])
+
+    def __repr__(self) -> str:
+        return "\n".join([self.summary().to_string(index=False), *self.notes()])
+
+    def _repr_html_(self) -> str:
+        return self.summary().to_html(index=False) + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
+
+
+def find_shortcuts(
+    cohort: pd.DataFrame,
+    *,
+    most: int = MOST,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+    features: Features | None = None,
+) -> ShortcutAudit:
+    """Try to tell the classes apart without a look at a lung.
+
+    A logistic regression on each baseline's features predicts every patient from the others, on the cohort's own folds
+    (`fold_by_patient`); where it has none, its validation part is a fold, and its training part is dealt into four.
+    Whether a baseline is better than chance is tested by dealing the labels out among the patients anew (a ridge
+    regression stands in for the logistic one there, whose refits would take minutes), and the baselines that cannot see
+    a lung are flagged at 5% all together, by Holm's correction (Scandinavian HistoryRecorder of Statistics 1979).
+
+    Args:
+        cohort: What `read_cohort`, a split or `fold_by_patient` returned; train and valid rows are looked at.
+        most: Images of a class that are looked at, whole patients, drawn at random.
+        permutations: Of the test.
+        seed: Of the draw, the folds and the permutations.
+        features: What `read_features` returned for the rows that `rows_to_try` names; None to open the images.
+
+    Returns:
+        The audit.
+
+    Raises:
+        DataError: A class has fewer than two patients, or no image can be opened.
+    """
+    rows = rows_to_try(cohort, most=most, seed=seed)
+    features = read_features(rows["path"]) if features is None else features
+    unreadable = int((~features.readable).sum())
+    rows, features = rows[features.readable].reset_index(drop=True), features.take(features.readable)
+    classes = _classes(cohort, rows)
+    rng = np.random.default_rng(seed)
+    found, tests, predictions = [], {}, {}
+    permuted = {}
+    for name in BASELINES:
+        x = _block(name, features, rows)
+        if x is None:
+            found.append({"baseline": name, "auc": np.nan, "low": np.nan, "high": np.nan, "n": 0})
+            continue
+        table = _out_of_fold(x, rows, classes)
+        result = evaluate(table, n_resamples=DRAWS, seed=seed)
+        auc, predictions[name] = result.row("auc"), table
+        found.append({"baseline": name, **{key: auc[key] for key in ("low", "high", "n")}, "auc": auc["value"]})
+        found[-1]["accuracy"] = result.value("accuracy")
+        if x.shape[1]:
+            observed, chance = _permute(x, rows, classes, permutations=permutations, rng=rng)
+            tests[name] = (1 + int((chance >= observed).sum())) / (1 + permutations)
+            if name == "thumbnail":
+                low, median, high = np.quantile(chance, [0.025, 0.5, 0.975])
+                permuted = {"median": float(median), "low": float(low), "high": float(high)}
+    table = pd.DataFrame(found).reindex(columns=COLUMNS)
+    table["sees"] = table["baseline"].map(BASELINES)
+    table["lung_free"] = table["baseline"].isin(LUNG_FREE)
+    table["p"] = table["baseline"].map(tests)
+    table["p_holm"] = table["baseline"].map(_holm({name: p for name, p in tests.items() if name in LUNG_FREE}))
+    table["flagged"] = table["p_holm"] < LEVEL
+    return ShortcutAudit(table, permuted, predictions, len(rows), unreadable)
+
+
+def predict_shortcuts(
+    trained_on: pd.DataFrame,
+    rows: pd.DataFrame,
+    *,
+    baselines: Sequence[str] = ("mean and spread", "border ring", "thumbnail"),
+    most: int = MOST,
+    seed: int = 0,
+) -> dict[str, pd.DataFrame]:
+    """Fit baselines on some images and predict others with them: a test set, or another hospital's.
+
+    Args:
+        trained_on: Rows of a cohort, with `path`, `label` and `patient`.
+        rows: Others, which are predicted; `label` and `patient` are carried on where they are.
+        baselines: Names in `BASELINES`; "source" and "prevalence" say nothing elsewhere.
+        most: Images of a class that are fitted on.
+        seed: Of the draw.
+
+    Returns:
+        By baseline a table like that of `predict`; an image that cannot be opened is `unreadable` in it.
+
+    Raises:
+        DataError: The rows to fit on have one class only.
+    """
+    fit = _draw(trained_on, most=most, seed=seed)
+    classes = _classes(trained_on, fit)
+    if fit["label"].nunique() < 2:
+        raise DataError("The rows to fit on have one class only.", hint="Give rows of each class.")
+    known, others = read_features(fit["path"]), read_features(rows["path"])
+    columns = ["path", "label", "patient", "split", "source", "view"]
+    about = rows.reindex(columns=columns).astype(object).fillna("").astype(str).reset_index(drop=True)
+    tables = {}
+    for name in baselines:
+        label = fit.loc[known.readable, "label"]
+        p = fit_and_predict(known.blocks[name][known.readable], label, others.blocks[name], classes)
+        p[~others.readable] = np.nan
+        tables[name] = _table(about, p, classes).assign(status=np.where(others.readable, "ok", "unreadable"))
+    return tables
+
+
+def compare_parts(cohort: pd.DataFrame, *, most: int = 500, seed: int = 0) -> pd.DataFrame:
+    """Try to tell the official TEST's images of a class from the training images of the same class: a batch_effect.
+
+    There is nothing to tell but how the images were made. Above chance the TEST is another batch, and what was learnt
+    or chosen in training need not hold on it.
+
+    Args:
+        cohort: Rows with `split`, `label` and `patient`.
+        most: Images of a part that are looked at.
+        seed: Of the draw and the folds.
+
+    Returns:
+        A row a class that has ten patients or more in either part: `class`, `auc` of the thumbnail, `low` and `high`
+        (95%), `n` patients.
+    """
+    rows = []
+    for name, part in cohort[cohort["split"].isin(["train", "valid", "test"])].groupby("label"):
+        part.attrs = {}  # its classes are others now
+        part = part.assign(label=np.where(part["split"] == "test", "official TEST", "training"), split="train")
+        patients = part.groupby("label")["patient"].nunique()
+        if len(patients) < 2 or patients.min() < 10:
+            continue
+        part = rows_to_try(part.drop(columns="fold", errors="ignore"), most=most, seed=seed)
+        features = read_features(part["path"])
+        part, features = part[features.readable].reset_index(drop=True), features.take(features.readable)
+        table = _out_of_fold(features.blocks["thumbnail"], part, ["training", "official TEST"])
+        auc = evaluate(table, n_resamples=DRAWS, seed=seed).row("auc")
+        rows.append({"class": name, "auc": auc["value"], **{key: auc[key] for key in ("low", "high", "n")}})
+    return pd.DataFrame(rows, columns=["class", "auc", "low", "high", "n"])
+
+
+def plot_shortcuts(audit: ShortcutAudit, *, network: Mapping[str, Any] | None = None) -> Figure:
+    """Plot the AUC of each baseline with its interval, what is flagged in another colour, the network on top.
+
+    Args:
+        audit: What `find_shortcuts` returned.
+        network: The network's figure on held-out patients, with `value`, `low` and `high`; None to leave it out.
+
+    Returns:
+        The figure.
+    """
+    rows = audit.table.dropna(subset=["auc"])
+    figure = Figure(figsize=(6.4, 1.1 + 0.34 * (len(rows) + (network is not None))), layout="constrained")
+    axes = figure.subplots()
+    lines = [(row["baseline"], row["auc"], row["low"], row["high"], row["flagged"]) for row in rows.to_dict("records")]
+    if network is not None:
+        lines.append((f"the network (n = {network['n']})", network["value"], network["low"], network["high"], None))
+    for place, (_, auc, low, high, flagged) in enumerate(lines):
+        colour = {None: "#000000", True: "#D55E00", False: "#0072B2"}[flagged]
+        spread = [[max(auc - low, 0)], [max(high - auc, 0)]] if low == low else None
+        axes.errorbar(auc, place, xerr=spread, fmt="D" if flagged is None else "o", color=colour, ms=5, capsize=3)
+        axes.annotate(f"{auc:.3f}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    axes.axvline(0.5, color="#999999", lw=0.8, ls=":")
+    axes.set(yticks=range(len(lines)), yticklabels=[line[0] for line in lines], ylim=(-0.6, len(lines) - 0.4))
+    axes.set(xlim=(min(0.4, *(min(line[1:3]) for line in lines)) - 0.02, 1.01), xlabel="AUC, with 95% interval")
+    n = int(rows["n"].max())
+    axes.set_title(
+        f"Baselines{' beside the network' if network else ''} (orange: flagged), n = {n} patients",
+        fontsize=10,
+        loc="left",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def rows_to_try(cohort: pd.DataFrame, *, most: int = MOST, seed: int = 0) -> pd.DataFrame:
+    """Return the rows that baselines are tried on, with the column `fold`; -1 is fitted on in every fold.
+
+    Args:
+        cohort: As in `find_shortcuts`.
+        most: Images of a class, whole patients.
+        seed: Of the draw and the folds.
+
+    Returns:
+        The rows, of which there are at most `most` a class (one patient's more).
+
+    Raises:
+        DataError: A class has fewer than two patients.
+    """
+    used = cohort[cohort["split"].isin(["train", "valid"])]
+    patients = used.groupby("label")["patient"].nunique()
+    if len(patients) < 2 or patients.min() < 2:
+        counts = ", ".join(f"{n} of {name}" for name, n in patients.items()) or "none"
+        raise DataError(f"Shortcuts cannot be looked for with so few patients: {counts}.", hint="Two a class at least.")
+    if "fold" in used:
+        used = used.assign(fold=used["fold"].astype(float).astype(int))
+        return _draw(used, most=most, seed=seed)
+    rows = _draw(used, most=most, seed=seed)
+    if not (rows["split"] == "train").any():
+        rows = rows.assign(split="train")
+    rows = rows.assign(group=rows["group"] if "group" in rows else rows["patient"]).drop(
+        columns="in_pretraining", errors="ignore"
+    )
+    trained = rows[rows["split"] == "train"]
+    folds = int(min(FOLDS - rows["split"].eq("valid").any(), trained.groupby("label")["group"].nunique().min()))
+    if folds < 2:  # a patient a class is trained on: the others are judged by it
+        return rows.assign(fold=rows["split"].eq("valid").astype(int) - 1).reset_index(drop=True)
+    dealt = fold_by_patient(trained, folds=folds, seed=seed)
+    return rows.assign(fold=dealt["fold"].reindex(rows.index).fillna(folds).astype(int)).reset_index(drop=True)
+
+
+def _draw(rows: pd.DataFrame, *, most: int, seed: int) -> pd.DataFrame:
+    """Draw whole patients of each class until there are `most` images of it."""
+    rng = np.random.default_rng(seed)
+    kept = []
+    for _, part in rows.groupby("label", sort=True):
+        sizes = part.groupby("patient", sort=True).size()
+        order = sizes.iloc[rng.permutation(len(sizes))]
+        kept.append(part[part["patient"].isin(order.index[(order.cumsum() - order < most)])])
+    return pd.concat(kept).sort_index().reset_index(drop=True)
+
+
+def _classes(cohort: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+    known = [name for name in cohort.attrs.get("classes") or [] if name in set(rows["label"])]
+    return known if set(known) == set(rows["label"]) else sorted(rows["label"].unique())
+
+
+def _block(name: str, features: Features, rows: pd.DataFrame) -> np.ndarray | None:
+    """Return a baseline's features `(n, k)`; none at all for the prevalence; None where it cannot be tried."""
+    if name == "prevalence":
+        return np.zeros((len(rows), 0))
+    if name != "source":
+        return features.blocks[name]
+    sources = sources_of(rows)
+    return one_hot(sources, sorted(sources.unique())) if sources.nunique() > 1 else None
+
+
+def fit_and_predict(x: np.ndarray, labels: Sequence[str], others: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Fit a logistic regression, classes weighted alike, and predict others with it.
+
+    Args:
+        x: Features to fit on, `(n, k)`; they are standardised.
+        labels: Their classes, `(n,)`.
+        others: Features to predict, `(m, k)`.
+        classes: All classes, in the order of the columns.
+
+    Returns:
+        Probabilities, `(m, classes)`; 0 for a class that was not fitted on.
+    """
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, class_weight="balanced", max_iter=2000))
+    model.fit(x, labels)
+    p = np.zeros((len(others), len(classes)))
+    p[:, [list(classes).index(name) for name in model.classes_]] = model.predict_proba(others)
+    return p
+
+
+def _out_of_fold(x: np.ndarray, rows: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    """Return the predictions of each row by the model of the other folds."""
+    p = np.full((len(rows), len(classes)), np.nan)
+    label, fold = rows["label"].to_numpy(), rows["fold"].to_numpy()
+    for number in np.unique(fold[fold >= 0]):
+        own, fit = fold == number, fold != number
+        if x.shape[1]:
+            p[own] = fit_and_predict(x[fit], label[fit], x[own], classes)
+        else:
+            shares = np.array([(label == name).mean() for name in classes])
+            p[own] = (shares * 2**20).round() / 2**20  # the mean over a patient's images is then the same number
+    judged = fold >= 0
+    columns = ["path", "label", "patient", "split", "source", "view", "fold"]
+    about = rows.reindex(columns=columns)[judged].reset_index(drop=True)
+    return _table(about, p[judged], classes).assign(status="ok")
+
+
+def _table(about: pd.DataFrame, p: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    table = about.copy()
+    for number, name in enumerate(classes):
+        table[PROBABILITY + name] = p[:, number]
+    return table.assign(prediction=np.array(classes, dtype=object)[np.nan_to_num(p, nan=-1.0).argmax(axis=1)])
+
+
+def _permute(
+    x: np.ndarray, rows: pd.DataFrame, classes: list[str], *, permutations: int, rng: np.random.Generator
+) -> tuple[float, np.ndarray]:
+    """Return the AUC of a ridge regression's out-of-fold scores by patient, and those with labels dealt out anew."""
+    groups = rows["group"] if "group" in rows else rows["patient"]
+    _, number = np.unique(groups.astype(str), return_inverse=True)
+    codes = pd.Categorical(rows["label"], categories=classes).codes.astype(int)
+    of_group = np.zeros(number.max() + 1, dtype=int)
+    of_group[number] = codes  # a group of two classes counts with its last one
+    fold = rows["fold"].to_numpy()
+    weights = _hat_matrix(x, fold)
+    judged = fold >= 0
+    sizes = np.bincount(number[judged], minlength=len(of_group))
+    held = sizes > 0
+    mean = np.zeros((len(of_group), judged.sum()))
+    mean[number[judged], np.arange(judged.sum())] = 1 / np.maximum(sizes[number[judged]], 1)
+    weights = mean[held] @ weights[judged]  # (groups, n): from the labels of the images to the score of a group
+    onto = np.zeros((len(rows), len(of_group)))
+    onto[np.arange(len(rows)), number] = 1
+    weights = (weights @ onto).round(12)  # (groups, all groups); features that never change leave no noise
+    fold_of = np.zeros(len(of_group), dtype=int)
+    fold_of[number] = fold
+    dealt = np.repeat(of_group[:, None], 1 + permutations, axis=1)
+    for one in np.unique(fold_of):  # within a fold, whose classes are as many as before
+        own = np.flatnonzero(fold_of == one)
+        dealt[own, 1:] = rng.permuted(dealt[own, 1:], axis=0)
+    several = range(len(classes)) if len(classes) > 2 else [1]
+    found = np.mean([_aucs(weights @ (dealt == k).astype(float), (dealt == k)[held]) for k in several], axis=0)
+    return float(found[0]), found[1:]
+
+
+def _hat_matrix(x: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Return what makes out-of-fold ridge predictions of labels, `(n, n)`; rows that are not judged stay 0.
+
+    The mean of the labels that were fitted on is not added: it would say of a fold what the fold itself is not.
+    """
+    hat = np.zeros((len(x), len(x)))
+    for number in np.unique(fold[fold >= 0]):
+        own, fit = fold == number, fold != number
+        centre, spread = x[fit].mean(axis=0), x[fit].std(axis=0)
+        spread[spread < 1e-12] = np.inf  # a feature that never changes says nothing
+        a, b = (x[fit] - centre) / spread, (x[own] - centre) / spread
+        n, k = a.shape
+        if k <= n:
+            part = b @ np.linalg.solve(a.T @ a + RIDGE * n / 10 * np.eye(k), a.T)
+        else:
+            part = b @ a.T @ np.linalg.inv(a @ a.T + RIDGE * n / 10 * np.eye(n))
+        hat[np.ix_(own, fit)] = part - part.sum(axis=1, keepdims=True) / n  # of labels less their mean
+    return hat
+
+
+def _aucs(scores: np.ndarray, of_class: np.ndarray) -> np.ndarray:
+    """Return the area under the ROC curve of each column, ties counting half."""
+    ranks = rankdata(scores, axis=0)
+    m = of_class.sum(axis=0)
+    return ((ranks * of_class).sum(axis=0) - m * (m + 1) / 2) / (m * (len(scores) - m))
+
+
+def _holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Return p values corrected for their number (Holm 1979)."""
+    corrected, largest = {}, 0.0
+    for place, (name, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, value * (len(p) - place)))
+        corrected[name] = largest
+    return corrected
+
+
+def _text(value: float) -> str:
+    return f"{value:.3f}" if value == value else "–"
+
+
+def _between(low: float, high: float) -> str:
+    return f"{low:.3f} to {high:.3f}" if low == low else "–"
+
+
+def _chance(row: Mapping[str, Any]) -> str:
+    if row["auc"] != row["auc"]:
+        return "not tried: one source, or none named"
+    if row["p"] != row["p"]:
+        return ""
+    return f"{'flagged, ' if row['flagged'] else ''}p = {row['p']:.3f}"

@@ -1,0 +1,216 @@
+"""The article's curves and more, each from a table: training, ROC and precision-recall with bands, probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from covid_fastai.data.exploration import class_colours
+from covid_fastai.errors import UsageError
+from covid_fastai.evaluation.bootstrap import patient_draws, precision_at, sensitivity_at
+from covid_fastai.evaluation.metrics import Evaluation, score_units
+from covid_fastai.evaluation.prediction_table import PROBABILITY
+
+__all__ = [
+    "plot_history",
+    "plot_learning_rate",
+    "plot_precision_recall",
+    "plot_probabilities",
+    "plot_roc",
+]
+
+TRAIN, VALID = "#0072B2", "#D55E00"
+BAND_DRAWS = 500  # enough for a band's two percentiles to be drawn
+GRID = np.linspace(0, 1, 201)
+
+
+def plot_history(history: pd.DataFrame) -> Figure:
+    """Plot loss and metrics by epoch; the frozen phase is shaded.
+
+    Args:
+        history: A row an epoch, as in `learn.history` or a run's `history.csv`; with `fold` a line a fold.
+
+    Returns:
+        The figure: the losses, and a panel for each metric.
+    """
+    metrics = [
+        name for name in history if name not in ("phase", "epoch", "train_loss", "valid_loss", "seconds", "fold")
+    ]
+    figure = Figure(figsize=(4 * (1 + len(metrics)), 3.2), layout="constrained")
+    panels = figure.subplots(1, 1 + len(metrics), squeeze=False)[0]
+    folds = [part for _, part in history.groupby("fold")] if "fold" in history else [history]
+    for number, part in enumerate(folds):
+        for name, colour, text in (("train_loss", TRAIN, "training"), ("valid_loss", VALID, "validation")):
+            label = text if number == 0 else None
+            panels[0].plot(part["epoch"], part[name], color=colour, marker="o", markersize=3, label=label)
+        for axes, name in zip(panels[1:], metrics, strict=True):
+            axes.plot(part["epoch"], part[name], color=VALID, marker="o", markersize=3)
+    panels[0].set(ylabel="cross-entropy", title="Loss")
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend(frameon=False)
+    for axes, name in zip(panels[1:], metrics, strict=True):
+        axes.set(title=f"Validation {name}", ylim=(0, 1.03))
+    frozen = int((folds[0]["phase"] == "frozen").sum())
+    for axes in panels:
+        _tidy(axes, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if 0 < frozen < len(folds[0]):
+            axes.axvspan(0.5, frozen + 0.5, color="#888888", alpha=0.12, lw=0)
+            axes.text(0.55, 0.98, " body frozen", transform=axes.get_xaxis_transform(), fontsize=7, va="top")
+        axes.set_xlim(0.5, history["epoch"].max() + 0.5)
+    return figure
+
+
+def plot_learning_rate(steps: pd.DataFrame) -> Figure:
+    """Plot the head's learning rate and the smoothed training loss by step.
+
+    Args:
+        steps: A row a step, as in `learn.steps` or a run's `steps.csv`.
+
+    Returns:
+        The figure, two panels.
+    """
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    rate, loss = figure.subplots(1, 2)
+    rate.plot(steps["step"], steps["learning_rate"], color=TRAIN)
+    rate.set(title="Learning rate of the head (one-cycle)")
+    loss.plot(steps["step"], steps["train_loss"], color=TRAIN)
+    loss.set(title="Training loss, smoothed", ylabel="cross-entropy")
+    loss.set_ylim(bottom=0)
+    frozen = int((steps["phase"] == "frozen").sum())
+    for axes in (rate, loss):
+        _tidy(axes, xlabel="step")
+        if 0 < frozen < len(steps):
+            axes.axvspan(0, frozen, color="#888888", alpha=0.12, lw=0)
+    return figure
+
+
+def plot_roc(evaluation: Evaluation, *, seed: int = 0) -> Figure:
+    """Plot the ROC curve with its 95% band, a curve for each class where there are more than two.
+
+    The band holds, at each false positive rate, the middle 95% of 500 bootstrap draws of patients.
+
+    Args:
+        evaluation: What `evaluate` returned.
+        seed: Of the draws.
+
+    Returns:
+        The figure.
+
+    Raises:
+        UsageError: The evaluation holds no predictions.
+    """
+    figure, axes = _square()
+    axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls=":")
+    for name, colour, curve, low, high in _curves(evaluation, sensitivity_at, seed=seed):
+        found = evaluation.row("auc", name)
+        axes.fill_between(GRID, low, high, color=colour, alpha=0.18, lw=0)
+        axes.plot(GRID, curve, color=colour, label=f"{name}: AUC {_interval(found)}")
+    _tidy(axes, xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC, n = {_count(evaluation)}")
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    return figure
+
+
+def plot_precision_recall(evaluation: Evaluation, *, seed: int = 0) -> Figure:
+    """Plot precision by recall with its 95% band, a curve for each class where there are more than two.
+
+    Precision depends on how frequent the class is in these data (the dotted line), which is not how frequent it is in
+    any hospital.
+
+    Args:
+        evaluation: What `evaluate` returned.
+        seed: Of the draws.
+
+    Returns:
+        The figure.
+
+    Raises:
+        UsageError: The evaluation holds no predictions.
+    """
+    figure, axes = _square()
+    labels = score_units(evaluation.predictions, unit=evaluation.unit).table["label"]
+    for name, colour, curve, low, high in _curves(evaluation, precision_at, seed=seed):
+        found = evaluation.row("average_precision", name)
+        axes.axhline((labels == name).mean(), color=colour, lw=0.8, ls=":")
+        axes.fill_between(GRID, low, high, color=colour, alpha=0.18, lw=0)
+        axes.plot(GRID, curve, color=colour, label=f"{name}: AP {_interval(found)}")
+    title = f"Precision and recall, n = {_count(evaluation)}"
+    _tidy(axes, xlabel="recall (sensitivity)", ylabel="precision", title=title)
+    axes.legend(loc="lower left", frameon=False, fontsize=8)
+    return figure
+
+
+def plot_probabilities(evaluation: Evaluation) -> Figure:
+    """Plot the probabilities that were given to each class's patients, a dot a patient, with the threshold.
+
+    Args:
+        evaluation: What `evaluate` returned.
+
+    Returns:
+        The figure: the positive class's probability, or with more than two classes that of the true class.
+
+    Raises:
+        UsageError: The evaluation holds no predictions.
+    """
+    units = _units(evaluation)
+    classes, colours = evaluation.classes, class_colours(evaluation.classes)
+    figure = Figure(figsize=(6, 1.1 + 0.7 * len(classes)), layout="constrained")
+    axes = figure.subplots()
+    rng = np.random.default_rng(0)  # dots that fall together are spread in height
+    for place, name in enumerate(classes):
+        shown = units.loc[units["label"] == name, PROBABILITY + (evaluation.positive or name)]
+        axes.scatter(shown, place + rng.uniform(-0.3, 0.3, len(shown)), s=10, color=colours[name], alpha=0.55, lw=0)
+    if evaluation.threshold is not None:
+        axes.axvline(evaluation.threshold, color="#555555", lw=0.8, ls="--")
+    ticks = [f"{name}\nn = {(units['label'] == name).sum()}" for name in classes]
+    axes.set(yticks=range(len(classes)), yticklabels=ticks, xlim=(-0.02, 1.02))
+    axes.invert_yaxis()
+    what = f"probability of {evaluation.positive}" if evaluation.positive else "probability of the true class"
+    _tidy(axes, xlabel=what, title=f"A dot a {evaluation.unit}")
+    return figure
+
+
+def _curves(evaluation: Evaluation, compute, *, seed: int):
+    """Yield class, colour, curve and band (each `(len(GRID),)`) for the positive or for each class that is there."""
+    units = _units(evaluation)
+    colours = class_colours(evaluation.classes)
+    weights = patient_draws(units["patient"], units["label"], n_resamples=BAND_DRAWS, seed=seed).astype(float)
+    once = np.ones((1, len(units)))
+    for name in [evaluation.positive] if evaluation.positive else evaluation.classes:
+        of_class = (units["label"] == name).to_numpy()
+        if of_class.all() or not of_class.any():
+            continue
+        scores = units[PROBABILITY + name].to_numpy()
+        drawn = compute(GRID, scores, of_class, weights)
+        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+        yield name, colours[name], compute(GRID, scores, of_class, once)[0], low, high
+
+
+def _units(evaluation: Evaluation) -> pd.DataFrame:
+    if evaluation.predictions.empty:
+        raise UsageError("This evaluation holds figures only.", hint="Read it with read_run, or evaluate the table.")
+    return score_units(evaluation.predictions, positive=evaluation.positive, unit=evaluation.unit).table
+
+
+def _interval(row: dict) -> str:
+    if not np.isfinite(row["low"]):
+        return f"{row['value']:.3f}"
+    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+
+
+def _count(evaluation: Evaluation) -> str:
+    return f"{int(evaluation.confusion.to_numpy().sum())} {evaluation.unit}s"
+
+
+def _square() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), aspect="equal")
+    return figure, axes
+
+
+def _tidy(axes: Axes, **labels: str) -> None:
+    axes.set(**labels)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,1 +1,0 @@
-"""What the figures are worth."""

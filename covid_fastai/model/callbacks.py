@@ -1,0 +1,183 @@
+"""What training leaves behind, a row an epoch and a row a step, and what stops it when its numbers are none."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from fastai.callback.core import Callback
+from fastai.learner import Learner
+from fastai.torch_core import get_model
+
+from covid_fastai.errors import DivergenceError
+from covid_fastai.model.checkpoint import Checkpoint
+
+__all__ = ["EpochLog", "FROZEN", "NonFiniteGuard", "HistoryRecorder", "PHASES", "Phase", "Record", "UNFROZEN"]
+
+logger = logging.getLogger("covid_fastai")
+
+FROZEN, UNFROZEN = "frozen", "unfrozen"
+PHASES = (FROZEN, UNFROZEN)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One of the two one-cycles: its name, epochs, peak learning rates, and the epochs before it."""
+
+    name: str
+    epochs: int
+    learning_rate: float | slice
+    before: int
+
+
+@dataclass
+class Record:
+    """What training has left so far: a row an epoch, a row a step."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    phase: list[int] = field(default_factory=list)  # index in PHASES
+    learning_rate: list[float] = field(default_factory=list)
+    train_loss: list[torch.Tensor] = field(default_factory=list)
+
+    def publish(self, learn: Learner) -> None:
+        """Show the record as `learn.history` and `learn.steps`."""
+        columns = ["phase", "epoch", "train_loss", "valid_loss", *learn.metrics.attrgot("name"), "seconds"]
+        learn.history = pd.DataFrame(self.history, columns=columns)
+        learn.steps = pd.DataFrame(
+            {
+                "step": range(1, len(self.phase) + 1),
+                "phase": [PHASES[index] for index in self.phase],
+                "learning_rate": self.learning_rate,
+                "train_loss": [float(loss) for loss in self.train_loss],
+            }
+        )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the steps as tensors."""
+        return {
+            "phase": torch.tensor(self.phase, dtype=torch.uint8),
+            "learning_rate": torch.tensor(self.learning_rate, dtype=torch.float64),
+            "train_loss": torch.tensor([float(loss) for loss in self.train_loss], dtype=torch.float32),
+        }
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint | None) -> Record:
+        """Return the record that a checkpoint holds; an empty one without a checkpoint."""
+        if checkpoint is None:
+            return cls()
+        steps = checkpoint.part("steps.")
+        rows = [dict(row) for row in checkpoint.facts["history"]]
+        return cls(rows, steps["phase"].tolist(), steps["learning_rate"].tolist(), list(steps["train_loss"]))
+
+
+class EpochLog(Callback):
+    """Log a line an epoch.
+
+    Args:
+        before: Epochs of earlier phases, counted in.
+        epochs: How many there are in all; those of this fit if None.
+        phase: The phase's name, if it is to be said.
+    """
+
+    order, run_valid = 56, False  # after Recorder (50) has the numbers
+
+    def __init__(self, before: int = 0, epochs: int | None = None, phase: str = ""):
+        self.before, self.epochs, self.phase = before, epochs, phase
+
+    def before_epoch(self):
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def after_epoch(self):
+        """Log the epoch."""
+        values = [
+            f"{name.replace('_', ' ')} {value:.4f}"
+            for name, value in zip(self.recorder.metric_names[1:], self.learn.final_record, strict=False)
+            if isinstance(value, float)
+        ]
+        if values:  # a resumed run passes its earlier epochs by, without any
+            seconds = time.perf_counter() - self.started
+            epochs = self.n_epoch if self.epochs is None else self.epochs
+            epoch = f"epoch {self.before + self.epoch + 1}/{epochs}" + (f" ({self.phase})" if self.phase else "")
+            logger.info("%s: %s, %.0f s", epoch, ", ".join(values), seconds)
+
+
+class HistoryRecorder(Callback):
+    """Write down every step and epoch."""
+
+    order = 55  # after Recorder (50) has the numbers
+
+    def __init__(self, record: Record, phase: Phase, done: int):
+        self.record, self.phase, self.done = record, phase, done
+
+    def before_epoch(self):
+        """Start the clock and remember where the steps stand."""
+        self.started = time.perf_counter()
+
+    def after_batch(self):
+        """Write down a step."""
+        if self.training:
+            self.record.phase.append(PHASES.index(self.phase.name))
+            self.record.learning_rate.append(float(self.opt.hypers[-1]["lr"]))
+            self.record.train_loss.append(self.recorder.smooth_loss.value)
+
+    def after_epoch(self):
+        """Write down an epoch."""
+        if self.epoch < self.done:
+            return
+        values = dict(zip(self.recorder.metric_names[1:], self.learn.final_record, strict=False))
+        row = {"phase": self.phase.name, "epoch": self.phase.before + self.epoch + 1, **values}
+        self.record.history.append(row | {"seconds": round(time.perf_counter() - self.started, 3)})
+        self.record.publish(self.learn)
+
+
+class NonFiniteGuard(Callback):
+    """Stop at the first number that is none, and keep the model of the last good epoch to go back to."""
+
+    order = 54  # after Recorder (50) and mixed precision (10), before the journal (55) writes down a bad epoch
+
+    def __init__(self, learn: Learner, epoch: int):
+        self.good, self.good_epoch = _copied_state(learn), epoch
+
+    def restore(self, learn: Learner) -> str:
+        """Put the kept model back and say which one it is."""
+        get_model(learn.model).load_state_dict(self.good)
+        which = f"after epoch {self.good_epoch}" if self.good_epoch else "before the first epoch"
+        return f"The model is again as it was {which}."
+
+    def _fail(self, what: str) -> None:
+        epoch, step = self.good_epoch + 1, self.iter + 1
+        raise DivergenceError(
+            f"Training left the numbers in epoch {epoch}, step {step}: {what}.",
+            hint="Take a smaller learning_rate, or set gradient_clip.",
+            details=[{"epoch": epoch, "step": step, "reason": what}],
+        )
+
+    def after_loss(self):
+        """Check the loss before it reaches the weights."""
+        if self.training and not bool(self.loss.isfinite().all()):  # guard: guard_loss
+            self._fail(f"the loss is {float(self.loss.detach().mean())}")
+
+    def after_train(self):
+        """Check the weights."""
+        for name, tensor in get_model(self.model).state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                self._fail(f"{name} holds NaN or infinity")
+
+    def after_epoch(self):
+        """Check the validation loss and keep a good epoch's model."""
+        loss = next(iter(self.learn.final_record[1:]), None)
+        if self.learn.final_record and loss is not None and not math.isfinite(loss):
+            self._fail(f"the validation loss is {loss}")
+        if self.learn.final_record:
+            self.good, self.good_epoch = _copied_state(self.learn), self.good_epoch + 1
+
+
+def _copied_state(learn: Learner) -> dict[str, torch.Tensor]:
+    state = get_model(learn.model).state_dict()
+    return {key: value.detach().to("cpu", copy=True) for key, value in state.items()}

@@ -1,0 +1,355 @@
+"""The report: one self-contained page, made from tables, that one would show to a sceptic."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from covid_fastai.audit.audit import HEAT_FILE, SALIENCY_PICTURE, audit_predictions, read_audit
+from covid_fastai.data.exploration import plot_batch, plot_class_counts
+from covid_fastai.errors import UsageError
+from covid_fastai.evaluation.metrics import Evaluation, evaluate
+from covid_fastai.evaluation.plots import plot_history, plot_learning_rate
+from covid_fastai.evaluation.runs import Run, collect_versions, log_event, read_run
+from covid_fastai.files import write_csv, write_json
+from covid_fastai.reporting.caveats import limits, result_remarks, run_remarks, source_table
+from covid_fastai.reporting.data_pages import count_problems, count_rows
+from covid_fastai.reporting.html import data_uri, draw_chart, save_picture, write_page
+from covid_fastai.reporting.report_audit import describe_audit
+from covid_fastai.saliency.region_fraction import summarise_saliency_fraction
+
+if TYPE_CHECKING:
+    from fastai.learner import Learner
+from PIL import Image
+
+from covid_fastai.data.exploration import shorten
+from covid_fastai.evaluation.interpretation import open_picture, plot_confusion_matrix, top_losses
+from covid_fastai.evaluation.plots import plot_precision_recall, plot_probabilities, plot_roc
+from covid_fastai.reporting.html import embed_picture
+
+__all__ = ["describe_result", "render_report", "write_evaluation", "write_report"]
+
+BATCH_PICTURE = "batch.png"
+
+
+def write_report(learn: Learner, result: Evaluation) -> Path:
+    """Write `report.html` into the learner's folder, and the tables that it is made from where they are not there yet.
+
+    Args:
+        learn: A fitted learner whose loaders `build_dataloaders` made; its `path` is the folder.
+        result: What `evaluate` returned for its held-out patients.
+
+    Returns:
+        The report's file: one page without scripts that loads nothing.
+
+    Raises:
+        ResourceError: The folder cannot be written.
+    """
+    folder = Path(learn.path)
+    _write_missing(learn, result, folder)
+    save_picture(folder / BATCH_PICTURE, plot_batch(learn.dls))
+    return render_report(folder)
+
+
+def render_report(folder: str | Path) -> Path:
+    """Write `report.html` anew from a run's files alone; neither torch nor the data set is needed.
+
+    Pictures of the worst cases are in it only where the images are still where the run found them.
+
+    Args:
+        folder: A run's folder.
+
+    Returns:
+        The report's file.
+
+    Raises:
+        DataError: The folder is no run, or not one that was judged.
+    """
+    run = read_run(folder)
+    fields = run.config.get("config") or {}
+    cohort, result = run.cohort, run.metrics
+    cohort.attrs["classes"] = result.classes
+    folds = run.config.get("folds")
+    how = (
+        f"Each was predicted by the one of {folds} models that had not seen them." if folds else "None was trained on."
+    )
+    return write_page(
+        run.path / "report.html",
+        "report.html",
+        title=f"{_task_title(fields.get('task'), result)}: what the model is worth",
+        name=run.path.resolve().name,
+        started=run.record[0].get("time", "").replace("T", " ").replace("Z", " UTC") if run.record else "",
+        minutes=_minutes(run.history),
+        device=run.built.get("device", ""),
+        heading="What it can do on patients that it has not seen",
+        remarks=run_remarks(run),
+        audit=describe_audit(read_audit(run.path)),
+        **_looked(run),
+        figures={_split_title(split): found.summary() for split, found in run.evaluations.items()},
+        **describe_result(result, how=how),
+        split_text=_split_text(cohort, fields),
+        counts=count_rows(cohort),
+        sources=source_table(cohort),
+        data_figures=_data_figures(run, cohort),
+        problems=count_problems(run.problems),
+        training_text=_training_text(run, run.built, fields),
+        training_figures=_training_figures(run),
+        settings=pd.DataFrame([{"setting": key, "value": _plain(value)} for key, value in fields.items()]),
+        limits=limits(cohort, result),
+        python=run.config.get("python"),
+        command=run.config.get("command"),
+        versions=_versions(run.versions),
+        record=_record(run),
+    )
+
+
+def write_evaluation(
+    predictions: str | Path | pd.DataFrame | Evaluation, out: str | Path = "evaluation.html", **options: Any
+) -> Path:
+    """Judge predictions of any model, of this package or not, and write a page: figures, shortcuts, the worst cases.
+
+    Where the images are at hand under `path`, baselines that see no lung are tried on them and a verdict is given.
+
+    Args:
+        predictions: A predictions table or CSV, or the evaluation of one.
+        out: The page's file; its folder must exist.
+        **options: Of `evaluate`.
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: An option has a value that is not allowed.
+        DataError: The table is faulty.
+        ResourceError: The file cannot be written.
+    """
+    result = predictions if isinstance(predictions, Evaluation) else evaluate(predictions, **options)
+    rows = result.predictions
+    judged = rows[rows["label"].ne("") & rows["status"].eq("ok")]
+    here = judged["path"].map(os.path.isfile)
+    remarks = list(result_remarks(result, missing=int((~here).sum())))
+    audit = audit_predictions(rows, positive=result.positive) if here.all() else None
+    return write_page(
+        Path(out),
+        "evaluation.html",
+        title=f"{' or '.join(result.classes)}: what the predictions are worth",
+        heading="How well the predictions agree with the labels",
+        remarks=remarks,
+        audit=describe_audit(audit),
+        looked=None,
+        saliency=None,
+        figures={"Predictions": result.summary()},
+        **describe_result(result, how="What the model had seen of them is not known here."),
+        limits=limits(rows, result),
+    )
+
+
+# what the page says
+
+
+def _split_text(cohort: pd.DataFrame, fields: Mapping[str, Any]) -> str:
+    seed = f", seed {fields['seed']}" if "seed" in fields else ""
+    by = fields.get("split", "patient")
+    rows = cohort[cohort["split"].isin(["train", "valid", "test"])]
+    side, name = ("fold", "in two folds") if "fold" in cohort else ("split", "on two sides")
+    both = int((rows.groupby("patient")[side].nunique() > 1).sum())
+    proof = f"no patient is {name}" if both == 0 else f"{both} patients are {name}"
+    excluded = int((cohort["split"] == "excluded").sum())
+    return f"Split by {by}{seed}: {proof}. {excluded:,} images are excluded; the table says why."
+
+
+def _training_text(run: Run, built: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
+    weights = built.get("weights", {})
+    begun = {"random": "random weights", "imagenet": "ImageNet's weights", "cxr": "this package's radiograph weights"}
+    start = begun.get(weights.get("name"), f"the weights {weights.get('origin', '')}".strip())
+    arch = built.get("arch") or fields.get("arch", "The model")
+    epochs = run.history["phase"].value_counts() if "fold" not in run.history else {}
+    plan = ", then ".join(
+        f"{epochs[phase]} epochs with the body {phase}" for phase in ("frozen", "unfrozen") if phase in epochs
+    )
+    folds = f"{run.config['folds']} models, one a fold; " if run.config.get("folds") else ""
+    size = f" on images of {fields['image_size']}×{fields['image_size']} pixels, one grey channel" if fields else ""
+    return f"{folds}{arch}, begun from {start}{size}. One-cycle learning rates{': ' + plan if plan else ''}."
+
+
+def _versions(found: Mapping[str, Any]) -> str:
+    packages = ", ".join(f"{name} {number}" for name, number in found.get("packages", {}).items())
+    return f"Python {found.get('python', '?')}; {packages}; {found.get('system', '')}"
+
+
+def _record(run: Run) -> pd.DataFrame:
+    rows = []
+    for event in run.record:
+        facts = {key: value for key, value in event.items() if key not in ("time", "event", "weights", "report")}
+        text = ", ".join(f"{key} {_plain(value)}" for key, value in facts.items())
+        rows.append({"time": event.get("time", ""), "event": event["event"], "facts": text})
+    return pd.DataFrame(rows, columns=["time", "event", "facts"])
+
+
+def _minutes(history: pd.DataFrame) -> str:
+    seconds = float(history["seconds"].sum())
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+
+
+def _task_title(task: Any, result: Evaluation) -> str:
+    if isinstance(task, Mapping):
+        return str(task.get("title") or task.get("name"))
+    return " or ".join(result.classes)
+
+
+def _split_title(split: str) -> str:
+    return {"valid": "Held-out patients", "test": "Official test set"}.get(split, split)
+
+
+def _plain(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+# what the page shows
+
+
+def _data_figures(run: Run, cohort: pd.DataFrame) -> list[dict[str, Any]]:
+    shown = [draw_chart(plot_class_counts(cohort), "Images and patients by class and part", wide=True)]
+    if (run.path / BATCH_PICTURE).is_file():
+        source = data_uri((run.path / BATCH_PICTURE).read_bytes(), "image/png")
+        text = "A training batch after augmentation, as the model gets it"
+        shown.append({"source": source, "alt": text, "caption": text + ".", "wide": True})
+    return shown
+
+
+def _looked(run: Run) -> dict[str, Any]:
+    """Return where the class activation maps lie, and some of them; None where they were not measured."""
+    table = picture = None
+    if (run.path / HEAT_FILE).is_file():
+        found = summarise_saliency_fraction(
+            pd.read_csv(run.path / HEAT_FILE, keep_default_na=False, na_values={"inside": "", "border": ""})
+        )
+        interval = [f"{a:.0%} to {b:.0%}" if a == a else "too few" for a, b in found[["low", "high"]].to_numpy()]
+        table = pd.DataFrame({"heat for": found["of"], "in the": found["region"].replace({"inside": "lungs' box"})})
+        table = table.assign(share=[f"{value:.0%}" for value in found["fraction"]], **{"95% interval": interval})
+        table["an even map"] = [f"{value:.0%}" for value in found["area"]]
+        table["images"] = found["images"]
+    if (run.path / SALIENCY_PICTURE).is_file():
+        source = data_uri((run.path / SALIENCY_PICTURE).read_bytes(), "image/png")
+        alt = "Held-out radiographs and the heat of their class activation maps"
+        picture = {"source": source, "alt": alt, "caption": "", "wide": True}
+    return {"looked": table, "saliency": picture}
+
+
+def _training_figures(run: Run) -> list[dict[str, Any]]:
+    shown = [draw_chart(plot_history(run.history), "Loss and accuracy by epoch", wide=True)]
+    if (run.path / "steps.csv").is_file():
+        shown.append(draw_chart(plot_learning_rate(run.steps), "Learning rate and training loss by step", wide=True))
+    return shown
+
+
+# writing
+
+
+def _write_missing(learn: Learner, result: Evaluation, folder: Path) -> None:
+    """Write what a report is made from, where the story was told by hand rather than by `train_classifier`."""
+    cohort = learn.dls.cohort
+    tables = {"cohort.csv": cohort, "predictions.csv": result.predictions}
+    for name in ("history", "steps"):
+        if not (folder / f"{name}.csv").exists():
+            if not hasattr(learn, name):
+                raise UsageError(
+                    f"This learner was not fitted here: it has no {name}, and {folder} holds none.",
+                    hint="Set learn.path to its run's folder, or use write_evaluation for predictions alone.",
+                )
+            tables[f"{name}.csv"] = getattr(learn, name)
+    tables["problems.csv"] = pd.DataFrame(
+        cohort.attrs.get("problems", []), columns=["row", "path", "kind", "severity", "reason", "remedy"]
+    )
+    for name, table in tables.items():
+        if not (folder / name).exists():
+            write_csv(folder / name, table)
+    if not (folder / "metrics.json").exists():
+        write_json(folder / "metrics.json", {"valid": result.to_dict()})
+    if not (folder / "versions.json").exists():
+        write_json(folder / "versions.json", collect_versions())
+    if not (folder / "config.json").exists():
+        write_json(folder / "config.json", {"data": cohort.attrs.get("data"), "config": None})
+        log_event(folder, "model built", arch=learn.arch, device=str(learn.dls.device), weights=learn.weights.to_dict())
+
+
+CASES = 12
+
+
+def describe_result(result: Evaluation, *, how: str) -> dict[str, Any]:
+    """Return what `result.html` and `worst.html` show of an evaluation.
+
+    Args:
+        result: The evaluation, with its predictions.
+        how: A sentence on what the model had seen of these patients.
+
+    Returns:
+        Texts, tiles, figures and cases by name.
+    """
+    counts = result.confusion.sum(axis=1)
+    who = ", ".join(f"{counts[name]} {name}" for name in result.classes)
+    unit = "patients" if result.unit == "patient" else "images"
+    mean = " A patient's score is the mean over their images." if result.unit == "patient" else ""
+    return {
+        "lead": f"{int(counts.sum())} held-out {unit} ({who}), {result.n_images} images. {how}{mean}",
+        "tiles": _tiles(result),
+        "failed": _failed(result),
+        "cases": _cases(result),
+        "result_figures": _result_figures(result),
+    }
+
+
+def _tiles(result: Evaluation) -> list[dict[str, str]]:
+    named = {"auc": "AUC", "sensitivity": "Sensitivity", "specificity": "Specificity", "accuracy": "Accuracy"}
+    if result.positive is None:
+        named = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "auc": "AUC, mean of classes"}
+    tiles = []
+    for metric, title in named.items():
+        row = result.row(metric)
+        value, low, high = row["value"], row["low"], row["high"]
+        interval = f"95% interval {low:.3f} to {high:.3f}" if low == low else "no interval can be given"
+        about = f" for {row['class']}" if metric == "sensitivity" else ""
+        n = f"n = {row['n']} {row['unit']}s"
+        shown = f"{value:.3f}" if value == value else "–"
+        tiles.append({"title": title + about, "value": shown, "interval": interval, "n": n})
+    return tiles
+
+
+def _failed(result: Evaluation) -> str:
+    if not result.n_failed:
+        return ""
+    return f"{result.n_failed} images got no prediction and are counted nowhere; the column status says which."
+
+
+def _cases(result: Evaluation) -> list[dict[str, Any]]:
+    places = result.predictions.set_index("path")["source"].groupby(level=0).first()
+    cases = []
+    for row in top_losses(result, k=CASES).to_dict("records"):
+        picture = open_picture(row["path"])
+        cases.append(
+            {
+                "source": None if picture is None else embed_picture(Image.fromarray(picture)),
+                "label": row["label"],
+                "predicted": row["predicted"],
+                "wrong": row["label"] != row["predicted"],
+                "probability": f"{row['probability']:.3f}",
+                "place": places[row["path"]],
+                "file": shorten(Path(row["path"]).name, 34),
+            }
+        )
+    return cases
+
+
+def _result_figures(result: Evaluation) -> list[dict[str, Any]]:
+    shown = [
+        draw_chart(plot_confusion_matrix(result), "Confusion matrix: true class by row, predicted class by column"),
+        draw_chart(plot_roc(result), "ROC curve with its 95% band"),
+        draw_chart(plot_precision_recall(result), "Precision-recall curve with its 95% band"),
+        draw_chart(plot_probabilities(result), "Probabilities given to each class's patients"),
+    ]
+    shown[1]["caption"] = shown[2]["caption"] = "Bands: the middle 95% of 500 bootstrap draws of patients."
+    return shown

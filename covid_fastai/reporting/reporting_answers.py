@@ -1,0 +1,528 @@
+"""What a run can answer of a reporting guideline: each answer is a function of what the run's folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from covid_fastai.reporting.caveats import limits
+from covid_fastai.reporting.run_facts import KNOWN_COLUMNS, RunFacts, say_counts, say_figure
+
+__all__ = ["ANSWERS", "Answer"]
+
+ONE_CLASS = "one class"  # as `validate` calls a source without the other classes
+UNKNOWN = "unknown"  # the patients of whom a fact is not known are no subgroup
+SHORTEST_SHA = 16  # hexadecimal digits that name a file well enough to be read
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run says to an item.
+
+    Attributes:
+        where: The file, or the file and its section.
+        text: What was found.
+        lacks: What the item asks beyond it; empty where nothing is missing.
+    """
+
+    where: str
+    text: str
+    lacks: str = ""
+
+
+ANSWERS: dict[str, Callable[[RunFacts], Answer | None]] = {}
+
+
+def _answers(function: Callable[[RunFacts], Answer | None]) -> Callable[[RunFacts], Answer | None]:
+    ANSWERS[function.__name__] = function
+    return function
+
+
+# the study
+
+
+@_answers
+def title(facts: RunFacts) -> Answer | None:
+    if facts.model is None:
+        return None
+    text = f"Deep learning ({facts.model.arch}) that tells {' from '.join(facts.model.classes)} on chest radiographs."
+    return Answer("model card", text, "the population that it is meant for")
+
+
+@_answers
+def summary(facts: RunFacts) -> Answer | None:
+    if facts.model is None or not facts.judged:
+        return None
+    lacks = "the conclusion: there was no audit" if facts.audit is None else ""
+    return Answer("model card", f"Model, data, {say_figure(facts.result.row('auc'), name='AUC')}, verdict.", lacks)
+
+
+@_answers
+def aims(facts: RunFacts) -> Answer | None:
+    if not facts.judged:
+        return None
+    return Answer("config.json", f"To tell {' from '.join(facts.result.classes)}.", "a hypothesis, stated beforehand")
+
+
+@_answers
+def retrospective(facts: RunFacts) -> Answer | None:
+    if facts.used.empty:
+        return None
+    return Answer("datasheet.md", "Retrospective: the images were there first.", "how their collection was planned")
+
+
+@_answers
+def goal(facts: RunFacts) -> Answer | None:
+    if not facts.judged:
+        return None
+    outside = (
+        f", and an evaluation on external data ({', '.join(facts.external)})"
+        if facts.external
+        else "; no external evaluation"
+    )
+    return Answer("metrics.json", f"Development of a model with internal evaluation{outside}.")
+
+
+# the data
+
+
+@_answers
+def sources(facts: RunFacts) -> Answer | None:
+    if not facts.known("source"):
+        return None
+    counts = facts.used["source"].replace("", "unknown").value_counts()
+    text = "; ".join(f"{name}: {n:,} images" for name, n in counts.items())
+    return Answer("datasheet.md, Where the images come from", text, "dates, places, and whom they represent")
+
+
+@_answers
+def centres(facts: RunFacts) -> Answer | None:
+    if not facts.known("source"):
+        return None
+    names = sorted(set(facts.used["source"]) - {"", "unknown"})
+    text = f"{len(names)} sources are named: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}."
+    return Answer("cohort.csv", text, "setting and place; a source may be a collection of many hospitals")
+
+
+@_answers
+def eligibility(facts: RunFacts) -> Answer | None:
+    if facts.used.empty:
+        return None
+    reasons = facts.excluded["note"].replace("", "no reason given").value_counts()
+    out = "; ".join(f"{note} ({n:,})" for note, n in reasons.items()) or "none"
+    text = f"{len(facts.used):,} images let in; {len(facts.excluded):,} are excluded: {out}."
+    return Answer("datasheet.md, What is excluded", text, "by which rule the collections chose their patients")
+
+
+@_answers
+def subsets(facts: RunFacts) -> Answer | None:
+    if not facts.fields:
+        return None
+    ratio = facts.fields.get("negatives_per_positive")
+    text = "No subset was drawn: every row that the task lets in was used."
+    if ratio:
+        text = f"{ratio:g} images of the negative class were drawn for each positive one, seed {facts.fields['seed']}."
+    return Answer("config.json", text)
+
+
+@_answers
+def preprocessing(facts: RunFacts) -> Answer | None:
+    if facts.model is None:
+        return None
+    model = facts.model
+    text = (
+        f"One grey channel, {model.image_size} x {model.image_size} pixels ({model.resize}), mean {model.mean:g} and "
+    )
+    return Answer("model's config.json", text + f"deviation {model.std:g} of grey values from 0 to 1.")
+
+
+@_answers
+def preparation(facts: RunFacts) -> Answer | None:
+    if not (facts.run.path / "problems.csv").is_file():
+        return None
+    rows = facts.run.problems
+    text = f"Every row and image was checked; {len(rows)} findings, {int((rows['severity'] == 'error').sum())} errors."
+    return Answer("problems.csv", text)
+
+
+@_answers
+def missing_data(facts: RunFacts) -> Answer | None:
+    if not facts.judged or facts.used.empty:
+        return None
+    known = [f"{name} known of {facts.known(column):,}" for column, name in KNOWN_COLUMNS.items()]
+    text = f"Of {len(facts.used):,} images: {', '.join(known)}. {facts.result.n_failed} got no prediction and are "
+    return Answer("datasheet.md", text + "counted nowhere. Nothing was imputed: the model sees pixels only.")
+
+
+@_answers
+def acquisition(facts: RunFacts) -> Answer | None:
+    if not facts.known("view"):
+        return None
+    counts = facts.used["view"].replace("", "unknown").value_counts()
+    views = ", ".join(f"{name} {n:,}" for name, n in counts.items())
+    return Answer("datasheet.md", f"Projection: {views}.", "machine, exposure, who acquired them and how")
+
+
+@_answers
+def partition(facts: RunFacts) -> Answer | None:
+    if not facts.fields or facts.used.empty:
+        return None
+    how = f"{facts.folds} folds" if facts.folds else f"{facts.fields['valid']:.0%} held out"
+    parts = ". ".join(f"{name}: {say_counts(rows)}" for name, rows in facts.parts())
+    text = f"At random by {facts.fields['split']}, stratified by class, seed {facts.fields['seed']}, {how}. {parts}."
+    return Answer("cohort.csv", text)
+
+
+@_answers
+def disjoint(facts: RunFacts) -> Answer | None:
+    if facts.used.empty or facts.used.get("fold", facts.used["split"]).nunique() < 2:
+        return None
+    text = f"Patients: {facts.both_sides} are on two sides (counted in cohort.csv)."
+    lacks = "" if facts.patients_known else "not every image names its patient: each of those counts as one"
+    return Answer("cohort.csv", text, lacks)
+
+
+@_answers
+def flow(facts: RunFacts) -> Answer | None:
+    if facts.used.empty:
+        return None
+    everybody, taking_part = (rows["patient"].nunique() for rows in (facts.cohort, facts.used))
+    text = f"{len(facts.cohort):,} images of {everybody:,} patients; {len(facts.excluded):,} images are excluded; "
+    text += f"{len(facts.used):,} images of {taking_part:,} patients are used ({say_counts(facts.used)})."
+    return Answer("datasheet.md", text)
+
+
+@_answers
+def patients(facts: RunFacts) -> Answer | None:
+    known = {name: facts.known(column) for column, name in KNOWN_COLUMNS.items() if facts.known(column)}
+    if not known:
+        return None
+    text = "; ".join(f"{name} known of {n:,} of {len(facts.used):,} images" for name, n in known.items())
+    return Answer("datasheet.md, Who the patients are", text, "clinical characteristics, and what is not known above")
+
+
+@_answers
+def counts(facts: RunFacts) -> Answer | None:
+    if not facts.judged:
+        return None
+    found = facts.result.confusion.sum(axis=1)
+    judged = ", ".join(f"{n} {name}" for name, n in found.items())
+    trained = facts.used[facts.used["split"] == "train"]
+    return Answer("metrics.json", f"Trained on: {say_counts(trained)}. Judged, {facts.result.unit}s: {judged}.")
+
+
+@_answers
+def differences(facts: RunFacts) -> Answer | None:
+    if not facts.judged:
+        return None
+    text = "Held-out patients are dealt from the same collections."
+    if not facts.external:
+        return Answer("cohort.csv", text, "data of another setting")
+    return Answer("external/", f"{text} External: {', '.join(facts.external)}.", "how the settings differ")
+
+
+@_answers
+def batch_effect(facts: RunFacts) -> Answer | None:
+    if facts.audit is None or facts.audit.batch_effect.empty:
+        return None
+    rows = facts.audit.batch_effect.rename(columns={"auc": "value"}).assign(unit="patient").to_dict("records")
+    said = "; ".join(say_figure(row, name=f"{row['class']}, thumbnail's AUC") for row in rows)
+    return Answer("audit.json, batch_effect", f"Official TEST told from training within a class: {said}.")
+
+
+# the model
+
+
+@_answers
+def predictors(facts: RunFacts) -> Answer | None:
+    return facts.model and Answer("model card", "The pixels of one radiograph; nothing else of the patient.")
+
+
+@_answers
+def no_reader(facts: RunFacts) -> Answer | None:
+    return facts.model and Answer("model card", "None: the only input is pixels, which no reader judges first.")
+
+
+@_answers
+def architecture(facts: RunFacts) -> Answer | None:
+    if facts.model is None:
+        return None
+    model = facts.model
+    head = ", ".join(model.head)
+    return Answer(
+        "model's config.json", f"{model.arch}, {model.n_in} channel; head: {head}; {len(model.classes)} classes."
+    )
+
+
+@_answers
+def software(facts: RunFacts) -> Answer | None:
+    if not (facts.run.path / "versions.json").is_file():
+        return None
+    found = facts.run.versions
+    text = ", ".join(f"{name} {number}" for name, number in found["packages"].items())
+    return Answer("versions.json", f"Python {found['python']}; {text}.")
+
+
+@_answers
+def first_weights(facts: RunFacts) -> Answer | None:
+    if not facts.weights:
+        return None
+    sha = facts.weights.get("sha256") or ""
+    text = f"{facts.weights['name']}" + (f", sha256 {sha[:SHORTEST_SHA]}..." if sha else "")
+    return Answer("model's config.json", f"First weights: {text}; the head at random.")
+
+
+@_answers
+def training(facts: RunFacts) -> Answer | None:
+    if not facts.fields or not (facts.run.path / "history.csv").is_file():
+        return None
+    get, models = facts.fields.get, facts.folds or 1
+    text = f"One-cycle, {get('frozen_epochs')} epochs with the body frozen and {get('unfrozen_epochs')} unfrozen, peak "
+    text += f"rate {get('learning_rate'):g}, batches of {get('batch_size')}, weight decay {get('weight_decay'):g}, "
+    text += f"augmentation {get('augmentation')}, seed {get('seed')}; {models} model{'s' if models > 1 else ''}."
+    return Answer("config.json, history.csv", text)
+
+
+@_answers
+def final_model(facts: RunFacts) -> Answer | None:
+    if facts.model is None or not (facts.run.path / "history.csv").is_file():
+        return None
+    text = "The weights after the last epoch; no epoch was chosen on held-out patients."
+    return Answer("history.csv", text, "whether options were chosen after earlier runs on the same patients")
+
+
+@_answers
+def ensemble(facts: RunFacts) -> Answer | None:
+    if facts.model is None:
+        return None
+    text = "None: one model."
+    if facts.folds:
+        text = f"None inside: each patient is judged by the one of {facts.folds} models that has not seen them."
+        text += " On external data their mean." if facts.external else ""
+    return Answer("predictions.csv", text)
+
+
+@_answers
+def imbalance(facts: RunFacts) -> Answer | None:
+    if not facts.fields:
+        return None
+    way = {"none": "No correction", "loss": "Class weights in the loss", "sampler": "A weighted sampler"}
+    return Answer("config.json", f"{way[facts.fields['balance']]}; trained on {say_counts(facts.used)}.")
+
+
+@_answers
+def output(facts: RunFacts) -> Answer | None:
+    if not facts.judged or facts.model is None:
+        return None
+    rule = "the most probable class is called"
+    if facts.result.threshold is not None:
+        rule = f"{facts.result.positive} is called from {facts.result.threshold:g} on, chosen on no data"
+    return Answer("metrics.json", f"A probability of each class; {rule}.")
+
+
+@_answers
+def predicting(facts: RunFacts) -> Answer | None:
+    if not facts.judged:
+        return None
+    text = "By the frozen model, once an image; a patient's score is the mean over their images."
+    return Answer("predictions.csv", text)
+
+
+@_answers
+def updating(facts: RunFacts) -> Answer | None:
+    if facts.model is None or facts.model.temperature == 1:
+        return None
+    text = f"Temperature scaling, {facts.model.temperature:.3g}."
+    return Answer("model's config.json", text, "figures before and after: calibrate")
+
+
+@_answers
+def model_files(facts: RunFacts) -> Answer | None:
+    if facts.model is None:
+        return None
+    names = ", ".join(folder.relative_to(facts.run.path).as_posix() for folder in facts.models)
+    return Answer(names, f"Weights and config; sha256 {facts.model.sha256[:SHORTEST_SHA]}...")
+
+
+@_answers
+def protocol(facts: RunFacts) -> Answer | None:
+    if not facts.command:
+        return None
+    return Answer("config.json", f"Every option, and the call: `{facts.command}`", "a protocol written beforehand")
+
+
+@_answers
+def code(facts: RunFacts) -> Answer | None:
+    if not (facts.run.path / "versions.json").is_file():
+        return None
+    number = facts.run.versions["packages"].get("covid_fastai", "of an unknown version")
+    return Answer("versions.json", f"covid_fastai {number}.", "where it and the authors' own code can be had")
+
+
+@_answers
+def availability(facts: RunFacts) -> Answer | None:
+    if facts.model is None:
+        return None
+    return Answer("model card", "The model's files lie in this folder.", "where others can have them")
+
+
+# what was found
+
+
+@_answers
+def measures(facts: RunFacts) -> Answer | None:
+    if not facts.judged:
+        return None
+    names = ", ".join(dict.fromkeys(facts.result.summary()["figure"]))
+    return Answer("metrics.json; plots in report.html", f"{names}.")
+
+
+@_answers
+def uncertainty(facts: RunFacts) -> Answer | None:
+    if not facts.judged:
+        return None
+    ways = "; ".join(dict.fromkeys(facts.result.metrics["method"]))
+    unit = facts.result.unit
+    return Answer("metrics.json, method", f"95% intervals by {unit} ({ways}); no test of significance.")
+
+
+@_answers
+def robustness(facts: RunFacts) -> Answer | None:
+    if facts.audit is None:
+        return None
+    rows = facts.audit.altered.drop(columns=["low", "high"]).rename(
+        columns={"auc": "value", "auc_low": "low", "auc_high": "high"}
+    )
+    rows = rows.assign(unit="patient").to_dict("records")
+    said = "; ".join(say_figure(row, name=f"{row['change']}, {row['when']}: AUC") for row in rows)
+    flags = ", ".join(facts.audit.shortcuts.flags) or "none"
+    text = f"Baselines that see no lung, flagged: {flags}. {said}".strip()
+    return Answer("audit.json", text, "other seeds and options" + ("" if said else "; altered images"))
+
+
+@_answers
+def explanations(facts: RunFacts) -> Answer | None:
+    if facts.model is None or facts.model.onnx is None:
+        return None
+    text = "Class activation maps, which the linear head makes exact, are an output of model.onnx."
+    return Answer("model.onnx", text, "their check: saliency_fraction and randomisation_check left nothing in this run")
+
+
+@_answers
+def internal(facts: RunFacts) -> Answer | None:
+    if not facts.judged:
+        return None
+    names = {"valid": "held-out patients", "test": "official TEST"}
+    found = facts.run.evaluations.items()
+    said = "; ".join(f"{names.get(split, split)}: {say_figure(one.row('auc'))}" for split, one in found)
+    return Answer("metrics.json", f"{said}.")
+
+
+@_answers
+def external(facts: RunFacts) -> Answer | None:
+    if not facts.external:
+        return None
+    said = []
+    for name, found in facts.external.items():
+        rows = [row for row in found["table"] if row["metric"] == "auc" or row["comparison"] == ONE_CLASS]
+        figures = "; ".join(f"{row['images of']} ({row['comparison']}): {say_figure(row)}" for row in rows)
+        said.append(f"{name}: {figures}; {found['overlap']} images that the model knew were taken out first")
+    both = any(found["same_source"] for found in facts.external.values())
+    lacks = "" if both else "a source with images of both classes: what is there cannot tell disease from hospital"
+    return Answer("external/", f"{'. '.join(said)}.", lacks)
+
+
+@_answers
+def figures(facts: RunFacts) -> Answer | None:
+    if not facts.judged:
+        return None
+    lacks = "" if "test" in facts.run.evaluations or facts.external else "a test part that was never looked at before"
+    rows = [facts.result.row(name) for name in ("auc", "brier", "ece")]
+    return Answer("metrics.json", f"{'; '.join(map(say_figure, rows))}; all others there.", lacks)
+
+
+@_answers
+def accuracy(facts: RunFacts) -> Answer | None:
+    if not facts.judged:
+        return None
+    names = ("sensitivity", "specificity") if facts.result.positive else ("accuracy", "balanced_accuracy")
+    return Answer("metrics.json", f"{'; '.join(say_figure(facts.result.row(name)) for name in names)}.")
+
+
+@_answers
+def performance(facts: RunFacts) -> Answer | None:
+    if not facts.judged:
+        return None
+    judged = [text for by in dict.fromkeys(facts.subgroups.table["by"]) if (text := _by_group(facts, by))]
+    lacks = "" if judged[1:] else "subgroups: none is known, or none has ten patients and both classes"
+    return Answer("metrics.json; model card", "; ".join(judged), lacks)
+
+
+@_answers
+def clusters(facts: RunFacts) -> Answer | None:
+    if not facts.judged or _judged_groups(facts, "source").shape[0] < 2:
+        return None
+    return Answer("model card, Subgroups", _by_group(facts, "source"))
+
+
+@_answers
+def failures(facts: RunFacts) -> Answer | None:
+    if not facts.judged:
+        return None
+    wrong = facts.result.confusion.to_numpy().sum() - facts.result.confusion.to_numpy().trace()
+    text = (
+        f"{int(wrong)} of {int(facts.result.confusion.to_numpy().sum())} {facts.result.unit}s are called wrongly; the "
+    )
+    return Answer(
+        "report.html, Where it was most wrong", text + "worst are shown.", "why: somebody has to look at them"
+    )
+
+
+@_answers
+def limitations(facts: RunFacts) -> Answer | None:
+    if not facts.judged:
+        return None
+    said = limits(facts.cohort, facts.result, external=bool(facts.external))
+    return Answer("model card, Limits", f"{len(said)} are stated.")
+
+
+@_answers
+def verdict(facts: RunFacts) -> Answer | None:
+    if facts.audit is None:
+        return None
+    return Answer("audit.json, verdict", facts.audit.verdict.sentence, "earlier studies beside it; fairness")
+
+
+@_answers
+def next_steps(facts: RunFacts) -> Answer | None:
+    if facts.audit is None:
+        return None
+    untried = [one.text for one in facts.audit.verdict.conditions if one.outcome == "not shown"]
+    said = f"Not tried yet: {' '.join(untried)}" if untried else "Every condition of the verdict was tried."
+    return Answer("audit.json, verdict", said, "what should follow from the result")
+
+
+@_answers
+def poor_input(facts: RunFacts) -> Answer | None:
+    if not facts.judged:
+        return None
+    seen = facts.result.n_images + facts.result.n_failed
+    text = f"An image that cannot be read gets no answer: {facts.result.n_failed} of {seen}."
+    return Answer("predictions.csv, status", text, "what readable but poor images do to the answers")
+
+
+def _judged_groups(facts: RunFacts, by: str) -> pd.DataFrame:
+    table = facts.subgroups.table
+    return table[(table["by"] == by) & table["auc"].notna() & (table["group"] != UNKNOWN)]
+
+
+def _by_group(facts: RunFacts, by: str) -> str:
+    rows = _judged_groups(facts, by).rename(columns={"auc": "value", "auc_low": "low", "auc_high": "high"})
+    heading = f"{by.replace('_', ' ')} " if by else ""
+    said = (
+        say_figure({**row, "n": row["patients"]}, name=f"{heading}{row['group']} ({row['class']}): AUC")
+        for row in rows.to_dict("records")
+    )
+    return "; ".join(said)

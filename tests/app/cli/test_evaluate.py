@@ -1,0 +1,90 @@
+"""compare, and evaluate's thresholds and predictive values, as a user meets them: a process, its output, its status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from covid_fastai.evaluation.comparison import compare
+from covid_fastai.evaluation.decision_curve import predictive_values
+from covid_fastai.evaluation.thresholds import thresholds_by_fold
+
+
+def run(*arguments, cwd):
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "covid_fastai", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def draw(*, seed: int, skill: float, folds: int = 4) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    label = np.arange(80) % 2
+    p = 1 / (1 + np.exp(-rng.normal(skill * (2 * label - 1))))
+    table = pd.DataFrame({"path": [f"{n}.png" for n in range(80)], "label": np.where(label, "P", "N")})
+    table["patient"] = [f"q{n}" for n in range(80)]
+    return table.assign(fold=np.arange(80) // 2 % folds, p_N=1 - p, p_P=p)
+
+
+@pytest.fixture
+def tables(tmp_path):
+    for name, skill in (("good", 1.5), ("poor", 0.3)):
+        draw(seed=len(name) + int(skill), skill=skill).to_csv(tmp_path / f"{name}.csv", index=False)
+    return tmp_path
+
+
+def test_compare_prints_what_the_function_returns(tables):
+    done = run("compare", "good.csv", "poor.csv", cwd=tables)
+    assert done.returncode == 0, done.stderr
+    found = compare(tables / "good.csv", tables / "poor.csv")
+    row = found.row("auc")
+    line = next(line for line in done.stdout.splitlines() if "AUC" in line)
+    assert f"{row['difference']:+.3f}" in line and f"{row['low']:+.3f} to {row['high']:+.3f}" in line
+    assert "Against good" in done.stdout and "kappa" in done.stdout and "not a medical device" in done.stdout
+
+
+def test_compare_for_machines(tables):
+    options = ("--json", "--n-resamples", 200, "--name", "A", "--name", "B", "--threshold", 0.5, "--threshold", 0.4)
+    done = run("compare", "good.csv", "poor.csv", *options, "--out", "d.csv", "--cases", "c.csv", cwd=tables)
+    answer = json.loads(done.stdout)
+    found = compare(tables / "good.csv", tables / "poor.csv", names=["A", "B"], threshold=[0.5, 0.4], n_resamples=200)
+    assert answer["reference"] == "A" and answer["table"][0]["difference"] == found.table["difference"][0]
+    pd.testing.assert_frame_equal(pd.read_csv(tables / "d.csv", keep_default_na=False), found.table, check_dtype=False)
+    assert list(pd.read_csv(tables / "c.csv")["patient"]) == list(found.cases["patient"])
+
+
+def test_compare_needs_two_and_says_what_is_wrong(tables):
+    assert run("compare", "good.csv", cwd=tables).returncode == 2
+    done = run("compare", "good.csv", "gone.csv", cwd=tables)
+    assert done.returncode == 3 and "gone.csv" in done.stderr and "Traceback" not in done.stderr
+    draw(seed=0, skill=1).rename(columns={"p_P": "p_Q"}).replace("P", "Q").to_csv(tables / "other.csv", index=False)
+    done = run("compare", "good.csv", "other.csv", cwd=tables)
+    assert done.returncode == 3 and "other has N, Q" in done.stderr
+
+
+def test_evaluate_says_what_a_promise_comes_to_and_what_answers_are_worth(tables):
+    options = ("--sensitivity", 0.9, "--prevalence", 0.01, "--prevalence", 0.2)
+    done = run("evaluate", "good.csv", *options, cwd=tables)
+    assert done.returncode == 0, done.stderr
+    point = thresholds_by_fold(tables / "good.csv", sensitivity=0.9)
+    assert point.describe() in done.stdout
+    values = predictive_values(point, prevalences=(0.01, 0.2))
+    line = next(line for line in done.stdout.splitlines() if "PPV at a prevalence of 0.01" in line)
+    assert f"{values['value'][0]:.3f}" in line and f"{values['low'][0]:.3f} to {values['high'][0]:.3f}" in line
+    answer = json.loads(run("evaluate", "good.csv", *options, "--json", cwd=tables).stdout)
+    assert answer["operating_point"]["threshold"] == pytest.approx(point.threshold)
+    assert [row["value"] for row in answer["predictive_values"]] == pytest.approx(values["value"].tolist())
+    assert "predictive_values" not in json.loads(run("evaluate", "good.csv", "--json", cwd=tables).stdout)
+
+
+def test_a_threshold_that_was_chosen_and_judged_on_the_same_patients_says_so(tables):
+    draw(seed=1, skill=1.0, folds=1).to_csv(tables / "one.csv", index=False)
+    done = run("evaluate", "one.csv", "--sensitivity", 0.9, cwd=tables)
+    assert "on the same patients that it was chosen on" in done.stdout
+    assert run("evaluate", "one.csv", "--sensitivity", 1.9, cwd=tables).returncode == 2
+    assert run("evaluate", "one.csv", "--prevalence", 0, cwd=tables).returncode == 2

@@ -1,0 +1,276 @@
+"""The command line as a user meets it: a process, its output and its exit status."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from covid_fastai.config import TrainConfig
+
+COVID_FASTAI = [sys.executable, "-m", "covid_fastai"]
+
+
+def run(*arguments, cwd, check=False):
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    return subprocess.run(
+        [*COVID_FASTAI, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment, check=check
+    )
+
+
+@pytest.fixture
+def faulty_folder(tmp_path):
+    """A truncated JPEG, a page named .jpg, a missing file, an unknown label, and a 16-bit PNG that is right."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 255, (64, 64), dtype=np.uint8)
+    for number in range(4):
+        Image.fromarray(np.roll(picture, 7 * number, axis=number % 2) // (1 + number)).save(
+            folder / f"good{number}.jpg"
+        )
+    Image.fromarray(picture).save(folder / "cut.jpg")
+    whole = (folder / "cut.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "page.jpg").write_text("<!doctype html><title>404</title>")
+    Image.fromarray(np.linspace(0, 60000, 64 * 64).reshape(64, 64).astype(np.uint16)).save(folder / "deep.png")
+    labels = {f"good{n}.jpg": ("Normal", "COVID-19")[n % 2] for n in range(3)}
+    labels |= {
+        "cut.jpg": "Normal",
+        "page.jpg": "Normal",
+        "gone.jpg": "COVID-19",
+        "good3.jpg": "Cat",
+        "deep.png": "Normal",
+    }
+    with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "label", "patient"])
+        writer.writerows([name, label, f"p{number}"] for number, (name, label) in enumerate(labels.items()))
+    return folder
+
+
+def test_check_lists_all_faults_at_once_with_remedies(faulty_folder, tmp_path):
+    done = run("check", faulty_folder / "labels.csv", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    faults = [line for line in done.stdout.splitlines() if line.startswith("error:")]
+    assert len(faults) == 4
+    for name in ("cut.jpg", "page.jpg", "gone.jpg", "good3.jpg"):
+        assert any(name in line for line in faults), name
+    assert "deep.png" not in done.stdout
+    assert "4 faults" in done.stdout
+    problems = pd.read_csv(tmp_path / "problems.csv")
+    assert (problems["severity"] == "error").sum() == 4
+    assert problems["remedy"].str.len().min() > 5
+    assert sorted(problems["row"]) == [5, 6, 7, 8]
+
+
+def test_check_of_what_is_right(covid_dataset, tmp_path):
+    done = run("check", covid_dataset, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["faults"] == 0 and sum(row["images"] for row in found["counts"]) > 40
+    assert not (tmp_path / "problems.csv").exists()
+
+
+QUICK = ("--image-size", 32, "--batch-size", 8, "--frozen-epochs", 0, "--unfrozen-epochs", 1, "--weights", "none")
+
+
+@pytest.fixture(scope="module")
+def trained(covid_dataset, tmp_path_factory):
+    """One training by command line; its output and the folder of its run."""
+    folder = tmp_path_factory.mktemp("cli")
+    return run("train", covid_dataset, "--out", "runs/first", *QUICK, cwd=folder), folder / "runs" / "first"
+
+
+def test_train_prints_one_table_the_python_line_and_the_report(trained, covid_dataset):
+    done, folder = trained
+    assert done.returncode == 0, done.stderr
+    assert "95% interval" in done.stdout and "Research use only" in done.stdout
+    assert f"train_classifier({str(covid_dataset)!r}, image_size=32" in done.stdout
+    assert "Report: runs/first/report.html" in done.stdout
+    assert (folder / "report.html").exists()
+    epochs = [line for line in done.stderr.splitlines() if line.startswith("epoch ")]
+    assert len(epochs) == 1 and "\r" not in done.stderr
+    assert "FutureWarning" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_in_the_report_does_the_same(trained, tmp_path):
+    import shlex
+
+    _, folder = trained
+    command = json.loads((folder / "config.json").read_text())["command"]
+    words = shlex.split(command)
+    assert words[:2] == ["covid-fastai", "train"]
+    done = run(*words[1:], "--out", "again", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)
+    first = json.loads((folder / "metrics.json").read_text())
+    assert again["valid"]["metrics"] == first["valid"]["metrics"]
+
+
+def test_evaluate_needs_no_torch_and_gives_the_runs_figures(trained, tmp_path):
+    _, folder = trained
+    done = run("evaluate", folder / "predictions.csv", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["metrics"] == json.loads((folder / "metrics.json").read_text())["valid"]["metrics"]
+    code = (
+        "import sys; sys.argv[1:] = ['evaluate', r'%s']\nfrom covid_fastai.app.cli.main import main\ntry:\n    main()\n"
+    )
+    code += "except SystemExit:\n    print(sorted({'torch', 'fastai'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code % (folder / "predictions.csv")], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_runs_lists_them(trained, tmp_path):
+    _, folder = trained
+    done = run("runs", folder.parent, cwd=tmp_path)
+    assert done.returncode == 0 and "first" in done.stdout and "finished" in done.stdout
+
+
+def test_explore_writes_a_page(covid_dataset, tmp_path):
+    done = run("explore", covid_dataset, "--task", "pneumonia", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "<img" in (tmp_path / "exploration.html").read_text()
+
+
+def test_doctor_names_versions_and_device(tmp_path):
+    done = run("doctor", "--json", cwd=tmp_path)
+    found = {row["what"]: row for row in json.loads(done.stdout)}
+    assert (
+        found["torch"]["state"] == "ok" and "cpu" in found["device"]["details"] or "cuda" in found["device"]["details"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["train", "gone"], 3, "gone is not there"),
+        (["train", ".", "--imagesize", "3"], 2, "image-size"),
+        (["train", ".", "--image-size", "3"], 2, "image_size=3"),
+        (["train", ".", "--balance", "much"], 2, "sampler"),
+        (["train", ".", "--preset", "artikel"], 2, "article"),
+        (["train"], 2, "no data"),
+        (["evaluate", "gone.csv"], 3, "gone.csv"),
+        (["runs", "gone"], 3, "gone"),
+        (["nonsense"], 2, "nonsense"),
+    ],
+)
+def test_errors_have_a_status_a_reason_and_no_traceback(arguments, status, text, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert text in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir()), "a command that failed at once left something behind"
+
+
+def test_debug_shows_the_traceback_and_json_the_error(tmp_path):
+    assert "Traceback" in run("train", "gone", "--debug", cwd=tmp_path).stderr
+    answer = json.loads(run("train", "gone", "--json", cwd=tmp_path).stdout)
+    assert answer["exit_code"] == 3 and "gone" in answer["error"] and answer["hint"]
+
+
+@pytest.mark.parametrize("command", ["--help", "train --help", "check -h", "--version"])
+def test_help_needs_nothing_heavy(command):
+    code = "import sys; sys.argv[1:] = %r\nfrom covid_fastai.app.cli.main import main\ntry:\n    main()\nexcept SystemExit:\n"
+    code += "    print(sorted({'torch', 'fastai', 'pandas', 'numpy', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code % command.split()], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    if command == "--version":
+        assert done.stdout.startswith("covid_fastai ")
+
+
+def test_every_choice_of_a_training_is_an_option():
+    from covid_fastai.app.cli.main import train
+
+    assert set(TrainConfig.model_fields) <= set(inspect.signature(train).parameters)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], {}),
+        (["--no-exclude-pretraining-overlap"], {"exclude_pretraining_overlap": False}),
+        (["--exclude-pretraining-overlap"], {"exclude_pretraining_overlap": True}),
+        (
+            ["--no-exclude-pretraining-overlap", "--evaluate-test"],
+            {"evaluate_test": True, "exclude_pretraining_overlap": False},
+        ),
+    ],
+)
+def test_options_that_are_on_or_off(words, expected, monkeypatch):
+    from typer.testing import CliRunner
+
+    from covid_fastai.app.cli import main
+
+    found = {}
+    monkeypatch.setattr(main, "listen", lambda **options: None)  # it would set up logging for all tests
+    monkeypatch.setattr(main, "_train", lambda *arguments, choices, **options: found.update(choices))
+    done = CliRunner().invoke(main.app, ["train", "data", *words, "--quiet"])
+    assert done.exit_code == 0 and found == expected
+    assert TrainConfig.build(**found).to_command("data").split()[3:] == [
+        word for word in words if word != "--exclude-pretraining-overlap"
+    ]
+
+
+def test_an_interrupt_ends_with_130_and_says_how_to_go_on(covid_dataset, tmp_path):
+    import signal
+    import time
+
+    process = subprocess.Popen(
+        [
+            *COVID_FASTAI,
+            "train",
+            str(covid_dataset),
+            "--out",
+            "run",
+            *map(str, QUICK[:6]),
+            "--unfrozen-epochs",
+            "50",
+            "--weights",
+            "none",
+        ],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
+    for line in process.stderr:
+        if line.startswith("epoch 1/"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "resume" in rest and "Traceback" not in rest
+    assert time.time() and (tmp_path / "run" / "history.csv").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_is_right_about_patients_that_it_has_not_seen(tmp_path):
+    done = run("demo", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    figures = {row["metric"]: row for row in found["valid"]["metrics"]}
+    assert figures["accuracy"]["n"] >= 100
+    assert figures["accuracy"]["value"] >= 0.9
+    assert shutil.os.path.exists(tmp_path / found["report"])
+
+
+def test_cache_is_shown_and_cleared(tmp_path, monkeypatch, phantom_root):
+    monkeypatch.setenv("COVID_FASTAI_CACHE", str(tmp_path / "cache"))
+    run("check", phantom_root, "--quiet", cwd=tmp_path)
+    shown = json.loads(run("cache", "--json", cwd=tmp_path, check=True).stdout)
+    (row,) = shown["contents"]
+    assert shown["folder"] == str(tmp_path / "cache") and row["kind"].startswith("prints-") and row["entries"] > 50
+    assert "of at most 2,147 MB" in run("cache", cwd=tmp_path, check=True).stdout
+    assert json.loads(run("cache", "--clear", "--json", cwd=tmp_path, check=True).stdout)["contents"] == []
+    monkeypatch.setenv("COVID_FASTAI_CACHE", "off")
+    assert run("cache", cwd=tmp_path, check=True).stdout == "The cache is off.\n"

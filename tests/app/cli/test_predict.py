@@ -1,0 +1,215 @@
+"""predict and export as a user meets them: processes, their output, their exit status, and no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from configparser import ConfigParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from covid_fastai.app.inputs import list_images, openable
+from covid_fastai.app.overlays import draw_explained
+from covid_fastai.data.images import open_image
+from covid_fastai.data.phantom import draw_phantom
+from covid_fastai.errors import DataError, UnavailableError
+from covid_fastai.model.predictor import Predictor
+from tests.small_model import write_small_model
+
+REPOSITORY = Path(__file__).parents[2]
+SENTINEL = "DOE^JOHN"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    write_small_model(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Three radiographs, two of one name, and a page that is called one."""
+    folder = tmp_path_factory.mktemp("images")
+    (folder / "b").mkdir()
+    for number, name in enumerate(["a.png", "b/a.png", "z.jpeg"]):
+        drawn = draw_phantom(np.random.default_rng(number), image_size=128).image
+        exif = Image.Exif()
+        exif[0x010E] = SENTINEL
+        Image.fromarray(drawn).save(folder / name, exif=exif)
+    (folder / "bad.png").write_text("<!doctype html>")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def covid_fastai(*arguments, cwd):
+    """Run the command, and say on standard error what it imported of the heavy kind."""
+    code = """
+import atexit, sys
+from covid_fastai.app.cli.main import main
+heavy = {"torch", "fastai", "scipy", "sklearn", "matplotlib", "pydicom"}
+atexit.register(lambda: print("HEAVY", sorted(heavy & set(sys.modules)), file=sys.stderr))
+sys.argv[0] = "covid-fastai"
+main()
+"""
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment
+    )
+    assert "HEAVY []" in done.stderr, done.stderr
+    return done
+
+
+def test_predict_prints_writes_and_draws(run_folder, images, tmp_path):
+    done = covid_fastai("predict", run_folder, images, "--json", "--csv", "t.csv", "--explain", "looked", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [Path(row["path"]).relative_to(images).as_posix() for row in rows] == [
+        "a.png",
+        "b/a.png",
+        "bad.png",
+        "z.jpeg",
+    ]
+    wanted = Predictor(run_folder / "model").predict([row["path"] for row in rows])
+    written = pd.read_csv(tmp_path / "t.csv", keep_default_na=False, na_values={"p_COVID-19": [""]})
+    for found in (pd.DataFrame(rows), written):
+        np.testing.assert_allclose(found["p_COVID-19"].astype(float), wanted["p_COVID-19"], atol=1e-6)
+        assert found["prediction"].tolist() == wanted["prediction"].tolist()
+        assert found["status"].tolist() == ["ok", "ok", "unreadable", "ok"]
+    assert "HTML" in rows[2]["reason"] and rows[2]["overlay"] == ""
+    assert sorted(os.listdir(tmp_path / "looked")) == ["a-2.png", "a.png", "z.png"]
+    for name in os.listdir(tmp_path / "looked"):
+        content = (tmp_path / "looked" / name).read_bytes()
+        assert SENTINEL.encode() not in content and np.asarray(open_image(content)).size > 128 * 128
+
+
+def test_predict_for_people(run_folder, images, tmp_path):
+    done = covid_fastai("predict", run_folder / "model", images / "a.png", images / "gone.png", cwd=tmp_path)
+    assert done.returncode == 0 and "2 images. 1 without an answer." in done.stdout
+    assert "gone.png is missing" in done.stdout and "no diagnoses" in done.stdout and "Research use only" in done.stdout
+
+
+def test_not_one_answer_is_status_3(run_folder, images, tmp_path):
+    assert covid_fastai("predict", run_folder, images / "bad.png", cwd=tmp_path).returncode == 3
+    assert covid_fastai("predict", run_folder, tmp_path, cwd=tmp_path).returncode == 3  # a folder without images
+    assert covid_fastai("predict", tmp_path, images, cwd=tmp_path).returncode == 3  # no model
+    for command in ("predict", "export", "batch"):
+        assert "--help" in covid_fastai(command, "--help", cwd=tmp_path).stdout
+
+
+def test_export_makes_a_model_that_answers_and_overwrites_nothing(run_folder, images, tmp_path):
+    done = covid_fastai("export", run_folder, "out/shared", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["files"] == ["README.md", "config.json", "model.onnx", "model.safetensors"]
+    target = tmp_path / "out/shared"
+    mine, theirs = (Predictor(path).predict(str(images / "a.png")) for path in (target, run_folder / "model"))
+    pd.testing.assert_frame_equal(mine, theirs)
+    assert "# first" in (target / "README.md").read_text() and "Not stated" in (target / "README.md").read_text()
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    done = covid_fastai("export", run_folder, "out/shared", cwd=tmp_path)
+    assert done.returncode == 4 and "already holds" in done.stderr
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+def test_export_of_a_damaged_model_leaves_nothing(run_folder, tmp_path):
+    model = write_small_model(tmp_path / "model")
+    content = bytearray((model / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (model / "model.safetensors").write_bytes(content)
+    done = covid_fastai("export", model, "out", cwd=tmp_path)
+    assert done.returncode == 3 and "damaged or exchanged" in done.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [(40, 40), (2000, 900), (300, 900)])
+def test_the_drawing_keeps_the_radiograph_and_says_what_it_is(size):
+    grey = Image.new("L", size, 100)
+    none = draw_explained(grey, np.zeros((4, 4)), name="COVID-19", probability=0.5)
+    heat = np.zeros((4, 4))
+    heat[0, 0] = 2.0
+    drawn = np.asarray(draw_explained(grey, heat, name="COVID-19", probability=0.5)).astype(int)
+    assert none.width == drawn.shape[1] >= 360
+    wide = min(1, 768 / max(size)) * size[0]
+    left, right = int((drawn.shape[1] - wide) / 2 + 2), int((drawn.shape[1] + wide) / 2 - 3)
+    assert np.ptp(drawn[2, left]) > 50 and (drawn[2, right] == 100).all()  # yellow where the heat is, grey elsewhere
+
+
+# what is listed
+
+
+def test_inputs_of_every_kind(images, tmp_path):
+    everything = [str(images / name) for name in ("a.png", "b/a.png", "bad.png", "z.jpeg")]
+    assert list(list_images(images)) == everything
+    assert list(list_images(f"{images}/**/*.png")) == everything[:3]
+    (tmp_path / "list.csv").write_text(f"\ufeffid,path\n1,gone.png\n2,{images}/a.png\n", encoding="utf-8")
+    assert list(list_images(tmp_path / "list.csv")) == [str(tmp_path / "gone.png"), everything[0]]
+    assert list(list_images([images / "a.png", "no.png"])) == [everything[0], "no.png"]
+    (images / "b" / "1.2.840").write_bytes(bytes(128) + b"DICM")
+    assert str(images / "b" / "1.2.840") in list(list_images(images))
+    (images / "b" / "1.2.840").unlink()
+    (tmp_path / "odd[1].png").write_bytes(b"")
+    assert list(list_images(tmp_path / "odd[1].png")) == [str(tmp_path / "odd[1].png")]
+    for empty, words in ((tmp_path / "x*.png", "holds no image"), (tmp_path / "t.csv", "no column path")):
+        (tmp_path / "t.csv").write_text("file\na.png\n")
+        with pytest.raises(DataError, match=words):
+            list(list_images(empty))
+
+
+def test_addresses(images):
+    fsspec = pytest.importorskip("fsspec")
+    store = fsspec.filesystem("memory")
+    for name in ("scans/a.png", "scans/b/c.png"):
+        store.pipe(f"/{name}", (images / "a.png").read_bytes())
+    store.pipe("/scans/notes.txt", b"x")
+    found = list(list_images("memory://scans"))
+    assert found == ["memory:///scans/a.png", "memory:///scans/b/c.png"]
+    assert list(list_images("memory://scans/*.png")) == found[:1]
+    assert open_image(openable(found[0])) == open_image(images / "a.png")
+    with pytest.raises(UnavailableError, match="cannot be read"):
+        list(list_images("nowhere://x"))
+    store.rm("/scans", recursive=True)
+
+
+# the environment without torch
+
+
+def floors(text: str) -> dict[str, str]:
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+    return dict(line.split(">=") for line in lines if line.count(">=") == 1 and "," not in line)
+
+
+def test_the_predictors_requirements_agree_with_settings():
+    settings = ConfigParser(delimiters=("=",), interpolation=None)
+    settings.read(REPOSITORY / "settings.ini", encoding="utf-8")
+    known = floors(settings["DEFAULT"]["requirements"])
+    few = floors((REPOSITORY / "requirements-predict.txt").read_text())
+    assert len(few) >= 8 and few == {name: known[name] for name in few}
+    assert few.items() <= floors((REPOSITORY / "requirements-serve.txt").read_text()).items()
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_an_environment_without_torch(run_folder, images, tmp_path):
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    for what in (["-r", REPOSITORY / "requirements-predict.txt"], ["--no-deps", REPOSITORY]):
+        subprocess.run([python, "-m", "pip", "install", "-q", *what], check=True)
+    done = subprocess.run(
+        [python, "-m", "covid_fastai", "predict", run_folder, images / "a.png", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    wanted = Predictor(run_folder / "model").predict(str(images / "a.png"))
+    assert abs(json.loads(done.stdout)["rows"][0]["p_COVID-19"] - wanted["p_COVID-19"][0]) < 1e-4
+    absent = "import importlib.util as u; assert not u.find_spec('torch') and not u.find_spec('fastai')"
+    subprocess.run([python, "-c", absent], check=True)
+    size = sum(path.lstat().st_size for path in (tmp_path / "env").rglob("*") if path.is_file())
+    assert size < 400e6

@@ -1,0 +1,554 @@
+"""The page and the JSON interface: the predictor's own answer, nothing kept, and what hostile visitors meet."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import logging
+import os
+import re
+import struct
+import sys
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+pytest.importorskip("fasthtml", reason="the extra web is not installed")
+from starlette.testclient import TestClient
+
+from covid_fastai.app.server import workers as workers_module
+from covid_fastai.app.server.app import create_app
+from covid_fastai.app.server.uploads import Limits
+from covid_fastai.data.input_check import check_input
+from covid_fastai.data.phantom import draw_phantom
+from covid_fastai.errors import ModelFormatError
+from covid_fastai.model.card import CARD_FILE
+from covid_fastai.model.predictor import Predictor
+
+URL = "http://127.0.0.1:8000"
+FREE = Limits(per_minute=0)
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these signals nor these limits")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to a limit of memory")
+
+
+def radiograph(seed: int, size: int = 256) -> np.ndarray:
+    return np.asarray(draw_phantom(np.random.default_rng(seed), image_size=size).image)
+
+
+def png(pixels: np.ndarray, **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG", **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def client(small_model):
+    with TestClient(create_app(small_model, limits=FREE), base_url=URL) as client:
+        yield client
+
+
+def ask(client, *contents, names=None, path="/api/predict", **options):
+    names = names or [f"{number}.png" for number in range(len(contents))]
+    files = [("files", (name, content)) for name, content in zip(names, contents, strict=True)]
+    return client.post(path, files=files, **options)
+
+
+# the answer
+
+
+def test_the_predictors_own_answer(client, small_model):
+    contents = [png(radiograph(seed)) for seed in range(6)]
+    said = ask(client, *contents).json()
+    table = Predictor(small_model, threads=1).predict(contents)
+    assert [image["name"] for image in said["images"]] == [f"{n}.png" for n in range(6)]
+    for image, row in zip(said["images"], table.to_dict("records"), strict=True):
+        assert image["status"] == "ok" and image["prediction"] == row["prediction"]
+        assert image["probabilities"] == {name: row[f"p_{name}"] for name in ("Normal", "COVID-19")}
+    assert np.ptp(table["p_COVID-19"]) > 1e-2  # or the comparison would say nothing
+    assert "medical device" in said["research_use"] and said["model"]["threshold"] == 0.4
+    assert set(table["prediction"]) == {"Normal", "COVID-19"}
+
+
+def test_a_bad_file_among_good_ones(client):
+    found = ask(client, png(radiograph(0)), b"<!doctype html>", b"", names=["a.png", "b.png", "c.png"])
+    assert found.status_code == 200
+    assert [image["status"] for image in found.json()["images"]] == ["ok", "unreadable", "unreadable"]
+    page = found.json()["images"][1]
+    assert "HTML" in page["reason"] and page["probabilities"] == {} and page["prediction"] == ""
+    assert ask(client, b"nonsense").status_code == 422
+
+
+def test_the_guards_remark_holds_back_the_class(client):
+    upright, turned = radiograph(1), np.ascontiguousarray(radiograph(1)[::-1, ::-1])
+    assert not check_input(png(upright))
+    first, second = ask(client, png(upright), png(turned)).json()["images"]
+    assert not first["withheld"] and first["remarks"] == []
+    assert second["withheld"] and second["remarks"][0]["kind"] == "turned" and second["probabilities"]
+    page = ask(client, png(turned), path="/answer").text
+    assert "names no class" in page and "upside down" in page and "Model output" not in page
+
+
+def test_maps_come_when_asked_for(client, small_model):
+    pixels = radiograph(2)
+    assert "heat" not in ask(client, png(pixels)).json()["images"][0]
+    image = ask(client, png(pixels), params={"maps": "true"}).json()["images"][0]
+    shown = Image.open(io.BytesIO(base64.b64decode(image["radiograph"])))
+    heat = Image.open(io.BytesIO(base64.b64decode(image["heat"])))
+    np.testing.assert_array_equal(np.asarray(shown), pixels)
+    assert heat.mode == "RGBA" and heat.size == shown.size and image["heat_of"] == image["prediction"]
+    _, maps = Predictor(small_model).explain(png(pixels))
+    number = ["Normal", "COVID-19"].index(image["prediction"])
+    wanted = maps[0, number] - maps[0, 1 - number]
+    assert image["heat_top"] == pytest.approx(max(0, float(wanted.max())), rel=1e-5)
+    assert image["heat_cells"] == [4, 4]
+    alpha = np.asarray(heat)[..., 3]
+    row, column = np.unravel_index(wanted.argmax(), wanted.shape)
+    step = pixels.shape[0] // 4
+    assert alpha[row * step + step // 2, column * step + step // 2] > 240  # it is brightest where the map is
+    assert ask(client, png(pixels), params={"maps": "perhaps"}).status_code == 400
+
+
+# the page
+
+
+def test_the_page_loads_nothing_from_elsewhere(client):
+    page = client.get("/")
+    assert page.status_code == 200 and page.text.lower().count("<!doctype html>") == 1
+    policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == "'self'" and policy["img-src"] == "'self' data:"
+    assert "unsafe" not in page.headers["content-security-policy"] and "script-src" not in policy
+    links = re.findall(r'(?:src|href|action)="([^"]*)"', page.text)
+    assert sorted(links) == ["/", "/app.css", "/app.js", "/icon.svg"]
+    for link in links:
+        assert client.get(link).status_code == 200
+    assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son\w+=", page.text)
+    for name in ("/app.js", "/app.css"):
+        assert not re.search(r"https?://|//[a-z]|@import|eval\(|innerHTML", client.get(name).text.replace("// ", ""))
+
+
+def test_every_answer_has_the_security_headers(client):
+    for answer in (client.get("/"), client.get("/nothing"), client.post("/answer"), client.get("/app.js")):
+        assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["x-frame-options"] == "DENY"
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert client.get("/").headers["cache-control"] == "no-store"
+    assert "set-cookie" not in client.get("/").headers
+
+
+def test_a_form_without_a_script(client):
+    found = ask(client, png(radiograph(3)), names=["mine.png"], path="/")
+    assert found.status_code == 200 and found.headers["content-type"].startswith("text/html")
+    for words in ("mine.png", "Model output", "Class activation map", "Verdict on this model", "not stated"):
+        assert words in found.text
+    assert found.text.count("data:image/png;base64,") == 2
+    nothing = client.post("/", files={"files": ("", b"")})
+    assert nothing.status_code == 400 and "Choose one first" in nothing.text and "<form" in nothing.text
+
+
+def test_no_words_of_a_diagnosis(client):
+    text = (client.get("/").text + ask(client, png(radiograph(3)), path="/answer").text).lower()
+    assert "research use only; not a medical device" in text
+    assert "model output" in text and "not a statement about a person" in text
+    assert not re.search(r"diagnos|positive for|negative for|you have|patient has|infected|healthy", text)
+
+
+@pytest.mark.parametrize("name", ['<img src=x onerror="alert(1)">.png', "\"><script>alert('1')</script>", "a\r\nb"])
+def test_a_hostile_name_is_only_text(client, name):
+    for path in ("/", "/answer"):
+        boundary = "x"
+        quoted = name.replace('"', "%22").replace("\r\n", "%0D%0A")
+        for sent in (quoted, name.replace('"', '\\"').replace("\r\n", " ")):
+            body = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{sent}"\r\n\r\n'.encode()
+            body += png(radiograph(3)) + b"\r\n--x--\r\n"
+            kind = {"content-type": f"multipart/form-data; boundary={boundary}"}
+            page = client.post(path, content=body, headers=kind)
+            assert page.status_code == 200
+            assert "<img src=x" not in page.text and "<script>alert" not in page.text
+            assert not re.search(r"<[^>]*\sonerror=", re.sub(r'"[^"]*"', '""', page.text))
+            row = json.loads(
+                html.unescape(re.search(r"data-row='([^']*)'|data-row=\"([^\"]*)\"", page.text).group(0))[10:-1]
+            )
+            assert row["status"] == "ok"
+
+
+def test_paths_in_names_are_cut(client):
+    names = ["../../etc/passwd", "C:\\Users\\doe\\x.png", "a\0b.png", "é 雪.png", "x" * 900]
+    found = ask(client, *[png(radiograph(0))] * 5, names=names).json()["images"]
+    assert [image["name"] for image in found[:2]] == ["passwd", "x.png"]
+    assert "\0" not in found[2]["name"] and found[3]["name"] == "é 雪.png" and len(found[4]["name"]) <= 200
+
+
+def test_the_models_card_stands_beside_the_number(small_model, tmp_path):
+    import shutil
+
+    folder = Path(shutil.copytree(small_model, tmp_path / "m"))
+    (folder / CARD_FILE).write_text(
+        "## Verdict\nNot shown to <b>see</b> disease.\n\n## Limits\n- Adults only.\n- Frontal.\n"
+    )
+    with TestClient(create_app(folder, name="me/mine"), base_url=URL) as client:
+        page = ask(client, png(radiograph(0)), path="/answer").text
+        assert "Not shown to &lt;b&gt;see&lt;/b&gt; disease." in page and "Adults only. Frontal." in page
+        assert client.get("/api/model").json()["limits"] == ["Adults only.", "Frontal."]
+        assert "The model: me/mine" in client.get("/").text
+
+
+# the description
+
+
+def test_the_description_fits_the_answers(client):
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    document = client.get("/openapi.json").json()
+    assert document["openapi"] == "3.1.0" and document["info"]["version"]
+
+    def check(value, name):
+        jsonschema.validate(value, {"$ref": f"#/components/schemas/{name}", "components": document["components"]})
+
+    said = ask(client, png(radiograph(0)), b"nonsense", params={"maps": "1"})
+    check(said.json(), "Answer")
+    check(client.get("/api/model").json(), "Model")
+    check(client.get("/healthz").json(), "Status")
+    check(client.get("/nothing").json(), "Error")
+    responses = document["paths"]["/api/predict"]["post"]["responses"]
+    for status, response in responses.items():
+        check(response["content"]["application/json"]["example"], "Answer" if status in {"200", "422"} else "Error")
+    with pytest.raises(jsonschema.ValidationError):
+        check({"images": []}, "Answer")
+    for path in document["paths"]:
+        assert client.request("POST" if path == "/api/predict" else "GET", path).status_code != 404
+
+
+def test_health_and_readiness(small_model):
+    with TestClient(create_app(small_model), base_url=URL) as client:
+        assert client.get("/healthz").json() == {"status": "alive"}
+        assert client.get("/readyz").status_code == 200
+        site = client.app.routes[0].endpoint.__self__
+        site.workers.close()
+        assert client.get("/readyz").status_code == 503 and client.get("/healthz").status_code == 200
+
+
+def test_a_model_that_cannot_be_used_is_told_at_once(small_model, tmp_path):
+    import shutil
+
+    folder = Path(shutil.copytree(small_model, tmp_path / "m"))
+    content = bytearray((folder / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(bytes(content))
+    with pytest.raises(ModelFormatError, match="damaged or exchanged"):
+        create_app(folder)
+    with pytest.raises(ModelFormatError, match="no such file"):
+        create_app(tmp_path / "gone")
+
+
+# what is refused
+
+
+def test_other_names_of_the_host_are_refused(small_model, client):
+    for host in ("evil.example", "127.0.0.1.evil.example", "", "localhost@evil.example:1", "[::1", "a, localhost"):
+        assert client.get("/healthz", headers={"host": host}).status_code == 400, host
+    for host in ("localhost", "LOCALHOST:9999", "127.0.0.1", "[::1]:8000"):
+        assert client.get("/healthz", headers={"host": host}).status_code == 200, host
+    with TestClient(create_app(small_model, allow_host=["Ward.example"]), base_url="http://ward.example") as other:
+        assert other.get("/healthz").status_code == 200
+
+
+def test_pages_of_other_sites_are_refused(client):
+    for path in ("/", "/answer", "/api/predict"):
+        for headers in (
+            {"origin": "http://evil.example"},
+            {"origin": "null"},
+            {"origin": "http://127.0.0.1:9999"},
+            {"sec-fetch-site": "cross-site"},
+            {"sec-fetch-site": "same-site"},
+            {"origin": URL, "sec-fetch-site": "cross-site"},
+        ):
+            assert ask(client, png(radiograph(0)), path=path, headers=headers).status_code == 403
+    own = {"origin": URL, "sec-fetch-site": "same-origin"}
+    found = ask(client, png(radiograph(0)), headers=own)
+    assert found.status_code == 200 and not [name for name in found.headers if name.startswith("access-control")]
+    options = client.options("/api/predict", headers={"origin": "http://evil.example"})
+    assert options.status_code == 405 and not [n for n in options.headers if n.startswith("access-control")]
+
+
+def test_sizes_are_limited(small_model):
+    limits = Limits(file_bytes=100_000, request_bytes=300_000, files=3, per_minute=0)
+    with TestClient(create_app(small_model, limits=limits), base_url=URL) as client:
+        good = png(radiograph(0, 128))
+        assert ask(client, good, b"x" * 99_000).status_code == 200
+        assert ask(client, b"x" * 100_001).status_code == 413
+        assert ask(client, *[b"x" * 90_000] * 3, good, names=list("abcd")).status_code == 413  # too many files
+        assert ask(client, b"x" * 400_000).status_code == 413
+
+        def chunks():  # no Content-Length
+            yield b'--x\r\nContent-Disposition: form-data; name="other"; filename="a"\r\n\r\n'
+            for _ in range(100):
+                yield b"y" * 10_000
+
+        form = {"content-type": "multipart/form-data; boundary=x"}
+        sent = client.post("/api/predict", content=chunks(), headers=form)
+        assert sent.status_code == 413 and "error" in sent.json()
+
+        def trailing():  # no file is too large, and the form has ended: the rest counts all the same
+            yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\ny\r\n--x--\r\n'
+            for _ in range(40):
+                yield b"y" * 10_000
+
+        assert client.post("/api/predict", content=trailing(), headers=form).status_code == 413
+        fields = {f"f{number}": "x" for number in range(50)}
+        assert client.post("/api/predict", data=fields, files={"files": good}).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status"),
+    [
+        ("application/json", b"{}", 415),
+        ("application/x-www-form-urlencoded", b"files=x", 415),
+        ("multipart/form-data", b"x", 400),
+        ("multipart/form-data; boundary=x", b"nonsense", 400),
+        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data\r\n\r\n\r\n--x--\r\n", 400),
+        ("multipart/form-data; boundary=x", b"--x--\r\n", 400),
+    ],
+)
+def test_what_is_no_form_is_refused(client, kind, body, status):
+    found = client.post("/api/predict", content=body, headers={"content-type": kind})
+    assert found.status_code == status and found.json()["error"]
+
+
+def bomb(side: int) -> bytes:
+    """A small PNG of very many pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    pack = zlib.compressobj(9)
+    row = bytes(1 + side)
+    data = b"".join(pack.compress(row * 1000) for _ in range(side // 1000)) + pack.flush()
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_a_pixel_bomb_is_refused_by_its_header(client):
+    content = bomb(13_000)
+    assert len(content) < 1 << 20
+    begun = time.monotonic()
+    found = ask(client, content)
+    assert found.status_code == 422 and "13000 x 13000 pixels" in found.json()["images"][0]["reason"]
+    assert time.monotonic() - begun < 3  # decoding would take longer, and 169 MB
+    reason = ask(client, bomb(6000)).json()["images"][0]["reason"]  # fewer than `open_image` itself refuses
+    assert "6000 x 6000 pixels, more than are read here" in reason
+
+
+@LINUX
+def test_a_picture_that_takes_too_much_memory(small_model):
+    deep = png(np.random.default_rng(0).integers(0, 60_000, (2500, 2500)).astype(np.uint16), compress_level=0)
+    with TestClient(create_app(small_model, limits=Limits(memory=96 << 20)), base_url=URL) as client:
+        found = ask(client, deep)
+        assert found.status_code == 422
+        assert "memory" in found.json()["images"][0]["reason"] or "ended" in found.json()["images"][0]["reason"]
+        assert ask(client, png(radiograph(0))).json()["images"][0]["status"] == "ok"
+    with TestClient(create_app(small_model), base_url=URL) as client:
+        assert ask(client, deep).json()["images"][0]["status"] == "ok"
+
+
+@POSIX
+def test_a_killed_or_slow_worker_is_replaced(small_model):
+    with TestClient(create_app(small_model, limits=Limits(seconds=3, per_minute=0)), base_url=URL) as client:
+        site = client.app.routes[0].endpoint.__self__
+
+        def pid():
+            (worker,) = site.workers._all
+            return worker.process.pid
+
+        wanted = ask(client, png(radiograph(0))).json()["images"]
+        os.kill(pid(), 19)  # SIGSTOP: it will never answer
+        begun = time.monotonic()
+        found = ask(client, png(radiograph(0)))
+        assert found.status_code == 422 and "longer than 3 seconds" in found.json()["images"][0]["reason"]
+        assert time.monotonic() - begun < 15
+        assert ask(client, png(radiograph(0))).json()["images"] == wanted
+        os.kill(pid(), 9)
+        assert ask(client, png(radiograph(0))).json()["images"] == wanted  # a dead one is seen before it is asked
+        assert client.get("/readyz").status_code == 200
+
+
+@POSIX
+def test_a_worker_may_write_no_file(small_model, tmp_path):
+    """What confines it is tried in a process of its own."""
+    from multiprocessing import get_context
+
+    ours, theirs = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(target=_try_to_write, args=(theirs, str(tmp_path / "file")))
+    process.start()
+    assert ours.recv_bytes() == b"refused"
+    process.join()
+
+
+def _try_to_write(connection, path):
+    from covid_fastai.app.server.worker_process import _confine
+
+    _confine(1 << 30)
+    try:
+        with open(path, "wb") as file:
+            file.write(b"x")
+        connection.send_bytes(b"written")
+    except OSError:
+        connection.send_bytes(b"refused")
+
+
+def test_too_many_requests_are_told_when_to_come_again(small_model):
+    with TestClient(create_app(small_model, limits=Limits(per_minute=10)), base_url=URL) as client:
+        found = [client.post("/answer").status_code for _ in range(6)]
+        assert found[:2] == [415, 415] and found[-1] == 429
+        again = client.post("/api/predict")
+        assert again.status_code == 429 and 1 <= int(again.headers["retry-after"]) <= 7 and again.json()["error"]
+        assert client.get("/healthz").status_code == 200  # reading is free
+
+
+def test_a_full_queue_says_so_and_the_server_lives(small_model, monkeypatch):
+    """One worker that takes its time, one place to wait: the others are sent away, at once."""
+    gate = threading.Event()
+    wait = workers_module.Workers.ask
+
+    def slow(self, content, *, pictures):
+        gate.wait(30)
+        return wait(self, content, pictures=pictures)
+
+    monkeypatch.setattr(workers_module.Workers, "ask", slow)
+    with TestClient(create_app(small_model, limits=Limits(queue=1, per_minute=0)), base_url=URL) as client:
+        with ThreadPoolExecutor(6) as pool:
+            jobs = [pool.submit(ask, client, png(radiograph(0))) for _ in range(6)]
+            while sum(job.done() for job in jobs) < 4:
+                time.sleep(0.02)
+            assert client.get("/healthz").status_code == 200
+            sent_away = [job.result() for job in jobs if job.done()]
+            gate.set()
+            assert sorted(job.result().status_code for job in jobs) == [200, 200, 503, 503, 503, 503]
+        assert all(answer.headers["retry-after"] == "2" for answer in sent_away)
+
+
+# what is kept: nothing
+
+
+def test_nothing_is_kept_logged_or_passed_on(small_model, tmp_path, monkeypatch, caplog, capfd):
+    """A sentinel in the file's name, text chunks and EXIF comes back in its name alone, and reaches no disk or log."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("PatientName", "DOE^JOHN")
+    exif = Image.Exif()
+    exif[0x010E] = "DOE^JOHN"
+    big = np.random.default_rng(0).integers(0, 255, (1500, 1500)).astype(np.uint8)  # 2 MB: Starlette would spool it
+    content = png(big, pnginfo=text, exif=exif)
+    assert content.count(b"DOE^JOHN") == 2 and len(content) > 2 << 20
+    caplog.set_level(logging.DEBUG)
+    spooled = []  # to files without a name, which no folder shows
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", lambda self: spooled.append(self))
+    with TestClient(create_app(small_model), base_url=URL) as client:
+        found = ask(client, content, names=["DOE^JOHN.png"], params={"maps": "true"})
+        page = ask(client, content, names=["x.png"], path="/answer").text
+        broken = ask(client, content[:5000], names=["DOE^JOHN.png"]).json()["images"][0]
+    logged = caplog.text  # before the test itself opens pictures
+    image = found.json()["images"][0]
+    assert image.pop("name") == "DOE^JOHN.png" and broken.pop("name") and "DOE^" not in json.dumps([image, broken])
+    assert "DOE^" not in page
+    for part in ("radiograph", "heat"):
+        assert b"DOE^" not in base64.b64decode(image[part])
+    out, err = capfd.readouterr()
+    assert "DOE^" not in logged + out + err
+    assert list(tmp_path.iterdir()) == [] and spooled == []
+
+
+def test_an_error_shows_a_number_and_no_more(small_model, monkeypatch, caplog):
+    def broken(self, content, *, pictures):
+        raise RuntimeError("secret DOE^JOHN")
+
+    monkeypatch.setattr(workers_module.Workers, "ask", broken)
+    with TestClient(create_app(small_model), base_url=URL) as client:
+        found = ask(client, png(radiograph(0)))
+        number = re.search(r"number ([0-9a-f]{8})\.", found.json()["error"]).group(1)
+        assert found.status_code == 500 and "secret" not in found.text and "Traceback" not in found.text
+        assert found.headers["x-content-type-options"] == "nosniff"
+    assert f"Error {number}: RuntimeError at" in caplog.text and "secret" not in caplog.text
+
+
+def test_no_directory_is_listed(client):
+    for path in (
+        "/static/",
+        "/app/",
+        "/%2e%2e/web.py",
+        "/app.js%2f..%2fweb.py",
+        "/static/app.js",
+        "/web.py",
+    ):
+        assert client.get(path).status_code == 404, path
+
+
+# many at once
+
+
+def test_threads_get_the_answers_of_one(small_model):
+    """200 requests from 8 threads."""
+    contents = [png(radiograph(seed, 128)) for seed in range(10)]
+    with TestClient(create_app(small_model, workers=2, limits=FREE), base_url=URL) as client:
+        alone = [ask(client, content).json()["images"][0]["probabilities"] for content in contents]
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda number: ask(client, contents[number % 10]), range(200)))
+    assert {answer.status_code for answer in found} == {200}
+    assert [answer.json()["images"][0]["probabilities"] for answer in found] == alone * 20
+    assert len({json.dumps(one) for one in alone}) == 10
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm"])
+def test_dicom_files_are_answered_as_the_predictor_does(client, small_model, name):
+    """Of another modality, so that the answer is held to the header's word; the pictures are pydicom's own."""
+    data = pytest.importorskip("pydicom.data", reason="the extra dicom is not installed")
+    content = Path(data.get_testdata_file(name)).read_bytes()
+    (answer,) = client.post("/api/predict", files=[("files", (name, content))]).json()["images"]
+    row = Predictor(small_model).predict(content).iloc[0]
+    assert (answer["status"], answer["reason"] == "") == (row["status"], row["status"] == "ok")
+    assert row["status"] != "ok" or answer["probabilities"]["COVID-19"] == pytest.approx(row["p_COVID-19"], abs=1e-6)
+
+
+def test_a_radiograph_as_dicom_is_answered_as_its_picture(client, small_model):
+    pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+    content, grey = dicom_of_phantom()
+    (answer,) = client.post("/api/predict", files=[("files", ("IM0001", content))]).json()["images"]
+    wanted = Predictor(small_model).predict(grey).iloc[0]
+    assert answer["status"] == "ok" and answer["width"] == grey.shape[1]
+    assert answer["probabilities"]["COVID-19"] == pytest.approx(wanted["p_COVID-19"], abs=0.02), (
+        "8 of 12 bits, rescaled"
+    )
+    assert "DOE" not in json.dumps(answer)
+
+
+def dicom_of_phantom() -> tuple[bytes, np.ndarray]:
+    """A MONOCHROME1 radiograph of 12 bits, with a name in it, and the picture that it shows."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
+    grey = np.asarray(draw_phantom(np.random.default_rng(5), image_size=128).image)
+    low, high = np.percentile(grey, (0.5, 99.5))
+    grey = ((grey.clip(low, high) - low) * 255 / (high - low)).astype(np.uint8)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = (
+        DigitalXRayImageStorageForPresentation,
+        ExplicitVRLittleEndian,
+    )
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    data = Dataset()
+    data.file_meta, data.PatientName, data.Modality, data.ViewPosition = meta, "DOE^JOHN", "DX", "PA"
+    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    data.Rows, data.Columns = grey.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME1", 0
+    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
+    data.PixelData = (4095 - grey.astype(np.uint16) * 16).astype("<u2").tobytes()
+    file = io.BytesIO()
+    data.save_as(file, enforce_file_format=True)
+    return file.getvalue(), grey

@@ -1,0 +1,136 @@
+"""The audit of predictions and of a run: pairing, probes, negative_controls, and what is read back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from covid_fastai.audit.audit import (
+    AUDIT_FILE,
+    PROBES_FILE,
+    audit_predictions,
+    audit_run,
+    negative_control_rows,
+    read_audit,
+)
+from covid_fastai.audit.probes import write_altered
+from covid_fastai.errors import DataError
+from covid_fastai.evaluation.runs import read_run
+
+
+@pytest.fixture
+def run(run_folder, tmp_path):
+    """A copy that may be changed."""
+    return shutil.copytree(run_folder, tmp_path / "run")
+
+
+def guesses(cohort: pd.DataFrame, *, skill: float, seed: int = 0) -> pd.DataFrame:
+    rows = cohort[cohort["split"] == "valid"].reset_index(drop=True)
+    noise = np.random.default_rng(seed).normal(size=len(rows))
+    p = 1 / (1 + np.exp(-(noise + skill * (rows["label"] == "COVID-19"))))
+    return rows[["path", "label", "patient", "split", "source", "view"]].assign(**{"p_Normal": 1 - p, "p_COVID-19": p})
+
+
+def test_the_network_and_the_baselines_are_judged_on_the_same_patients(phantom_cohort):
+    predictions = guesses(phantom_cohort, skill=1.0)
+    audit = audit_predictions(predictions, phantom_cohort)
+    baseline = audit.shortcuts.predictions["thumbnail"]
+    both = predictions.merge(baseline, on="path", suffixes=("", "_b"))
+    units = both.groupby(["patient", "label"])[["p_COVID-19", "p_COVID-19_b"]].mean().reset_index()
+    truth = units["label"] == "COVID-19"
+    expected = roc_auc_score(truth, units["p_COVID-19"]) - roc_auc_score(truth, units["p_COVID-19_b"])
+    row = audit.versus.set_index("baseline").loc["thumbnail"]
+    assert row["difference"] == pytest.approx(expected) and row["n"] == len(units)
+    assert row["low"] <= expected <= row["high"]
+    assert audit.network["value"] == pytest.approx(roc_auc_score(truth, units["p_COVID-19"]))
+    assert "network less it" in audit.summary() and "<table" in audit._repr_html_()
+
+
+def test_a_csv_of_another_system_is_audited_without_a_cohort(phantom_cohort, tmp_path):
+    guesses(phantom_cohort.assign(split="valid"), skill=2.0).to_csv(tmp_path / "theirs.csv", index=False)
+    audit = audit_predictions(tmp_path / "theirs.csv")
+    assert audit.verdict.level in ("not shown", "refuted")
+    assert audit.network["n"] == audit.shortcuts.row("thumbnail")["n"]
+
+
+def test_a_run_is_audited_by_default_and_read_back(run_folder):
+    audit = read_audit(run_folder)
+    assert (run_folder / AUDIT_FILE).is_file() and (run_folder / PROBES_FILE).is_file()
+    assert set(audit.altered["change"]) == {"black centre", "noise centre"}
+    again = audit_run(run_folder)
+    assert again.verdict == audit.verdict
+    pd.testing.assert_frame_equal(again.versus, audit.versus, check_dtype=False)
+
+
+def test_what_was_retrained_and_validated_is_taken_into_account(run):
+    predictions = read_run(run).metrics.predictions
+    for change in ("black-centre", "permuted-labels", "frozen-backbone"):
+        (run / "retrained" / change).mkdir(parents=True)
+        table = predictions.copy()
+        if change == "permuted-labels":
+            table["label"] = table["label"].map({"Normal": "COVID-19", "COVID-19": "Normal"})
+        table.to_csv(run / "retrained" / change / "predictions.csv", index=False)
+    (run / "external").mkdir()
+    one = {"source": "there", "value": 0.9, "low": 0.8, "high": 0.95, "n": 50, "thumbnail": 0.6}
+    (run / "external" / "other.json").write_text(json.dumps({"same_source": [one]}))
+    audit = audit_run(run)
+    rows = audit.altered.set_index(["change", "when"])
+    assert rows.loc[("black centre", "in training too"), "difference"] == 0
+    assert np.isnan(rows.loc[("permuted labels", "in training too"), "difference"])
+    assert ("frozen backbone", "never trained, linear head") in rows.index
+    outcomes = {condition.name: condition.outcome for condition in audit.verdict.conditions}
+    assert outcomes["Holds at another hospital, within one source"] == "met"
+    assert outcomes["Worse when trained without the lungs"] == "failed"
+
+
+def test_a_damaged_audit_is_refused(run):
+    (run / AUDIT_FILE).write_text('{"network": 1}')
+    with pytest.raises(DataError, match="is damaged"):
+        read_audit(run)
+    (run / AUDIT_FILE).unlink()
+    assert read_audit(run) is None
+
+
+def test_tripwires_are_negatives_of_the_positive_classs_own_source():
+    rows = [("Normal", "train", "children", "PA"), ("COVID-19", "train", "adults", "PA")]
+    rows += [
+        ("SARS", "excluded", "adults", "PA"),
+        ("SARS", "excluded", "adults", "L"),
+        ("virus", "excluded", "children", "PA"),
+    ]
+    rows += [("COVID-19", "excluded", "adults", "PA")]
+    cohort = pd.DataFrame(rows, columns=["label", "split", "source", "view"])
+    assert negative_control_rows(cohort, positive="COVID-19").index.tolist() == [2]
+    shared = cohort.assign(source="everyone")
+    assert negative_control_rows(shared, positive="COVID-19").empty
+
+
+def test_tripwires_are_counted_by_the_mean_over_folds(phantom_cohort):
+    probes = pd.DataFrame({"path": ["a", "a", "b", "b", "c"], "status": ["ok"] * 4 + ["unreadable"]})
+    probes["p_COVID-19"] = [0.9, 0.4, 0.2, 0.6, np.nan]
+    probes = probes.assign(probe="negative control", label="SARS", **{"p_Normal": 1 - probes["p_COVID-19"]})
+    audit = audit_predictions(guesses(phantom_cohort, skill=1.0), phantom_cohort, probes=probes)
+    assert (audit.negative_controls["images"], audit.negative_controls["called"]) == (2, 1)
+
+
+def test_altered_images_differ_in_the_box_alone(phantom_cohort, tmp_path):
+    rows = phantom_cohort.head(3)
+    for change in ("black centre", "noise centre"):
+        copies = write_altered(rows, tmp_path / change, change=change, image_size=64)
+        assert copies["original"].tolist() == rows["path"].tolist()
+        for copy, original in zip(copies["path"], copies["original"], strict=True):
+            before, after = (np.asarray(Image.open(path).convert("L"), dtype=int) for path in (original, copy))
+            box = np.zeros((64, 64), dtype=bool)
+            box[12:52, 12:52] = True
+            assert (before[~box] == after[~box]).all()
+            if change == "black centre":
+                assert (after[box] == 0).all()
+            else:
+                assert abs(after[box].mean() - before[box].mean()) < 5
+                assert abs(np.corrcoef(before[box], after[box])[0, 1]) < 0.1

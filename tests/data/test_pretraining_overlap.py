@@ -1,0 +1,452 @@
+"""The leak guard: what weights have seen is found under any name, stays in training, and is never evaluated on."""
+
+from __future__ import annotations
+
+import json
+import os
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.numpy import save_file
+
+from covid_fastai.data import pretraining_overlap as module
+from covid_fastai.data.fingerprints import MAX_DISTANCE, fingerprint_images
+from covid_fastai.data.metadata import SEEN, read_cohort
+from covid_fastai.data.phantom import draw_phantom
+from covid_fastai.data.pretraining_overlap import (
+    mark_pretraining_overlap,
+    package_manifests,
+    read_manifest,
+    write_manifest,
+)
+from covid_fastai.data.splits import fold_by_patient, fold_cohort, leaked_patients, split_by_image, split_by_patient
+from covid_fastai.errors import DataError, ModelFormatError, ResourceError
+
+
+def phantom(number: int) -> Image.Image:
+    finding = ("Normal", "COVID-19")[number % 2]
+    return Image.fromarray(draw_phantom(np.random.default_rng([5, number]), finding=finding).image)
+
+
+def save_phantom(path, number, *, encoded_anew=False):
+    """Save a phantom; encoded anew, it is three quarters as large and a JPEG of quality 60."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = phantom(number)
+    if encoded_anew:
+        picture.resize((96, 96), Image.Resampling.BILINEAR).save(path, "JPEG", quality=60)
+    else:
+        picture.save(path)
+
+
+SEEN_NUMBERS = range(8)  # what the weights have seen: 0 to 3 of Kermany's, with patients, 4 to 7 of a bank without
+SEEN_NAMES = ["IM-0007-0001.jpeg", "person12_bacteria_1.jpeg", "person12_virus_30.jpeg", "NORMAL2-IM-0007-0001.jpeg"]
+SEEN_NAMES += ["1.png", "image.jpg", "COVID-12.png", "Normal-3.png"]
+
+
+@pytest.fixture(scope="module")
+def seen_images(tmp_path_factory) -> pd.DataFrame:
+    folder = tmp_path_factory.mktemp("in_pretraining")
+    for number, name in zip(SEEN_NUMBERS, SEEN_NAMES, strict=True):
+        save_phantom(folder / name, number)
+    patients = ["IM-0007", "bacteria-12", "virus-12", "NORMAL2-0007", *SEEN_NAMES[4:]]  # as read_cohort names them
+    paths = [str(folder / name) for name in SEEN_NAMES]
+    return pd.DataFrame({"path": paths, "patient": patients, "bank": ["kermany"] * 4 + ["radiography"] * 4})
+
+
+@pytest.fixture(scope="module")
+def manifest_folder(seen_images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    write_manifest(seen_images, folder / "cxr-test.seen.safetensors")
+    return folder
+
+
+@pytest.fixture
+def guarded(manifest_folder, monkeypatch):
+    """The package has weights that have seen `seen_images`."""
+    monkeypatch.setattr(module, "MANIFEST_FOLDER", manifest_folder)
+    return manifest_folder
+
+
+def rows(*names, patients=None) -> pd.DataFrame:
+    patients = [os.path.basename(name) for name in names] if patients is None else patients
+    return pd.DataFrame({"path": [f"/data/{name}" for name in names], "patient": patients})
+
+
+# the file
+
+
+def test_a_manifest_holds_hashes_and_no_names(seen_images, manifest_folder):
+    (path,) = manifest_folder.iterdir()
+    manifest = read_manifest(path)
+    assert len(manifest) == 8 and manifest.sources == {"kermany": 4, "radiography": 4} and manifest.path == path
+    expected = fingerprint_images(seen_images["path"])["phash"]
+    assert [row.tobytes() for row in manifest.hashes] == expected.tolist()
+    assert (manifest.patients[:4] != 0).all() and (manifest.patients[4:] == 0).all()
+    assert len(set(manifest.names)) == 8
+    content = path.read_bytes()
+    assert b"IM-0007" not in content and b"bacteria" not in content and len(content) < 1200
+
+
+def test_the_same_images_give_the_same_bytes(seen_images, manifest_folder, tmp_path):
+    prints = fingerprint_images(seen_images["path"])
+    again = write_manifest(seen_images, tmp_path / "again.seen.safetensors", fingerprints=prints)
+    assert again.read_bytes() == (manifest_folder / "cxr-test.seen.safetensors").read_bytes()
+
+
+def test_patients_that_are_called_unknown_are_not_kept(seen_images, tmp_path):
+    images = seen_images.assign(patients_known=[False, True] * 4)
+    manifest = read_manifest(write_manifest(images, tmp_path / "a.seen.safetensors"))
+    assert (manifest.patients != 0).tolist() == [False, True, False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "message"),
+    [
+        (lambda images: images, "cxr.safetensors", "no name of a manifest"),
+        (lambda images: images.drop(columns="patient"), "a.seen.safetensors", "no column patient"),
+        (lambda images: images[:0], "a.seen.safetensors", "no row"),
+        (lambda images: images.assign(path="/gone.png"), "a.seen.safetensors", "8 seen images cannot be read"),
+    ],
+)
+def test_what_is_no_list_of_seen_images(seen_images, tmp_path, change, name, message):
+    with pytest.raises(DataError, match=message) as error:
+        write_manifest(change(seen_images), tmp_path / name)
+    assert error.value.hint and not list(tmp_path.iterdir())
+
+
+def tensors(n=2, **changes):
+    return {name: np.zeros((n, width), np.uint8) for name, width in module.TENSORS.items()} | changes
+
+
+FACTS = {"format": 1, "images": 2, "sources": {"a": 2}}
+
+
+@pytest.mark.parametrize(
+    ("held", "facts"),
+    [
+        (tensors(), None),
+        (tensors(), {**FACTS, "format": 2}),
+        (tensors(), {**FACTS, "images": 3}),
+        (tensors(), {"format": 1, "images": 2}),
+        (tensors(), [1]),
+        (tensors(phash=np.zeros((2, 8), np.uint8)), FACTS),
+        (tensors(name=np.zeros((2, 8), np.float32)), FACTS),
+        ({"phash": np.zeros((2, 32), np.uint8)}, FACTS),
+    ],
+)
+def test_a_file_that_is_no_manifest(tmp_path, held, facts):
+    path = tmp_path / "odd.seen.safetensors"
+    save_file(held, path, metadata=None if facts is None else {"in_pretraining": json.dumps(facts)})
+    with pytest.raises(ModelFormatError, match="odd.seen.safetensors cannot be used"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\0" * len(b), lambda b: b[9:]]
+)
+def test_a_damaged_manifest_is_named_and_stops_the_reading(manifest_folder, tmp_path, monkeypatch, damage):
+    whole = (manifest_folder / "cxr-test.seen.safetensors").read_bytes()
+    (tmp_path / "bad.seen.safetensors").write_bytes(damage(whole))
+    monkeypatch.setattr(module, "MANIFEST_FOLDER", tmp_path)
+    frame = pd.DataFrame({"image": ["a.png"], "label": ["Normal"]})
+    with pytest.raises(ModelFormatError, match="bad.seen.safetensors"):
+        read_cohort(frame, image_root=tmp_path)
+    save_phantom(tmp_path / "a.png", 50)
+    assert len(read_cohort(frame, image_root=tmp_path, exclude_pretraining_overlap=False)) == 1
+
+
+def test_a_manifest_that_is_not_there(tmp_path):
+    with pytest.raises(ResourceError, match="gone.seen.safetensors"):
+        read_manifest(tmp_path / "gone.seen.safetensors")
+
+
+def test_manifests_are_found_sorted_and_weights_are_none(tmp_path, monkeypatch):
+    for name in ("b.seen.safetensors", "a.seen.safetensors", "a.safetensors", "a.json"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(module, "MANIFEST_FOLDER", tmp_path)
+    assert [path.name for path in package_manifests()] == ["a.seen.safetensors", "b.seen.safetensors"]
+
+
+def test_the_packages_weights_have_a_manifest_that_can_be_read():
+    folder = module.MANIFEST_FOLDER
+    assert (folder / "weights.py").is_file(), "the manifests are looked for beside the weights"
+    weights = [path for path in folder.glob("*.safetensors") if not path.name.endswith(module.SUFFIX)]
+    assert [path.with_suffix("").name + module.SUFFIX for path in sorted(weights)] == [
+        path.name for path in package_manifests()
+    ]
+    assert all(len(read_manifest(path)) > 0 for path in package_manifests())
+
+
+def test_the_wheel_takes_manifests_along():
+    repository = Path(__file__).parents[2]
+    lines = [line.split() for line in (repository / "MANIFEST.in").read_text().splitlines()]
+    (patterns,) = (words[2:] for words in lines if words[:2] == ["recursive-include", "covid_fastai"])
+    assert any(fnmatch("cxr-resnet18.seen.safetensors", pattern) for pattern in patterns)
+    assert "include_package_data=True" in (repository / "setup.py").read_text()
+
+
+# what is recognised
+
+
+def marked(table, manifest_folder, hashes=None):
+    return mark_pretraining_overlap(table, hashes, map(read_manifest, sorted(manifest_folder.iterdir()))).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "patient", "expected"),
+    [
+        ("IM-0007-0001.jpeg", None, True),
+        ("im-0007-0001.JPEG", None, True),
+        ("IM-0007-0001.png", None, True),  # another image of the patient, as its name says
+        ("IM-0007-0002.jpeg", None, True),
+        ("person12_bacteria_99.jpeg", None, True),
+        ("IM-0008-0001.jpeg", None, False),
+        ("person13_bacteria_1.jpeg", None, False),
+        ("renamed.png", "bacteria-12", True),
+        ("renamed.png", "bacteria-13", False),
+        ("IM-0007-0001.jpeg", "their own key", True),
+        ("1.png", None, False),
+        ("image.jpg", None, False),
+        ("COVID-12.png", None, False),
+        ("Normal-3.png", "Normal-3.png", False),
+        ("a.png", "12", False),
+        ("a.png", "", False),
+    ],
+)
+def test_names_and_patients(manifest_folder, name, patient, expected):
+    table = rows(name, patients=[name if patient is None else patient])
+    assert marked(table, manifest_folder) == [expected]
+
+
+def test_a_bare_number_is_nobodys_identity(seen_images, tmp_path):
+    write_manifest(seen_images.assign(patient="12"), tmp_path / "a.seen.safetensors")
+    assert marked(rows("x.png", patients=["12"]), tmp_path) == [False]
+
+
+def test_a_seen_name_without_a_patient_is_seen(seen_images, tmp_path):
+    """A name of Kermany's is enough; of other names the picture decides."""
+    write_manifest(seen_images.assign(patients_known=False), tmp_path / "a.seen.safetensors")
+    table = rows("IM-0007-0001.jpeg", "IM-0007-0002.jpeg", "1.png")
+    assert marked(table, tmp_path) == [True, False, False]
+
+
+def test_pictures_are_recognised_under_any_name(manifest_folder, tmp_path):
+    for number in range(16):
+        save_phantom(tmp_path / f"{number}.jpg", number, encoded_anew=True)
+    table = rows(*(f"{number}.jpg" for number in range(16)))
+    table.index = table.index[::-1] + 5
+    prints = fingerprint_images(str(tmp_path / f"{number}.jpg") for number in range(16))
+    hashes = pd.Series(prints["phash"].to_numpy(), index=table.index)
+    assert marked(table, manifest_folder, hashes) == [True] * 8 + [False] * 8
+    assert marked(table, manifest_folder, hashes.sample(frac=1, random_state=0)) == [True] * 8 + [False] * 8
+    assert marked(table, manifest_folder, hashes.iloc[4:]) == [False] * 4 + [True] * 4 + [False] * 8
+    hashes.iloc[0] = b""
+    assert marked(table, manifest_folder, hashes)[0] is False
+
+
+@settings(max_examples=30, deadline=None)
+@given(bits=st.sets(st.integers(0, 255), max_size=60), seed=st.integers(0, 1000))
+def test_the_distance_is_that_of_bits(bits, seed):
+    """Against plain Python, on either side of the threshold; several blocks of rows."""
+    rng = np.random.default_rng(seed)
+    others = rng.integers(0, 256, (5, 32), dtype=np.uint8)
+    turned = int.from_bytes(others[3].tobytes(), "little")
+    for bit in bits:
+        turned ^= 1 << bit
+    hashes = [turned.to_bytes(32, "little")] * (module.BLOCK + 3)
+    expected = any((turned ^ int.from_bytes(row.tobytes(), "little")).bit_count() <= MAX_DISTANCE for row in others)
+    assert expected or len(bits) > MAX_DISTANCE
+    assert module._near_any(hashes, others).tolist() == [expected] * len(hashes)
+
+
+def test_no_row_and_no_manifest():
+    assert mark_pretraining_overlap(rows("IM-0007-0001.jpeg"), None, []).tolist() == [False]
+    empty = mark_pretraining_overlap(rows(), None, [])
+    assert empty.dtype == bool and empty.empty
+
+
+# the cohort, the splits and the folds
+
+NEW = range(20, 36)  # phantoms that the weights have not seen
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory) -> pd.DataFrame:
+    """A hospital's images: copies of seen ones under its own names and patients, others of these, and new ones."""
+    folder = tmp_path_factory.mktemp("hospital")
+    found = []
+    for number in SEEN_NUMBERS:
+        save_phantom(folder / f"copy{number}.jpg", number, encoded_anew=True)
+        save_phantom(folder / f"other{number}.png", 40 + number)  # another picture of that patient
+        found += [(f"copy{number}.jpg", number, f"p{number}"), (f"other{number}.png", number, f"p{number}")]
+    for number in NEW:
+        save_phantom(folder / f"new{number}.png", number)
+        found.append((f"new{number}.png", number, f"p{number}"))
+    frame = pd.DataFrame(found, columns=["image", "number", "patient"])
+    frame["label"] = np.where(frame["number"] % 2, "COVID-19", "Normal")
+    frame["image"] = str(folder) + "/" + frame["image"]
+    return frame
+
+
+def is_seen(cohort) -> pd.Series:
+    return cohort["number"].isin(SEEN_NUMBERS)
+
+
+def test_copies_and_other_images_of_their_patients_are_marked(hospital, guarded):
+    cohort = read_cohort(hospital)
+    assert cohort["in_pretraining"].dtype == bool and (cohort["in_pretraining"] == is_seen(cohort)).all()
+    assert set(cohort["split"]) == {"train"} and (cohort["note"] == "").all()
+    (note,) = (row for row in cohort.attrs["problems"] if row["kind"] == "in_pretraining")
+    assert (
+        "16 training images" in note["reason"]
+        and note["severity"] == "note"
+        and "exclude_pretraining_overlap=False" in note["remedy"]
+    )
+
+
+def test_seen_images_are_never_held_out(hospital, guarded):
+    cohort = read_cohort(hospital)
+    for seed in range(5):
+        split = split_by_patient(cohort, valid_pct=0.3, seed=seed)
+        assert (split.loc[is_seen(cohort), "split"] == "train").all()
+        assert (split["split"] == "valid").sum() == 8 and leaked_patients(split) == []  # half of the 16 unseen
+        by_image = split_by_image(cohort, valid_pct=0.3, seed=seed)
+        assert (by_image.loc[is_seen(cohort), "split"] == "train").all() and (by_image["split"] == "valid").sum() == 8
+        folded = fold_by_patient(cohort, folds=4, seed=seed)
+        assert (folded.loc[is_seen(cohort), "fold"] == -1).all()
+        held_out = []
+        for fold in range(4):
+            part = fold_cohort(folded, fold)
+            assert (part.loc[is_seen(cohort), "split"] == "train").all() and leaked_patients(part) == []
+            held_out += part.index[part["split"] == "valid"].tolist()
+        assert sorted(held_out) == cohort.index[~is_seen(cohort)].tolist()
+
+
+def test_the_weights_that_are_chosen_play_no_part_and_the_guard_can_be_left_out(hospital, guarded):
+    cohort = read_cohort(hospital, exclude_pretraining_overlap=False)
+    assert not cohort["in_pretraining"].any() and cohort["in_pretraining"].dtype == bool
+    assert not any(row["kind"] == "in_pretraining" for row in cohort.attrs["problems"])
+    assert (fold_by_patient(cohort, folds=2)["fold"] >= 0).all()
+
+
+def test_without_a_manifest_nothing_changes(hospital, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MANIFEST_FOLDER", tmp_path)
+    pd.testing.assert_frame_equal(read_cohort(hospital), read_cohort(hospital, exclude_pretraining_overlap=False))
+
+
+def test_names_alone_are_compared_where_no_image_is_opened_and_it_is_said(hospital, guarded):
+    cohort = read_cohort(hospital, check_images=False)
+    assert not cohort["in_pretraining"].any()
+    (note,) = (row for row in cohort.attrs["problems"] if row["kind"] == "not_opened")
+    assert "by name and patient only" in note["reason"]
+    (note,) = read_cohort(hospital, check_images=False, exclude_pretraining_overlap=False).attrs["problems"]
+    assert "name and patient" not in note["reason"]
+
+
+def test_kermanys_names_are_known_without_a_look(seen_images, guarded):
+    frame = seen_images.assign(label="Normal").drop(columns=["patient", "bank"])
+    cohort = read_cohort(frame, check_images=False)
+    assert cohort["in_pretraining"].tolist() == [True] * 4 + [False] * 4
+    assert read_cohort(frame)["in_pretraining"].all()
+
+
+def test_seen_images_of_the_official_test_stand_aside(hospital, guarded):
+    frame = hospital.assign(split=np.where(hospital["number"].isin([0, 1, 20, 21]), "test", "train"))
+    cohort = read_cohort(frame)
+    by_split = cohort.groupby("split")["number"].agg(set)
+    assert (
+        by_split["test"] == {20, 21} and by_split["excluded"] == {0, 1} and by_split["train"].isdisjoint({0, 1, 20, 21})
+    )
+    assert set(cohort.loc[cohort["split"] == "excluded", "note"]) == {SEEN}
+    assert (read_cohort(frame, exclude_pretraining_overlap=False)["split"] == frame["split"]).all()
+
+
+def test_a_seen_patient_of_the_test_can_be_trained_on(hospital, guarded):
+    """Their test image is excluded, so that no evaluation forbids the training image."""
+    frame = hospital.assign(split="train")
+    frame.loc[frame["image"].str.contains("copy0|new20|new21"), "split"] = "test"
+    cohort = read_cohort(frame)
+    assert cohort.loc[cohort["number"] == 0, "split"].tolist() == ["excluded", "train"]
+
+
+def test_an_image_that_stands_aside_makes_its_patient_seen(hospital, guarded):
+    frame = hospital.assign(view=np.where(hospital["image"].str.contains("copy1"), "L", "PA"))
+    cohort = read_cohort(frame)
+    assert cohort.loc[cohort["number"] == 1, ["split", "in_pretraining"]].to_numpy().tolist() == [
+        ["excluded", True],
+        ["train", True],
+    ]
+    for seed in range(5):
+        assert (split_by_patient(cohort, seed=seed).loc[cohort["number"] == 1, "split"] != "valid").all()
+
+
+@pytest.mark.parametrize(("ratio", "unseen", "seen"), [(0.25, 3, 0), (0.5, 6, 0), (1, 8, 4)])
+def test_negatives_are_drawn_from_the_unseen_first(hospital, guarded, ratio, unseen, seen):
+    frame = hospital[hospital["label"] == "COVID-19"].head(12)  # 12 positives
+    frame = pd.concat([frame, hospital[hospital["label"] == "Normal"]], ignore_index=True)
+    draws = set()
+    for seed in range(4):
+        cohort = read_cohort(frame, negatives_per_positive=ratio, seed=seed)
+        drawn = cohort[(cohort["split"] == "train") & (cohort["label"] == "Normal")]
+        assert (~is_seen(drawn)).sum() == unseen and is_seen(drawn).sum() == seen
+        draws.add(tuple(drawn["image"]))
+    assert len(draws) > 1
+
+
+def test_too_few_unseen_patients_are_refused_with_the_remedy(hospital, guarded):
+    cohort = read_cohort(hospital[~hospital["number"].isin(range(22, 36, 2))])  # one Normal patient is new
+    for function, options in ((split_by_patient, {}), (fold_by_patient, {"folds": 2})):
+        with pytest.raises(DataError, match="Too few unseen patients of 'Normal' .* weights have seen") as error:
+            function(cohort, **options)
+        assert "'Normal' 1 and 4 kept out, 'COVID-19' 8 and 4 kept out" in error.value.message
+        assert (
+            "exclude_pretraining_overlap=False" in error.value.hint and "weights=None or 'imagenet'" in error.value.hint
+        )
+        (row,) = error.value.details
+        assert row["kind"] == "too_few" and row["reason"] == "'Normal' has 1 unseen patient, and 4 kept out"
+    with pytest.raises(DataError, match="Too few unseen images of 'Normal' .* weights have seen"):
+        split_by_image(cohort)
+
+
+def test_reading_many_images_costs_little_beside_opening_them(tmp_path, record_property):
+    """6,000 images against 11,000 seen ones."""
+    from time import perf_counter
+
+    rng = np.random.default_rng(0)
+    manifest = module.Manifest(
+        tmp_path, rng.integers(0, 256, (11_000, 32), np.uint8), np.arange(1, 11_001), np.zeros(11_000, "<u8"), {}
+    )
+    table = rows(*(f"{number}.png" for number in range(6_000)))
+    hashes = pd.Series([row.tobytes() for row in rng.integers(0, 256, (6_000, 32), np.uint8)])
+    started = perf_counter()
+    assert not mark_pretraining_overlap(table, hashes, [manifest]).any()
+    record_property("seconds", perf_counter() - started)
+    assert perf_counter() - started < 10
+
+
+# real images
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_a_renamed_copy_of_coronahack_is_recognised_and_nobody_else(real_data, tmp_path):
+    """Half of Kermany's TRAIN patients are seen; without names, their pictures alone give them away."""
+    cohort = read_cohort(
+        real_data / "coronahack-224", task="pneumonia", check_images=False, exclude_pretraining_overlap=False
+    )
+    kermany = cohort[(cohort["split"] == "train") & (cohort["source"] == "kermany")]
+    prints = fingerprint_images(cohort["path"])
+    half = kermany[kermany["patient"].isin(sorted(set(kermany["patient"]))[::2])]
+    manifest = read_manifest(
+        write_manifest(half, tmp_path / "half.seen.safetensors", fingerprints=prints.loc[half.index])
+    )
+    by_name = mark_pretraining_overlap(cohort, None, [manifest])
+    assert by_name[by_name].index.tolist() == half.index.tolist()
+    nameless = rows(*(f"{number}.png" for number in cohort.index))
+    pd.testing.assert_series_equal(mark_pretraining_overlap(nameless, prints["phash"], [manifest]), by_name)

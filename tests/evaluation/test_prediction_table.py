@@ -1,0 +1,68 @@
+"""Anyone's predictions: what is accepted, and what is refused with its row and remedy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from covid_fastai.errors import DataError
+from covid_fastai.evaluation.prediction_table import class_columns, read_predictions
+
+
+def test_the_least_table_that_can_be_judged():
+    table = read_predictions(pd.DataFrame({"label": ["b", "a"], "p_a": [0.3, 0.9], "p_b": [0.7, 0.1]}))
+    assert class_columns(table) == ["a", "b"]
+    assert table["prediction"].tolist() == ["b", "a"]
+    assert table["status"].tolist() == ["ok", "ok"]
+    assert table["patient"].is_unique and table.attrs["patients_known"] is False
+
+
+def test_a_csv_and_its_table_are_the_same(predictions, tmp_path):
+    predictions["patient"] = [
+        f"00{number}" for number in range(len(predictions))
+    ]  # no number, though it looks like one
+    path = tmp_path / "p.csv"
+    predictions.to_csv(path, index=False)
+    pd.testing.assert_frame_equal(read_predictions(path), read_predictions(predictions))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"p_Normal": 1.4}, "between 0 and 1"),
+        ({"p_Normal": 0.2, "p_COVID-19": 0.2}, "sum to 0.4"),
+        ({"p_Normal": np.nan}, "missing or no number"),
+        ({"label": "covid"}, "has no column"),
+        ({"status": "fine"}, "unknown"),
+        ({"patient": ""}, "no patient"),
+    ],
+)
+def test_each_faulty_row_is_named(predictions, change, reason):
+    predictions["status"] = "ok"
+    for name, value in change.items():
+        predictions.loc[[2, 4], name] = value
+    with pytest.raises(DataError, match="2 faulty rows") as caught:
+        read_predictions(predictions)
+    assert [row["row"] for row in caught.value.details] == [3, 5]
+    assert all(reason in row["reason"] and row["remedy"] for row in caught.value.details)
+
+
+def test_a_failed_row_needs_no_probability_and_gets_no_class(predictions):
+    predictions["status"] = "ok"
+    predictions.loc[0, ["status", "p_Normal"]] = ["failed", np.nan]
+    table = read_predictions(predictions)
+    assert table.loc[0, "prediction"] == "" and np.isnan(table.loc[0, "p_COVID-19"])
+
+
+@pytest.mark.parametrize("columns", [["p_Normal", "p_COVID-19"], ["label", "p_Normal"], []])
+def test_missing_columns_are_said(predictions, columns):
+    with pytest.raises(DataError, match="has no"):
+        read_predictions(predictions[columns])
+
+
+def test_an_empty_table_and_a_missing_file(predictions, tmp_path):
+    with pytest.raises(DataError, match="no row"):
+        read_predictions(predictions.head(0))
+    with pytest.raises(DataError, match="gone.csv"):
+        read_predictions(tmp_path / "gone.csv")

@@ -1,0 +1,74 @@
+"""Reading runs back, listing them, and a record that survives a torn line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from covid_fastai import list_runs, read_run
+from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evaluation.runs import collect_versions, log_event, read_record
+
+
+def test_a_run_reads_back(run_folder):
+    run = read_run(run_folder)
+    assert run.status == "finished"
+    assert run.config["config"]["image_size"] == 32
+    assert run.history["phase"].tolist() == ["frozen", "unfrozen"]
+    assert len(run.steps) > 2 and run.problems.empty
+    assert set(run.cohort["split"]) >= {"train", "valid"}
+    assert len(run.metrics.predictions) == len(run.predictions) == (run.cohort["split"] == "valid").sum()
+    assert run.versions["packages"]["torch"] and run.report.exists()
+    assert "<table" in run._repr_html_() and "finished" in repr(run)
+
+
+def test_the_record_says_what_happened(run_folder):
+    record = read_run(run_folder).record
+    assert [event["event"] for event in record] == ["started", "data read", "model built", "finished"]
+    assert record[2]["weights"]["name"] == "random" and record[2]["device"] == "cpu"
+
+
+def test_runs_are_ranked_and_unfinished_ones_stand_last(run_folder, tmp_path):
+    for name in ("good", "bad", "unfinished"):
+        shutil.copytree(run_folder, tmp_path / name)
+    path = tmp_path / "bad" / "metrics.json"
+    figures = json.loads(path.read_text())
+    for row in figures["valid"]["metrics"]:
+        row["value"] = {"auc": -1.0, "log_loss": 99.0}.get(row["metric"], row["value"])
+    path.write_text(json.dumps(figures))
+    (tmp_path / "unfinished" / "metrics.json").unlink()
+    names = [name.rsplit("/", 1)[-1] for name in list_runs(tmp_path)["run"]]
+    assert names == ["good", "bad", "unfinished"]
+    assert list_runs(tmp_path, metric="log_loss")["value"].iloc[1] == 99  # less is better
+    with pytest.raises(UsageError, match="log_loss"):
+        list_runs(tmp_path, metric="aucc")
+
+
+def test_what_is_no_run_is_said(tmp_path):
+    with pytest.raises(DataError, match="not the folder of a run"):
+        read_run(tmp_path)
+    with pytest.raises(DataError, match="no folder"):
+        list_runs(tmp_path / "gone")
+    assert list_runs(tmp_path).empty
+
+
+def test_an_unfinished_run_says_which_file_is_missing(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    (tmp_path / "run" / "predictions.csv").unlink()
+    with pytest.raises(DataError, match=r"holds no predictions\.csv"):
+        _ = read_run(tmp_path / "run").predictions
+
+
+def test_a_torn_line_costs_that_line_only(tmp_path):
+    log_event(tmp_path, "started", seed=1)
+    with open(tmp_path / "record.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"time": "2026')
+    log_event(tmp_path, "resumed")
+    assert [event["event"] for event in read_record(tmp_path)] == ["started", "unreadable", "resumed"]
+    assert read_record(tmp_path)[0]["seed"] == 1
+
+
+def test_versions_name_what_figures_depend_on():
+    assert {"torch", "fastai", "pandas", "covid_fastai"} <= set(collect_versions()["packages"])

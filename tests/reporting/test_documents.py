@@ -1,0 +1,198 @@
+"""The documents of a run: filled in from what it holds, and loud about what it does not."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+import yaml
+
+from covid_fastai import read_run, write_documents
+from covid_fastai.errors import DataError
+from covid_fastai.model.card import read_card
+from covid_fastai.reporting.reporting_answers import ANSWERS
+from covid_fastai.reporting.reporting_items import CLAIM, ITEMS, TRIPOD_AI
+from covid_fastai.reporting.run_facts import RunFacts, markdown_table, say_figure
+
+CARD, SHEET, MAP = "model card", "data sheet", "reporting items"
+
+
+@pytest.fixture
+def run(run_folder, tmp_path):
+    """A copy that may be changed."""
+    return shutil.copytree(run_folder, tmp_path / "run")
+
+
+def rows_of(path, guideline):
+    """The rows of a guideline's table by item."""
+    section = path.read_text().split(f"## {guideline}\n")[1].split("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in section.splitlines()
+        if line[:1] == "|"
+    ]
+    return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
+
+
+def state(folder, item, guideline=CLAIM):
+    return rows_of(write_documents(folder)[MAP], guideline)[item]["state"]
+
+
+def test_every_item_of_both_guidelines_is_there_once():
+    numbers = {name: [item.number for item in ITEMS if item.guideline == name] for name in (CLAIM, TRIPOD_AI)}
+    assert numbers[CLAIM] == [str(n) for n in range(1, 45)]
+    assert len(numbers[TRIPOD_AI]) == len(set(numbers[TRIPOD_AI])) == 52
+    assert {re.sub("[a-g]", "", number) for number in numbers[TRIPOD_AI]} == {str(n) for n in range(1, 28)}
+    topics = {item.topic for item in ITEMS} - {""}
+    assert topics == set(ANSWERS)
+    assert all(item.missing and item.asks for item in ITEMS)
+
+
+def test_a_training_writes_all_three(run_folder):
+    assert all((run_folder / name).is_file() for name in ("model/README.md", "datasheet.md", "reporting-items.md"))
+    report = (run_folder / "report.html").read_text()
+    assert "datasheet.md" in report and "reporting-items.md" in report and "model/README.md" in report
+
+
+def test_the_card_holds_the_verdict_the_limits_and_every_figure(run):
+    from covid_fastai import read_audit
+
+    path = write_documents(run)[CARD]
+    text, card = path.read_text(), read_card(path.parent)
+    assert card.verdict == read_audit(run).verdict.sentence
+    assert any("same collections" in limit for limit in card.limits)
+    summary = read_run(run).metrics.summary()
+    for row in summary.to_dict("records"):
+        assert f"| {row['figure']} | {row['value']} | {row['95% interval']} | {row['n']} |" in text
+    assert yaml.safe_load(text.split("---")[1])["license"] == "unknown"
+
+
+def test_the_card_names_the_command_and_not_the_folder_that_the_data_lie_in(run):
+    config = read_run(run).config
+    text = write_documents(run)[CARD].read_text()
+    data = config["data"]
+    assert config["command"].replace(data, data.rsplit("/", 1)[-1]) in text and data not in text
+
+
+def test_without_an_audit_the_card_says_so_and_the_items_are_missing(run):
+    assert state(run, "30") == "in part" and state(run, "25", TRIPOD_AI) == "in part"
+    (run / "audit.json").unlink()
+    written = write_documents(run)
+    assert read_card(written[CARD].parent).verdict.startswith("Not audited")
+    assert rows_of(written[MAP], CLAIM)["30"]["state"] == "missing"
+    assert rows_of(written[MAP], TRIPOD_AI)["25"]["state"] == "missing"
+
+
+def test_an_item_is_missing_where_its_part_of_the_run_is(run):
+    for item, name in (("23", "versions.json"), ("25", "history.csv"), ("7", "problems.csv")):
+        guideline = TRIPOD_AI if item == "7" else CLAIM
+        assert state(run, item, guideline) == "answered"
+        (run / name).rename(run / f"away-{name}")
+        assert state(run, item, guideline) == "missing"
+        (run / f"away-{name}").rename(run / name)
+
+
+def test_without_a_model_there_is_no_card(run):
+    shutil.rmtree(run / "model")
+    written = write_documents(run)
+    assert set(written) == {SHEET, MAP}
+    for item in ("1", "9", "22", "27"):
+        assert rows_of(written[MAP], CLAIM)[item]["state"] == "missing"
+
+
+def test_without_figures_nothing_that_was_measured_is_claimed(run):
+    (run / "metrics.json").unlink()
+    written = write_documents(run)
+    assert CARD not in written
+    for item in ("28", "29", "32", "37", "38", "39", "40"):
+        assert rows_of(written[MAP], CLAIM)[item]["state"] == "missing"
+
+
+def test_external_data_turn_the_item_and_the_limit(run):
+    assert state(run, "33") == "missing"
+    figures = {"metric": "auc", "value": 0.61, "low": 0.5, "high": 0.72, "n": 50}
+    row = {"images of": "elsewhere", "comparison": "same source", **figures}
+    one = {"source": "elsewhere", "thumbnail": 0.6, **{key: figures[key] for key in ("value", "low", "high", "n")}}
+    found = {"table": [row], "thumbnail": [{**row, "value": 0.6}], "same_source": [one], "overlap": 3, "threshold": 0.5}
+    (run / "external").mkdir()
+    (run / "external" / "there.json").write_text(json.dumps(found))
+    written = write_documents(run)
+    item = rows_of(written[MAP], CLAIM)["33"]
+    assert (
+        item["state"] == "answered" and "0.610 (95% interval 0.500 to 0.720, n = 50 patients)" in item["what was found"]
+    )
+    card = read_card(written[CARD].parent)
+    assert "audit the run anew" in card.verdict  # it knows nothing of the external data
+    assert not any("not measured here" in limit for limit in card.limits)
+    assert "3 images that the model knew" in written[CARD].read_text()
+
+
+def test_patients_of_whom_nothing_is_known_are_no_subgroup(run):
+    cohort = pd.read_csv(run / "cohort.csv", dtype=str, keep_default_na=False)
+    known = RunFacts(read_run(run))
+    assert known.known("sex") == len(known.used)
+    cohort.assign(sex="", age="", view="", source="").to_csv(run / "cohort.csv", index=False)
+    written = write_documents(run)
+    rows = rows_of(written[MAP], CLAIM)
+    assert [rows[item]["state"] for item in ("7", "13", "36")] == ["missing"] * 3
+    assert rows_of(written[MAP], TRIPOD_AI)["23b"]["state"] == "missing"
+    sheet = written[SHEET].read_text()
+    assert "- Sex: unknown." in sheet and "- Age: unknown." in sheet
+
+
+def test_the_counts_at_the_top_are_those_of_the_rows(run):
+    path = write_documents(run)[MAP]
+    for guideline in (CLAIM, TRIPOD_AI):
+        states = pd.Series([row["state"] for row in rows_of(path, guideline).values()]).value_counts()
+        line = (
+            f"**{guideline}**: {states['answered']} answered, {states['in part']} in part, {states['missing']} missing"
+        )
+        assert line in path.read_text().split("## ")[0]
+
+
+def test_the_data_sheet_counts_as_the_cohort_does(run):
+    text = write_documents(run)[SHEET].read_text()
+    cohort = read_run(run).cohort
+    used = cohort[cohort["split"] != "excluded"]
+    for (split, label), rows in used.groupby(["split", "label"]):
+        assert f"| {split} | {label} | {len(rows)} | {rows['patient'].nunique()} |" in text
+    assert f"{len(cohort)} images of {cohort['patient'].nunique()} patients" in text
+    assert "Unknown: the data name no licence" in text and "Mendeley" not in text
+
+
+def test_images_that_are_gone_are_said_not_to_be_read(run):
+    cohort = pd.read_csv(run / "cohort.csv", dtype=str, keep_default_na=False)
+    assert "| JPEG " in write_documents(run)[SHEET].read_text()
+    cohort.assign(path="/gone/" + cohort.index.astype(str)).to_csv(run / "cohort.csv", index=False)
+    (run / "metrics.json").unlink()
+    assert "no longer where the run found them" in write_documents(run)[SHEET].read_text()
+
+
+def test_text_of_the_data_stays_in_its_cell(run):
+    cohort = pd.read_csv(run / "cohort.csv", dtype=str, keep_default_na=False)
+    cohort.assign(source="a|b\n# <img src=x>").to_csv(run / "cohort.csv", index=False)
+    written = write_documents(run)
+    for path in written.values():
+        assert "<img" not in path.read_text() and "\n# <" not in path.read_text()
+    assert len(rows_of(written[MAP], CLAIM)) == 44
+    assert markdown_table([{"x": "a|b"}]).splitlines()[2] == "| a\\|b |"
+
+
+def test_a_figure_that_cannot_be_estimated_is_said_so():
+    row = {"metric": "auc", "value": None, "low": None, "high": None, "n": 3, "unit": "patient"}
+    assert say_figure(row) == "AUC not estimable (n = 3 patients)"
+    assert "no interval" in say_figure({**row, "value": 0.5})
+
+
+def test_no_document_speaks_of_a_person(run):
+    for path in write_documents(run).values():
+        assert "Research use only" in path.read_text()
+        assert "diagnosis" not in path.read_text().lower()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(DataError, match="is not the folder of a run"):
+        write_documents(tmp_path)

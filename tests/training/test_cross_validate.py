@@ -1,0 +1,85 @@
+"""Cross-validation: folds one after the other, and several at once on Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pandas as pd
+import pytest
+
+from covid_fastai.errors import UsageError
+
+QUICK = {"image_size": 32, "batch_size": 16, "frozen_epochs": 1, "unfrozen_epochs": 1, "weights": None}
+QUICK |= {"num_workers": 0, "device": "cpu", "precision": "fp32", "audit": False, "quiet": True}
+
+
+def test_a_number_that_is_none(phantom_root, tmp_path):
+    from covid_fastai import cross_validate
+
+    with pytest.raises(UsageError, match="n_jobs=0"):
+        cross_validate(phantom_root, folds=2, n_jobs=0, out=tmp_path / "run", **QUICK)
+
+
+@pytest.mark.slow
+def test_the_command_cross_validates(phantom_root, tmp_path):
+    options = [
+        "--image-size",
+        "32",
+        "--frozen-epochs",
+        "1",
+        "--unfrozen-epochs",
+        "0",
+        "--weights",
+        "none",
+        "--no-audit",
+    ]
+    command = [sys.executable, "-m", "covid_fastai", "train", str(phantom_root), "--folds", "2", *options, "--no-audit"]
+    done = subprocess.run([*command, "--out", "run"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Held-out patients" in done.stdout
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["folds"] == 2 and config["command"].endswith("--folds 2")
+    assert config["python"].startswith("cross_validate(") and config["python"].endswith(", folds=2)")
+
+
+@pytest.mark.slow
+def test_folds_at_once_are_those_one_after_the_other(phantom_root, tmp_path):
+    """One of the processes is killed in its first fold: Ray starts another, which begins that fold again."""
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    psutil = pytest.importorskip("psutil")
+    from covid_fastai import cross_validate
+
+    one_by_one = cross_validate(phantom_root, folds=3, out=tmp_path / "one", **QUICK)
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 100
+        while not killed and time.monotonic() < deadline:
+            if list(tmp_path.glob("run/fold-*/cohort.csv")) or list(tmp_path.glob("run/fold-*/record.jsonl")):
+                lines = {one.pid: " ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])}
+                for pid in [pid for pid, line in lines.items() if "_fold_task" in line][:1]:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="error")
+    try:
+        run = cross_validate(phantom_root, folds=3, n_jobs=2, out=tmp_path / "run", **QUICK)
+    finally:
+        ray.shutdown()
+    assert killed and not killer.is_alive()
+    columns = ["path", "fold", "prediction", "status"]
+    pd.testing.assert_frame_equal(run.predictions[columns], one_by_one.predictions[columns])
+    probabilities = [column for column in run.predictions if column.startswith("p_")]
+    pd.testing.assert_frame_equal(
+        run.predictions[probabilities], one_by_one.predictions[probabilities], rtol=1e-3, atol=1e-4
+    )
+    assert run.metrics.value("auc") == pytest.approx(one_by_one.metrics.value("auc"), abs=1e-3)

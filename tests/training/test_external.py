@@ -1,0 +1,126 @@
+"""External validation: the overlap goes first, nothing is chosen anew, confounded figures are named as such."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from covid_fastai import cross_validate, load_model, predict, read_run, train_classifier, validate, write_phantom
+from covid_fastai.audit.baselines import predict_shortcuts
+from covid_fastai.errors import DataError, UsageError
+from covid_fastai.training.external import CONFOUNDED, ONE_CLASS, SAME, judge_sources
+
+QUICK = {"image_size": 32, "batch_size": 8, "frozen_epochs": 0, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
+
+
+@pytest.fixture(scope="module")
+def run(phantom_root, tmp_path_factory):
+    return train_classifier(phantom_root, out=tmp_path_factory.mktemp("runs") / "run", quiet=True, **QUICK).path
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """Forty patients whom no model has seen, as another hospital might list them."""
+    root = write_phantom(
+        tmp_path_factory.mktemp("elsewhere") / "data", patients={"COVID-19": 20, "Normal": 20}, image_size=64, seed=7
+    )
+    table = pd.read_csv(next(root.glob("*Metadata.csv")))
+    folder = next(path for path in root.rglob("train") if path.is_dir())
+    rows = pd.DataFrame({"image": table["X_ray_image_name"], "patient": "other-" + table["patient"].astype(str)})
+    rows["label"] = table["Label_2_Virus_category"].map({"COVID-19": "positive"}).fillna("no finding")
+    rows["source"] = "elsewhere"
+    rows = rows[rows["image"].map(lambda name: (folder / name).exists())]
+    rows.to_csv(folder / "labels.csv", index=False)
+    return folder / "labels.csv"
+
+
+def predictions(sources: dict[str, str]) -> pd.DataFrame:
+    """Ten patients of each class at each of the sources that are named for it."""
+    rows = []
+    for source, labels in sources.items():
+        for label in labels.split("+"):
+            for number in range(10):
+                p = (0.7 if label == "ill" else 0.4) + 0.02 * number
+                rows.append({"path": f"{source}-{label}-{number}", "label": label, "source": source, "p_ill": p})
+    table = pd.DataFrame(rows)
+    return table.assign(p_well=1 - table["p_ill"], patient=table["path"])
+
+
+def test_a_hospital_it_has_never_seen(run, elsewhere):
+    result = validate(run, elsewhere, labels={"positive": "COVID-19"})
+    assert len(result.overlap) == 0 and result.threshold == 0.5
+    assert set(result.table["comparison"]) == {SAME} and set(result.table["metric"]) >= {"auc", "sensitivity"}
+    assert result.table.loc[result.table["metric"] == "auc", "n"].item() == result.predictions["patient"].nunique()
+    assert "Research use only" in result._repr_html_() and "0 images were taken out" in repr(result)
+
+
+def test_what_it_was_trained_on_is_taken_out_first(run, elsewhere, phantom_root, tmp_path):
+    """A training image in another format under another name, and another image of a training patient by its name."""
+    cohort = pd.read_csv(run / "cohort.csv")
+    trained = cohort[cohort["split"] == "train"].iloc[0]
+    rows = pd.read_csv(elsewhere).assign(image=lambda table: [str(elsewhere.parent / name) for name in table["image"]])
+    Image.open(trained["path"]).convert("L").resize((90, 90)).save(tmp_path / "copy.png")
+    copy = {"image": str(tmp_path / "copy.png"), "patient": "unheard of", "label": "positive", "source": "elsewhere"}
+    pd.concat([rows, pd.DataFrame([copy])]).to_csv(tmp_path / "labels.csv", index=False)
+    result = validate(run, tmp_path / "labels.csv", labels={"positive": "COVID-19"}, image_root="/")
+    assert list(result.overlap["patient"]) == ["unheard of"]
+    assert "unheard of" not in set(result.predictions["patient"])
+
+
+def test_nothing_is_left(run, phantom_root):
+    cohort = pd.read_csv(run / "cohort.csv")
+    rows = cohort.loc[cohort["split"] == "train", ["path", "label", "patient"]]
+    with pytest.raises(DataError, match="trained on all of them"):
+        validate(run, rows)
+
+
+def test_a_class_that_the_model_lacks(run, elsewhere):
+    with pytest.raises(UsageError, match="'flu'.*\n?"):
+        validate(run, elsewhere, labels={"positive": "flu"})
+
+
+def test_an_unknown_label_is_named(run, elsewhere):
+    with pytest.raises(DataError) as error:
+        validate(run, elsewhere)
+    assert any("positive" in fault["reason"] for fault in error.value.details)
+
+
+def test_sources_that_have_a_class_each_are_confounded():
+    table = judge_sources(predictions({"a": "ill", "b": "well", "c": "ill+well"}), positive="ill")
+    kinds = {source: set(rows["comparison"]) for source, rows in table.groupby("images of")}
+    assert kinds == {"a": {ONE_CLASS}, "b": {ONE_CLASS}, "c": {SAME}, "a + b": {CONFOUNDED}}
+    assert set(table.loc[table["images of"] == "a", "metric"]) == {"sensitivity"}
+    assert table[table["images of"] == "c"].set_index("metric").loc["auc", "value"] == 1.0
+
+
+def test_one_source_alone_is_confounded_with_nothing():
+    table = judge_sources(predictions({"c": "ill+well", "d": "ill"}), positive="ill")
+    assert CONFOUNDED not in set(table["comparison"])
+
+
+def test_what_was_found_is_kept_for_the_verdict(run, elsewhere):
+    result = validate(run, elsewhere, labels={"positive": "COVID-19"})
+    (file,) = (run / "external").glob("train-*.json")
+    kept = json.loads(file.read_text())["same_source"][0]
+    assert kept["source"] == "elsewhere" and kept["value"] == pytest.approx(result.same_source()[0]["value"])
+    train = read_run(run).cohort.query("split == 'train'")
+    rows = result.predictions.assign(split="")
+    found = predict_shortcuts(train, rows, baselines=("thumbnail",))["thumbnail"]
+    units = found.groupby(["patient", "label"])["p_COVID-19"].mean().reset_index()
+    expected = roc_auc_score(units["label"] == "COVID-19", units["p_COVID-19"])
+    assert kept["thumbnail"] == pytest.approx(expected)
+    assert "thumbnail" in result.summary()
+
+
+@pytest.mark.slow
+def test_the_models_of_a_cross_validation_answer_by_their_mean(phantom_root, elsewhere, tmp_path):
+    folds = cross_validate(phantom_root, folds=2, out=tmp_path / "run", quiet=True, audit=False, **QUICK)
+    result = validate(folds, elsewhere, labels={"positive": "COVID-19"}, keep=False)
+    each = [predict(load_model(folds.path / f"fold-{k}" / "model"), result.predictions) for k in range(2)]
+    mean = (each[0]["p_COVID-19"] + each[1]["p_COVID-19"]) / 2
+    pd.testing.assert_series_equal(result.predictions["p_COVID-19"], mean, check_exact=False)
+    assert not (folds.path / "external").exists()

@@ -1,0 +1,93 @@
+"""Networks trained anew for the audit: what they get to see, going on after an interruption, and the verdict."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from covid_fastai import cross_validate, read_cohort, train_classifier
+from covid_fastai.audit.audit import audit_run
+from covid_fastai.config import TrainConfig
+from covid_fastai.data.phantom import write_phantom
+from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evaluation.runs import read_run
+from covid_fastai.training.external import validate
+from covid_fastai.training.retrain import _altered, _cohort, retrain
+
+QUICK = {"image_size": 32, "batch_size": 8, "frozen_epochs": 0, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
+
+
+@pytest.fixture(scope="module")
+def trained(phantom_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("auditing") / "run"
+    train_classifier(phantom_root, out=folder, quiet=True, audit=False, **QUICK)
+    return folder
+
+
+def test_networks_are_trained_anew_and_not_twice(trained):
+    root = retrain(trained)
+    found = {path.parent.name for path in root.glob("*/predictions.csv")}
+    assert found == {"black-centre", "noise-centre", "permuted-labels", "frozen-backbone"}
+    before = {path: path.stat().st_mtime_ns for path in root.glob("*/predictions.csv")}
+    retrain(trained)
+    assert before == {path: path.stat().st_mtime_ns for path in root.glob("*/predictions.csv")}
+    held_out = set(read_run(trained).metrics.predictions["path"])
+    for path in root.glob("*/predictions.csv"):
+        assert set(pd.read_csv(path)["path"]) == held_out  # the images as they were named
+    assert not list(root.rglob("*.png")) and not list(root.rglob("*.safetensors"))
+    assert {"frozen backbone", "permuted labels"} <= set(audit_run(trained).altered["change"])
+
+
+def test_permuted_labels_go_by_patient(trained):
+    run = read_run(trained)
+    cohort = _cohort(run)
+    dealt = _altered(cohort, "permuted labels", trained, TrainConfig())
+    assert dealt.groupby("patient")["label"].nunique().max() == 1
+    assert (dealt["label"] != cohort["label"]).mean() > 0.2
+    patients = [table.drop_duplicates("patient")["label"].value_counts() for table in (cohort, dealt)]
+    pd.testing.assert_series_equal(patients[0], patients[1], check_like=True)
+
+
+@pytest.mark.slow
+def test_a_cross_validation_is_trained_anew_fold_by_fold(phantom_root, tmp_path):
+    run = cross_validate(phantom_root, folds=2, out=tmp_path / "run", quiet=True, audit=False, **QUICK)
+    retrain(run, changes=["frozen backbone"])
+    table = pd.read_csv(tmp_path / "run" / "retrained" / "frozen-backbone" / "predictions.csv")
+    assert sorted(table["fold"].unique()) == [0, 1] and set(table["path"]) == set(run.predictions["path"])
+
+
+def test_what_cannot_be_trained_anew(trained, tmp_path, phantom_root):
+    with pytest.raises(UsageError, match="upside down"):
+        retrain(trained, changes=["upside down"])
+    copy = shutil.copytree(trained, tmp_path / "run")
+    cohort = pd.read_csv(copy / "cohort.csv", dtype=str, keep_default_na=False)
+    cohort.loc[cohort["split"] == "train", "path"] += ".gone"
+    cohort.to_csv(copy / "cohort.csv", index=False)
+    with pytest.raises(DataError, match="are gone"):
+        retrain(copy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shortcut", [None, "corner"])
+def test_a_true_signal_reaches_the_positive_verdict_and_a_planted_one_does_not(shortcut, tmp_path):
+    """Streaks are too fine for a thumbnail; with the signal taken away, a bright corner is all that is left."""
+    planted = {"shortcut": shortcut, "signal": shortcut is None}
+    options = {"image_size": 64, "severity": 1.5}
+    finding = "virus" if shortcut is None else "COVID-19"
+    task = "pneumonia" if shortcut is None else "covid"
+    data = write_phantom(tmp_path / "data", patients={finding: 110, "Normal": 110}, seed=0, **options, **planted)
+    other = write_phantom(tmp_path / "other", patients={finding: 40, "Normal": 40}, seed=1, **options, **planted)
+    schedule = {"frozen_epochs": 0, "unfrozen_epochs": 5, "learning_rate": 1e-2, "valid_pct": 0.4}
+    schedule |= {"weights": None, "image_size": 64, "batch_size": 16, "augmentation": "none", "task": task}
+    learn = train_classifier(data, out=tmp_path / "run", quiet=True, **schedule)
+    retrain(learn.path, changes=["black centre"])
+    rows = read_cohort(other, task=task)
+    rows = rows[rows["split"] != "excluded"]
+    rows = pd.DataFrame({"path": rows["path"], "label": rows["label"], "patient": "other-" + rows["patient"]})
+    found = validate(learn.path, rows.assign(source="another hospital"))
+    assert len(found.same_source()) == 1 and np.isfinite(found.same_source()[0]["thumbnail"])
+    verdict = audit_run(learn.path).verdict
+    assert verdict.level == ("shown" if shortcut is None else "refuted"), str(verdict)

@@ -1,0 +1,245 @@
+"""The story, end to end, on synthetic radiographs."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from covid_fastai.config import TrainConfig
+from covid_fastai.errors import DataError, UsageError
+
+QUICK = {"image_size": 32, "batch_size": 8, "frozen_epochs": 1, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
+FILES = {"config.json", "versions.json", "cohort.csv", "problems.csv", "history.csv", "steps.csv"}
+FILES |= {"training.seen.safetensors", "predictions.csv", "metrics.json", "record.jsonl", "report.html"}
+
+
+@pytest.fixture(scope="module")
+def learn(phantom_root, tmp_path_factory):
+    from covid_fastai import train_classifier
+
+    return train_classifier(phantom_root, out=tmp_path_factory.mktemp("runs") / "first", quiet=True, **QUICK)
+
+
+def test_the_run_folder_holds_everything(learn):
+    assert FILES <= {path.name for path in learn.path.iterdir()}
+    assert {path.name for path in (learn.path / "model").iterdir()} >= {"model.safetensors", "config.json"}
+    pickles = [path for path in learn.path.rglob("*") if path.suffix in {".pkl", ".pth", ".pt"}]
+    assert pickles == []
+
+
+def test_the_run_reads_back(learn):
+    from covid_fastai import read_run
+
+    run = read_run(learn.path)
+    assert len(run.history) == 2
+    assert run.config["config"]["image_size"] == 32
+    assert set(run.predictions["split"]) == {"valid"}
+    assert 0 <= run.metrics.value("auc") <= 1
+    saved = json.loads((learn.path / "metrics.json").read_text())
+    assert set(saved) == {"valid"}
+
+
+def test_no_patient_is_on_two_sides(learn):
+    cohort = pd.read_csv(learn.path / "cohort.csv")
+    used = cohort[cohort["split"].isin(["train", "valid", "test"])]
+    assert used.groupby("patient")["split"].nunique().max() == 1
+
+
+def test_the_saved_model_gives_the_same_probabilities(learn):
+    from covid_fastai import load_model, predict, read_run
+
+    before = read_run(learn.path).predictions
+    after = predict(load_model(learn.path / "model"), learn.dls.cohort.query("split == 'valid'"))
+    columns = [column for column in before if column.startswith("p_")]
+    np.testing.assert_allclose(after[columns], before[columns], atol=1e-5)
+
+
+def test_export_chooses_on_the_held_out_patients_and_says_so(learn, tmp_path):
+    from covid_fastai import Predictor, choose_threshold, read_run
+    from covid_fastai.app.export import export_model
+    from covid_fastai.evaluation.calibration import apply_temperature, fit_temperature
+    from covid_fastai.model.bundle_config import read_config
+
+    config = read_config(learn.path / "model" / "config.json")
+    manifest = (learn.path / "training.seen.safetensors").read_bytes()
+    assert config.training_manifest == hashlib.sha256(manifest).hexdigest() and config.threshold is None
+    folder = export_model(learn.path, tmp_path / "model", sensitivity=0.7, calibrate=True)
+    held_out = read_run(learn.path).predictions
+    temperature = fit_temperature(held_out)
+    scaled = apply_temperature(held_out, temperature)
+    judged = read_config(folder / "config.json")
+    assert judged.temperature == pytest.approx(temperature) and judged.training_manifest == config.training_manifest
+    assert judged.threshold == pytest.approx(choose_threshold(scaled, sensitivity=0.7, positive="COVID-19"))
+    table = Predictor(folder).predict(held_out["path"].tolist())
+    np.testing.assert_allclose(table["p_COVID-19"], scaled["p_COVID-19"], atol=1e-4)
+    assert ((table["p_COVID-19"] >= judged.threshold) == (table["prediction"] == "COVID-19")).all()
+    card = (folder / "README.md").read_text()
+    assert f"{held_out['patient'].nunique()} held-out patients: figures on those are optimistic" in card
+    for run, options, words in [
+        (folder, {"calibrate": True}, "not the model of a run"),
+        (learn.path, {"sensitivity": 1.5}, "sensitivity=1.5"),
+    ]:
+        with pytest.raises(UsageError, match=words):
+            export_model(run, tmp_path / "other", **options)
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_same_seed_gives_the_same_run(learn, phantom_root, tmp_path):
+    from covid_fastai import read_run, train_classifier
+
+    again = train_classifier(phantom_root, out=tmp_path / "again", quiet=True, **QUICK)
+    first, second = (read_run(folder).predictions for folder in (learn.path, again.path))
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_a_second_run_never_touches_the_first(learn, phantom_root):
+    from covid_fastai import train_classifier
+    from covid_fastai.errors import ResourceError
+
+    before = (learn.path / "metrics.json").stat().st_mtime_ns
+    with pytest.raises(ResourceError, match="already holds"):
+        train_classifier(phantom_root, out=learn.path, quiet=True, **QUICK)
+    assert (learn.path / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_what_fastai_users_do_goes_on_working(learn):
+    import matplotlib.pyplot as plt
+    from fastai.interpret import ClassificationInterpretation
+
+    with learn.no_bar(), learn.no_logging():
+        interpretation = ClassificationInterpretation.from_learner(learn)
+        interpretation.plot_top_losses(9)
+        interpretation.plot_confusion_matrix()
+        learn.show_results()
+        learn.dls.show_batch()
+        assert learn.lr_find(end_lr=1e-3, num_it=20, stop_div=False, show_plot=False) is not None
+        probabilities, targets = learn.tta(n=2)
+        assert probabilities.shape == (len(targets), 2)
+        learn.fine_tune(1)
+        decision, _, scores = learn.predict(learn.dls.cohort["path"].iloc[0])
+    plt.close("all")
+    assert decision in learn.dls.vocab and float(scores.sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_official_test_is_touched_on_request_only_and_logged(phantom_root, tmp_path):
+    from covid_fastai import read_run, train_classifier
+
+    learn = train_classifier(
+        phantom_root, task="pneumonia", evaluate_test=True, out=tmp_path / "run", quiet=True, **QUICK
+    )
+    run = read_run(learn.path)
+    touches = [event for event in run.record if event["event"] == "test evaluated"]
+    assert len(touches) == 1
+    assert set(json.loads((learn.path / "metrics.json").read_text())) == {"valid", "test"}
+    test = run.cohort.query("split == 'test'")
+    assert touches[0]["images"] == len(test) == (run.predictions["split"] == "test").sum()
+    assert not set(test["patient"]) & set(run.cohort.query("split == 'train'")["patient"])
+
+
+def test_covid_has_no_official_test_to_touch(phantom_root, tmp_path):
+    from covid_fastai import train_classifier
+
+    with pytest.raises(UsageError, match="no official TEST"):
+        train_classifier(phantom_root, task="covid", evaluate_test=True, out=tmp_path / "run", quiet=True, **QUICK)
+
+
+def test_faulty_rows_stop_the_run_and_are_written_down(phantom_root, tmp_path):
+    from covid_fastai import train_classifier
+
+    table = pd.read_csv(phantom_root / "Chest_xray_Corona_Metadata.csv", dtype=str, keep_default_na=False)
+    table.loc[0, "X_ray_image_name"] = "gone.jpeg"
+    copy = tmp_path / "data"
+    copy.mkdir()
+    table.to_csv(copy / "Chest_xray_Corona_Metadata.csv", index=False)
+    (copy / "Coronahack-Chest-XRay-Dataset").symlink_to(phantom_root / "Coronahack-Chest-XRay-Dataset")
+    with pytest.raises(DataError) as caught:
+        train_classifier(copy, out=tmp_path / "run", quiet=True, **QUICK)
+    assert any("gone.jpeg" in str(row["path"]) for row in caught.value.details)
+    problems = pd.read_csv(tmp_path / "run" / "problems.csv")
+    assert "gone.jpeg" in problems["path"].str.cat()
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(learn, phantom_root, tmp_path):
+    from fastai.callback.core import Callback
+
+    from covid_fastai import read_run, train_classifier
+
+    class Interrupt(Callback):
+        needs_body = False  # else the frozen epochs of this run alone would run the body in every step
+
+        def before_epoch(self):
+            if not self.learn.model[0][0].weight.requires_grad:
+                return
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(phantom_root, out=folder, quiet=True, callbacks=[Interrupt()], **QUICK)
+    assert not (folder / "predictions.csv").exists()
+    resumed = train_classifier(resume=folder, quiet=True)
+    run, whole = read_run(folder), read_run(learn.path)
+    begun = ["data read", "model built"]
+    events = ["started", *begun, "interrupted", "resumed", *begun, "finished"]
+    assert [event["event"] for event in run.record] == events
+    pd.testing.assert_frame_equal(run.predictions, whole.predictions)
+    assert resumed.path == folder
+    with pytest.raises(UsageError, match="finished"):
+        train_classifier(resume=folder)
+
+
+@pytest.mark.slow
+def test_cross_validation_predicts_every_patient_once(phantom_root, tmp_path):
+    from covid_fastai import cross_validate
+
+    run = cross_validate(phantom_root, folds=2, out=tmp_path / "cv", quiet=True, **QUICK)
+    predictions = run.predictions
+    assert predictions["path"].is_unique
+    assert set(predictions["fold"]) == {0, 1}
+    assert predictions.groupby("patient")["fold"].nunique().max() == 1
+    train = run.cohort.query("split == 'train'")
+    assert set(predictions["path"]) == set(train["path"])
+
+
+def test_cross_validation_refuses_what_it_cannot_do(phantom_root):
+    from covid_fastai import cross_validate
+
+    for wrong in ({"folds": 1}, {"split": "image"}, {"evaluate_test": True}):
+        with pytest.raises(UsageError):
+            cross_validate(phantom_root, **wrong)
+
+
+def test_the_report_says_which_weights_and_that_random_ones_transfer_nothing(learn, phantom_root, tmp_path):
+    from covid_fastai import train_classifier
+
+    options = {**QUICK, "weights": "auto", "frozen_epochs": 0}
+    own = train_classifier(phantom_root, out=tmp_path / "run", quiet=True, **options)
+    assert own.weights.name == "cxr"
+    assert "radiograph weights" in (own.path / "report.html").read_text()
+    assert "began with random weights" not in (own.path / "report.html").read_text()
+    assert "began with random weights" in (learn.path / "report.html").read_text()
+
+
+def test_the_signature_shows_every_choice():
+    from covid_fastai import cross_validate, train_classifier
+
+    for function in (train_classifier, cross_validate):
+        parameters = inspect.signature(function).parameters
+        assert set(TrainConfig.model_fields) <= set(parameters)
+        assert all(p.kind is p.KEYWORD_ONLY for name, p in parameters.items() if name != "data")
+
+
+def test_seeding_leaves_the_callers_random_numbers_alone(learn, phantom_root, tmp_path):
+    import torch
+
+    from covid_fastai import train_classifier
+
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    train_classifier(phantom_root, out=tmp_path / "run", quiet=True, **{**QUICK, "frozen_epochs": 0})
+    assert torch.equal(torch.rand(1), expected)
