@@ -87,7 +87,8 @@ from covid_fastai.data.splits import split_by_patient
 from covid_fastai.evaluation.predict import predict
 from covid_fastai.model.learner import build_learner
 from covid_fastai.model.schedule import fit
-cohort = split_by_patient(read_cohort(sys.argv[1], task="covid", exclude_pretraining_overlap=False), valid_pct=0.2, seed=0)
+cohort = read_cohort(sys.argv[1], task="covid", exclude_pretraining_overlap=False)
+cohort = split_by_patient(cohort, valid_pct=0.2, seed=0)
 learn = build_learner(build_dataloaders(cohort, image_size=256, batch_size=32), weights=None, path=sys.argv[2])
 with open("/proc/self/statm") as file:
     built = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

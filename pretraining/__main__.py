@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pretraining.config import Recipe
 from pretraining.export import export
-from pretraining.seen import choose_images, store_pixels
+from pretraining.images import choose_images, store_pixels
 from pretraining.teacher import teacher_features
 from pretraining.train import pretrain
 

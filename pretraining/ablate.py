@@ -15,8 +15,8 @@ import pandas as pd
 
 from covid_fastai.files import write_csv
 from pretraining.config import Recipe
+from pretraining.images import choose_images, store_pixels
 from pretraining.probe import COHORTS, body_features, figures_of, probe
-from pretraining.seen import choose_images, store_pixels
 from pretraining.teacher import teacher_features
 from pretraining.train import pretrain
 

@@ -53,7 +53,7 @@ def export(model: nn.Module, seen: pd.DataFrame, out: Path, recipe: Recipe) -> P
         "use": "Research use only; not a medical device.",
     }
     write_json(path.with_suffix(".json"), facts)
-    write_manifest(seen, out / f"{NAME}.seen.safetensors")
+    write_manifest(seen, out / f"{NAME}.manifest.safetensors")
     return path
 
 

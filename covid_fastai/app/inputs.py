@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from covid_fastai.data.images import SUFFIXES
+from covid_fastai.data.image_facts import SUFFIXES
 from covid_fastai.errors import DataError, UnavailableError
 
 __all__ = ["RemoteFile", "is_address", "list_images", "openable"]

@@ -59,14 +59,14 @@ class Audit:
         versus: A row a baseline: `baseline`, `difference` (the network's AUC less the baseline's, on the same
             patients), `low`, `high` (95%, paired), `n`, and `errorless_low`, of the thumbnail, the lower bound if
             the network made no error at all.
-        batch_effect: A row a class that is in the official TEST and in training: how well the thumbnail tells the one from
-            the other, where there is nothing to tell: `class`, `auc`, `low`, `high`, `n`.
+        batch_effect: A row a class that is in the official TEST and in training: how well the thumbnail separates the
+            two parts, which differ in nothing but how they were made: `class`, `auc`, `low`, `high`, `n`.
         altered: A row a change of the images: `change`, `when` ("when judged", "in training too", or "never trained,
             linear head" for the features of the first weights), the network's
             `auc` on them with `auc_low` and `auc_high`, and `difference` (unaltered less altered) with `low` and
             `high`.
-        negative_controls: `images`, `called`, `share`, `low`, `high`: how many of the negatives of the positive class's own
-            source are called positive; None where there are none.
+        negative_controls: `images`, `called`, `fraction`, `low`, `high`: how many of the negatives of the positive
+            class's own source are called positive; None where there are none.
         external: Of each source with both classes: `source`, `value`, `low`, `high`, `n`, `thumbnail`.
         verdict: What follows.
     """
@@ -129,8 +129,8 @@ def audit_predictions(
         predictions: Held-out predictions, of this package or of any other model.
         cohort: All rows, with `split` or `fold`; None where there are only the predictions: the baselines are then
             tried on those images alone.
-        probes: The model's predictions of altered images and of negative controls, with the column `probe`; None where none
-            were made.
+        probes: The model's predictions of altered images and of negative controls, with the column `probe`; None where
+            none were made.
         retrained: By the change of the images (`"black centre"`, `"noise centre"`) held-out predictions of a network
             that was trained and judged on images so changed; `"permuted labels"` for one that was trained on labels
             dealt out at random, `"frozen backbone"` for a linear head on the first weights' features.

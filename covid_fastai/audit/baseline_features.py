@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from covid_fastai.data.images import FORMATS, read_image, resize_image
+from covid_fastai.data.image_facts import FORMATS
+from covid_fastai.data.images import read_image, resize_image
 from covid_fastai.errors import ImageError
 
 __all__ = ["BASELINES", "Features", "LUNG_FREE", "one_hot", "read_features", "sources_of"]

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -24,6 +23,7 @@ from covid_fastai.audit.baseline_features import (
     read_features,
     sources_of,
 )
+from covid_fastai.audit.permutation import holm, permute_labels
 from covid_fastai.data.splits import fold_by_patient
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.metrics import RESEARCH_USE, evaluate
@@ -37,7 +37,6 @@ COLUMNS = ["baseline", "sees", "lung_free", "auc", "low", "high", "accuracy", "n
 LEVEL = 0.05  # of all flags together: a clean data set is flagged in at most 5 of 100 cases
 PERMUTATIONS = 999  # the smallest p is then 0.001, which Holm's correction for four baselines leaves below 0.05
 PENALTY = 0.1  # scikit-learn's C: standardised features of a hundred patients need a firm hand
-RIDGE = 1.0  # of the permutation test's regression, as a share of the features' own spread
 MOST = 1000  # images of a class that are looked at; more say nothing new, and take time
 FOLDS = 5
 DRAWS = 500  # of the bootstrap, for the mean AUC of more than two classes
@@ -139,7 +138,7 @@ def find_shortcuts(
     (`fold_by_patient`); where it has none, its validation part is a fold, and its training part is dealt into four.
     Whether a baseline is better than chance is tested by dealing the labels out among the patients anew (a ridge
     regression stands in for the logistic one there, whose refits would take minutes), and the baselines that cannot see
-    a lung are flagged at 5% all together, by Holm's correction (Scandinavian HistoryRecorder of Statistics 1979).
+    a lung are flagged at 5% all together, by Holm's correction (Scandinavian Journal of Statistics 1979).
 
     Args:
         cohort: What `read_cohort`, a split or `fold_by_patient` returned; train and valid rows are looked at.
@@ -173,7 +172,7 @@ def find_shortcuts(
         found.append({"baseline": name, **{key: auc[key] for key in ("low", "high", "n")}, "auc": auc["value"]})
         found[-1]["accuracy"] = result.value("accuracy")
         if x.shape[1]:
-            observed, chance = _permute(x, rows, classes, permutations=permutations, rng=rng)
+            observed, chance = permute_labels(x, rows, classes, permutations=permutations, rng=rng)
             tests[name] = (1 + int((chance >= observed).sum())) / (1 + permutations)
             if name == "thumbnail":
                 low, median, high = np.quantile(chance, [0.025, 0.5, 0.975])
@@ -182,7 +181,7 @@ def find_shortcuts(
     table["sees"] = table["baseline"].map(BASELINES)
     table["lung_free"] = table["baseline"].isin(LUNG_FREE)
     table["p"] = table["baseline"].map(tests)
-    table["p_holm"] = table["baseline"].map(_holm({name: p for name, p in tests.items() if name in LUNG_FREE}))
+    table["p_holm"] = table["baseline"].map(holm({name: p for name, p in tests.items() if name in LUNG_FREE}))
     table["flagged"] = table["p_holm"] < LEVEL
     return ShortcutAudit(table, permuted, predictions, len(rows), unreadable)
 
@@ -394,73 +393,6 @@ def _table(about: pd.DataFrame, p: np.ndarray, classes: list[str]) -> pd.DataFra
     for number, name in enumerate(classes):
         table[PROBABILITY + name] = p[:, number]
     return table.assign(prediction=np.array(classes, dtype=object)[np.nan_to_num(p, nan=-1.0).argmax(axis=1)])
-
-
-def _permute(
-    x: np.ndarray, rows: pd.DataFrame, classes: list[str], *, permutations: int, rng: np.random.Generator
-) -> tuple[float, np.ndarray]:
-    """Return the AUC of a ridge regression's out-of-fold scores by patient, and those with labels dealt out anew."""
-    groups = rows["group"] if "group" in rows else rows["patient"]
-    _, number = np.unique(groups.astype(str), return_inverse=True)
-    codes = pd.Categorical(rows["label"], categories=classes).codes.astype(int)
-    of_group = np.zeros(number.max() + 1, dtype=int)
-    of_group[number] = codes  # a group of two classes counts with its last one
-    fold = rows["fold"].to_numpy()
-    weights = _hat_matrix(x, fold)
-    judged = fold >= 0
-    sizes = np.bincount(number[judged], minlength=len(of_group))
-    held = sizes > 0
-    mean = np.zeros((len(of_group), judged.sum()))
-    mean[number[judged], np.arange(judged.sum())] = 1 / np.maximum(sizes[number[judged]], 1)
-    weights = mean[held] @ weights[judged]  # (groups, n): from the labels of the images to the score of a group
-    onto = np.zeros((len(rows), len(of_group)))
-    onto[np.arange(len(rows)), number] = 1
-    weights = (weights @ onto).round(12)  # (groups, all groups); features that never change leave no noise
-    fold_of = np.zeros(len(of_group), dtype=int)
-    fold_of[number] = fold
-    dealt = np.repeat(of_group[:, None], 1 + permutations, axis=1)
-    for one in np.unique(fold_of):  # within a fold, whose classes are as many as before
-        own = np.flatnonzero(fold_of == one)
-        dealt[own, 1:] = rng.permuted(dealt[own, 1:], axis=0)
-    several = range(len(classes)) if len(classes) > 2 else [1]
-    found = np.mean([_aucs(weights @ (dealt == k).astype(float), (dealt == k)[held]) for k in several], axis=0)
-    return float(found[0]), found[1:]
-
-
-def _hat_matrix(x: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Return what makes out-of-fold ridge predictions of labels, `(n, n)`; rows that are not judged stay 0.
-
-    The mean of the labels that were fitted on is not added: it would say of a fold what the fold itself is not.
-    """
-    hat = np.zeros((len(x), len(x)))
-    for number in np.unique(fold[fold >= 0]):
-        own, fit = fold == number, fold != number
-        centre, spread = x[fit].mean(axis=0), x[fit].std(axis=0)
-        spread[spread < 1e-12] = np.inf  # a feature that never changes says nothing
-        a, b = (x[fit] - centre) / spread, (x[own] - centre) / spread
-        n, k = a.shape
-        if k <= n:
-            part = b @ np.linalg.solve(a.T @ a + RIDGE * n / 10 * np.eye(k), a.T)
-        else:
-            part = b @ a.T @ np.linalg.inv(a @ a.T + RIDGE * n / 10 * np.eye(n))
-        hat[np.ix_(own, fit)] = part - part.sum(axis=1, keepdims=True) / n  # of labels less their mean
-    return hat
-
-
-def _aucs(scores: np.ndarray, of_class: np.ndarray) -> np.ndarray:
-    """Return the area under the ROC curve of each column, ties counting half."""
-    ranks = rankdata(scores, axis=0)
-    m = of_class.sum(axis=0)
-    return ((ranks * of_class).sum(axis=0) - m * (m + 1) / 2) / (m * (len(scores) - m))
-
-
-def _holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Return p values corrected for their number (Holm 1979)."""
-    corrected, largest = {}, 0.0
-    for place, (name, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, value * (len(p) - place)))
-        corrected[name] = largest
-    return corrected
 
 
 def _text(value: float) -> str:

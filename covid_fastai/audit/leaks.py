@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from covid_fastai.data.exploration import plot_pictures, shorten
 from covid_fastai.data.fingerprints import connect_pairs, duplicate_pairs, fingerprint_images
-from covid_fastai.data.images import SUFFIXES, open_image
+from covid_fastai.data.image_facts import SUFFIXES
+from covid_fastai.data.images import open_image
 from covid_fastai.data.patients import patient_key
 from covid_fastai.errors import DataError, UsageError
 

@@ -58,7 +58,8 @@ def predict_probes(
         seed: Of the draw.
 
     Returns:
-        A table like that of `predict` with the column `probe`: `"black centre"`, `"noise centre"` or `"negative control"`.
+        A table like that of `predict` with the column `probe`: `"black centre"`, `"noise centre"` or
+        `"negative control"`.
         `path` is that of the image as it was.
     """
     held_out = cohort[cohort["split"] == "valid"]

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from covid_fastai.data.images import MAX_BYTES, Source, open_square
+from covid_fastai.data.image_facts import MAX_BYTES
+from covid_fastai.data.images import Source, open_square
 from covid_fastai.errors import ImageError, ResourceError
 
 __all__ = ["Cache", "cache_folder", "cached_square", "default_cache", "keep"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from covid_fastai.data.images import MAX_BYTES, SUFFIXES, ImageFacts, check_size
+from covid_fastai.data.image_facts import MAX_BYTES, SUFFIXES, ImageFacts, check_size
 from covid_fastai.data.intensity import is_colour, scale_deep
 from covid_fastai.errors import ImageError
 

@@ -21,7 +21,8 @@ from scipy.sparse.csgraph import connected_components
 
 from covid_fastai.data.alignment import PICTURE_SIDE, aligned_pairs
 from covid_fastai.data.cache import keep
-from covid_fastai.data.images import Source, name_notes, read_image
+from covid_fastai.data.image_facts import name_notes
+from covid_fastai.data.images import Source, read_image
 from covid_fastai.errors import ImageError
 
 __all__ = ["connect_pairs", "duplicate_groups", "duplicate_pairs", "fingerprint_images", "join_groups"]

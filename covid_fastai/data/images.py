@@ -5,53 +5,26 @@ from __future__ import annotations
 import io
 import os
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from covid_fastai.data.image_facts import FORMATS, MAX_BYTES, MAX_PIXELS, ImageFacts, check_size, name_notes
 from covid_fastai.data.intensity import to_grey
 from covid_fastai.errors import ImageError
 
-__all__ = ["FORMATS", "ImageFacts", "describe_image", "open_image", "open_square", "read_image", "resize_image"]
+__all__ = ["describe_image", "open_image", "open_square", "read_image", "resize_image"]
 
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # no GIF (animated), no EPS, PDF or SVG (they run other programs)
-MAX_PIXELS = 50_000_000  # ten times the largest radiograph of CoronaHack; decoding it takes 200 MB in 8 bits
-MAX_BYTES = 8 * MAX_PIXELS  # of the file: four channels of 16 bits, not compressed
 SPARE = 2  # times the pixels a side that are asked for: 1 takes 18% less time, and differs by three times as much
-MIN_SIDE = 32  # pixels; below it no lung can be seen
-MAX_ASPECT = 5.0  # longer side over shorter; beyond it no chest has been squeezed
 MIN_SPREAD = 1.0  # standard deviation in grey levels of 0 to 255; below it the image is blank
 SNIFFED = 64  # bytes that tell what a file really is
 EXIF_ORIENTATION = 0x0112
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257
-SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "TIFF": (".tif", ".tiff")}
-SUFFIXES |= {"BMP": (".bmp", ".dib"), "WEBP": (".webp",), "DICOM": (".dcm", ".dicom", ".dic")}
 
 Source = str | os.PathLike | bytes | BinaryIO
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What a file's header and pixels say.
-
-    Attributes:
-        format: One of `FORMATS`, or `"DICOM"`.
-        mode: Pillow's mode as stored, e.g. `"L"`, `"RGB"`, `"I;16"`; of DICOM the photometric interpretation.
-        width: Pixels as stored, before any EXIF rotation.
-        height: Pixels as stored.
-        bits: Bits a channel, 1, 8, 16 or 32; of DICOM those that are stored.
-        notes: What was put right or looks odd, e.g. `"EXIF orientation 6"`, `"colour"`.
-    """
-
-    format: str
-    mode: str
-    width: int
-    height: int
-    bits: int
-    notes: tuple[str, ...] = ()
 
 
 def open_image(source: Source, *, image_size: int | None = None) -> Image.Image:
@@ -162,12 +135,6 @@ def _read(source: Source, image_size: int | None) -> tuple[Image.Image, ImageFac
     _check_picture(grey, name)
     notes += name_notes(name, facts.format)
     return grey, replace(facts, notes=tuple(notes))
-
-
-def name_notes(name: str, format: str) -> list[str]:
-    """Return the note on a name that ends as those of another format do; none where it does not."""
-    suffix = Path(name).suffix.lower()
-    return [f"named {suffix} but {format}"] if suffix and suffix not in SUFFIXES[format] else []  # guard: name_notes
 
 
 def _reduce(stored: Image.Image, image_size: int) -> None:
@@ -289,21 +256,6 @@ def _check_header(stored: Image.Image, name: str) -> None:
         raise _damaged(name, error) from error
     if frames > 1:  # guard: frames
         raise ImageError(f"{name} holds {frames} images.", hint="Save the one that is meant as a file of its own.")
-
-
-def check_size(size: tuple[int, int], name: str) -> None:
-    """Raise for a width and height that no radiograph has; asked before anything is decoded."""
-    width, height = size
-    if width * height > MAX_PIXELS:  # guard: pixels
-        raise ImageError(
-            f"{name} has {width} x {height} pixels, too many for a radiograph.",
-            hint=f"At most {MAX_PIXELS:,} pixels are read: scale it down.",
-        )
-    if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):  # guard: sides
-        raise ImageError(
-            f"{name} is not an x-ray like image: {width} x {height} pixels.",
-            hint=f"Each side needs {MIN_SIDE} pixels or more, the longer one at most {MAX_ASPECT:g} times the other.",
-        )
 
 
 def _stored_size(stored: Image.Image) -> tuple[int, int]:

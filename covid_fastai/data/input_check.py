@@ -71,12 +71,13 @@ class _Look(NamedTuple):
 def check_input(image: str | os.PathLike | bytes | Image.Image) -> list[InputRemark]:
     """Say what speaks against a picture's being an upright frontal chest radiograph.
 
-    No remark does not mean that it is one. `python -m pretraining.guard` measured, on images that it was not made from:
-    remarks on 0.5% of 600 images of CoronaHack's TEST, 4.4% of 135 and 0% of 44 of other hospitals, 4.6% and 1.7% of
-    the radiography database's COVID-19 and Normal images, two thirds of those for an empty frame that is really there;
-    on more than 99% of radiographs that were turned or inverted, and 94% of grey crops of two photographs. Of four
-    lateral radiographs two were noticed (interval 15 to 85%), of three CT slices one: expect neither to be found.
-    Children cannot be told from adults in this way: in the public images age and hospital go together.
+    No remark does not mean that it is one. `python -m pretraining.input_check` measured, on images that it was not
+    made from: remarks on 0.5% of 600 images of CoronaHack's TEST, 4.4% of 135 and 0% of 44 of other hospitals, 4.6%
+    and 1.7% of the radiography database's COVID-19 and Normal images, two thirds of those for an empty frame that
+    is really there; on more than 99% of radiographs that were turned or inverted, and 94% of grey crops of two
+    photographs. Of four lateral radiographs two were noticed (interval 15 to 85%), of three CT slices one: expect
+    neither to be found. Children cannot be told from adults in this way: in the public images age and hospital go
+    together.
 
     Args:
         image: A file, its bytes, or an opened picture.

@@ -75,16 +75,18 @@ def read_cohort(
         check_images: Whether to open every image, which finds unreadable ones and pictures that are there twice; or how
             many, a random sample, which says how many are unreadable and finds copies within it only. The search for
             copies compares every two pictures: 6,000 take three seconds, 100,000 a quarter of an hour.
-        exclude_pretraining_overlap: Whether to keep what the package's own weights have seen out of evaluation, whatever weights are
-            chosen, so that all are compared on the same images: such an image, and any other of its patient, is `in_pretraining`,
-            which a split leaves in training, and in the official TEST it is excluded. Without opened images, names and
+        exclude_pretraining_overlap: Whether to keep the images that the package's own weights were trained on out of
+            evaluation, whatever weights are chosen, so that all are compared on the same images. Such an image, and any
+            other of its patient, is `in_pretraining`: a split leaves it in training, and in the official TEST it is
+            excluded. Without opened images, names and
             patients alone are compared. False looks for nothing, and is for weights from elsewhere, or none.
         workers: Threads that open images; None for a number that fits the machine.
 
     Returns:
         One row an image, with a RangeIndex and the columns `COHORT_COLUMNS`, `sex`, `age` (years) and `day` where
-        they are known, and all columns that the data came with. `split` is train, test or excluded; `in_pretraining` is bool, and
-        False in all rows with `exclude_pretraining_overlap=False`. In `attrs`: `task`, `classes`, `positive`, `root`,
+        they are known, and all columns that the data came with. `split` is train, test or excluded; `in_pretraining` is
+        bool, and False in all rows with `exclude_pretraining_overlap=False`.
+        In `attrs`: `task`, `classes`, `positive`, `root`,
         `patients_known`, `problems` and `data`, all plain values.
 
     Raises:
@@ -300,7 +302,7 @@ def _keep_seen_apart(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
             severity="note",
             reason=f"{trained} training images are of patients whom the package's weights have seen: they are trained "
             f"on and never evaluated on{excluded}",
-            remedy="Nothing; exclude_pretraining_overlap=False lets them be evaluated on, with weights=None or 'imagenet'.",
+            remedy="Nothing; exclude_pretraining_overlap=False evaluates them, with weights=None or 'imagenet'.",
         )
     table.loc[tested, ["split", "note"]] = ["excluded", SEEN]
     return table

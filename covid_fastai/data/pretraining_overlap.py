@@ -27,9 +27,9 @@ from covid_fastai.files import atomic_write
 __all__ = ["Manifest", "mark_pretraining_overlap", "package_manifests", "read_manifest", "write_manifest"]
 
 MANIFEST_FOLDER = Path(__file__).parents[1] / "model"  # beside the weights; the model layer itself needs torch
-SUFFIX = ".seen.safetensors"
+SUFFIX = ".manifest.safetensors"
 FORMAT = 1
-KEY = "in_pretraining"  # one entry: of several, safetensors writes the order anew each time, and the file's sha256 with it
+KEY = "manifest"  # one entry: of several, safetensors writes the order anew each time, and so another sha256
 HASH_BYTES = HASH_SIDE**2 // 8
 NAME_BYTES = 8  # of a sha256: among 10,000 names and 10,000 others one false match in 10^11 cases
 TENSORS = {"phash": HASH_BYTES, "name": NAME_BYTES, "patient": NAME_BYTES}  # bytes an image
@@ -71,7 +71,7 @@ def write_manifest(
         images: A row an image: `path`; `patient` as `read_cohort` gives it, where a patient that is no more than the
             file's own name counts as unknown; `bank` (else `source`), the collection, which is counted; and, where it
             is there, `patients_known`, which says False for rows whose `patient` is none.
-        file: The manifest, `<name of the weights>.seen.safetensors`.
+        file: The manifest, `<name of the weights>.manifest.safetensors`.
         fingerprints: What `fingerprint_images` returned for these rows, in their order; None to open the images.
         workers: Threads that open images; None for a number that fits the machine.
 

@@ -1,6 +1,6 @@
 """Training, validation and folds: by patient, stratified by label, seeded; the test set is never touched.
 
-What the package's weights have seen (`in_pretraining` in the cohort), and the rest of its group, is in training in every split
+What the package's weights were trained on (`in_pretraining`), and the rest of its group, is in training in every split
 and every fold. Validation is drawn from the unseen: of each class as many images as its share of all training images,
 seen ones included, but no more than half of the unseen ones (or that share of them, where it is above a half), so that
 training keeps patients of that class that are as new to the weights as those it is judged on.
@@ -29,9 +29,9 @@ def split_by_patient(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int 
     """Split the training rows into training and validation, no patient on both sides.
 
     Whole groups (patients, joined where they share a picture) are dealt in random order, class by class from the
-    rarest, so that each class has about the fraction `valid_pct` of its images in validation and at least one patient on
-    either side; groups with a seen image are not dealt, and are training. The result depends on the groups' names and
-    the seed, not on the order of the rows.
+    rarest, so that each class has about the fraction `valid_pct` of its images in validation and at least one patient
+    on either side; groups with an image in pretraining are not dealt, and are training. The result depends on the
+    groups' names and the seed, not on the order of the rows.
 
     Args:
         cohort: What `read_cohort` returned. Its rows that are train or valid are split anew; test and excluded stay.

@@ -33,7 +33,7 @@ __all__ = [
 
 RECORD = "record.jsonl"
 HALVED = "batch halved"  # the event of a training that the memory did not do for
-TRAINING_MANIFEST = "training.seen.safetensors"  # what the model was trained on, without a picture
+TRAINING_MANIFEST = "training.manifest.safetensors"  # what the model was trained on, without a picture
 PACKAGES = ("covid_fastai", "fastai", "fastcore", "torch", "torchvision", "timm", "numpy", "pandas", "scipy")
 PACKAGES += ("scikit-learn", "matplotlib", "pillow", "safetensors")
 RUN_COLUMNS = ["run", "task", "arch", "started", "status", "metric", "value", "low", "high", "n", "unit"]

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from covid_fastai.data.images import ImageFacts, read_image, resize_image
+from covid_fastai.data.image_facts import ImageFacts
+from covid_fastai.data.images import read_image, resize_image
 from covid_fastai.data.input_check import InputRemark, remark_picture
 from covid_fastai.errors import DataError, ImageError, UsageError
 from covid_fastai.model.bundle_config import (

@@ -76,7 +76,7 @@ def fit(
         unfrozen_learning_rate: Its peak rate in the second phase; half of `learning_rate` if None.
         lr_ratio: How many times slower the first layers learn than the head, 1 or more; if None, 100 for
             pretrained weights and 1 for random ones, whose first layers have as much to learn.
-        frozen_augmentations: How many augmented views of each training image the frozen epochs share, 1 or more; a fresh one
+        frozen_augmentations: How many augmented views of each image the frozen epochs share, 1 or more; a fresh one
             each epoch if None. A frozen body says the same of the same picture, so it runs once a view (and once for
             validation), and the head learns from what it said: the same training at a fraction of the work. Callbacks
             that may look at images or into the body (`needs_body`) get the slow way, and the log says why.

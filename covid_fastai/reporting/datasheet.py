@@ -42,7 +42,7 @@ def build_datasheet(facts: RunFacts) -> str:
         "What weights have seen": _seen(facts),
         "Uses": _uses(facts),
         "Terms": _terms(facts),
-        "Maintenance": f"{UNKNOWN} `training.seen.safetensors` knows the training images again without showing one.",
+        "Maintenance": f"{UNKNOWN} `training.manifest.safetensors` recognises the training images without showing one.",
     }
     name = facts.run.config.get("data") or "rows of a table in memory"
     head = f"# Data sheet\n\nOf the data `{name}`, as this run read them. Counted from `cohort.csv`, which lists every "
@@ -169,7 +169,7 @@ def _labels(facts: RunFacts) -> str:
 
 def _seen(facts: RunFacts) -> str:
     if "in_pretraining" not in facts.cohort or not facts.fields.get("exclude_pretraining_overlap", True):
-        return "Not looked for (exclude_pretraining_overlap=False): images may be judged that pretrained weights have seen."
+        return "Not looked for (exclude_pretraining_overlap=False): pretrained weights may have seen judged images."
     seen = facts.cohort["in_pretraining"].str.casefold() == "true"
     fold = pd.to_numeric(facts.cohort["fold"], errors="coerce") if "fold" in facts.cohort else -1
     judged = seen & (facts.cohort["split"].isin(["valid", "test"]) | (fold >= 0))

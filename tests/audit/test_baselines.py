@@ -19,13 +19,13 @@ from covid_fastai.audit.baselines import (
     ShortcutAudit,
     _aucs,
     _hat_matrix,
-    _holm,
     compare_parts,
     find_shortcuts,
     plot_shortcuts,
     predict_shortcuts,
     rows_to_try,
 )
+from covid_fastai.audit.permutation import holm
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.phantom import write_phantom
 from covid_fastai.data.splits import fold_by_patient, split_by_patient
@@ -124,9 +124,9 @@ def test_aucs_are_scikit_learns_with_ties():
 
 
 def test_holm_by_hand():
-    assert _holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
     p = {str(k): value for k, value in enumerate(np.random.default_rng(0).uniform(0, 0.2, 6))}
-    assert all(_holm(p)[k] >= q for k, q in zip(p, false_discovery_control([*p.values()]), strict=True))
+    assert all(holm(p)[k] >= q for k, q in zip(p, false_discovery_control([*p.values()]), strict=True))
 
 
 def test_the_source_is_tried_where_there_are_several(clean, tmp_path):

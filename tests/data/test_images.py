@@ -14,16 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from covid_fastai.data import images
-from covid_fastai.data.images import (
-    FORMATS,
-    ImageFacts,
-    describe_image,
-    open_image,
-    open_square,
-    read_image,
-    resize_image,
-)
+from covid_fastai.data import image_facts, images
+from covid_fastai.data.image_facts import FORMATS, ImageFacts
+from covid_fastai.data.images import describe_image, open_image, open_square, read_image, resize_image
 from covid_fastai.errors import DataError, ImageError
 
 WIDTH, HEIGHT = 80, 60
@@ -533,9 +526,9 @@ def test_a_bomb_is_called_so_where_warnings_are_errors():
 
 
 def test_the_limit_of_pixels_is_what_it_says(monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", WIDTH * HEIGHT)
+    monkeypatch.setattr(image_facts, "MAX_PIXELS", WIDTH * HEIGHT)
     assert open_image(encode(scene(), "PNG")).size == (WIDTH, HEIGHT)
-    monkeypatch.setattr(images, "MAX_PIXELS", WIDTH * HEIGHT - 1)
+    monkeypatch.setattr(image_facts, "MAX_PIXELS", WIDTH * HEIGHT - 1)
     assert f"{WIDTH} x {HEIGHT}" in refusal(encode(scene(), "PNG")).message
 
 

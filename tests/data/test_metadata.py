@@ -671,7 +671,7 @@ def guarded(coronahack, tmp_path, monkeypatch) -> set[str]:
     """The package has weights that have seen one image of a training patient, and one of a test patient."""
     names = ["IM-0128-0001.jpeg", "person1_virus_6.jpeg"]
     cohort = read_cohort(coronahack, task="pneumonia", check_images=False)
-    write_manifest(cohort[cohort["X_ray_image_name"].isin(names)], tmp_path / "cxr.seen.safetensors")
+    write_manifest(cohort[cohort["X_ray_image_name"].isin(names)], tmp_path / "cxr.manifest.safetensors")
     monkeypatch.setattr(pretraining_overlap, "MANIFEST_FOLDER", tmp_path)
     return set(names)
 

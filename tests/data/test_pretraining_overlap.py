@@ -62,7 +62,7 @@ def seen_images(tmp_path_factory) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def manifest_folder(seen_images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    write_manifest(seen_images, folder / "cxr-test.seen.safetensors")
+    write_manifest(seen_images, folder / "cxr-test.manifest.safetensors")
     return folder
 
 
@@ -95,13 +95,13 @@ def test_a_manifest_holds_hashes_and_no_names(seen_images, manifest_folder):
 
 def test_the_same_images_give_the_same_bytes(seen_images, manifest_folder, tmp_path):
     prints = fingerprint_images(seen_images["path"])
-    again = write_manifest(seen_images, tmp_path / "again.seen.safetensors", fingerprints=prints)
-    assert again.read_bytes() == (manifest_folder / "cxr-test.seen.safetensors").read_bytes()
+    again = write_manifest(seen_images, tmp_path / "again.manifest.safetensors", fingerprints=prints)
+    assert again.read_bytes() == (manifest_folder / "cxr-test.manifest.safetensors").read_bytes()
 
 
 def test_patients_that_are_called_unknown_are_not_kept(seen_images, tmp_path):
     images = seen_images.assign(patients_known=[False, True] * 4)
-    manifest = read_manifest(write_manifest(images, tmp_path / "a.seen.safetensors"))
+    manifest = read_manifest(write_manifest(images, tmp_path / "a.manifest.safetensors"))
     assert (manifest.patients != 0).tolist() == [False, True, False, True, False, False, False, False]
 
 
@@ -109,9 +109,9 @@ def test_patients_that_are_called_unknown_are_not_kept(seen_images, tmp_path):
     ("change", "name", "message"),
     [
         (lambda images: images, "cxr.safetensors", "no name of a manifest"),
-        (lambda images: images.drop(columns="patient"), "a.seen.safetensors", "no column patient"),
-        (lambda images: images[:0], "a.seen.safetensors", "no row"),
-        (lambda images: images.assign(path="/gone.png"), "a.seen.safetensors", "8 seen images cannot be read"),
+        (lambda images: images.drop(columns="patient"), "a.manifest.safetensors", "no column patient"),
+        (lambda images: images[:0], "a.manifest.safetensors", "no row"),
+        (lambda images: images.assign(path="/gone.png"), "a.manifest.safetensors", "8 seen images cannot be read"),
     ],
 )
 def test_what_is_no_list_of_seen_images(seen_images, tmp_path, change, name, message):
@@ -141,9 +141,9 @@ FACTS = {"format": 1, "images": 2, "sources": {"a": 2}}
     ],
 )
 def test_a_file_that_is_no_manifest(tmp_path, held, facts):
-    path = tmp_path / "odd.seen.safetensors"
+    path = tmp_path / "odd.manifest.safetensors"
     save_file(held, path, metadata=None if facts is None else {"in_pretraining": json.dumps(facts)})
-    with pytest.raises(ModelFormatError, match="odd.seen.safetensors cannot be used"):
+    with pytest.raises(ModelFormatError, match="odd.manifest.safetensors cannot be used"):
         read_manifest(path)
 
 
@@ -151,26 +151,26 @@ def test_a_file_that_is_no_manifest(tmp_path, held, facts):
     "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\0" * len(b), lambda b: b[9:]]
 )
 def test_a_damaged_manifest_is_named_and_stops_the_reading(manifest_folder, tmp_path, monkeypatch, damage):
-    whole = (manifest_folder / "cxr-test.seen.safetensors").read_bytes()
-    (tmp_path / "bad.seen.safetensors").write_bytes(damage(whole))
+    whole = (manifest_folder / "cxr-test.manifest.safetensors").read_bytes()
+    (tmp_path / "bad.manifest.safetensors").write_bytes(damage(whole))
     monkeypatch.setattr(module, "MANIFEST_FOLDER", tmp_path)
     frame = pd.DataFrame({"image": ["a.png"], "label": ["Normal"]})
-    with pytest.raises(ModelFormatError, match="bad.seen.safetensors"):
+    with pytest.raises(ModelFormatError, match="bad.manifest.safetensors"):
         read_cohort(frame, image_root=tmp_path)
     save_phantom(tmp_path / "a.png", 50)
     assert len(read_cohort(frame, image_root=tmp_path, exclude_pretraining_overlap=False)) == 1
 
 
 def test_a_manifest_that_is_not_there(tmp_path):
-    with pytest.raises(ResourceError, match="gone.seen.safetensors"):
-        read_manifest(tmp_path / "gone.seen.safetensors")
+    with pytest.raises(ResourceError, match="gone.manifest.safetensors"):
+        read_manifest(tmp_path / "gone.manifest.safetensors")
 
 
 def test_manifests_are_found_sorted_and_weights_are_none(tmp_path, monkeypatch):
-    for name in ("b.seen.safetensors", "a.seen.safetensors", "a.safetensors", "a.json"):
+    for name in ("b.manifest.safetensors", "a.manifest.safetensors", "a.safetensors", "a.json"):
         (tmp_path / name).touch()
     monkeypatch.setattr(module, "MANIFEST_FOLDER", tmp_path)
-    assert [path.name for path in package_manifests()] == ["a.seen.safetensors", "b.seen.safetensors"]
+    assert [path.name for path in package_manifests()] == ["a.manifest.safetensors", "b.manifest.safetensors"]
 
 
 def test_the_packages_weights_have_a_manifest_that_can_be_read():
@@ -187,7 +187,7 @@ def test_the_wheel_takes_manifests_along():
     repository = Path(__file__).parents[2]
     lines = [line.split() for line in (repository / "MANIFEST.in").read_text().splitlines()]
     (patterns,) = (words[2:] for words in lines if words[:2] == ["recursive-include", "covid_fastai"])
-    assert any(fnmatch("cxr-resnet18.seen.safetensors", pattern) for pattern in patterns)
+    assert any(fnmatch("cxr-resnet18.manifest.safetensors", pattern) for pattern in patterns)
     assert "include_package_data=True" in (repository / "setup.py").read_text()
 
 
@@ -225,13 +225,13 @@ def test_names_and_patients(manifest_folder, name, patient, expected):
 
 
 def test_a_bare_number_is_nobodys_identity(seen_images, tmp_path):
-    write_manifest(seen_images.assign(patient="12"), tmp_path / "a.seen.safetensors")
+    write_manifest(seen_images.assign(patient="12"), tmp_path / "a.manifest.safetensors")
     assert marked(rows("x.png", patients=["12"]), tmp_path) == [False]
 
 
 def test_a_seen_name_without_a_patient_is_seen(seen_images, tmp_path):
     """A name of Kermany's is enough; of other names the picture decides."""
-    write_manifest(seen_images.assign(patients_known=False), tmp_path / "a.seen.safetensors")
+    write_manifest(seen_images.assign(patients_known=False), tmp_path / "a.manifest.safetensors")
     table = rows("IM-0007-0001.jpeg", "IM-0007-0002.jpeg", "1.png")
     assert marked(table, tmp_path) == [True, False, False]
 
@@ -444,7 +444,7 @@ def test_a_renamed_copy_of_coronahack_is_recognised_and_nobody_else(real_data, t
     prints = fingerprint_images(cohort["path"])
     half = kermany[kermany["patient"].isin(sorted(set(kermany["patient"]))[::2])]
     manifest = read_manifest(
-        write_manifest(half, tmp_path / "half.seen.safetensors", fingerprints=prints.loc[half.index])
+        write_manifest(half, tmp_path / "half.manifest.safetensors", fingerprints=prints.loc[half.index])
     )
     by_name = mark_pretraining_overlap(cohort, None, [manifest])
     assert by_name[by_name].index.tolist() == half.index.tolist()

@@ -202,7 +202,7 @@ def test_a_temperature_is_in_all_that_is_saved(learn, saved, cohort, tmp_path):
 
 
 def test_what_was_found_out_is_kept_while_the_weights_are_the_same(saved, tmp_path):
-    manifest = tmp_path / "training.seen.safetensors"
+    manifest = tmp_path / "training.manifest.safetensors"
     manifest.write_bytes(b"these images")
     kept = {"threshold": 0.3, "temperature": 1.0, "training_manifest": ""}
     again = load_model(saved, device="cpu")

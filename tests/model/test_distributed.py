@@ -59,7 +59,7 @@ with join_processes("cpu") as world, no_random(0):
     agree("The data", x.tolist())
     with data_parallel(learn):
         fit(learn, frozen_epochs=2, unfrozen_epochs=3, lr_ratio=1, checkpoints=sys.argv[1] + "/checkpoints")
-    said = {"in_pretraining": learn.seen, "weights": [p.flatten().tolist() for p in learn.model.parameters()], "world": world,
+    said = {"seen": learn.seen, "weights": [p.flatten().tolist() for p in learn.model.parameters()], "world": world,
             "losses": learn.history["valid_loss"].tolist(), "kind": type(learn.model).__name__}
     with open(f"{sys.argv[1]}/said-{os.environ.get('RANK', 0)}.json", "w") as file:
         json.dump(said, file)
@@ -88,9 +88,7 @@ def test_two_halves_are_the_whole(tmp_path):
         said[processes] = [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(processes)]
     alone, (first, second) = said[1][0], said[2]
     assert (alone["world"], first["world"], first["kind"]) == (1, 2, "Sequential")
-    for mine, theirs, whole in zip(
-        first["in_pretraining"], second["in_pretraining"], alone["in_pretraining"], strict=True
-    ):
+    for mine, theirs, whole in zip(first["seen"], second["seen"], alone["seen"], strict=True):
         assert len(mine) == len(theirs) == 8 and sorted(mine + theirs) == sorted(whole) == list(map(float, range(16)))
     assert first["weights"] == second["weights"]
     for ours, theirs in zip(first["weights"], alone["weights"], strict=True):

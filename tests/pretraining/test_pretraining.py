@@ -14,8 +14,8 @@ from covid_fastai.data.pretraining_overlap import read_manifest
 from covid_fastai.model.weights import resolve_weights
 from pretraining.config import Recipe
 from pretraining.export import export
+from pretraining.images import CROPS_OF_COHEN, choose_images, store_pixels
 from pretraining.probe import probe
-from pretraining.seen import CROPS_OF_COHEN, choose_images, store_pixels
 from pretraining.train import MEAN, STD, body, pretrain, views
 
 SMALL = Recipe(stored_size=40, sizes=(32, 32), batch_size=8)
@@ -85,7 +85,7 @@ def test_the_package_reads_what_is_exported(material, tmp_path):
         torch.testing.assert_close(own(x).mean((2, 3)), model(x), atol=0.02, rtol=0.02)  # 16 bits
     assert path.stat().st_size < 24e6
     assert json.loads(path.with_suffix(".json").read_text())["image_size"] == 32
-    assert len(read_manifest(path.with_suffix(".seen.safetensors"))) == len(seen)
+    assert len(read_manifest(path.with_suffix(".manifest.safetensors"))) == len(seen)
 
 
 def test_pixels_are_stored_once(material, tmp_path):

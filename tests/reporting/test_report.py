@@ -204,7 +204,7 @@ def test_a_cross_validation_predicts_each_dealt_image_once_and_no_seen_one(covid
     cohort = read_cohort(covid_dataset, check_images=False)
     whom = {label: sorted(rows["patient"].unique())[:3] for label, rows in cohort.groupby("label") if label}
     images = cohort[cohort["patient"].isin(sum(whom.values(), []))].drop_duplicates("patient")  # one of each is enough
-    pretraining_overlap.write_manifest(images, tmp_path / "cxr.seen.safetensors")
+    pretraining_overlap.write_manifest(images, tmp_path / "cxr.manifest.safetensors")
     monkeypatch.setattr(pretraining_overlap, "MANIFEST_FOLDER", tmp_path)
     quick = {"image_size": 32, "frozen_epochs": 0, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
     run = cross_validate(covid_dataset, folds=2, out=tmp_path / "run", quiet=True, **quick)

@@ -15,7 +15,7 @@ from covid_fastai.errors import DataError, UsageError
 
 QUICK = {"image_size": 32, "batch_size": 8, "frozen_epochs": 1, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
 FILES = {"config.json", "versions.json", "cohort.csv", "problems.csv", "history.csv", "steps.csv"}
-FILES |= {"training.seen.safetensors", "predictions.csv", "metrics.json", "record.jsonl", "report.html"}
+FILES |= {"training.manifest.safetensors", "predictions.csv", "metrics.json", "record.jsonl", "report.html"}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_export_chooses_on_the_held_out_patients_and_says_so(learn, tmp_path):
     from covid_fastai.model.bundle_config import read_config
 
     config = read_config(learn.path / "model" / "config.json")
-    manifest = (learn.path / "training.seen.safetensors").read_bytes()
+    manifest = (learn.path / "training.manifest.safetensors").read_bytes()
     assert config.training_manifest == hashlib.sha256(manifest).hexdigest() and config.threshold is None
     folder = export_model(learn.path, tmp_path / "model", sensitivity=0.7, calibrate=True)
     held_out = read_run(learn.path).predictions

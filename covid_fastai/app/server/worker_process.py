@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from covid_fastai.data.images import FORMATS, open_image
+from covid_fastai.data.image_facts import FORMATS
+from covid_fastai.data.images import open_image
 from covid_fastai.data.input_check import check_input
 from covid_fastai.errors import CovidFastaiError, ImageError
 from covid_fastai.model.bundle_config import golden_image

@@ -179,7 +179,8 @@ def test_debug_shows_the_traceback_and_json_the_error(tmp_path):
 
 @pytest.mark.parametrize("command", ["--help", "train --help", "check -h", "--version"])
 def test_help_needs_nothing_heavy(command):
-    code = "import sys; sys.argv[1:] = %r\nfrom covid_fastai.app.cli.main import main\ntry:\n    main()\nexcept SystemExit:\n"
+    code = "import sys; sys.argv[1:] = %r\nfrom covid_fastai.app.cli.main import main\n"
+    code += "try:\n    main()\nexcept SystemExit:\n"
     code += "    print(sorted({'torch', 'fastai', 'pandas', 'numpy', 'sklearn', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code % command.split()], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -1,4 +1,4 @@
-"""Make the input guard's usual look, and measure what it notices: `python -m pretraining.guard DATA`.
+"""Make the input guard's usual look, and measure what it notices: `python -m pretraining.input_check DATA`.
 
 DATA is the folder with coronahack-224, radiography-224 and the two external sets. The look is made from Kermany's TRAIN
 images of CoronaHack and from 7 in 10 of the radiography database; all else is held out.
