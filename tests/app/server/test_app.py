@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-pytest.importorskip("fasthtml", reason="the extra web is not installed")
+pytest.importorskip("starlette", reason="the extra web is not installed")
 from starlette.testclient import TestClient
 
 from covid_fastai.app.server import workers as workers_module
