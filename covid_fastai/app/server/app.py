@@ -133,7 +133,7 @@ class _Site:
         return JSONResponse(self._description)
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse(HealthResponse().model_dump(mode="json"))
+        return JSONResponse(HealthResponse(status="alive").model_dump(mode="json"))
 
     async def readiness(self, request: Request) -> Response:
         ready = self.workers.ready

@@ -23,6 +23,8 @@ __all__ = [
     "HealthResponse",
     "ImageAnswer",
     "ImageAnswerWithMaps",
+    "MAX_FIELD_BYTES",
+    "MAX_OTHER_FIELDS",
     "ModelFacts",
     "PredictResponse",
     "ReadinessResponse",
@@ -30,13 +32,15 @@ __all__ = [
     "describe_api",
 ]
 
+MAX_OTHER_FIELDS = 8  # of a form, beside the files: they are ignored
+MAX_FIELD_BYTES = 4096
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PNG = {"contentEncoding": "base64", "contentMediaType": "image/png"}
 EncodedPng = Annotated[str, Field(min_length=1, json_schema_extra=PNG)]
 
 
 class _Schema(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_serialization_defaults_required=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Remark(_Schema):
@@ -49,7 +53,7 @@ class Remark(_Schema):
 class ImageAnswer(_Schema):
     """The answer to one uploaded file."""
 
-    name: str = Field(default="", description="The last part of the name of the file.")
+    name: str = Field(description="The last part of the name of the file.")
     status: PredictionStatus = Field(description="ok, or why the model gave no answer.")
     reason: str = Field(description="Why there is no answer; empty where the status is ok.")
     probabilities: dict[str, Probability] = Field(description="By class; empty where there is no answer.")
@@ -110,7 +114,7 @@ class PredictResponse(_Schema):
 class HealthResponse(_Schema):
     """The server runs."""
 
-    status: Literal["alive"] = "alive"
+    status: Literal["alive"]
 
 
 class ReadinessResponse(_Schema):
@@ -187,6 +191,10 @@ def _predict(facts: ModelFacts, limits: Limits) -> dict[str, Any]:
         responses[status]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
     files = {"type": "array", "minItems": 1, "maxItems": limits.files, "items": {"type": "string", "format": "binary"}}
     form = {"type": "object", "required": ["files"], "properties": {"files": files}}
+    form |= {
+        "maxProperties": 1 + MAX_OTHER_FIELDS,
+        "additionalProperties": {"type": "string", "maxLength": MAX_FIELD_BYTES},
+    }
     return {
         "operationId": "predict",
         "summary": "Ask the model about one image or several.",

@@ -40,7 +40,7 @@ def answer_file(predictor: Predictor, content: bytes, *, pictures: bool, max_pix
         max_pixels: Of the picture, known from its header before it is decoded.
 
     Returns:
-        The answer, without the name of the file; with `pictures`, an `ImageAnswerWithMaps` where the status is `ok`.
+        The answer, its `name` empty; with `pictures`, an `ImageAnswerWithMaps` where the status is `ok`.
     """
     try:
         _check_pixels(content, max_pixels)
@@ -51,6 +51,7 @@ def answer_file(predictor: Predictor, content: bytes, *, pictures: bool, max_pix
     if row["status"] != "ok":
         return refusal(row["status"], row["reason"])
     answer: dict[str, Any] = {
+        "name": "",
         "status": "ok",
         "reason": "",
         "probabilities": {name: float(row[f"p_{name}"]) for name in predictor.classes},
@@ -69,7 +70,7 @@ def answer_file(predictor: Predictor, content: bytes, *, pictures: bool, max_pix
 def refusal(status: PredictionStatus, reason: str) -> ImageAnswer:
     """Return the answer that holds no number."""
     empty = {"probabilities": {}, "prediction": "", "remarks": (), "withheld": False, "width": None, "height": None}
-    return ImageAnswer(status=status, reason=reason, **empty)
+    return ImageAnswer(name="", status=status, reason=reason, **empty)
 
 
 def run_worker(connection: Connection, folder: str, *, max_pixels: int, memory: int) -> None:
