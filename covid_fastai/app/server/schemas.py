@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 from pydantic.json_schema import models_json_schema
 
 from covid_fastai.app.cli.output import RESEARCH_USE
@@ -35,7 +36,7 @@ __all__ = [
 MAX_OTHER_FIELDS = 8  # of a form, beside the files: they are ignored
 MAX_FIELD_BYTES = 4096
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-PNG = {"contentEncoding": "base64", "contentMediaType": "image/png"}
+PNG: JsonDict = {"contentEncoding": "base64", "contentMediaType": "image/png"}
 EncodedPng = Annotated[str, Field(min_length=1, json_schema_extra=PNG)]
 
 

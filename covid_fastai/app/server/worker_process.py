@@ -50,6 +50,7 @@ def answer_file(predictor: Predictor, content: bytes, *, pictures: bool, max_pix
     row = found.row
     if row["status"] != "ok":
         return refusal(row["status"], row["reason"])
+    assert found.facts is not None  # the file was read
     answer: dict[str, Any] = {
         "name": "",
         "status": "ok",

@@ -6,9 +6,10 @@ import json
 import logging
 import queue
 import threading
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -22,6 +23,7 @@ logger = logging.getLogger("covid_fastai")
 
 START = 120  # seconds that a worker may take to load the model: on a busy machine it takes ten times its usual 1 to 2
 LARGEST_ANSWER = 16 << 20  # bytes; two pictures of 640 pixels take one
+Message = TypeVar("Message")
 ANSWER: TypeAdapter[ImageAnswer] = TypeAdapter(ImageAnswerWithMaps | ImageAnswer)
 
 
@@ -147,7 +149,7 @@ class _Worker:
     def _receive(self) -> dict[str, Any]:
         return json.loads(self._connection.recv_bytes(LARGEST_ANSWER))
 
-    def _within(self, seconds: float, speak) -> dict[str, Any]:
+    def _within(self, seconds: float, speak: Callable[[], Message]) -> Message:
         """Speak with the process, which is killed when the time is over: that ends a wait at either end of the pipe."""
         late = threading.Event()
 
