@@ -9,11 +9,11 @@ __all__ = [
     "CovidFastaiError",
     "DataError",
     "DivergenceError",
-    "UnavailableError",
     "ImageError",
     "ModelFormatError",
     "OfflineError",
     "ResourceError",
+    "UnavailableError",
     "UsageError",
 ]
 

@@ -31,8 +31,8 @@ __all__ = [
     "SALIENCY_PICTURE",
     "audit_predictions",
     "audit_run",
-    "read_audit",
     "negative_control_rows",
+    "read_audit",
 ]
 
 AUDIT_FILE = "audit.json"

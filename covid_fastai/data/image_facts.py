@@ -7,7 +7,7 @@ from pathlib import Path
 
 from covid_fastai.errors import ImageError
 
-__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "SUFFIXES", "ImageFacts", "check_size", "name_notes"]
+__all__ = ["FORMATS", "ImageFacts", "MAX_BYTES", "MAX_PIXELS", "SUFFIXES", "check_size", "name_notes"]
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # no GIF (animated), no EPS, PDF or SVG (they run other programs)
 MAX_PIXELS = 50_000_000  # ten times the largest radiograph of CoronaHack; decoding it takes 200 MB in 8 bits

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from covid_fastai.data.images import read_image
 from covid_fastai.errors import ImageError, ModelFormatError, UsageError
 
-__all__ = ["InputRemark", "check_input", "fit_look", "check_inputs", "ood_score"]
+__all__ = ["InputRemark", "RemarkKind", "check_input", "check_inputs", "fit_look", "ood_score"]
 
 LOOK = Path(__file__).with_name("input_check.safetensors")
 SIDE = 16  # pixels: the lungs, the heart and the air around; no finding, and no person, can be seen in it
@@ -41,6 +41,7 @@ OTHERWISE = {
     "turned by 90 degrees to the right": lambda pixels: np.rot90(pixels, 1),
     "inverted": lambda pixels: 255 - pixels,
 }
+RemarkKind = Literal["unreadable", "colour", "header", "small", "frame", "turned", "inverted", "unlike"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,11 @@ class InputRemark:
     """Something about a picture that a classifier of frontal chest radiographs was not made for.
 
     Attributes:
-        kind: `"unreadable"`, `"colour"`, `"header"` (of a DICOM file), `"small"`, `"frame"`, `"turned"`, `"inverted"`
-            or `"unlike"`.
+        kind: One of `RemarkKind`; `"header"` is about the header of a DICOM file.
         text: What was seen, a sentence.
     """
 
-    kind: str
+    kind: RemarkKind
     text: str
 
 

@@ -27,10 +27,10 @@ from covid_fastai.evaluation.weighted_metrics import LOWER_IS_BETTER, Measure, c
 
 __all__ = [
     "AGREEMENT_COLUMNS",
+    "Comparison",
     "agreement_of",
     "cases_of",
     "compare",
-    "Comparison",
     "corrected_t",
     "kappa",
     "plot_comparison",

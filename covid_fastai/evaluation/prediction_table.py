@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 
 from covid_fastai.errors import DataError
 
-__all__ = ["PROBABILITY", "STATUSES", "class_columns", "read_predictions"]
+__all__ = ["PROBABILITY", "PredictionStatus", "STATUSES", "class_columns", "read_predictions"]
 
 PROBABILITY = "p_"  # before a class's name: the column with its probability
-STATUSES = ("ok", "unreadable", "failed")
+PredictionStatus = Literal["ok", "unreadable", "failed"]
+STATUSES: tuple[PredictionStatus, ...] = get_args(PredictionStatus)
 SUM_TOLERANCE = 1e-3  # probabilities written with three or four digits
 
 

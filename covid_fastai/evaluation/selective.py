@@ -22,13 +22,13 @@ from covid_fastai.evaluation.prediction_table import PROBABILITY, class_columns,
 from covid_fastai.evaluation.weighted_metrics import compute_in_blocks
 
 __all__ = [
-    "abstain_by_fold",
     "Abstention",
+    "RiskCoverage",
+    "abstain_by_fold",
     "certain_units",
     "choose_certainty",
     "plot_risk_coverage",
     "risk_coverage",
-    "RiskCoverage",
 ]
 
 SHARES = (0.8, 0.9, 1.0)

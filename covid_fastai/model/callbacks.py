@@ -17,7 +17,7 @@ from fastai.torch_core import get_model
 from covid_fastai.errors import DivergenceError
 from covid_fastai.model.checkpoint import Checkpoint
 
-__all__ = ["EpochLog", "FROZEN", "NonFiniteGuard", "HistoryRecorder", "PHASES", "Phase", "Record", "UNFROZEN"]
+__all__ = ["EpochLog", "FROZEN", "HistoryRecorder", "NonFiniteGuard", "PHASES", "Phase", "Record", "UNFROZEN"]
 
 logger = logging.getLogger("covid_fastai")
 

@@ -19,7 +19,7 @@ from torch import distributed
 
 from covid_fastai.errors import ResourceError, UnavailableError, UsageError
 
-__all__ = ["agree", "broadcast_text", "data_parallel", "join_processes", "is_main_process", "batch_per_process"]
+__all__ = ["agree", "batch_per_process", "broadcast_text", "data_parallel", "is_main_process", "join_processes"]
 
 TIMEOUT = timedelta(minutes=60)  # others wait so long for the one that reads the data; a dead one shows at once
 

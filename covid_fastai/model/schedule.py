@@ -32,7 +32,7 @@ from covid_fastai.model.checkpoint import (
 from covid_fastai.model.features import features_of_frozen_body, needs_body
 from covid_fastai.model.learner import FrozenBody
 
-__all__ = ["fit", "ProgressiveResizing"]
+__all__ = ["ProgressiveResizing", "fit"]
 
 logger = logging.getLogger("covid_fastai")
 

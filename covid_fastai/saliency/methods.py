@@ -28,10 +28,10 @@ from covid_fastai.saliency.region_fraction import draw_heat, share_heat
 __all__ = [
     "class_activation_map",
     "grad_cam",
-    "saliency_fraction",
     "occlusion_map",
     "plot_saliency",
     "randomisation_check",
+    "saliency_fraction",
 ]
 
 BATCH = 16  # images in a pass with gradients

@@ -18,7 +18,7 @@ from covid_fastai.errors import DataError, DivergenceError, UsageError
 from covid_fastai.evaluation.runs import TRAINING_MANIFEST, collect_versions, log_event, read_record
 from covid_fastai.files import claim_folder, new_run_folder, write_csv, write_json
 
-__all__ = ["keep_cohort", "run_context", "resolve_run"]
+__all__ = ["keep_cohort", "resolve_run", "run_context"]
 
 logger = logging.getLogger("covid_fastai")
 

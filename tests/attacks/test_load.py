@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("fasthtml", reason="the extra web is not installed")
+pytest.importorskip("starlette", reason="the extra web is not installed")
 
 from benchmarks.soak import plot_soak, soak_batch, soak_page
 from covid_fastai.data.phantom import draw_phantom

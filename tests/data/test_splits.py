@@ -248,7 +248,7 @@ def test_a_cohort_without_folds(cohort):
 def seen_cohort(share=0.5, *, patients=(120, 40), seed=0) -> pd.DataFrame:
     cohort = make_cohort(uneven(patients=patients, seed=seed))
     numbers = cohort["patient"].str.rsplit("-", n=1).str[1].astype(int)
-    return cohort.assign(seen=numbers % 20 < 20 * share)
+    return cohort.assign(in_pretraining=numbers % 20 < 20 * share)
 
 
 DEALS = [split_by_patient, split_by_image, fold_by_patient]
@@ -256,7 +256,9 @@ DEALS = [split_by_patient, split_by_image, fold_by_patient]
 
 @pytest.mark.parametrize("function", DEALS)
 def test_a_cohort_that_nothing_has_seen_is_dealt_as_ever(cohort, function):
-    pd.testing.assert_frame_equal(function(cohort.assign(seen=False)).drop(columns="in_pretraining"), function(cohort))
+    pd.testing.assert_frame_equal(
+        function(cohort.assign(in_pretraining=False)).drop(columns="in_pretraining"), function(cohort)
+    )
 
 
 @pytest.mark.parametrize("valid", [0.1, 0.2, 0.4, 0.8])
@@ -278,7 +280,7 @@ def test_validation_is_a_share_of_all_images_and_of_no_more_than_half_of_the_uns
 
 @pytest.mark.parametrize("function", DEALS)
 def test_the_group_of_a_seen_image_is_seen_on_whatever_side_it_is(function):
-    cohort = make_cohort(uneven(), others=[("t", "Normal", 1, "excluded")]).assign(seen=False)
+    cohort = make_cohort(uneven(), others=[("t", "Normal", 1, "excluded")]).assign(in_pretraining=False)
     cohort.loc[cohort["split"] == "excluded", ["group", "in_pretraining"]] = ["Normal-0", True]
     cohort.loc[cohort["patient"] == "Normal-1", "group"] = "Normal-0"  # who shares a picture with them
     for seed in range(10):
@@ -292,12 +294,14 @@ def test_the_group_of_a_seen_image_is_seen_on_whatever_side_it_is(function):
 @pytest.mark.parametrize("as_text", [lambda seen: seen.astype(str), lambda seen: seen.astype(int), lambda seen: seen])
 def test_a_cohort_that_was_written_and_read_is_as_well_guarded(function, as_text):
     cohort = seen_cohort()
-    again = function(cohort.assign(seen=as_text(cohort["in_pretraining"])))
+    again = function(cohort.assign(in_pretraining=as_text(cohort["in_pretraining"])))
     pd.testing.assert_frame_equal(again.drop(columns="in_pretraining"), function(cohort).drop(columns="in_pretraining"))
 
 
 def test_seen_rows_that_were_held_out_go_back_to_training():
-    cohort = split_by_patient(seen_cohort().drop(columns="in_pretraining")).assign(seen=seen_cohort()["in_pretraining"])
+    cohort = split_by_patient(seen_cohort().drop(columns="in_pretraining")).assign(
+        in_pretraining=seen_cohort()["in_pretraining"]
+    )
     assert (cohort.loc[cohort["in_pretraining"], "split"] == "valid").any()
     for function in DEALS:
         assert (function(cohort).loc[cohort["in_pretraining"], "split"] == "train").all()
@@ -342,10 +346,12 @@ def test_the_guard_is_named_only_where_it_is_the_reason():
     cohort = make_cohort([(f"n{i}", "Normal", 1) for i in range(9)] + [("c0", "COVID-19", 1)])
     for seen in (["c0"], ["n0", "n1"], ["c0", "n0"]):
         with pytest.raises(DataError, match=r"Too few patients of 'COVID-19' .*'Normal' 9, 'COVID-19' 1") as error:
-            split_by_patient(cohort.assign(seen=cohort["patient"].isin(seen)))
+            split_by_patient(cohort.assign(in_pretraining=cohort["patient"].isin(seen)))
         assert "exclude_pretraining_overlap" not in str(error.value)
     with pytest.raises(DataError, match="exclude_pretraining_overlap=False.*fewer folds"):
-        fold_by_patient(seen_cohort(0.9, patients=(40, 20)).assign(seen=lambda rows: rows["label"] == "Normal"))
+        fold_by_patient(
+            seen_cohort(0.9, patients=(40, 20)).assign(in_pretraining=lambda rows: rows["label"] == "Normal")
+        )
 
 
 # by image
@@ -405,7 +411,7 @@ def test_leaked_patients_knows_shared_pictures_and_the_test_set():
 @pytest.mark.parametrize("function", [split_by_patient, split_by_image])
 @pytest.mark.parametrize("valid", [0, 1, -0.1, 20, float("nan")])
 def test_shares_outside_of_0_and_1(cohort, function, valid):
-    with pytest.raises(UsageError, match="valid="):
+    with pytest.raises(UsageError, match="valid_pct="):
         function(cohort, valid_pct=valid)
 
 

@@ -28,7 +28,7 @@ from covid_fastai.model.hub import find_model
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["join_parts", "PART", "PART_ENDINGS", "predict_batch", "write_part"]
+__all__ = ["PART", "PART_ENDINGS", "join_parts", "predict_batch", "write_part"]
 
 logger = logging.getLogger("covid_fastai")
 

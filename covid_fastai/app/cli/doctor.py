@@ -21,7 +21,7 @@ __all__ = ["examine"]
 
 ROOM = 2 << 30  # bytes: a ResNet-50's checkpoints, its model and a report
 EXTRAS = {"batch": "pyarrow", "data": "kagglehub", "dicom": "pydicom", "hub": "huggingface_hub", "ray": "ray"}
-EXTRAS |= {"timm": "timm", "web": "fasthtml"}
+EXTRAS |= {"timm": "timm", "web": "starlette"}
 MODEL_FOLDER = Path(__file__).parents[1] / "model"
 
 

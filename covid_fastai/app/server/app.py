@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
 from starlette.applications import Starlette
@@ -18,9 +17,16 @@ from starlette.routing import Route
 from covid_fastai.app.cli.output import RESEARCH_USE
 from covid_fastai.app.server.middleware import SecurityMiddleware
 from covid_fastai.app.server.model_facts import read_facts
-from covid_fastai.app.server.page import render_answer, render_page
-from covid_fastai.app.server.schemas import describe_api
-from covid_fastai.app.server.uploads import Limits, RateLimiter, RequestRejected, Upload, read_uploads
+from covid_fastai.app.server.page import render_answers, render_page
+from covid_fastai.app.server.schemas import (
+    ErrorResponse,
+    HealthResponse,
+    ImageAnswer,
+    PredictResponse,
+    ReadinessResponse,
+    describe_api,
+)
+from covid_fastai.app.server.uploads import Limits, RateLimiter, RequestRejected, read_uploads
 from covid_fastai.app.server.workers import Workers
 
 __all__ = ["create_app"]
@@ -39,8 +45,8 @@ def create_app(
 ) -> Starlette:
     """Make the web application of a saved model, for uvicorn or any other ASGI server.
 
-    FastHTML writes the page; the routes are Starlette's own, since FastHTML's would keep a session key on the disk and
-    spool uploads there.
+    The routes are Starlette's own: a framework that parses the form before the endpoint runs would spool uploads to the
+    disk, and would read them before the limits are checked.
 
     Args:
         model: The folder of a saved model.
@@ -101,51 +107,50 @@ class _Site:
     async def answer_form(self, request: Request) -> Response:
         """Answer the form of a browser that runs no script, with the whole page."""
         try:
-            found = await self._answer(request, pictures=True)
+            answers = await self._answer(request, pictures=True)
         except RequestRejected as refused:
             page = render_page(self.facts, self.limits, error=refused.reason)
             return HTMLResponse(page, status_code=refused.status, headers=_retry(refused))
-        answers = [render_answer(upload.name, answer, self.facts) for upload, answer in found]
-        return HTMLResponse(render_page(self.facts, self.limits, answers=answers), status_code=_status(found))
+        return HTMLResponse(render_page(self.facts, self.limits, answers=answers), status_code=_status(answers))
 
     async def answer_one(self, request: Request) -> Response:
         """Answer the script's request for one file, with a piece of the page."""
-        found = await self._answer(request, pictures=True)
-        html = "\n".join(render_answer(upload.name, answer, self.facts) for upload, answer in found)
-        return HTMLResponse(html, status_code=_status(found))
+        answers = await self._answer(request, pictures=True)
+        return HTMLResponse(render_answers(answers, self.facts), status_code=_status(answers))
 
     async def answer_json(self, request: Request) -> Response:
         asked = request.query_params.get("maps", "false").lower()
         if asked not in {"true", "false", "1", "0"}:
             raise RequestRejected(400, "maps is true or false.")
-        found = await self._answer(request, pictures=asked in {"true", "1"})
-        images = [{"name": upload.name, **answer} for upload, answer in found]
-        said = {"research_use": RESEARCH_USE, "model": self.facts.to_dict(), "images": images}
-        return JSONResponse(said, status_code=_status(found))
+        answers = await self._answer(request, pictures=asked in {"true", "1"})
+        response = PredictResponse(research_use=RESEARCH_USE, model=self.facts, images=answers)
+        return JSONResponse(response.model_dump(mode="json"), status_code=_status(answers))
 
     async def model(self, request: Request) -> Response:
-        return JSONResponse(self.facts.to_dict())
+        return JSONResponse(self.facts.model_dump(mode="json"))
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(self._description)
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"status": "alive"})
+        return JSONResponse(HealthResponse(status="alive").model_dump(mode="json"))
 
     async def readiness(self, request: Request) -> Response:
         ready = self.workers.ready
-        return JSONResponse({"status": "ready" if ready else "not ready"}, status_code=200 if ready else 503)
+        response = ReadinessResponse(status="ready" if ready else "not ready")
+        return JSONResponse(response.model_dump(mode="json"), status_code=200 if ready else 503)
 
-    async def _answer(self, request: Request, *, pictures: bool) -> list[tuple[Upload, dict[str, Any]]]:
+    async def _answer(self, request: Request, *, pictures: bool) -> list[ImageAnswer]:
         client = request.client.host if request.client else ""
         with self.door.enter(client):
             uploads = await read_uploads(request, self.limits)
             if not uploads:
                 raise RequestRejected(400, "No file was sent. Choose one first.")
-            return [(upload, await self._ask(upload.content, pictures=pictures)) for upload in uploads]
+            answers = [await self._ask(upload.content, pictures=pictures) for upload in uploads]
+            return [a.model_copy(update={"name": u.name}) for u, a in zip(uploads, answers, strict=True)]
 
-    async def _ask(self, content: bytes, *, pictures: bool) -> dict[str, Any]:
-        def ask() -> dict[str, Any]:
+    async def _ask(self, content: bytes, *, pictures: bool) -> ImageAnswer:
+        def ask() -> ImageAnswer:
             return self.workers.ask(content, pictures=pictures)
 
         return await anyio.to_thread.run_sync(ask, limiter=self._threads)
@@ -158,8 +163,8 @@ def _asset(name: str):
     return send
 
 
-def _status(found: list[tuple[Upload, dict[str, Any]]]) -> int:
-    return 200 if any(answer["status"] == "ok" for _, answer in found) else 422
+def _status(answers: list[ImageAnswer]) -> int:
+    return 200 if any(answer.status == "ok" for answer in answers) else 422
 
 
 def _retry(refused: RequestRejected) -> dict[str, str]:
@@ -167,9 +172,11 @@ def _retry(refused: RequestRejected) -> dict[str, str]:
 
 
 async def _refuse(request: Request, refused: RequestRejected) -> Response:
-    return JSONResponse({"error": refused.reason}, status_code=refused.status, headers=_retry(refused))
+    response = ErrorResponse(error=refused.reason)
+    return JSONResponse(response.model_dump(mode="json"), status_code=refused.status, headers=_retry(refused))
 
 
 async def _not_here(request: Request, error: HTTPException) -> Response:
     text = {404: "There is nothing here.", 405: "Not in this way."}.get(error.status_code, "This cannot be answered.")
-    return JSONResponse({"error": text}, status_code=error.status_code, headers=error.headers)
+    response = ErrorResponse(error=text)
+    return JSONResponse(response.model_dump(mode="json"), status_code=error.status_code, headers=error.headers)

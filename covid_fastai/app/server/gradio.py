@@ -9,7 +9,8 @@ from typing import Any
 from PIL import Image
 
 from covid_fastai.app.overlays import draw_explained
-from covid_fastai.app.server.model_facts import ModelFacts, read_facts
+from covid_fastai.app.server.model_facts import read_facts
+from covid_fastai.app.server.schemas import ModelFacts
 from covid_fastai.data.images import open_image
 from covid_fastai.errors import UnavailableError
 from covid_fastai.model.hub import find_model

@@ -13,9 +13,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from covid_fastai.app.server.schemas import ErrorResponse
 from covid_fastai.errors import UsageError
 
-__all__ = ["SecurityMiddleware", "HEADERS", "LOCAL_HOSTS", "check_hosts"]
+__all__ = ["HEADERS", "LOCAL_HOSTS", "SecurityMiddleware", "check_hosts"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -98,20 +99,24 @@ class SecurityMiddleware:
             if not begun:
                 # guard: hidden_error
                 text = f"Something went wrong here. Tell the keeper of this server the number {number}."
-                await JSONResponse({"error": text}, status_code=500)(scope, receive, send_guarded)
+                await _error(500, text)(scope, receive, send_guarded)
 
     def _refuse(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
         given = headers.getlist("host")
         if len(given) != 1 or _hostname(given[0]) not in self._hosts:  # guard: host
-            return JSONResponse({"error": "This server does not answer to that name."}, status_code=400)
+            return _error(400, "This server does not answer to that name.")
         if scope["method"] in SAFE_METHODS:
             return None
         site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin")
         # guard: origin
         if site not in {"same-origin", "none"} or (origin is not None and _netloc(origin) != given[0].lower()):
-            return JSONResponse({"error": "A page of another site may not ask here."}, status_code=403)
+            return _error(403, "A page of another site may not ask here.")
         return None
+
+
+def _error(status: int, text: str) -> JSONResponse:
+    return JSONResponse(ErrorResponse(error=text).model_dump(mode="json"), status_code=status)
 
 
 def _is_local(host: str) -> bool:

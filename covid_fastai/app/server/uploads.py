@@ -14,7 +14,9 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-__all__ = ["RateLimiter", "Limits", "RequestRejected", "Upload", "clean_name", "read_uploads"]
+from covid_fastai.app.server.schemas import MAX_FIELD_BYTES, MAX_OTHER_FIELDS
+
+__all__ = ["Limits", "RateLimiter", "RequestRejected", "Upload", "clean_name", "read_uploads"]
 
 LONGEST_NAME = 200  # characters of a file's name that are shown
 REMEMBERED = 4096  # client addresses; the longest unseen one is forgotten
@@ -170,7 +172,10 @@ class _InMemory(MultiPartParser):
     """Starlette's parser, which keeps in memory what it would else spool to a temporary file."""
 
     def __init__(self, headers, stream, limits: Limits):
-        super().__init__(headers, stream, max_files=limits.files, max_fields=8, max_part_size=4096)  # guard: many_files
+        # guard: many_files
+        super().__init__(
+            headers, stream, max_files=limits.files, max_fields=MAX_OTHER_FIELDS, max_part_size=MAX_FIELD_BYTES
+        )
         self.spool_max_size = limits.request_bytes + 1  # guard: in_memory
         self._file_bytes = limits.file_bytes
 

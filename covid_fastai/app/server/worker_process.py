@@ -7,30 +7,31 @@ import io
 import json
 import os
 import signal
-from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from covid_fastai.app.server.schemas import ImageAnswer, ImageAnswerWithMaps, Remark
 from covid_fastai.data.image_facts import FORMATS
 from covid_fastai.data.images import open_image
-from covid_fastai.data.input_check import check_input
+from covid_fastai.data.input_check import RemarkKind, check_input
 from covid_fastai.errors import CovidFastaiError, ImageError
+from covid_fastai.evaluation.prediction_table import PredictionStatus
 from covid_fastai.model.bundle_config import golden_image
 from covid_fastai.model.predictor import Predictor
 from covid_fastai.saliency.overlay import against_rest, draw_layer, encode_png, shrink_to_fit
 
 __all__ = ["WITHHOLDS", "answer_file", "refusal", "run_worker"]
 
-# guard: withheld
-WITHHOLDS = {"inverted", "turned", "unlike"}  # remarks after which a class is not named, though the numbers are given
+# remarks after which a class is not named, though the numbers are given
+WITHHOLDS: set[RemarkKind] = {"inverted", "turned", "unlike"}  # guard: withheld
 PICTURE = 640  # pixels of the longer side: what a column of the page shows, sharp on a phone
 NAME = "the image"  # in messages: names are the visitor's, and stay in the process that speaks with the browser
 
 
-def answer_file(predictor: Predictor, content: bytes, *, pictures: bool, max_pixels: int) -> dict[str, Any]:
+def answer_file(predictor: Predictor, content: bytes, *, pictures: bool, max_pixels: int) -> ImageAnswer:
     """Answer the bytes of one file.
 
     Args:
@@ -40,10 +41,7 @@ def answer_file(predictor: Predictor, content: bytes, *, pictures: bool, max_pix
         max_pixels: Of the picture, known from its header before it is decoded.
 
     Returns:
-        What JSON can hold: `status` (`ok`, `unreadable`, `failed`), `reason`, `probabilities` by class, `prediction`,
-        `remarks` of the input guard (`kind`, `text`), `withheld` (a remark makes the class not worth naming), `width`
-        and `height`; with `pictures`, `radiograph`, `heat` (both base64), `heat_of` (the class), `heat_top` (logits
-        where it is brightest) and `heat_cells` (rows and columns of the map).
+        The answer, its `name` empty; with `pictures`, an `ImageAnswerWithMaps` where the status is `ok`.
     """
     try:
         _check_pixels(content, max_pixels)
@@ -53,24 +51,28 @@ def answer_file(predictor: Predictor, content: bytes, *, pictures: bool, max_pix
     row = found.row
     if row["status"] != "ok":
         return refusal(row["status"], row["reason"])
-    answer = refusal("ok", "") | {
+    assert found.facts is not None  # the file was read
+    answer: dict[str, Any] = {
+        "name": "",
+        "status": "ok",
+        "reason": "",
         "probabilities": {name: float(row[f"p_{name}"]) for name in predictor.classes},
         "prediction": row["prediction"],
-        "remarks": [asdict(remark) for remark in found.remarks],
+        "remarks": [Remark(kind=remark.kind, text=remark.text) for remark in found.remarks],
         "withheld": bool(WITHHOLDS & {remark.kind for remark in found.remarks}),
         "width": found.facts.width,
         "height": found.facts.height,
     }
     if not pictures:
-        return answer
+        return ImageAnswer(**answer)
     grey = open_image(content, image_size=PICTURE // 2)  # of twice as many pixels; the model's own are too few to show
-    return answer | _draw(grey, found.maps[None], predictor.classes, row["prediction"])
+    return ImageAnswerWithMaps(**answer, **_draw(grey, found.maps[None], predictor.classes, row["prediction"]))
 
 
-def refusal(status: str, reason: str) -> dict[str, Any]:
+def refusal(status: PredictionStatus, reason: str) -> ImageAnswer:
     """Return the answer that holds no number."""
-    empty = {"probabilities": {}, "prediction": "", "remarks": [], "withheld": False, "width": None, "height": None}
-    return {"status": status, "reason": reason} | empty
+    empty = {"probabilities": {}, "prediction": "", "remarks": (), "withheld": False, "width": None, "height": None}
+    return ImageAnswer(name="", status=status, reason=reason, **empty)
 
 
 def run_worker(connection: Connection, folder: str, *, max_pixels: int, memory: int) -> None:
@@ -104,7 +106,7 @@ def run_worker(connection: Connection, folder: str, *, max_pixels: int, memory: 
             answer = answer_file(predictor, content, pictures=question["pictures"], max_pixels=max_pixels)
         except MemoryError:
             answer = refusal("unreadable", "To read this file takes more memory than is allowed.")
-        _send(connection, answer)
+        connection.send_bytes(answer.model_dump_json().encode())
 
 
 def _send(connection: Connection, message: dict[str, Any]) -> None:

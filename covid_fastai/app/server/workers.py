@@ -6,10 +6,14 @@ import json
 import logging
 import queue
 import threading
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import TypeAdapter
+
+from covid_fastai.app.server.schemas import ImageAnswer, ImageAnswerWithMaps
 from covid_fastai.app.server.worker_process import refusal, run_worker
 from covid_fastai.errors import ModelFormatError, UnavailableError, UsageError
 
@@ -19,6 +23,8 @@ logger = logging.getLogger("covid_fastai")
 
 START = 120  # seconds that a worker may take to load the model: on a busy machine it takes ten times its usual 1 to 2
 LARGEST_ANSWER = 16 << 20  # bytes; two pictures of 640 pixels take one
+Message = TypeVar("Message")
+ANSWER: TypeAdapter[ImageAnswer] = TypeAdapter(ImageAnswerWithMaps | ImageAnswer)
 
 
 class Workers:
@@ -59,7 +65,7 @@ class Workers:
         """Whether a process with a loaded model is there."""
         return not self._closed and any(worker.process.is_alive() for worker in tuple(self._all))
 
-    def ask(self, content: bytes, *, pictures: bool) -> dict[str, Any]:
+    def ask(self, content: bytes, *, pictures: bool) -> ImageAnswer:
         """Answer one file, after those that wait already.
 
         Args:
@@ -126,11 +132,12 @@ class _Worker:
             self.end()
             raise ModelFormatError(said["error"], hint=said["hint"])
 
-    def ask(self, content: bytes, *, pictures: bool, seconds: float) -> dict[str, Any]:
-        def speak() -> dict[str, Any]:
+    def ask(self, content: bytes, *, pictures: bool, seconds: float) -> ImageAnswer:
+        def speak() -> ImageAnswer:
             self._connection.send_bytes(json.dumps({"pictures": pictures}).encode())
             self._connection.send_bytes(content)
-            return self._receive()
+            # checked again: a hostile file may have taken over the process that sends it
+            return ANSWER.validate_json(self._connection.recv_bytes(LARGEST_ANSWER))
 
         return self._within(seconds, speak)
 
@@ -142,7 +149,7 @@ class _Worker:
     def _receive(self) -> dict[str, Any]:
         return json.loads(self._connection.recv_bytes(LARGEST_ANSWER))
 
-    def _within(self, seconds: float, speak) -> dict[str, Any]:
+    def _within(self, seconds: float, speak: Callable[[], Message]) -> Message:
         """Speak with the process, which is killed when the time is over: that ends a wait at either end of the pipe."""
         late = threading.Event()
 
@@ -158,6 +165,8 @@ class _Worker:
         except (EOFError, OSError, ValueError) as error:
             if late.is_set():
                 reason = f"It took longer than {seconds:g} seconds, and was given up."
+            elif isinstance(error, ValueError):
+                reason = "The process that read it gave an invalid answer."
             else:
                 self.process.join(1)
                 reason = "The process that read it ended; it was probably too large."

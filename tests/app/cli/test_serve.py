@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-pytest.importorskip("fasthtml", reason="the extra web is not installed")
+pytest.importorskip("starlette", reason="the extra web is not installed")
 
 from covid_fastai.app.server.middleware import check_hosts
 from covid_fastai.app.server.uploads import Limits, RateLimiter, RequestRejected, clean_name

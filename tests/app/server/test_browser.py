@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("fasthtml", reason="the extra web is not installed")
+pytest.importorskip("starlette", reason="the extra web is not installed")
 pytest.importorskip("websockets", reason="websockets is not installed")
 
 from tests.app.cli.test_serve import serving
