@@ -244,7 +244,7 @@ def main() -> None:
 
     from benchmarks.predicting import saved_model
     from covid_fastai.data.phantom import draw_phantom
-    from covid_fastai.saliency.overlay import encode_png
+    from covid_fastai.plotting import encode_png
 
     drawn = [
         draw_phantom(np.random.default_rng(seed), image_size=side).image for seed, side in enumerate((128, 512, 900))

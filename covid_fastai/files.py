@@ -17,7 +17,16 @@ from typing import IO, Any
 
 from covid_fastai.errors import ResourceError
 
-__all__ = ["ASIDE", "atomic_write", "claim_folder", "new_run_folder", "restore_folder", "to_plain", "unfinished_prefix"]
+__all__ = [
+    "ASIDE",
+    "atomic_write",
+    "claim_folder",
+    "make_folder",
+    "new_run_folder",
+    "restore_folder",
+    "to_plain",
+    "unfinished_prefix",
+]
 __all__ += ["utc_now", "write_csv", "write_json"]
 
 LOCK_NAME = ".lock"
@@ -139,6 +148,27 @@ def write_csv(path: str | Path, table) -> Path:
     return Path(path)
 
 
+def make_folder(folder: str | Path, *, hint: str = "Name a folder that you may write to.") -> Path:
+    """Make a folder, and those above it, where they are not there yet.
+
+    Args:
+        folder: The folder.
+        hint: What to do where it cannot be made.
+
+    Returns:
+        The folder's path.
+
+    Raises:
+        ResourceError: It cannot be made.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # guard: read_only
+        raise ResourceError(f"{folder} cannot be made: {error.strerror}.", hint=hint) from error
+    return folder
+
+
 def new_run_folder(out: str | Path | None, *, task: str, root: str | Path = "runs") -> Path:
     """Make a folder for one run and return it.
 
@@ -159,13 +189,7 @@ def new_run_folder(out: str | Path | None, *, task: str, root: str | Path = "run
         raise ResourceError(
             f"{out} already holds something.", hint="Name a new folder, or resume the run that lies there."
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # guard: read_only
-        raise ResourceError(
-            f"{out} cannot be made: {error.strerror}.", hint="Name a folder that you may write to."
-        ) from error
-    return out
+    return make_folder(out)
 
 
 @contextmanager

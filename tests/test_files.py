@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pytest
 
 from covid_fastai.errors import ResourceError
-from covid_fastai.files import atomic_write, claim_folder, new_run_folder, utc_now, write_json
+from covid_fastai.files import atomic_write, claim_folder, make_folder, new_run_folder, utc_now, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
@@ -46,6 +46,14 @@ def test_a_missing_folder_is_named(tmp_path):
 def test_json_turns_nan_into_null_and_paths_into_text(tmp_path):
     path = write_json(tmp_path / "a.json", {"value": float("nan"), "path": tmp_path, "many": (1, 2)})
     assert json.loads(path.read_text()) == {"value": None, "path": str(tmp_path), "many": [1, 2]}
+
+
+def test_a_folder_is_made_once_and_an_error_names_it(tmp_path):
+    assert make_folder(str(tmp_path / "a" / "b")) == make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match="file/inside cannot be made: Not a directory") as caught:
+        make_folder(tmp_path / "file" / "inside", hint="Take another.")
+    assert caught.value.hint == "Take another."
 
 
 def test_a_run_folder_is_new_and_named_by_time_and_task(tmp_path):

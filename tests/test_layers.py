@@ -22,10 +22,17 @@ LAYERS = [
     "validation",
     "app",
 ]  # lowest first
-FOUNDATION = {"errors", "files", "config"}  # below every layer; config names the tasks of data only where it must
+FOUNDATION = {
+    "errors",
+    "files",
+    "config",
+    "notices",
+    "plotting",
+}  # below every layer; config names the tasks of data only where it must
 TAKES_A_LEARNER = {"predictions", "interpretation", "saliency"}  # what in evidence/ may import torch or fastai
 TORCH_FREE = ["data/images.py", "data/fingerprints.py", "data/metadata.py", "data/patients.py", "data/phantom.py"]
 TORCH_FREE += ["data/splits.py", "data/tasks.py", "data/exploration.py", "config.py", "errors.py", "files.py"]
+TORCH_FREE += ["evaluation/formatting.py", "notices.py", "plotting.py"]
 TORCH_FREE += [
     "data/pretraining_overlap.py",
     "data/examples.py",

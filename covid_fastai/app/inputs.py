@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from covid_fastai.data.image_facts import SUFFIXES
+from covid_fastai.data.image_facts import IMAGE_SUFFIXES
 from covid_fastai.errors import DataError, UnavailableError
 
 __all__ = ["RemoteFile", "is_address", "list_images", "openable"]
 
-ENDINGS = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 PATTERN = set("*?[")
 COLUMN = "path"
 
@@ -84,7 +83,7 @@ def _some(paths: Iterable[str], where: str) -> Iterator[str]:
         empty = False
         yield path
     if empty:
-        raise DataError(f"{where} holds no image.", hint=f"Endings: {', '.join(sorted(ENDINGS))}.")
+        raise DataError(f"{where} holds no image.", hint=f"Endings: {', '.join(sorted(IMAGE_SUFFIXES))}.")
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -103,7 +102,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 def _is_image(entry: os.DirEntry) -> bool:
     suffix = os.path.splitext(entry.name)[1].lower()
-    if suffix in ENDINGS:
+    if suffix in IMAGE_SUFFIXES:
         return True
     if entry.name.startswith(".") or (suffix and not suffix[1:].isdigit()) or not entry.is_file():
         return False
@@ -139,7 +138,7 @@ def _remote(address: str) -> Iterator[str]:
             return _some(map(system.unstrip_protocol, sorted(system.glob(path))), address)
         if not system.isdir(path):
             return iter([address])
-        found = (name for name in sorted(system.find(path)) if os.path.splitext(name)[1].lower() in ENDINGS)
+        found = (name for name in sorted(system.find(path)) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
         return _some(map(system.unstrip_protocol, found), address)
     except ImportError as error:
         raise UnavailableError(

@@ -11,10 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from covid_fastai.app.inputs import openable
 from covid_fastai.data.images import open_image
-from covid_fastai.errors import ResourceError
-from covid_fastai.files import atomic_write
+from covid_fastai.files import atomic_write, make_folder
 from covid_fastai.model.predictor import Predictor
-from covid_fastai.saliency.overlay import against_rest, draw_layer, encode_png, shrink_to_fit
+from covid_fastai.notices import NO_DIAGNOSIS, RESEARCH_USE
+from covid_fastai.plotting import encode_png
+from covid_fastai.saliency.overlay import against_rest, draw_layer, shrink_to_fit
 
 __all__ = ["draw_explained", "write_explained"]
 
@@ -45,7 +46,7 @@ def draw_explained(grey: Image.Image, heat: np.ndarray, *, name: str, probabilit
     said = (
         f"Class activation map for {name} (probability {probability:.3f}): what spoke for it rather than the other "
         f"classes, in {heat.shape[0]} x {heat.shape[1]} cells. It shows where the model looked, not where disease is. "
-        "Research use only; not a diagnosis."
+        f"{NO_DIAGNOSIS} {RESEARCH_USE}"
     )
     letters = max(20, int((width - 24) / font.getlength("n")))
     text = "\n".join(textwrap.wrap(said, letters))
@@ -78,13 +79,7 @@ def write_explained(predictor: Predictor, paths: list[str], folder: str | Path) 
     Raises:
         ResourceError: The folder cannot be made or written to.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(
-            f"{folder} cannot be made: {error.strerror}.", hint="Name a folder that you may write to."
-        ) from error
+    folder = make_folder(folder)
     tables, taken = [], set()
     for begin in range(0, len(paths), CHUNK):
         some = paths[begin : begin + CHUNK]
@@ -99,7 +94,7 @@ def write_explained(predictor: Predictor, paths: list[str], folder: str | Path) 
             options = {"name": row["prediction"], "probability": row[f"p_{row['prediction']}"]}
             target = folder / _free_name(path, taken)
             with atomic_write(target, mode="wb") as file:
-                file.write(encode_png(draw_explained(open_image(openable(path)), heat, **options)))
+                file.write(encode_png(draw_explained(open_image(openable(path)), heat, **options), pixels_only=True))
             written.append(str(target))
         tables.append(table.assign(overlay=written))
     return pd.concat(tables, ignore_index=True) if tables else predictor.predict([]).assign(overlay="")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,19 @@ from covid_fastai.audit.baselines import ShortcutAudit, compare_parts, find_shor
 from covid_fastai.audit.verdict import Condition, Verdict, give_verdict
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.comparison import compare
+from covid_fastai.evaluation.formatting import MISSING, SIGNED, ResultDisplay, format_estimate
 from covid_fastai.evaluation.intervals import wilson
-from covid_fastai.evaluation.metrics import RESEARCH_USE, evaluate
-from covid_fastai.evaluation.prediction_table import PROBABILITY, class_columns, read_predictions
+from covid_fastai.evaluation.metrics import evaluate
+from covid_fastai.evaluation.prediction_table import (
+    PROBABILITY,
+    choose_positive,
+    class_columns,
+    has_label_and_prediction,
+    read_predictions,
+)
 from covid_fastai.evaluation.runs import Run, read_run
 from covid_fastai.files import write_json
+from covid_fastai.notices import RESEARCH_USE
 
 __all__ = [
     "AUDIT_FILE",
@@ -49,8 +56,8 @@ PLACEBO = ["class", "auc", "low", "high", "n"]
 ALTERED = ["change", "when", "auc", "auc_low", "auc_high", "difference", "low", "high", "n"]
 
 
-@dataclass(frozen=True, eq=False)
-class Audit:
+@dataclass(frozen=True, eq=False, repr=False)
+class Audit(ResultDisplay):
     """What speaks for and against a model's having learnt disease.
 
     Attributes:
@@ -85,7 +92,10 @@ class Audit:
         table = self.shortcuts.summary()
         versus = self.versus.set_index("baseline")
         table["network less it"] = [
-            _difference(versus.loc[name]) if name in versus.index else "–" for name in table["given"]
+            format_estimate(*versus.loc[name, ["difference", "low", "high"]], spec=SIGNED)
+            if name in versus.index
+            else MISSING
+            for name in table["given"]
         ]
         return table
 
@@ -107,9 +117,8 @@ class Audit:
     def __repr__(self) -> str:
         return "\n".join([self.summary().to_string(index=False), *self.notes(), str(self.verdict)])
 
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.shortcuts.notes()[:-1])
-        return f"{self.summary().to_html(index=False)}{notes}{self.verdict._repr_html_()}<p>{RESEARCH_USE}</p>"
+    def _display_parts(self) -> Iterator[pd.DataFrame | str]:
+        yield from (self.summary(), *self.shortcuts.notes()[:-1], *self.verdict._display_parts(), RESEARCH_USE)
 
 
 def audit_predictions(
@@ -148,7 +157,7 @@ def audit_predictions(
     """
     table = read_predictions(predictions)
     classes = class_columns(table)
-    positive = positive or (classes[-1] if len(classes) == 2 else None)
+    positive = choose_positive(classes, positive, one_vs_rest=True)
     cohort = _as_cohort(table, classes) if cohort is None else cohort
     shortcuts = find_shortcuts(cohort, most=most, seed=seed)
     auc = evaluate(table, positive=positive, n_resamples=DRAWS, seed=seed).row("auc")
@@ -268,7 +277,7 @@ def negative_control_rows(cohort: pd.DataFrame, *, positive: str) -> pd.DataFram
 
 def _as_cohort(table: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     """Return predictions as a cohort; their folds are kept where there are several."""
-    rows = table[table["label"].ne("") & table["status"].eq("ok")].assign(split="train")
+    rows = table[has_label_and_prediction(table)].assign(split="train")
     rows = rows if rows["fold"].nunique() > 1 else rows.drop(columns="fold")
     rows.attrs["classes"] = classes
     return rows
@@ -325,10 +334,3 @@ def _count_negative_controls(probes: pd.DataFrame | None, positive: str | None) 
     called = int((p >= 0.5).sum())
     low, high = wilson(called / len(p), len(p))
     return {"images": len(p), "called": called, "fraction": called / len(p), "low": low, "high": high}
-
-
-def _difference(row: pd.Series) -> str:
-    if row["difference"] != row["difference"]:
-        return "–"
-    difference, low, high = (round(row[name], 3) + 0.0 for name in ("difference", "low", "high"))  # no -0.000
-    return f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"

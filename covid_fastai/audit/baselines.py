@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +25,11 @@ from covid_fastai.audit.baseline_features import (
 from covid_fastai.audit.permutation import holm, permute_labels
 from covid_fastai.data.splits import fold_by_patient
 from covid_fastai.errors import DataError
-from covid_fastai.evaluation.metrics import RESEARCH_USE, evaluate
+from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric, format_p_value
+from covid_fastai.evaluation.metrics import evaluate
 from covid_fastai.evaluation.prediction_table import PROBABILITY
+from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.plotting import COLOURS, GREY
 
 __all__ = ["ShortcutAudit", "compare_parts", "find_shortcuts", "fit_and_predict", "plot_shortcuts", "predict_shortcuts"]
 
@@ -42,8 +44,8 @@ FOLDS = 5
 DRAWS = 500  # of the bootstrap, for the mean AUC of more than two classes
 
 
-@dataclass(frozen=True, eq=False)
-class ShortcutAudit:
+@dataclass(frozen=True, eq=False, repr=False)
+class ShortcutAudit(ResultDisplay):
     """What baselines that see little or nothing of a lung reach.
 
     Attributes:
@@ -81,9 +83,11 @@ class ShortcutAudit:
             {
                 "given": rows["baseline"],
                 "sees": rows["sees"],
-                "AUC": [_text(value) for value in rows["auc"]],
-                "95% interval": [_between(low, high) for low, high in zip(rows["low"], rows["high"], strict=True)],
-                "accuracy": [_text(value) for value in rows["accuracy"]],
+                "AUC": [format_metric(value) for value in rows["auc"]],
+                "95% interval": [
+                    format_interval(low, high) for low, high in zip(rows["low"], rows["high"], strict=True)
+                ],
+                "accuracy": [format_metric(value) for value in rows["accuracy"]],
                 "above chance": [_chance(row) for row in rows.to_dict("records")],
             }
         )
@@ -91,15 +95,15 @@ class ShortcutAudit:
     def notes(self) -> list[str]:
         """Return what has to be said beside the table."""
         if self.flags:
-            listed = ", ".join(f"{name} (AUC {self.row(name)['auc']:.3f})" for name in self.flags)
+            listed = ", ".join(f"{name} (AUC {format_metric(self.row(name)['auc'])})" for name in self.flags)
             said = [f"The classes can be told apart without a look at a lung, by: {listed}."]
         else:
             said = [
                 "Nothing that was tried tells the classes apart without a look at a lung. What was not tried may: only "
                 "another hospital's images can show that nothing does."
             ]
-        low, high = self.permuted["low"], self.permuted["high"]
-        said.append(f"With the patients' labels dealt out at random the thumbnail reaches {low:.2f} to {high:.2f}.")
+        reached = format_interval(self.permuted["low"], self.permuted["high"], spec="z.2f")
+        said.append(f"With the patients' labels dealt out at random the thumbnail reaches {reached}.")
         if self.unreadable:
             said.append(f"{self.unreadable} images could not be opened and were left out.")
         return [*said, RESEARCH_USE]
@@ -117,11 +121,8 @@ class ShortcutAudit:
             table[name] = table[name].astype(float)  # JSON has null where a figure has NaN
         return cls(table, fields["permuted"], {}, fields["images"], fields["unreadable"])
 
-    def __repr__(self) -> str:
-        return "\n".join([self.summary().to_string(index=False), *self.notes()])
-
-    def _repr_html_(self) -> str:
-        return self.summary().to_html(index=False) + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
+    def _display_parts(self) -> Iterator[pd.DataFrame | str]:
+        yield from (self.summary(), *self.notes())
 
 
 def find_shortcuts(
@@ -273,11 +274,11 @@ def plot_shortcuts(audit: ShortcutAudit, *, network: Mapping[str, Any] | None = 
     if network is not None:
         lines.append((f"the network (n = {network['n']})", network["value"], network["low"], network["high"], None))
     for place, (_, auc, low, high, flagged) in enumerate(lines):
-        colour = {None: "#000000", True: "#D55E00", False: "#0072B2"}[flagged]
+        colour = {None: "#000000", True: COLOURS[1], False: COLOURS[0]}[flagged]
         spread = [[max(auc - low, 0)], [max(high - auc, 0)]] if low == low else None
         axes.errorbar(auc, place, xerr=spread, fmt="D" if flagged is None else "o", color=colour, ms=5, capsize=3)
-        axes.annotate(f"{auc:.3f}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
-    axes.axvline(0.5, color="#999999", lw=0.8, ls=":")
+        axes.annotate(format_metric(auc), (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    axes.axvline(0.5, color=GREY, lw=0.8, ls=":")
     axes.set(yticks=range(len(lines)), yticklabels=[line[0] for line in lines], ylim=(-0.6, len(lines) - 0.4))
     axes.set(xlim=(min(0.4, *(min(line[1:3]) for line in lines)) - 0.02, 1.01), xlabel="AUC, with 95% interval")
     n = int(rows["n"].max())
@@ -395,17 +396,9 @@ def _table(about: pd.DataFrame, p: np.ndarray, classes: list[str]) -> pd.DataFra
     return table.assign(prediction=np.array(classes, dtype=object)[np.nan_to_num(p, nan=-1.0).argmax(axis=1)])
 
 
-def _text(value: float) -> str:
-    return f"{value:.3f}" if value == value else "–"
-
-
-def _between(low: float, high: float) -> str:
-    return f"{low:.3f} to {high:.3f}" if low == low else "–"
-
-
 def _chance(row: Mapping[str, Any]) -> str:
     if row["auc"] != row["auc"]:
         return "not tried: one source, or none named"
     if row["p"] != row["p"]:
         return ""
-    return f"{'flagged, ' if row['flagged'] else ''}p = {row['p']:.3f}"
+    return f"{'flagged, ' if row['flagged'] else ''}{format_p_value(row['p'])}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,17 +14,17 @@ from matplotlib.figure import Figure
 
 from covid_fastai.data.exploration import plot_pictures, shorten
 from covid_fastai.data.fingerprints import connect_pairs, duplicate_pairs, fingerprint_images
-from covid_fastai.data.image_facts import SUFFIXES
+from covid_fastai.data.image_facts import IMAGE_SUFFIXES
 from covid_fastai.data.images import open_image
 from covid_fastai.data.patients import patient_key
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evaluation.formatting import ResultDisplay, format_metric
 
 __all__ = ["LeakAudit", "find_leaks", "plot_leak_groups"]
 
 SPLITS = ("train", "valid", "test")
 FACTS = ["data_set", "path", "patient", "label", "split"]
 LINKS = ["kind", "distance", "correlation"]
-IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 WITHIN = "within one split, label, patient and data set"
 SHOWN = 256  # pixels of a picture's longer side in a figure
 ROW = 4  # pictures of a group that are drawn
@@ -33,7 +32,7 @@ LISTED = 50  # rows in the page; all are in `groups`
 
 
 @dataclass(frozen=True, eq=False)
-class LeakAudit:
+class LeakAudit(ResultDisplay):
     """What shows the same picture, and what it crosses.
 
     Attributes:
@@ -59,15 +58,19 @@ class LeakAudit:
         counts = self.crossings.to_string(index=False) if len(self.crossings) else ""
         return f"Leak audit of {compared}: {found}{skipped}\n{counts}".strip()
 
-    def _repr_html_(self) -> str:
-        summary = html.escape(str(self).partition("\n")[0])
+    def _display_parts(self) -> Iterator[pd.DataFrame | str]:
+        yield str(self).partition("\n")[0]
         if self.groups.empty:
-            return f"<p>{summary}</p>"
-        rows = self.groups.head(LISTED).assign(path=self.groups["path"].map(os.path.basename))
-        more = len(self.groups) - len(rows)
-        rest = f"<p>{more:,} more rows are in <code>groups</code>.</p>" if more else ""
-        tables = [self.crossings.to_html(index=False), rows.to_html(index=False, na_rep="", float_format="%.3f")]
-        return f"<p>{summary}</p>{tables[0]}{tables[1]}{rest}"
+            return
+        rows = self.groups.head(LISTED)
+        yield self.crossings
+        yield rows.assign(
+            path=rows["path"].map(os.path.basename),
+            distance=[format_metric(bits, spec=".0f") for bits in rows["distance"].astype(float)],
+            correlation=[format_metric(value) for value in rows["correlation"].astype(float)],
+        )
+        if len(self.groups) > LISTED:
+            yield f"{len(self.groups) - LISTED:,} more rows are in `groups`."
 
 
 def find_leaks(

@@ -23,8 +23,8 @@ from covid_fastai.audit.audit import (
 from covid_fastai.data.images import open_image, open_square
 from covid_fastai.errors import ImageError, UsageError
 from covid_fastai.evaluation.predict import predict
-from covid_fastai.files import write_csv
-from covid_fastai.reporting.html import save_picture
+from covid_fastai.files import make_folder, write_csv
+from covid_fastai.plotting import save_figure
 from covid_fastai.saliency.methods import plot_saliency, saliency_fraction
 from covid_fastai.saliency.region_fraction import CENTRAL_BOX
 
@@ -107,7 +107,7 @@ def write_probes(
     try:
         write_csv(folder / HEAT_FILE, saliency_fraction(learn, held_out))
         shown = held_out.groupby("label", sort=False).head(-(-SHOWN // held_out["label"].nunique()))
-        save_picture(folder / SALIENCY_PICTURE, plot_saliency(learn, shown.sort_values("label"), k=SHOWN))
+        save_figure(folder / SALIENCY_PICTURE, plot_saliency(learn, shown.sort_values("label"), k=SHOWN))
     except UsageError as error:
         logger.warning("No class activation maps: %s", error)
 
@@ -138,7 +138,7 @@ def write_altered(rows: pd.DataFrame, folder: str | Path, *, change: str, image_
     """
     if change not in CHANGES:
         raise UsageError(f"change={change!r}.", hint=f"Choose one of {', '.join(map(repr, CHANGES))}.")
-    Path(folder).mkdir(parents=True)
+    make_folder(folder)
     copies = []
     low, high = (round(edge * image_size) for edge in CENTRAL_BOX)
     for number, path in enumerate(rows["path"]):

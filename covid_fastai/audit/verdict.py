@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from covid_fastai.audit.baselines import ShortcutAudit
+from covid_fastai.evaluation.formatting import SIGNED, ResultDisplay, format_estimate, format_interval, format_metric
 
 __all__ = ["Condition", "Verdict", "give_verdict"]
 
@@ -36,7 +36,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(ResultDisplay):
     """What has been shown of a model.
 
     Attributes:
@@ -62,8 +62,8 @@ class Verdict:
     def __str__(self) -> str:
         return "\n".join([self.sentence, *(f"- {one.name}: {one.outcome}. {one.text}" for one in self.conditions)])
 
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.sentence)}</p>{self.table().to_html(index=False)}"
+    def _display_parts(self) -> Iterator[pd.DataFrame | str]:
+        yield from (self.sentence, self.table())
 
 
 def give_verdict(
@@ -111,7 +111,7 @@ def give_verdict(
     room = (
         f" The data cannot tell: on {n} patients not even a model without an error would be shown to be better than a "
     )
-    room += f"16 × 16 thumbnail (AUC {thumbnail:.3f})."
+    room += f"16 × 16 thumbnail (AUC {format_metric(thumbnail)})."
     if FAILED in outcomes:
         apart = "Separates sources" if "source" in shortcuts.flags else "A shortcut is open"
         apart = apart if shortcuts.flags else "A condition fails"
@@ -130,7 +130,7 @@ def _lower(text: str) -> str:
 def _no_flag(shortcuts: ShortcutAudit) -> Condition:
     name = "Nothing without a lung tells the classes apart"
     if shortcuts.flags:
-        listed = ", ".join(f"{flag} (AUC {shortcuts.row(flag)['auc']:.3f})" for flag in shortcuts.flags)
+        listed = ", ".join(f"{flag} (AUC {format_metric(shortcuts.row(flag)['auc'])})" for flag in shortcuts.flags)
         return Condition(name, FAILED, f"They can be told apart by: {listed}.")
     return Condition(name, MET, "No lung-free baseline is better than chance.")
 
@@ -138,11 +138,10 @@ def _no_flag(shortcuts: ShortcutAudit) -> Condition:
 def _beats_thumbnail(shortcuts: ShortcutAudit, network: Mapping[str, Any], versus: pd.DataFrame) -> Condition:
     name = "Better than a 16 × 16 thumbnail"
     row = versus.set_index("baseline").loc["thumbnail"]
-    n, (difference, low, high) = int(row["n"]), (round(row[key], 3) + 0.0 for key in ("difference", "low", "high"))
-    found = (
-        f"Its AUC is {network['value']:.3f}, the thumbnail's {shortcuts.row('thumbnail')['auc']:.3f}; on the same {n} "
-    )
-    found += f"patients the difference is {difference:+.3f} ({low:+.3f} to {high:+.3f})."
+    own, thumbnail = format_metric(network["value"]), format_metric(shortcuts.row("thumbnail")["auc"])
+    difference = format_estimate(row["difference"], row["low"], row["high"], spec=SIGNED)
+    found = f"Its AUC is {own}, the thumbnail's {thumbnail}; on the same {int(row['n'])} "
+    found += f"patients the difference is {difference}."
     if row["low"] > 0:
         return Condition(name, MET, found)
     if row["errorless_low"] <= 0:
@@ -154,8 +153,8 @@ def _needs_lungs(blind: Mapping[str, Any] | None) -> Condition:
     name = "Worse when trained without the lungs"
     if blind is None:
         return Condition(name, OPEN, "No network was trained with the lungs' region black (audit --full).")
-    found = f"Paired difference to the network that saw no lungs {blind['difference']:.3f} "
-    found += f"({blind['low']:.3f} to {blind['high']:.3f})."
+    difference = format_estimate(blind["difference"], blind["low"], blind["high"])
+    found = f"Paired difference to the network that saw no lungs {difference}."
     return Condition(name, MET if blind["low"] > 0 else FAILED, found)
 
 
@@ -166,9 +165,9 @@ def _holds_elsewhere(external: Sequence[Mapping[str, Any]]) -> Condition:
     texts, held = [], True
     for one in external:
         tried = one["thumbnail"] is not None and one["thumbnail"] == one["thumbnail"]
-        thumbnail = f", the thumbnail {one['thumbnail']:.3f}" if tried else ""
-        interval = f"{one['low']:.3f} to {one['high']:.3f}, n = {one['n']}"
-        texts.append(f"{one['source']}: AUC {one['value']:.3f} ({interval}){thumbnail}")
+        thumbnail = f", the thumbnail {format_metric(one['thumbnail'])}" if tried else ""
+        interval = f"{format_interval(one['low'], one['high'])}, n = {one['n']}"
+        texts.append(f"{one['source']}: AUC {format_metric(one['value'])} ({interval}){thumbnail}")
         held &= one["low"] > 0.5 and not (tried and one["value"] <= one["thumbnail"])
     return Condition(name, MET if held else FAILED, f"{'; '.join(texts)}.")
 

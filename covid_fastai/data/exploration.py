@@ -15,12 +15,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from covid_fastai.data.images import describe_image, open_square
 from covid_fastai.data.metadata import COHORT_COLUMNS
 from covid_fastai.errors import DataError, ImageError, UsageError
+from covid_fastai.plotting import COLOURS, class_colours
 
 if TYPE_CHECKING:
     from fastai.data.core import DataLoaders
 
 __all__ = [
-    "class_colours",
     "header_facts",
     "plot_batch",
     "plot_class_counts",
@@ -31,23 +31,9 @@ __all__ = [
     "plot_samples",
 ]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by all eyes
-GREY = "#999999"
 SHOWN = 256  # pixels a side of a picture in a figure
 SPLITS = ("train", "valid", "test", "excluded")
 HATCHES = {"train": "", "valid": "///", "test": "xxx", "excluded": "..."}
-
-
-def class_colours(classes: Sequence[str]) -> dict[str, str]:
-    """Return a colour for each class, the same in all figures of the package and safe for colour-blind readers.
-
-    Args:
-        classes: The classes in their order; from the seventh on colours repeat.
-
-    Returns:
-        The hexadecimal colour of each class.
-    """
-    return {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(classes)}
 
 
 def plot_missing_values(cohort: pd.DataFrame) -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections import deque
@@ -20,7 +19,7 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 
 from covid_fastai.data.cache import cached_square
-from covid_fastai.data.images import open_image, open_square, resize_image
+from covid_fastai.data.images import encode_in_memory, open_image, open_square, resize_image
 from covid_fastai.errors import DataError, ImageError, ResourceError
 
 __all__ = ["OpenRadiograph", "PILRadiograph", "RadiographDL", "ResizeRadiograph", "TensorRadiograph", "png_bytes"]
@@ -73,19 +72,18 @@ def png_bytes(image: np.ndarray | torch.Tensor | Image.Image) -> bytes:
     """Return an image in memory as the bytes of a lossless file, so that the one opener treats its mode and depth."""
     if isinstance(image, torch.Tensor):
         image = np.moveaxis(image.detach().cpu().numpy(), 0, -1) if image.ndim == 3 else image.detach().cpu().numpy()
-    file = io.BytesIO()
-    try:
-        if isinstance(image, np.ndarray):
-            image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
-        image.save(file, format="PNG")
-    except (OSError, TypeError, ValueError) as error:
-        raise ImageError(
-            f"The image in memory cannot be read as a radiograph: {error}.", hint="Give 8- or 16-bit integers."
-        ) from error
-    return file.getvalue()
+    return encode_in_memory(image)
 
 
-class OpenRadiograph(DisplayedTransform):
+class _ToSize(DisplayedTransform):
+    """A transform that knows the size that the model takes."""
+
+    def __init__(self, image_size: int):
+        super().__init__()
+        self.image_size = image_size
+
+
+class OpenRadiograph(_ToSize):
     """Open an item as a `PILRadiograph`, at the size that the model takes.
 
     Args:
@@ -95,16 +93,12 @@ class OpenRadiograph(DisplayedTransform):
     # where fastai finds what `dls.test_dl` may be given, besides rows
     input_types = (str, Path, bytes, np.ndarray, torch.Tensor, Image.Image)
 
-    def __init__(self, image_size: int):
-        super().__init__()
-        self.image_size = image_size
-
     def encodes(self, x):
         """Return the radiograph."""
         return PILRadiograph.create(x, image_size=self.image_size)
 
 
-class ResizeRadiograph(DisplayedTransform):
+class ResizeRadiograph(_ToSize):
     """Squash a radiograph to a square with `covid_fastai.data.images.resize_image`.
 
     Squashed rather than cropped, since a crop may cut off the lung's edge where the finding is; a mask, point or label
@@ -115,10 +109,6 @@ class ResizeRadiograph(DisplayedTransform):
     """
 
     order = 1  # before ToTensor
-
-    def __init__(self, image_size: int):
-        super().__init__()
-        self.image_size = image_size
 
     def encodes(self, x: PILRadiograph):
         """Return the radiograph at the transform's size."""

@@ -311,15 +311,9 @@ def _note_strays(folder: Path, problems: ProblemLog) -> None:
     """Name images that lie beside the classes' folders: nothing says what they show."""
     strays = [name for name in _names_in(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
     strays = [name for name in strays if not (folder / name).is_dir()]
-    if strays:
-        shown = ", ".join(strays[:5]) + (", ..." if len(strays) > 5 else "")
-        problems.add(
-            "no_class",
-            path=str(folder),
-            severity="note",
-            reason=f"{len(strays)} images beside the classes' folders were not read: {shown}",
-            remedy="Move them into the folder of their class, if they are of the data.",
-        )
+    what = "images beside the classes' folders"
+    remedy = "Move them into the folder of their class, if they are of the data."
+    _note_unread(strays, folder, problems, kind="no_class", what=what, remedy=remedy)
 
 
 def _images_in(folder: Path, problems: ProblemLog) -> list[str]:
@@ -332,16 +326,18 @@ def _images_in(folder: Path, problems: ProblemLog) -> list[str]:
                 paths.append(path)
             elif path != str(folder / "images"):
                 others.append(name)
-    if others:
-        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        problems.add(
-            "not_an_image",
-            path=str(folder),
-            severity="note",
-            reason=f"{len(others)} files or folders without an image's ending were not read: {shown}",
-            remedy="Nothing, if they are none of the data.",
-        )
+    what = "files or folders without an image's ending"
+    remedy = "Nothing, if they are none of the data."
+    _note_unread(others, folder, problems, kind="not_an_image", what=what, remedy=remedy)
     return paths
+
+
+def _note_unread(names: list[str], folder: Path, problems: ProblemLog, *, kind: str, what: str, remedy: str) -> None:
+    """Note the files of a folder that were not read, the first five by name."""
+    if names:
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        reason = f"{len(names)} {what} were not read: {shown}"
+        problems.add(kind, path=str(folder), severity="note", reason=reason, remedy=remedy)
 
 
 def _folders_in(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from covid_fastai.errors import DataError, UsageError
-from covid_fastai.files import write_csv, write_json
+from covid_fastai.files import make_folder, write_csv, write_json
 
 __all__ = ["Anatomy", "FINDINGS", "Phantom", "SHORTCUTS", "draw_anatomy", "draw_phantom", "write_phantom"]
 
@@ -334,7 +334,7 @@ def write_phantom(
     if _is_complete(root, settings):
         return root
     for folder in (root / IMAGES / "train", root / IMAGES / "test", *([root / "lung-masks"] if masks else [])):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     rng = np.random.default_rng(seed)
     rows = []
     for number, (finding, test) in enumerate(_patients(rng, counts), start=1):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evaluation.prediction_table import has_label_and_prediction
 
 __all__ = [
     "average_precision",
@@ -194,7 +195,7 @@ def other_folds(
 
 def _two_classes(table: pd.DataFrame, what: str) -> pd.DataFrame:
     """Return the rows with a label and a prediction, of two classes at least."""
-    rows = table[table["status"].eq("ok") & table["label"].ne("")]
+    rows = table[has_label_and_prediction(table)]
     if rows["label"].nunique() < 2:
         found = ", ".join(rows["label"].unique()) or "none"
         raise DataError(f"{what.capitalize()} have one class only: {found}.", hint="Give labelled rows of each class.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import html
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 
-from covid_fastai.data.exploration import class_colours
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.bootstrap import BINS, equal_mass_bins, other_folds, patient_draws
+from covid_fastai.evaluation.formatting import ResultDisplay, format_estimate
 from covid_fastai.evaluation.intervals import percentiles, wilson
-from covid_fastai.evaluation.metrics import RESEARCH_USE, Evaluation, evaluate, score_units
-from covid_fastai.evaluation.prediction_table import PROBABILITY, class_columns, read_predictions
+from covid_fastai.evaluation.metrics import Evaluation, evaluate, score_units
+from covid_fastai.evaluation.prediction_table import (
+    PROBABILITY,
+    class_columns,
+    has_label_and_prediction,
+    read_predictions,
+)
 from covid_fastai.evaluation.weighted_metrics import SMALLEST_P, compute_in_blocks, confidence, list_measures
+from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.plotting import GREY, class_colours
 
 __all__ = [
     "Calibration",
@@ -34,8 +41,8 @@ COLUMNS = ["metric", "when", "value", "low", "high", "n", "unit", "method"]
 HIGHEST, LOWEST = 50.0, 0.02  # temperatures: all classes alike, all certain
 
 
-@dataclass(frozen=True, eq=False)
-class Calibration:
+@dataclass(frozen=True, eq=False, repr=False)
+class Calibration(ResultDisplay):
     """What temperature scaling does to probabilities, judged on patients that it was not fitted on.
 
     Attributes:
@@ -58,14 +65,9 @@ class Calibration:
         records = {"folds": self.folds.to_dict("records"), "table": self.table.to_dict("records")}
         return {"temperature": self.temperature, **records}
 
-    def __repr__(self) -> str:
-        return f"{self.table.round(3).to_string(index=False)}\n{self._footer()}"
-
-    def _repr_html_(self) -> str:
-        return f"{self.table.round(3).to_html(index=False)}<p>{html.escape(self._footer())}</p>"
-
-    def _footer(self) -> str:
-        return f"Temperature {self.temperature:.2f}; above 1 it makes the model less certain. {RESEARCH_USE}"
+    def _display_parts(self) -> Iterator[pd.DataFrame | str]:
+        yield self.table.round(3)
+        yield f"Temperature {self.temperature:.2f}; above 1 it makes the model less certain. {RESEARCH_USE}"
 
 
 def calibrate(
@@ -136,7 +138,7 @@ def fit_temperature(predictions: pd.DataFrame) -> float:
         DataError: No row has both a label and a prediction.
     """
     classes = class_columns(predictions)
-    rows = predictions[predictions["status"].eq("ok") & predictions["label"].ne("")]
+    rows = predictions[has_label_and_prediction(predictions)]
     if rows.empty:
         raise DataError("No row has both a label and a prediction.", hint="Give labelled predictions to fit on.")
     logits = _logits(rows)
@@ -224,10 +226,10 @@ def plot_reliability(source: Calibration | Evaluation | pd.DataFrame | str | Pat
     colours = dict(zip(shown, class_colours(["first", "second"]).values(), strict=False))
     figure = Figure(figsize=(4.8, 5.6), layout="constrained")
     axes, counts = figure.subplots(2, 1, height_ratios=[3.4, 1], sharex=True)
-    axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls=":")
+    axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
     for (name, result), marker, shift in zip(shown.items(), "os", (-0.004, 0.004), strict=False):
         table, ece = reliability_table(result, bins=bins), result.row("ece")
-        label = f"{name} ECE {ece['value']:.3f} ({ece['low']:.3f} to {ece['high']:.3f})".strip()
+        label = f"{name} ECE {format_estimate(ece['value'], ece['low'], ece['high'])}".strip()
         spread = np.abs(table[["low", "high"]].to_numpy().T - table["fraction"].to_numpy())
         style = {"fmt": marker, "color": colours[name], "markersize": 4, "elinewidth": 0.9, "capsize": 2}
         axes.errorbar(table["probability"] + shift * both, table["fraction"], yerr=spread, label=label, **style)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,25 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.stats import binomtest, t
 
-from covid_fastai.data.exploration import class_colours
 from covid_fastai.errors import UsageError
 from covid_fastai.evaluation.bootstrap import patient_draws
+from covid_fastai.evaluation.formatting import (
+    SIGNED,
+    ResultDisplay,
+    format_estimate,
+    format_interval,
+    format_metric,
+    format_metric_name,
+    format_p_value,
+)
 from covid_fastai.evaluation.intervals import Z, auc_difference, newcombe_difference, percentiles, wilson
-from covid_fastai.evaluation.metrics import RESEARCH_USE, TITLES, Evaluation, evaluate, score_units
+from covid_fastai.evaluation.metrics import Evaluation, evaluate, score_units
 from covid_fastai.evaluation.pairing import Paired, pair_predictions
 from covid_fastai.evaluation.prediction_table import PROBABILITY
 from covid_fastai.evaluation.runs import Run
 from covid_fastai.evaluation.weighted_metrics import LOWER_IS_BETTER, Measure, compute_in_blocks, list_measures
+from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.plotting import class_colours
 
 __all__ = [
     "AGREEMENT_COLUMNS",
@@ -40,8 +49,8 @@ COLUMNS = ["model", "metric", "class", "reference_value", "value", "difference",
 TEST_COLUMNS = ["model", "metric", "class", "difference", "low", "high", "p", "folds"]
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(ResultDisplay):
     """How models differ on the same patients; the first is the reference.
 
     Attributes:
@@ -103,37 +112,28 @@ class Comparison:
         return pd.DataFrame(
             {
                 "model": self.table["model"],
-                "figure": [_title(row["metric"], row["class"]) for row in rows],
-                self.names[0]: [_text(row["reference_value"]) for row in rows],
-                "its": [_text(row["value"]) for row in rows],
-                "difference": [_text(row["difference"], sign=True) for row in rows],
-                "95% interval": [
-                    f"{_text(row['low'], sign=True)} to {_text(row['high'], sign=True)}"
-                    if math.isfinite(row["low"])
-                    else "not estimable"
-                    for row in rows
-                ],
+                "figure": [format_metric_name(row["metric"], row["class"]) for row in rows],
+                self.names[0]: [format_metric(row["reference_value"]) for row in rows],
+                "its": [format_metric(row["value"]) for row in rows],
+                "difference": [format_metric(row["difference"], spec=SIGNED) for row in rows],
+                "95% interval": [format_interval(row["low"], row["high"], spec=SIGNED) for row in rows],
                 "n": [f"{row['n']} {row['unit']}s" for row in rows],
             }
         )
 
-    def __repr__(self) -> str:
-        return f"{self.summary().to_string(index=False)}\n" + "\n".join([*self.sentences(), RESEARCH_USE])
-
-    def _repr_html_(self) -> str:
-        listed = "".join(f"<li>{html.escape(text)}</li>" for text in self.sentences())
-        return f"{self.summary().to_html(index=False)}<ul>{listed}</ul><p>{RESEARCH_USE}</p>"
+    def _display_parts(self) -> Iterator[pd.DataFrame | str | list[str]]:
+        yield from (self.summary(), self.sentences(), RESEARCH_USE)
 
     def sentences(self) -> list[str]:
         """Return agreement and notes as sentences."""
         said = []
         for row in self.agreement.to_dict("records"):
-            share = f"{row['share']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-            chance = "" if math.isnan(row["kappa"]) else f", kappa {row['kappa']:.3f}"
+            share = format_estimate(row["fraction"], row["low"], row["high"])
+            chance = "" if math.isnan(row["kappa"]) else f", kappa {format_metric(row['kappa'])}"
             said.append(
                 f"{row['model']} says what {self.names[0]} says for a share of {share} of {row['n']} patients{chance}; "
                 f"only {self.names[0]} is right for {row['only_reference']}, only {row['model']} for "
-                f"{row['only_model']} (McNemar's exact p = {row['mcnemar_p']:.3g})."
+                f"{row['only_model']} (McNemar's exact {format_p_value(row['mcnemar_p'])})."
             )
         return [*said, *self.notes]
 
@@ -255,7 +255,7 @@ def plot_comparison(comparison: Comparison) -> Figure:
             ends = np.sort(sign * own[["low", "high"]].to_numpy(), axis=1)
             axes.hlines(y, ends[:, 0], ends[:, 1], color=colours[name], lw=1.4)
             axes.plot(sign * own["difference"], y, "o", color=colours[name], markersize=4.5)
-        texts = [_title(metric, of) for metric, of in names]
+        texts = [format_metric_name(metric, of) for metric, of in names]
         axes.set(yticks=range(len(names)), yticklabels=texts, ylim=(len(names) - 0.4, -0.6))
         way = "less" if sign < 0 else "more"
         axes.set_xlabel(f"{way} than {reference}: better to the right, 95% interval", fontsize=9)
@@ -324,15 +324,6 @@ def _fold_tests(
             row = (metric, of, float(np.mean(differences)), low, high, p, len(folds))
             rows.append(dict(zip(TEST_COLUMNS[1:], row, strict=True)))
     return rows
-
-
-def _title(metric: str, of: str) -> str:
-    name = TITLES.get(metric, metric.replace("_", " "))
-    return f"{name} ({of})" if of else name
-
-
-def _text(value: float, *, sign: bool = False) -> str:
-    return (f"{value:+.3f}" if sign else f"{value:.3f}") if math.isfinite(value) else "-"
 
 
 AGREEMENT_COLUMNS = ["model", "fraction", "low", "high", "kappa", "kappa_low", "kappa_high", "n"]

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from covid_fastai.data.exploration import class_colours
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.intervals import ratio_interval, wilson
 from covid_fastai.evaluation.metrics import Evaluation, evaluate
 from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.evaluation.thresholds import OperatingPoint, positive_scores
+from covid_fastai.plotting import class_colours, draw_band
 
 __all__ = ["decision_curve", "plot_decision_curve", "predictive_values"]
 
@@ -163,8 +163,8 @@ def plot_decision_curve(curves: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Fi
     figure = Figure(figsize=(6.2, 4.2), layout="constrained")
     axes = figure.subplots()
     for (name, curve), colour in zip(shown.items(), class_colours(list(shown)).values(), strict=True):
-        axes.fill_between(curve["threshold"], curve["low"], curve["high"], color=colour, alpha=0.18, lw=0)
-        axes.plot(curve["threshold"], curve["net_benefit"], color=colour, label=name)
+        lines = (curve[column] for column in ("threshold", "net_benefit", "low", "high"))
+        draw_band(axes, *lines, colour=colour, label=name)
     first = next(iter(shown.values()))
     axes.plot(first["threshold"], first["treat_all"], color="#555555", lw=1, ls="--", label="act on everybody")
     axes.axhline(0, color="#555555", lw=1, label="act on nobody")

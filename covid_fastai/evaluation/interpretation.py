@@ -12,8 +12,14 @@ from matplotlib.figure import Figure
 from covid_fastai.data.exploration import SHOWN, plot_pictures, shorten
 from covid_fastai.data.images import open_square
 from covid_fastai.errors import ImageError, UsageError
+from covid_fastai.evaluation.formatting import PERCENT, format_metric
 from covid_fastai.evaluation.metrics import SMALLEST_P, Evaluation
-from covid_fastai.evaluation.prediction_table import PROBABILITY, class_columns, read_predictions
+from covid_fastai.evaluation.prediction_table import (
+    PROBABILITY,
+    class_columns,
+    has_label_and_prediction,
+    read_predictions,
+)
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
@@ -38,7 +44,7 @@ def confusion_matrix(source: Learner | Evaluation | pd.DataFrame) -> pd.DataFram
     if isinstance(source, pd.DataFrame):
         table = read_predictions(source)
         classes = class_columns(table)
-        table = table[(table["status"] == "ok") & (table["label"] != "")]
+        table = table[has_label_and_prediction(table)]
         counts = pd.crosstab(table["label"], table["prediction"]).reindex(classes, fill_value=0)
         counts = counts.reindex(columns=classes, fill_value=0)
     else:
@@ -61,7 +67,7 @@ def top_losses(source: Learner | Evaluation | pd.DataFrame, *, k: int = 9) -> pd
     if not isinstance(source, (Evaluation, pd.DataFrame)):
         return _learner_losses(source, k)
     table = read_predictions(source) if isinstance(source, pd.DataFrame) else source.predictions
-    table = table[(table["status"] == "ok") & (table["label"] != "")] if len(table) else table
+    table = table[has_label_and_prediction(table)] if len(table) else table
     if table.empty:
         raise UsageError("There is no labelled prediction to rank.", hint="Give a table with labels.")
     classes = class_columns(table)
@@ -93,7 +99,8 @@ def plot_confusion_matrix(source: Learner | Evaluation | pd.DataFrame) -> Figure
     for row, true in enumerate(counts.index):
         for column, predicted in enumerate(counts.columns):
             share = shares.loc[true, predicted]
-            text = "–\nn = 0" if np.isnan(share) else f"{counts.loc[true, predicted]}\n{100 * share:.0f}%"
+            count = "n = 0" if np.isnan(share) else str(counts.loc[true, predicted])
+            text = f"{count}\n{format_metric(share, spec=PERCENT)}"
             axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.5 else "black")
     rows = [f"{name}\nn = {sums[name]}" for name in counts.index]
     axes.set(xticks=range(len(counts)), xticklabels=counts.columns, yticks=range(len(counts)), yticklabels=rows)
@@ -126,7 +133,7 @@ def open_picture(path: str | Path) -> np.ndarray | None:
 
 def _caption(row: dict[str, Any]) -> str:
     said = f"{row['label']} called {row['predicted']}" if row["label"] != row["predicted"] else row["label"]
-    return f"{said}\np(true) = {row['probability']:.3f}\n{shorten(Path(row['path']).name, 26)}"
+    return f"{said}\np(true) = {format_metric(row['probability'])}\n{shorten(Path(row['path']).name, 26)}"
 
 
 def _interpret(learn: Learner):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pandas as pd
 
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.bootstrap import patient_draws
+from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric, format_metric_name
 from covid_fastai.evaluation.intervals import (
     auc_interval,
     calibration_interval,
@@ -21,7 +21,13 @@ from covid_fastai.evaluation.intervals import (
     percentiles,
     wilson,
 )
-from covid_fastai.evaluation.prediction_table import PROBABILITY, class_columns, read_predictions
+from covid_fastai.evaluation.prediction_table import (
+    PROBABILITY,
+    choose_positive,
+    class_columns,
+    has_label_and_prediction,
+    read_predictions,
+)
 from covid_fastai.evaluation.weighted_metrics import (
     LOWER_IS_BETTER,
     SMALLEST_P,
@@ -29,11 +35,20 @@ from covid_fastai.evaluation.weighted_metrics import (
     compute_in_blocks,
     list_measures,
 )
+from covid_fastai.notices import RESEARCH_USE
 
-__all__ = ["Evaluation", "LOWER_IS_BETTER", "SMALLEST_P", "Scores", "evaluate", "score_units", "summarise_figures"]
+__all__ = [
+    "Evaluation",
+    "LOWER_IS_BETTER",
+    "SMALLEST_P",
+    "Scores",
+    "evaluate",
+    "find_row",
+    "score_units",
+    "summarise_figures",
+]
 
 COLUMNS = ["metric", "class", "value", "low", "high", "n", "unit", "method"]
-RESEARCH_USE = "Research use only; not a medical device."
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +64,8 @@ class Scores:
     unit: str
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(ResultDisplay):
     """How well predictions agree with the labels.
 
     Attributes:
@@ -131,15 +146,10 @@ class Evaluation:
             **fields,
         )
 
-    def __repr__(self) -> str:
-        return f"{self.summary().to_string(index=False)}\n{self._footer()}"
-
-    def _repr_html_(self) -> str:
-        return f"{self.summary().to_html(index=False)}<p>{html.escape(self._footer())}</p>"
-
-    def _footer(self) -> str:
+    def _display_parts(self) -> Iterator[pd.DataFrame | str]:
+        yield self.summary()
         lost = f" {self.n_failed} images without a prediction are not counted." if self.n_failed else ""
-        return f"{self.n_images} images.{lost} {RESEARCH_USE}"
+        yield f"{self.n_images} images.{lost} {RESEARCH_USE}"
 
 
 def evaluate(
@@ -184,7 +194,7 @@ def evaluate(
     confusion = confusion.reindex(columns=classes, fill_value=0)
     weights = patient_draws(units["patient"], units["label"], n_resamples=n_resamples, seed=seed)
     rows = [_row(measure, units, weights, unit=unit) for measure in list_measures(units, classes, positive)]
-    judged = table["status"].eq("ok") & table["label"].ne("")
+    judged = has_label_and_prediction(table)
     return Evaluation(
         metrics=pd.DataFrame(rows, columns=COLUMNS),
         classes=classes,
@@ -219,7 +229,7 @@ def score_units(
     """
     classes = class_columns(table)
     columns = [PROBABILITY + name for name in classes]
-    judged = table[table["status"].eq("ok") & table["label"].ne("")]
+    judged = table[has_label_and_prediction(table)]
     if judged.empty:
         raise DataError(
             "No row has both a label and a prediction.",
@@ -238,6 +248,22 @@ def score_units(
     return Scores(units, unit)
 
 
+def find_row(metrics: pd.DataFrame, metric: str) -> dict[str, Any]:
+    """Return the first row of a metric.
+
+    Args:
+        metrics: A row a metric, with the column `metric`.
+        metric: The name.
+
+    Raises:
+        UsageError: There is no such metric.
+    """
+    rows = metrics[metrics["metric"] == metric]
+    if rows.empty:
+        raise UsageError(f"There is no figure {metric!r}.", hint=f"Figures: {', '.join(metrics['metric'])}.")
+    return rows.iloc[0].to_dict()
+
+
 def summarise_figures(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return figures as text, for tables.
 
@@ -249,11 +275,10 @@ def summarise_figures(metrics: pd.DataFrame) -> pd.DataFrame:
     """
     return pd.DataFrame(
         {
-            "figure": [_title(row["metric"], row["class"]) for row in metrics.to_dict("records")],
-            "value": [_number(value) for value in metrics["value"]],
+            "figure": [format_metric_name(row["metric"], row["class"]) for row in metrics.to_dict("records")],
+            "value": [format_metric(value) for value in metrics["value"]],
             "95% interval": [
-                f"{_number(low)} to {_number(high)}" if math.isfinite(low) else "not estimable"
-                for low, high in zip(metrics["low"], metrics["high"], strict=True)
+                format_interval(low, high) for low, high in zip(metrics["low"], metrics["high"], strict=True)
             ],
             "n": [f"{n} {unit}s" for n, unit in zip(metrics["n"], metrics["unit"], strict=True)],
         }
@@ -262,15 +287,14 @@ def summarise_figures(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def _check(classes: list[str], *, positive: str | None, threshold: float, n_resamples: int, unit: str) -> str | None:
     """Check the options and return the positive class, None where there are more than two classes."""
-    if positive is not None and positive not in classes:
-        raise UsageError(f"positive={positive!r} is no class.", hint=f"Classes: {', '.join(classes)}.")
+    positive = choose_positive(classes, positive)
     if not 0 <= threshold <= 1:
         raise UsageError(f"threshold={threshold!r}.", hint="Give a probability, 0 to 1.")
     if n_resamples < 100:
         raise UsageError(f"n_resamples={n_resamples!r}.", hint="Give 100 or more; 2000 is usual.")
     if unit not in ("patient", "image"):
         raise UsageError(f"unit={unit!r}.", hint="Choose 'patient' or 'image'.")
-    return (positive or classes[-1]) if len(classes) == 2 else None
+    return positive
 
 
 def _row(measure: Measure, units: pd.DataFrame, weights: np.ndarray, *, unit: str) -> dict[str, Any]:
@@ -308,15 +332,3 @@ def _drawn(measure: Measure, value: float, units: pd.DataFrame, weights: np.ndar
         smallest = int(units["label"].value_counts().min())
         return *wilson(value, smallest), f"Wilson, n={smallest} (no draw differs)"
     return math.nan, math.nan, "no draw differs"
-
-
-TITLES = {"auc": "AUC", "f1": "F1", "log_loss": "log loss", "brier": "Brier score", "ece": "calibration error (ECE)"}
-
-
-def _title(metric: str, of: str) -> str:
-    name = TITLES.get(metric, metric.replace("_", " "))
-    return f"{name} ({of})" if of else name
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "-"

@@ -9,7 +9,12 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from covid_fastai.errors import DataError, UsageError
-from covid_fastai.evaluation.prediction_table import PROBABILITY, class_columns, read_predictions
+from covid_fastai.evaluation.prediction_table import (
+    PROBABILITY,
+    class_columns,
+    has_label_and_prediction,
+    read_predictions,
+)
 from covid_fastai.evaluation.runs import Run, read_run
 
 __all__ = ["Paired", "pair_predictions"]
@@ -68,7 +73,7 @@ def pair_predictions(
     for name, table in read.items():
         rest = table.drop(columns=columns)
         table = pd.concat([rest, table[columns]], axis=1)  # the classes in the first table's order
-        kept = table["status"].eq("ok") & table["label"].ne("")
+        kept = has_label_and_prediction(table)
         if not kept.all():
             notes.append(f"{name}: {int((~kept).sum())} of {len(kept)} rows have no label or no prediction.")
         usable[name] = table[kept]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from covid_fastai.data.exploration import class_colours
 from covid_fastai.errors import UsageError
 from covid_fastai.evaluation.bootstrap import patient_draws, precision_at, sensitivity_at
+from covid_fastai.evaluation.formatting import format_estimate
 from covid_fastai.evaluation.metrics import Evaluation, score_units
 from covid_fastai.evaluation.prediction_table import PROBABILITY
+from covid_fastai.plotting import COLOURS, GREY, class_colours, draw_band
 
 __all__ = [
     "plot_history",
@@ -21,7 +25,7 @@ __all__ = [
     "plot_roc",
 ]
 
-TRAIN, VALID = "#0072B2", "#D55E00"
+TRAIN, VALID = COLOURS[:2]
 BAND_DRAWS = 500  # enough for a band's two percentiles to be drawn
 GRID = np.linspace(0, 1, 201)
 
@@ -103,11 +107,10 @@ def plot_roc(evaluation: Evaluation, *, seed: int = 0) -> Figure:
         UsageError: The evaluation holds no predictions.
     """
     figure, axes = _square()
-    axes.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls=":")
+    axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
     for name, colour, curve, low, high in _curves(evaluation, sensitivity_at, seed=seed):
         found = evaluation.row("auc", name)
-        axes.fill_between(GRID, low, high, color=colour, alpha=0.18, lw=0)
-        axes.plot(GRID, curve, color=colour, label=f"{name}: AUC {_interval(found)}")
+        draw_band(axes, GRID, curve, low, high, colour=colour, label=f"{name}: AUC {_estimate(found)}")
     _tidy(axes, xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC, n = {_count(evaluation)}")
     axes.legend(loc="lower right", frameon=False, fontsize=8)
     return figure
@@ -134,8 +137,7 @@ def plot_precision_recall(evaluation: Evaluation, *, seed: int = 0) -> Figure:
     for name, colour, curve, low, high in _curves(evaluation, precision_at, seed=seed):
         found = evaluation.row("average_precision", name)
         axes.axhline((labels == name).mean(), color=colour, lw=0.8, ls=":")
-        axes.fill_between(GRID, low, high, color=colour, alpha=0.18, lw=0)
-        axes.plot(GRID, curve, color=colour, label=f"{name}: AP {_interval(found)}")
+        draw_band(axes, GRID, curve, low, high, colour=colour, label=f"{name}: AP {_estimate(found)}")
     title = f"Precision and recall, n = {_count(evaluation)}"
     _tidy(axes, xlabel="recall (sensitivity)", ylabel="precision", title=title)
     axes.legend(loc="lower left", frameon=False, fontsize=8)
@@ -194,10 +196,8 @@ def _units(evaluation: Evaluation) -> pd.DataFrame:
     return score_units(evaluation.predictions, positive=evaluation.positive, unit=evaluation.unit).table
 
 
-def _interval(row: dict) -> str:
-    if not np.isfinite(row["low"]):
-        return f"{row['value']:.3f}"
-    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+def _estimate(row: Mapping[str, Any]) -> str:
+    return format_estimate(row["value"], row["low"], row["high"])
 
 
 def _count(evaluation: Evaluation) -> str:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 
-from covid_fastai.errors import DataError
+from covid_fastai.errors import DataError, UsageError
 
-__all__ = ["PROBABILITY", "PredictionStatus", "STATUSES", "class_columns", "read_predictions"]
+__all__ = [
+    "PROBABILITY",
+    "PredictionStatus",
+    "STATUSES",
+    "choose_positive",
+    "class_columns",
+    "has_label_and_prediction",
+    "read_predictions",
+]
 
 PROBABILITY = "p_"  # before a class's name: the column with its probability
 PredictionStatus = Literal["ok", "unreadable", "failed"]
@@ -65,6 +73,32 @@ def read_predictions(source: str | Path | pd.DataFrame) -> pd.DataFrame:
 def class_columns(table: pd.DataFrame) -> list[str]:
     """Return the classes that a predictions table has probabilities of, in its order."""
     return [column.removeprefix(PROBABILITY) for column in table if str(column).startswith(PROBABILITY)]
+
+
+def has_label_and_prediction(table: pd.DataFrame) -> pd.Series:
+    """Return for each row of a predictions table whether it can be evaluated: it has a label and a prediction."""
+    return table["status"].eq("ok") & table["label"].ne("")
+
+
+def choose_positive(classes: Sequence[str], positive: str | None, *, one_vs_rest: bool = False) -> str | None:
+    """Return the class that sensitivity is about.
+
+    Args:
+        classes: All classes, the negative one first.
+        positive: The class that the caller names; None for the last of two.
+        one_vs_rest: With more than two classes, return the class that is named rather than None.
+
+    Returns:
+        The class; None where there are more than two and none is named, or `one_vs_rest` is False.
+
+    Raises:
+        UsageError: The named class is not among the classes.
+    """
+    if positive is not None and positive not in classes:
+        raise UsageError(f"positive={positive!r} is no class.", hint=f"Classes: {', '.join(classes)}.")
+    if len(classes) > 2:
+        return positive if one_vs_rest else None
+    return positive or classes[-1]
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from covid_fastai.errors import DataError, ResourceError, UsageError
+from covid_fastai.evaluation.formatting import ResultDisplay
 from covid_fastai.evaluation.metrics import LOWER_IS_BETTER, Evaluation
 from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.files import utc_now
@@ -40,7 +42,7 @@ RUN_COLUMNS = ["run", "task", "arch", "started", "status", "metric", "value", "l
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Run(ResultDisplay):
     """A run's folder, read as it is asked for.
 
     Attributes:
@@ -125,8 +127,8 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.status})"
 
-    def _repr_html_(self) -> str:
-        return self.metrics._repr_html_() if (self.path / "metrics.json").exists() else repr(self)
+    def _display_parts(self) -> Iterable[pd.DataFrame | str | list[str]]:
+        return self.metrics._display_parts() if (self.path / "metrics.json").exists() else (repr(self),)
 
     def _file(self, name: str) -> Path:
         path = self.path / name

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from covid_fastai.data.exploration import class_colours
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.bootstrap import other_folds, patient_draws
+from covid_fastai.evaluation.formatting import ResultDisplay, format_estimate, format_metric
 from covid_fastai.evaluation.intervals import percentiles, wilson
-from covid_fastai.evaluation.metrics import COLUMNS, RESEARCH_USE, score_units, summarise_figures
-from covid_fastai.evaluation.prediction_table import PROBABILITY, class_columns, read_predictions
+from covid_fastai.evaluation.metrics import COLUMNS, find_row, score_units, summarise_figures
+from covid_fastai.evaluation.prediction_table import (
+    PROBABILITY,
+    choose_positive,
+    class_columns,
+    has_label_and_prediction,
+    read_predictions,
+)
 from covid_fastai.evaluation.weighted_metrics import compute_in_blocks
+from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.plotting import class_colours, draw_band
 
 __all__ = [
     "Abstention",
@@ -37,8 +44,8 @@ CURVE = ["coverage", "certainty", "answered", "errors", "risk", "low", "high"]
 POINTS = ["fraction", "coverage", "certainty", "answered", "accuracy", "low", "high"]
 
 
-@dataclass(frozen=True, eq=False)
-class RiskCoverage:
+@dataclass(frozen=True, eq=False, repr=False)
+class RiskCoverage(ResultDisplay):
     """What leaving the least certain answers out is worth.
 
     Attributes:
@@ -63,26 +70,16 @@ class RiskCoverage:
         Raises:
             UsageError: There is no such figure.
         """
-        rows = self.metrics[self.metrics["metric"] == metric]
-        if rows.empty:
-            raise UsageError(f"There is no figure {metric!r}.", hint=f"Figures: {', '.join(self.metrics['metric'])}.")
-        return float(rows["value"].iloc[0])
+        return float(find_row(self.metrics, metric)["value"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return curve, points and figures as plain values."""
         tables = {name: getattr(self, name).to_dict("records") for name in ("curve", "points", "metrics")}
         return {"uncertainty": self.uncertainty, **tables}
 
-    def __repr__(self) -> str:
-        shown = [table.round(3).to_string(index=False) for table in (self.points, self.metrics)]
-        return "\n".join([*shown, self._footer()])
-
-    def _repr_html_(self) -> str:
-        shown = "".join(table.round(3).to_html(index=False) for table in (self.points, self.metrics))
-        return f"{shown}<p>{html.escape(self._footer())}</p>"
-
-    def _footer(self) -> str:
-        return f"Certainty by {self.uncertainty}; n = {self.metrics['n'].iloc[0]} patients. {RESEARCH_USE}"
+    def _display_parts(self) -> Iterator[pd.DataFrame | str]:
+        yield from (self.points.round(3), self.metrics.round(3))
+        yield f"Certainty by {self.uncertainty}; n = {self.metrics['n'].iloc[0]} patients. {RESEARCH_USE}"
 
 
 def risk_coverage(
@@ -158,11 +155,9 @@ def certain_units(
     classes = class_columns(predictions)
     if uncertainty not in UNCERTAINTIES:
         raise UsageError(f"uncertainty={uncertainty!r}.", hint=f"Choose one of {', '.join(UNCERTAINTIES)}.")
-    if positive is not None and positive not in classes:
-        raise UsageError(f"positive={positive!r} is no class.", hint=f"Classes: {', '.join(classes)}.")
+    positive = choose_positive(classes, positive)
     if not 0 <= threshold <= 1:
         raise UsageError(f"threshold={threshold!r}.", hint="Give a probability, 0 to 1.")
-    positive = (positive or classes[-1]) if len(classes) == 2 else None
     units = score_units(predictions, positive=positive, threshold=threshold).table
     if uncertainty == "spread":
         certainty = -_spreads(predictions, units)
@@ -191,10 +186,10 @@ def plot_risk_coverage(curves: RiskCoverage | Mapping[str, RiskCoverage]) -> Fig
     top = 0.05
     for (name, found), colour in zip(shown.items(), class_colours(list(shown)).values(), strict=True):
         curve, area = found.curve, found.metrics.iloc[0]
-        bounds = f" ({area['low']:.3f} to {area['high']:.3f})" if math.isfinite(area["low"]) else ""
-        label = f"{name or 'by ' + found.uncertainty}: area {area['value']:.3f}{bounds}"
-        axes.fill_between(curve["coverage"], curve["low"], curve["high"], color=colour, alpha=0.18, lw=0)
-        axes.plot(curve["coverage"], curve["risk"], color=colour, label=label)
+        text = format_estimate(area["value"], area["low"], area["high"])
+        label = f"{name or 'by ' + found.uncertainty}: area {text}"
+        lines = (curve[column] for column in ("coverage", "risk", "low", "high"))
+        draw_band(axes, *lines, colour=colour, label=label)
         axes.axhline(found.value("error_rate"), color=colour, lw=0.8, ls=":")
         axes.plot(found.points["coverage"], 1 - found.points["accuracy"], "o", color=colour, markersize=4)
         later = curve["coverage"] >= min(0.2, curve["coverage"].iloc[-1])  # of a few patients nothing is known
@@ -214,7 +209,7 @@ def _spreads(predictions: pd.DataFrame, units: pd.DataFrame) -> np.ndarray:
         raise UsageError(
             "The table has no column 'spread'.", hint="Give one, such as the standard deviation over an ensemble."
         )
-    judged = predictions[predictions["status"].eq("ok") & predictions["label"].ne("")]
+    judged = predictions[has_label_and_prediction(predictions)]
     spread = pd.to_numeric(judged["spread"], errors="coerce")
     if not (spread >= 0).all():
         bad = judged.loc[~(spread >= 0), "path"]
@@ -264,8 +259,8 @@ def _metrics(certainty: np.ndarray, error: np.ndarray, weights: np.ndarray) -> p
     return pd.DataFrame(rows)
 
 
-@dataclass(frozen=True, eq=False)
-class Abstention:
+@dataclass(frozen=True, eq=False, repr=False)
+class Abstention(ResultDisplay):
     """Which certainty an answer needs for a stated risk, and what that came to on other patients.
 
     Attributes:
@@ -289,10 +284,7 @@ class Abstention:
         Raises:
             UsageError: There is no such figure.
         """
-        rows = self.metrics[self.metrics["metric"] == metric]
-        if rows.empty:
-            raise UsageError(f"There is no figure {metric!r}.", hint="Figures: coverage, risk.")
-        return float(rows["value"].iloc[0])
+        return float(find_row(self.metrics, metric)["value"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return certainties and figures as plain values."""
@@ -306,16 +298,12 @@ class Abstention:
         asked = f"For a risk of {self.risk:g}: "
         if coverage["value"] == 0:
             return f"{asked}no certainty is enough on the patients that it was to be chosen on; nobody is answered."
-        answered = f"{coverage['value']:.3f} of {coverage['n']} patients were answered"
-        came = f"{risk['value']:.3f} ({risk['low']:.3f} to {risk['high']:.3f}) of the answers were wrong"
+        answered = f"{format_metric(coverage['value'])} of {coverage['n']} patients were answered"
+        came = f"{format_estimate(risk['value'], risk['low'], risk['high'])} of the answers were wrong"
         return f"{asked}{answered}, {came}.{' The risk was exceeded.' if risk['low'] > self.risk else ''}"
 
-    def __repr__(self) -> str:
-        return f"{summarise_figures(self.metrics).to_string(index=False)}\n{self.describe()} {RESEARCH_USE}"
-
-    def _repr_html_(self) -> str:
-        said = html.escape(f"{self.describe()} {RESEARCH_USE}")
-        return f"{summarise_figures(self.metrics).to_html(index=False)}<p>{said}</p>"
+    def _display_parts(self) -> Iterator[pd.DataFrame | str]:
+        yield from (summarise_figures(self.metrics), f"{self.describe()} {RESEARCH_USE}")
 
 
 def abstain_by_fold(
@@ -345,7 +333,7 @@ def abstain_by_fold(
         DataError: A table is faulty, or tables share patients.
     """
     table = read_predictions(predictions)
-    table = table[table["status"].eq("ok") & table["label"].ne("")]
+    table = table[has_label_and_prediction(table)]
     other = None if fitted_on is None else read_predictions(fitted_on)
     options = {"uncertainty": uncertainty, "positive": positive, "threshold": threshold}
     certainty = choose_certainty(certain_units(table if other is None else other, **options), risk=risk)

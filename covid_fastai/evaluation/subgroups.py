@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,12 +12,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from covid_fastai.data.exploration import class_colours
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evaluation.formatting import ResultDisplay, format_estimate
 from covid_fastai.evaluation.intervals import auc_interval, wilson
-from covid_fastai.evaluation.metrics import RESEARCH_USE, score_units
-from covid_fastai.evaluation.prediction_table import class_columns, read_predictions
+from covid_fastai.evaluation.metrics import score_units
+from covid_fastai.evaluation.prediction_table import (
+    choose_positive,
+    class_columns,
+    has_label_and_prediction,
+    read_predictions,
+)
 from covid_fastai.evaluation.weighted_metrics import list_measures
+from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.plotting import class_colours
 
 __all__ = ["AGE_BANDS", "FEWEST", "Subgroups", "evaluate_subgroups", "plot_subgroups"]
 
@@ -31,8 +37,8 @@ COLUMNS += [f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")]
 UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, eq=False)
-class Subgroups:
+@dataclass(frozen=True, eq=False, repr=False)
+class Subgroups(ResultDisplay):
     """How well predictions agree with the labels in each part of the patients.
 
     Attributes:
@@ -55,15 +61,11 @@ class Subgroups:
         shown = self.table[["by", "group", "class", "patients", "positives"]].copy()
         shown["by"] = shown["by"].replace("", "all")
         for name in FIGURES:
-            shown[name] = [_text(row[name], row[f"{name}_low"], row[f"{name}_high"]) for row in rows]
+            shown[name] = [format_estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]) for row in rows]
         return shown.assign(note=self.table["note"])
 
-    def __repr__(self) -> str:
-        return "\n".join([self.summary().to_string(index=False), *self.notes, RESEARCH_USE])
-
-    def _repr_html_(self) -> str:
-        listed = "".join(f"<p>{html.escape(note)}</p>" for note in [*self.notes, RESEARCH_USE])
-        return f"{self.summary().to_html(index=False)}{listed}"
+    def _display_parts(self) -> Iterator[pd.DataFrame | str]:
+        yield from (self.summary(), *self.notes, RESEARCH_USE)
 
 
 def evaluate_subgroups(
@@ -101,15 +103,13 @@ def evaluate_subgroups(
     """
     table = read_predictions(predictions)
     classes = class_columns(table)
-    if positive is not None and positive not in classes:
-        raise UsageError(f"positive={positive!r} is no class.", hint=f"Classes: {', '.join(classes)}.")
+    positive = choose_positive(classes, positive)
     if not 0 <= threshold <= 1:
         raise UsageError(f"threshold={threshold!r}.", hint="Give a probability, 0 to 1.")
-    positive = (positive or classes[-1]) if len(classes) == 2 else None
     facts, notes = _join(table, cohort)
     if "age" in facts and "age_band" not in facts:
         facts["age_band"] = _age_bands(facts["age"], notes)
-    judged = table["status"].eq("ok") & table["label"].ne("")
+    judged = has_label_and_prediction(table)
     options = {"classes": classes, "positive": positive, "threshold": threshold}
     rows = _rows("", "all", table[judged], **options)
     for column in _columns(facts, by, notes):
@@ -268,7 +268,3 @@ def _name(path: str) -> str:
 
 def _heading(by: str, group: str) -> str:
     return "all" if by == "" else f"{by.replace('_', ' ')}: {group}"
-
-
-def _text(value: float, low: float, high: float) -> str:
-    return f"{value:.3f} ({low:.3f} to {high:.3f})" if math.isfinite(value) else "-"

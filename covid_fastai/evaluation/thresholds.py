@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,17 @@ import pandas as pd
 
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.bootstrap import other_folds
+from covid_fastai.evaluation.formatting import ResultDisplay, format_estimate
 from covid_fastai.evaluation.intervals import clustered_proportion, wilson
-from covid_fastai.evaluation.metrics import COLUMNS, RESEARCH_USE, score_units, summarise_figures
-from covid_fastai.evaluation.prediction_table import PROBABILITY, class_columns, read_predictions
+from covid_fastai.evaluation.metrics import COLUMNS, find_row, score_units, summarise_figures
+from covid_fastai.evaluation.prediction_table import (
+    PROBABILITY,
+    choose_positive,
+    class_columns,
+    has_label_and_prediction,
+    read_predictions,
+)
+from covid_fastai.notices import RESEARCH_USE
 
 __all__ = [
     "OperatingPoint",
@@ -27,8 +35,8 @@ __all__ = [
 ROUNDING = 1e-9  # 0.9 * 10 is a little more than 9
 
 
-@dataclass(frozen=True, eq=False)
-class OperatingPoint:
+@dataclass(frozen=True, eq=False, repr=False)
+class OperatingPoint(ResultDisplay):
     """Thresholds for a promise, and what they came to on patients that they were not chosen on.
 
     Attributes:
@@ -59,10 +67,7 @@ class OperatingPoint:
         Raises:
             UsageError: There is no such figure.
         """
-        rows = self.metrics[self.metrics["metric"] == metric]
-        if rows.empty:
-            raise UsageError(f"There is no figure {metric!r}.", hint=f"Figures: {', '.join(self.metrics['metric'])}.")
-        return rows.iloc[0].to_dict()
+        return find_row(self.metrics, metric)
 
     @property
     def kept(self) -> bool | None:
@@ -80,11 +85,8 @@ class OperatingPoint:
         """Return the figures as text, for tables: `figure`, `value`, `95% interval`, `n`."""
         return summarise_figures(self.metrics)
 
-    def __repr__(self) -> str:
-        return f"{self.summary().to_string(index=False)}\n{self.describe()} {RESEARCH_USE}"
-
-    def _repr_html_(self) -> str:
-        return f"{self.summary().to_html(index=False)}<p>{html.escape(self.describe())} {RESEARCH_USE}</p>"
+    def _display_parts(self) -> Iterator[pd.DataFrame | str]:
+        yield from (self.summary(), f"{self.describe()} {RESEARCH_USE}")
 
     def describe(self) -> str:
         """Return what was promised and what came, as a sentence or two."""
@@ -92,7 +94,7 @@ class OperatingPoint:
         text = f"{self.positive} from {self.threshold:.4g} on, for a {self.promise} of {self.promised:g}: "
         if math.isnan(row["value"]):
             return f"{text}no patient to judge it on."
-        came = f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f}) came"
+        came = f"{format_estimate(row['value'], row['low'], row['high'])} came"
         where = {"other folds": "on the folds that it was not chosen on", "other patients": "on other patients"}
         if self.judged_on not in where:
             return f"{text}{came} on the same patients that it was chosen on; expect less of others."
@@ -162,7 +164,7 @@ def thresholds_by_fold(
     """
     promise, promised = _promise(sensitivity, specificity)
     table = read_predictions(predictions)
-    table = table[table["status"].eq("ok") & table["label"].ne("")]
+    table = table[has_label_and_prediction(table)]
     other = None if fitted_on is None else read_predictions(fitted_on)
     chosen_on, name = positive_scores(table if other is None else other, positive=positive)
     rows, parts = [], []
@@ -204,11 +206,9 @@ def positive_scores(predictions: pd.DataFrame, *, positive: str | None = None) -
         DataError: No row has both a label and a prediction.
     """
     classes = class_columns(predictions)
-    if positive is None and len(classes) > 2:
+    positive = choose_positive(classes, positive, one_vs_rest=True)
+    if positive is None:
         raise UsageError(f"There are {len(classes)} classes.", hint=f"Give positive=, one of {', '.join(classes)}.")
-    positive = positive or classes[-1]
-    if positive not in classes:
-        raise UsageError(f"positive={positive!r} is no class.", hint=f"Classes: {', '.join(classes)}.")
     units = score_units(predictions).table
     units = units.assign(score=units[PROBABILITY + positive], of_class=units["label"].eq(positive))
     return units[["patient", "label", "images", "score", "of_class"]], positive

@@ -24,7 +24,7 @@ from torch import nn
 from covid_fastai.data.dataloaders import empty_dataloaders
 from covid_fastai.data.hardware import resolve_device
 from covid_fastai.errors import DivergenceError, ModelFormatError, ResourceError, UsageError
-from covid_fastai.files import ASIDE, atomic_write, restore_folder, unfinished_prefix, write_json
+from covid_fastai.files import ASIDE, atomic_write, make_folder, restore_folder, unfinished_prefix, write_json
 from covid_fastai.model.bundle_config import (
     CONFIG_FILE,
     FORMAT,
@@ -260,8 +260,8 @@ def _check_target(folder: Path) -> None:
 
 def _new_part(folder: Path) -> Path:
     """Make the folder to write in, on the same disk as the final one."""
+    make_folder(folder.parent)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=unfinished_prefix(folder)))
         part.chmod(0o755)  # mkdtemp makes it 0700, which other users of a shared folder could not enter
     except OSError as error:

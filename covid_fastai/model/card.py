@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from covid_fastai.model.bundle_config import ONNX_FILE, WEIGHTS_FILE, BundleConfig
+from covid_fastai.notices import RESEARCH_USE
 
 __all__ = ["CARD_FILE", "Card", "build_card", "read_card"]
 
@@ -69,7 +70,7 @@ def build_card(
         "",
         f"# {_line(title)}",
         "",
-        "Research use only; not a medical device: no output of this model is a statement about a person's health.",
+        f"{RESEARCH_USE} No output of this model is a statement about a person's health.",
         "",
         f"- **What it does**: gives a frontal chest radiograph a probability of each class: "
         f"{', '.join(_line(name) for name in config.classes)}{_line(positive)}.",

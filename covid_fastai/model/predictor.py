@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections import deque
@@ -17,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from covid_fastai.data.image_facts import ImageFacts
-from covid_fastai.data.images import read_image, resize_image
+from covid_fastai.data.images import encode_in_memory, read_image, resize_image
 from covid_fastai.data.input_check import InputRemark, remark_picture
 from covid_fastai.errors import DataError, ImageError, UsageError
 from covid_fastai.model.bundle_config import (
@@ -321,13 +320,4 @@ def _open(image: Picture, name: str, image_size: int) -> tuple[Image.Image, Imag
     """Open an image by the one opener; one in memory as a lossless file, so that its mode and depth are treated too."""
     if isinstance(image, (str, os.PathLike, bytes, bytearray)) or hasattr(image, "read"):
         return read_image(image, image_size=image_size)
-    try:
-        if isinstance(image, np.ndarray):
-            image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
-        file = io.BytesIO()
-        image.save(file, format="PNG")
-    except (AttributeError, OSError, TypeError, ValueError) as error:
-        raise ImageError(
-            f"{name} cannot be read as a radiograph: {error}.", hint="Give a file, its bytes, or 8- or 16-bit integers."
-        ) from error
-    return read_image(file.getvalue(), image_size=image_size)
+    return read_image(encode_in_memory(image, name=name), image_size=image_size)

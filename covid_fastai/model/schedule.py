@@ -18,6 +18,7 @@ from fastai.torch_core import num_distrib, rank_distrib
 from torch.nn import functional
 
 from covid_fastai.errors import DataError, DivergenceError, ResourceError, UsageError
+from covid_fastai.files import make_folder
 from covid_fastai.model.callbacks import FROZEN, UNFROZEN, EpochLog, HistoryRecorder, NonFiniteGuard, Phase, Record
 from covid_fastai.model.checkpoint import (
     Checkpoint,
@@ -224,11 +225,7 @@ def _open_checkpoints(learn, folder, *, resume: bool, config: dict[str, Any]) ->
         if resume:
             raise UsageError("resume=True needs checkpoints.", hint="Name the folder that they lie in.")
         return None
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"{folder} cannot be made: {error.strerror}.", hint="Name another folder.") from error
+    folder = make_folder(folder)
     if list_checkpoints(folder) and not resume:
         raise ResourceError(
             f"{folder} holds the checkpoints of another training.", hint="Name another folder, or resume=True."

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from covid_fastai.errors import ModelFormatError, OfflineError, ResourceError
-from covid_fastai.files import atomic_write
+from covid_fastai.files import atomic_write, make_folder
 
 __all__ = ["TIMEOUT", "download", "facts_file", "read_facts", "read_safetensors", "read_torch_file"]
 
@@ -121,10 +121,7 @@ def download(url: str, path: Path, *, what: str, damage: str = "") -> None:
     """
     prefix = path.stem.rsplit("-", 1)[-1]
     hint = f"Place that file at {path} (its sha256 begins with {prefix}), or use weights=None."
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"{path.parent} cannot be made: {error.strerror}.", hint="Set TORCH_HOME.") from error
+    make_folder(path.parent, hint="Set TORCH_HOME.")
     logger.info("Fetching %s to %s.", url, path)
     digest, size = hashlib.sha256(), 0
     with atomic_write(path, mode="wb") as file:

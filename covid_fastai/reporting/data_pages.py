@@ -18,6 +18,7 @@ from covid_fastai.data.exploration import (
     shorten,
 )
 from covid_fastai.data.metadata import summarise_cohort
+from covid_fastai.data.problems import SEVERITIES
 from covid_fastai.errors import DataError
 from covid_fastai.reporting.caveats import cohort_remarks, source_table
 from covid_fastai.reporting.html import draw_chart, write_page
@@ -119,8 +120,7 @@ def count_problems(problems: pd.DataFrame) -> pd.DataFrame | None:
     groups = problems.groupby(["severity", "kind"], sort=False)
     first = groups.first()
     table = first.assign(rows=groups.size()).reset_index()
-    order = {"error": 0, "warning": 1, "note": 2}
-    table = table.sort_values("severity", key=lambda column: column.map(order), kind="stable")
+    table = table.sort_values("severity", key=lambda column: column.map(SEVERITIES.index), kind="stable")
     table["example"] = table["path"].map(lambda path: shorten(Path(str(path)).name, 40))
     table["kind"] = table["kind"].str.replace("_", " ")
     return table[["severity", "kind", "rows", "example", "reason", "remedy"]]

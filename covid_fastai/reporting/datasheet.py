@@ -7,8 +7,8 @@ import pandas as pd
 from covid_fastai.data.download import TERMS
 from covid_fastai.data.metadata import summarise_cohort
 from covid_fastai.data.pretraining_overlap import package_manifests, read_manifest
-from covid_fastai.evaluation.metrics import RESEARCH_USE
 from covid_fastai.evaluation.subgroups import AGE_BANDS
+from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.reporting.caveats import cohort_remarks, source_table
 from covid_fastai.reporting.run_facts import KNOWN_COLUMNS, RunFacts, markdown_table, say_counts
 

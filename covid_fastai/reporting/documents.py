@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from covid_fastai.evaluation.metrics import RESEARCH_USE
+from covid_fastai.evaluation.formatting import format_metric
 from covid_fastai.evaluation.runs import Run, read_run
 from covid_fastai.files import atomic_write
 from covid_fastai.model.card import CARD_FILE, build_card
+from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.reporting.caveats import limits, run_remarks
 from covid_fastai.reporting.datasheet import build_datasheet
-from covid_fastai.reporting.reporting_answers import ANSWERS
-from covid_fastai.reporting.reporting_items import ITEMS, SOURCES, Item
-from covid_fastai.reporting.run_facts import RunFacts, markdown_table, say_figure
+from covid_fastai.reporting.guidelines import ITEMS, SOURCES, Item
+from covid_fastai.reporting.run_facts import SPLIT_TITLES, RunFacts, markdown_table, say_figure
 
 __all__ = ["DATASHEET_FILE", "ITEMS_FILE", "write_documents"]
 
@@ -105,8 +105,7 @@ def _own_name(facts: RunFacts) -> str:
 
 
 def _split_figures(facts: RunFacts, split: str) -> str:
-    title = {"valid": "Held-out patients", "test": "Official test set"}.get(split, split)
-    return f"### {title}\n\n{markdown_table(facts.run.evaluations[split].summary())}"
+    return f"### {SPLIT_TITLES.get(split, split)}\n\n{markdown_table(facts.run.evaluations[split].summary())}"
 
 
 def _external(name: str, found: dict) -> str:
@@ -117,7 +116,7 @@ def _external(name: str, found: dict) -> str:
             "figure": say_figure(row),
             "thumbnail": next(
                 (
-                    f"{one['value']:.3f}"
+                    format_metric(one["value"])
                     for one in found.get("thumbnail", [])
                     if all(one[key] == row[key] for key in ("images of", "comparison", "metric"))
                 ),
@@ -149,7 +148,7 @@ def _reporting_items(facts: RunFacts) -> str:
 
 def _row(item: Item, facts: RunFacts) -> dict[str, str]:
     row = {"item": item.number, "asks for": item.asks}
-    answer = ANSWERS[item.topic](facts) if item.topic else None
+    answer = item.answer(facts) if item.answer else None
     if answer is None:
         return {**row, "state": MISSING, "where": "", "what was found": f"missing: {item.missing}"}
     said = answer.text if answer.text.endswith((".", "...")) else f"{answer.text}."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,15 +9,13 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.figure import Figure
-from PIL import Image
 
 from covid_fastai.files import atomic_write
+from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.plotting import as_data_uri, encode_figure
 
-__all__ = ["data_uri", "draw_chart", "embed_picture", "save_picture", "write_page"]
-
-THUMBNAIL_QUALITY = 80  # JPEG, for pictures of 256 pixels that are looked at, not measured
+__all__ = ["draw_chart", "write_page"]
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
@@ -46,6 +42,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     environment.filters["columns"] = lambda frame: [
         (name, pd.api.types.is_numeric_dtype(kind)) for name, kind in frame.dtypes.items()
     ]
+    environment.globals["research_use"] = RESEARCH_USE
     page = environment.get_template(template).render(version=version("covid_fastai"), written=_today(), **values)
     with atomic_write(path) as file:
         file.write(page)
@@ -58,26 +55,5 @@ def _today() -> str:
 
 def draw_chart(figure: Figure, alt: str, *, kind: str = "svg", wide: bool = False) -> dict[str, Any]:
     """Return a figure as the macro `picture` takes it: `source`, `alt`, `caption`, `wide`."""
-    content = io.BytesIO()
-    with rc_context({"svg.hashsalt": "covid_fastai"}):  # the same tables give the same page
-        figure.savefig(content, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
     mime = {"svg": "image/svg+xml", "png": "image/png"}[kind]
-    return {"source": data_uri(content.getvalue(), mime), "alt": alt, "caption": "", "wide": wide}
-
-
-def embed_picture(image: Image.Image) -> str:
-    """Return a picture as a JPEG inside a `data:` address."""
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=THUMBNAIL_QUALITY)
-    return data_uri(content.getvalue(), "image/jpeg")
-
-
-def data_uri(content: bytes, mime: str) -> str:
-    """Return bytes as a `data:` address."""
-    return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def save_picture(path: Path, figure: Figure) -> None:
-    """Write a figure as a PNG, atomically."""
-    with atomic_write(path, mode="wb") as file:
-        figure.savefig(file, format="png", dpi=110)
+    return {"source": as_data_uri(encode_figure(figure, kind=kind), mime), "alt": alt, "caption": "", "wide": wide}

@@ -12,14 +12,18 @@ import pandas as pd
 from covid_fastai.audit.audit import HEAT_FILE, SALIENCY_PICTURE, audit_predictions, read_audit
 from covid_fastai.data.exploration import plot_batch, plot_class_counts
 from covid_fastai.errors import UsageError
+from covid_fastai.evaluation.formatting import PERCENT, format_interval, format_metric
 from covid_fastai.evaluation.metrics import Evaluation, evaluate
 from covid_fastai.evaluation.plots import plot_history, plot_learning_rate
+from covid_fastai.evaluation.prediction_table import has_label_and_prediction
 from covid_fastai.evaluation.runs import Run, collect_versions, log_event, read_run
 from covid_fastai.files import write_csv, write_json
+from covid_fastai.plotting import as_data_uri, save_figure
 from covid_fastai.reporting.caveats import limits, result_remarks, run_remarks, source_table
 from covid_fastai.reporting.data_pages import count_problems, count_rows
-from covid_fastai.reporting.html import data_uri, draw_chart, save_picture, write_page
+from covid_fastai.reporting.html import draw_chart, write_page
 from covid_fastai.reporting.report_audit import describe_audit
+from covid_fastai.reporting.run_facts import SPLIT_TITLES, count_shared_patients
 from covid_fastai.saliency.region_fraction import summarise_saliency_fraction
 
 if TYPE_CHECKING:
@@ -29,7 +33,7 @@ from PIL import Image
 from covid_fastai.data.exploration import shorten
 from covid_fastai.evaluation.interpretation import open_picture, plot_confusion_matrix, top_losses
 from covid_fastai.evaluation.plots import plot_precision_recall, plot_probabilities, plot_roc
-from covid_fastai.reporting.html import embed_picture
+from covid_fastai.plotting import embed_image
 
 __all__ = ["describe_result", "render_report", "write_evaluation", "write_report"]
 
@@ -51,7 +55,7 @@ def write_report(learn: Learner, result: Evaluation) -> Path:
     """
     folder = Path(learn.path)
     _write_missing(learn, result, folder)
-    save_picture(folder / BATCH_PICTURE, plot_batch(learn.dls))
+    save_figure(folder / BATCH_PICTURE, plot_batch(learn.dls))
     return render_report(folder)
 
 
@@ -89,7 +93,7 @@ def render_report(folder: str | Path) -> Path:
         remarks=run_remarks(run),
         audit=describe_audit(read_audit(run.path)),
         **_looked(run),
-        figures={_split_title(split): found.summary() for split, found in run.evaluations.items()},
+        figures={SPLIT_TITLES.get(split, split): found.summary() for split, found in run.evaluations.items()},
         **describe_result(result, how=how),
         split_text=_split_text(cohort, fields),
         counts=count_rows(cohort),
@@ -129,7 +133,7 @@ def write_evaluation(
     """
     result = predictions if isinstance(predictions, Evaluation) else evaluate(predictions, **options)
     rows = result.predictions
-    judged = rows[rows["label"].ne("") & rows["status"].eq("ok")]
+    judged = rows[has_label_and_prediction(rows)]
     here = judged["path"].map(os.path.isfile)
     remarks = list(result_remarks(result, missing=int((~here).sum())))
     audit = audit_predictions(rows, positive=result.positive) if here.all() else None
@@ -155,8 +159,7 @@ def _split_text(cohort: pd.DataFrame, fields: Mapping[str, Any]) -> str:
     seed = f", seed {fields['seed']}" if "seed" in fields else ""
     by = fields.get("split", "patient")
     rows = cohort[cohort["split"].isin(["train", "valid", "test"])]
-    side, name = ("fold", "in two folds") if "fold" in cohort else ("split", "on two sides")
-    both = int((rows.groupby("patient")[side].nunique() > 1).sum())
+    name, both = "in two folds" if "fold" in cohort else "on two sides", count_shared_patients(rows)
     proof = f"no patient is {name}" if both == 0 else f"{both} patients are {name}"
     excluded = int((cohort["split"] == "excluded").sum())
     return f"Split by {by}{seed}: {proof}. {excluded:,} images are excluded; the table says why."
@@ -201,10 +204,6 @@ def _task_title(task: Any, result: Evaluation) -> str:
     return " or ".join(result.classes)
 
 
-def _split_title(split: str) -> str:
-    return {"valid": "Held-out patients", "test": "Official test set"}.get(split, split)
-
-
 def _plain(value: Any) -> str:
     return "none" if value is None else str(value)
 
@@ -215,7 +214,7 @@ def _plain(value: Any) -> str:
 def _data_figures(run: Run, cohort: pd.DataFrame) -> list[dict[str, Any]]:
     shown = [draw_chart(plot_class_counts(cohort), "Images and patients by class and part", wide=True)]
     if (run.path / BATCH_PICTURE).is_file():
-        source = data_uri((run.path / BATCH_PICTURE).read_bytes(), "image/png")
+        source = as_data_uri((run.path / BATCH_PICTURE).read_bytes(), "image/png")
         text = "A training batch after augmentation, as the model gets it"
         shown.append({"source": source, "alt": text, "caption": text + ".", "wide": True})
     return shown
@@ -228,13 +227,15 @@ def _looked(run: Run) -> dict[str, Any]:
         found = summarise_saliency_fraction(
             pd.read_csv(run.path / HEAT_FILE, keep_default_na=False, na_values={"inside": "", "border": ""})
         )
-        interval = [f"{a:.0%} to {b:.0%}" if a == a else "too few" for a, b in found[["low", "high"]].to_numpy()]
+        interval = [format_interval(*bounds, spec=PERCENT) for bounds in found[["low", "high"]].to_numpy()]
         table = pd.DataFrame({"heat for": found["of"], "in the": found["region"].replace({"inside": "lungs' box"})})
-        table = table.assign(share=[f"{value:.0%}" for value in found["fraction"]], **{"95% interval": interval})
-        table["an even map"] = [f"{value:.0%}" for value in found["area"]]
+        table = table.assign(
+            share=[format_metric(value, spec=PERCENT) for value in found["fraction"]], **{"95% interval": interval}
+        )
+        table["an even map"] = [format_metric(value, spec=PERCENT) for value in found["area"]]
         table["images"] = found["images"]
     if (run.path / SALIENCY_PICTURE).is_file():
-        source = data_uri((run.path / SALIENCY_PICTURE).read_bytes(), "image/png")
+        source = as_data_uri((run.path / SALIENCY_PICTURE).read_bytes(), "image/png")
         alt = "Held-out radiographs and the heat of their class activation maps"
         picture = {"source": source, "alt": alt, "caption": "", "wide": True}
     return {"looked": table, "saliency": picture}
@@ -310,12 +311,10 @@ def _tiles(result: Evaluation) -> list[dict[str, str]]:
     tiles = []
     for metric, title in named.items():
         row = result.row(metric)
-        value, low, high = row["value"], row["low"], row["high"]
-        interval = f"95% interval {low:.3f} to {high:.3f}" if low == low else "no interval can be given"
+        interval = f"95% interval {format_interval(row['low'], row['high'])}"
         about = f" for {row['class']}" if metric == "sensitivity" else ""
         n = f"n = {row['n']} {row['unit']}s"
-        shown = f"{value:.3f}" if value == value else "–"
-        tiles.append({"title": title + about, "value": shown, "interval": interval, "n": n})
+        tiles.append({"title": title + about, "value": format_metric(row["value"]), "interval": interval, "n": n})
     return tiles
 
 
@@ -332,11 +331,11 @@ def _cases(result: Evaluation) -> list[dict[str, Any]]:
         picture = open_picture(row["path"])
         cases.append(
             {
-                "source": None if picture is None else embed_picture(Image.fromarray(picture)),
+                "source": None if picture is None else embed_image(Image.fromarray(picture)),
                 "label": row["label"],
                 "predicted": row["predicted"],
                 "wrong": row["label"] != row["predicted"],
-                "probability": f"{row['probability']:.3f}",
+                "probability": format_metric(row["probability"]),
                 "place": places[row["path"]],
                 "file": shorten(Path(row["path"]).name, 34),
             }

@@ -9,6 +9,7 @@ import pandas as pd
 
 from covid_fastai.audit.audit import Audit
 from covid_fastai.audit.baselines import ShortcutAudit, plot_shortcuts
+from covid_fastai.evaluation.formatting import format_interval, format_metric
 from covid_fastai.reporting.html import draw_chart
 
 __all__ = ["describe_audit", "describe_shortcuts"]
@@ -39,15 +40,16 @@ def describe_audit(audit: Audit | None) -> dict[str, Any] | None:
         {
             "images": audit.altered["change"],
             "altered": audit.altered["when"],
-            "AUC": [f"{value:.3f}" for value in audit.altered["auc"]],
+            "AUC": [format_metric(value) for value in audit.altered["auc"]],
             "95% interval": [
-                f"{low:.3f} to {high:.3f}"
+                format_interval(low, high)
                 for low, high in zip(audit.altered["auc_low"], audit.altered["auc_high"], strict=True)
             ],
         }
     )
     batch_effect = "; ".join(
-        f"of {row['class']} at AUC {row['auc']:.3f} ({row['low']:.3f} to {row['high']:.3f}, n = {row['n']} patients)"
+        f"of {row['class']} at AUC {format_metric(row['auc'])} ({format_interval(row['low'], row['high'])}, "
+        f"n = {row['n']} patients)"
         for row in audit.batch_effect.to_dict("records")
     )
     return {

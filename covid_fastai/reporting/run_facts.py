@@ -14,15 +14,16 @@ import pandas as pd
 from covid_fastai.audit.audit import EXTERNAL_FOLDER, Audit, read_audit
 from covid_fastai.data.exploration import header_facts
 from covid_fastai.errors import DataError
+from covid_fastai.evaluation.formatting import MISSING, format_interval, format_metric, format_metric_name
 from covid_fastai.evaluation.metrics import Evaluation
 from covid_fastai.evaluation.runs import Run, read_record
 from covid_fastai.evaluation.subgroups import Subgroups, evaluate_subgroups
 from covid_fastai.model.bundle_config import CONFIG_FILE, BundleConfig, read_config
 
-__all__ = ["RunFacts", "markdown_table", "say_counts", "say_figure"]
+__all__ = ["SPLIT_TITLES", "RunFacts", "count_shared_patients", "markdown_table", "say_counts", "say_figure"]
 
 TAKES_PART = ("train", "valid", "test")
-TITLES = {"auc": "AUC", "brier": "Brier score", "ece": "calibration error (ECE)"}
+SPLIT_TITLES = {"valid": "Held-out patients", "test": "Official test set"}  # of the splits that are evaluated
 KNOWN_COLUMNS = {"view": "projection", "sex": "sex", "age": "age"}
 
 
@@ -141,8 +142,7 @@ class RunFacts:
     @property
     def both_sides(self) -> int:
         """How many patients are trained on and held out, or in two folds."""
-        side = "fold" if "fold" in self.used else "split"
-        return int((self.used.groupby("patient")[side].nunique() > 1).sum())
+        return count_shared_patients(self.used)
 
     def known(self, column: str) -> int:
         """Count the images that take part and have a value in a column."""
@@ -158,6 +158,12 @@ class RunFacts:
                 yield ("cross-validated" if self.folds and name == "train" else name), rows
 
 
+def count_shared_patients(rows: pd.DataFrame) -> int:
+    """Count the patients that are in two folds, or without folds in two splits."""
+    side = "fold" if "fold" in rows else "split"
+    return int((rows.groupby("patient")[side].nunique() > 1).sum())
+
+
 def say_counts(rows: pd.DataFrame) -> str:
     """Say images and patients of each class, such as `Normal 20 images of 12 patients`."""
     counts = rows.groupby("label", sort=False)["patient"].agg(images="size", patients="nunique")
@@ -166,13 +172,12 @@ def say_counts(rows: pd.DataFrame) -> str:
 
 def say_figure(row: Mapping[str, Any], *, name: str | None = None) -> str:
     """Say a figure with its interval and n; a figure that is not there is said to be not estimable."""
-    name = name or TITLES.get(row["metric"], row["metric"].replace("_", " "))
+    name = name or format_metric_name(row["metric"])
     unit = row.get("unit", "patient")
     if row["value"] is None or row["value"] != row["value"]:
         return f"{name} not estimable (n = {row['n']} {unit}s)"
-    known = row["low"] is not None and row["low"] == row["low"]
-    interval = f"95% interval {row['low']:.3f} to {row['high']:.3f}" if known else "no interval"
-    return f"{name} {row['value']:.3f} ({interval}, n = {row['n']} {unit}s)"
+    interval = f"95% interval {format_interval(row['low'], row['high'])}"
+    return f"{name} {format_metric(row['value'])} ({interval}, n = {row['n']} {unit}s)"
 
 
 def markdown_table(rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> str:
@@ -184,5 +189,5 @@ def markdown_table(rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = "" if value is None or value != value else " ".join(str(value).split())
+    text = MISSING if value is None or value != value else " ".join(str(value).split())
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

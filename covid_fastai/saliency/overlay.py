@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from PIL import Image
 
-__all__ = ["against_rest", "draw_layer", "encode_png", "shrink_to_fit"]
+__all__ = ["against_rest", "draw_layer", "shrink_to_fit"]
 
 # Matplotlib's viridis at nine even places, between which colours are mixed: perceptually even, readable without red
 # and green, and no matplotlib where predictions are served.
@@ -68,12 +66,3 @@ def shrink_to_fit(image: Image.Image, longest: int) -> Image.Image:
         return image
     size = tuple(max(1, round(side * scale)) for side in image.size)
     return image.resize(size, Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BILINEAR)
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """Return an image as a PNG file of its pixels alone: nothing that its own file said beside them goes along."""
-    file = io.BytesIO()
-    bare = image.copy()
-    bare.info = {}
-    bare.save(file, format="PNG", compress_level=4)
-    return file.getvalue()

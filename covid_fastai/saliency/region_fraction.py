@@ -16,6 +16,7 @@ from covid_fastai.data.exploration import shorten
 from covid_fastai.data.images import open_image, open_square
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.bootstrap import patient_draws
+from covid_fastai.evaluation.formatting import PERCENT, format_metric
 
 __all__ = ["CENTRAL_BOX", "draw_heat", "share_heat", "summarise_saliency_fraction"]
 
@@ -125,8 +126,9 @@ def draw_heat(
         _outline(below, masks, row["path"], size)
         said = f"labelled {row['label']}\n" if row["label"] else ""
         above.set_title(f"{said}{shorten(Path(row['path']).name, 24)}", fontsize=8, parse_math=False)
-        inside = "no heat" if np.isnan(row["inside"]) else f"{row['inside']:.0%} in {region}"
-        below.set_title(f"for {row['of']}\n{inside} (even: {row['inside_area']:.0%})", fontsize=8, parse_math=False)
+        inside = "no heat" if np.isnan(row["inside"]) else f"{format_metric(row['inside'], spec=PERCENT)} in {region}"
+        even = format_metric(row["inside_area"], spec=PERCENT)
+        below.set_title(f"for {row['of']}\n{inside} (even: {even})", fontsize=8, parse_math=False)
     bar = figure.colorbar(shown, ax=panels[1].tolist(), shrink=0.9)
     bar.set_label(unit, fontsize=7)
     bar.ax.tick_params(labelsize=7)

@@ -17,7 +17,7 @@ from covid_fastai.config import TrainConfig
 from covid_fastai.data.splits import fold_cohort
 from covid_fastai.errors import CovidFastaiError, ResourceError, UnavailableError, UsageError
 from covid_fastai.evaluation.predict import predict
-from covid_fastai.files import write_csv
+from covid_fastai.files import make_folder, write_csv
 from covid_fastai.model.bundle import save_model
 from covid_fastai.model.checkpoint import clear_checkpoints
 from covid_fastai.training.fit_cohort import fit_cohort
@@ -90,8 +90,7 @@ def train_fold(
     Returns:
         The fold; its `predictions.csv` is written last, so that a fold that has one is whole.
     """
-    part = folder / f"fold-{fold}"
-    part.mkdir(exist_ok=True)
+    part = make_folder(folder / f"fold-{fold}")
     with no_random(config.seed + fold):
         rows, positive = fold_cohort(cohort, fold), cohort.attrs["positive"]
         learn = fit_cohort(rows, config, part, callbacks=callbacks, resuming=resuming)

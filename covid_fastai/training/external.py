@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import logging
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,14 @@ from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.pretraining_overlap import mark_pretraining_overlap, package_manifests, read_manifest
 from covid_fastai.data.tasks import Task, get_task
 from covid_fastai.errors import DataError, UsageError
-from covid_fastai.evaluation.metrics import RESEARCH_USE, Evaluation, evaluate
+from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric
+from covid_fastai.evaluation.metrics import Evaluation, evaluate
 from covid_fastai.evaluation.predict import predict
 from covid_fastai.evaluation.prediction_table import PROBABILITY, class_columns
 from covid_fastai.evaluation.runs import TRAINING_MANIFEST, Run, log_event, read_run
-from covid_fastai.files import write_json
+from covid_fastai.files import make_folder, write_json
 from covid_fastai.model.bundle import load_model
+from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.reporting.documents import write_documents
 
 __all__ = ["Validation", "judge_sources", "validate"]
@@ -38,8 +39,8 @@ SAME, CONFOUNDED, ONE_CLASS = "same source", "confounded: other source", "one cl
 FIGURES = ("auc", "sensitivity", "specificity")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Validation:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Validation(ResultDisplay):
     """What a model is worth on other hospitals' images.
 
     Attributes:
@@ -64,13 +65,12 @@ class Validation:
     def summary(self) -> pd.DataFrame:
         """Return the figures as text."""
         shown = self.table[["images of", "comparison", "metric"]].copy()
-        shown["value"] = [f"{value:.3f}" if value == value else "–" for value in self.table["value"]]
-        bounds = self.table[["low", "high"]].to_numpy()
-        shown["95% interval"] = [f"{a:.3f} to {b:.3f}" if a == a else "not estimable" for a, b in bounds]
+        shown["value"] = [format_metric(value) for value in self.table["value"]]
+        shown["95% interval"] = [format_interval(*bounds) for bounds in self.table[["low", "high"]].to_numpy()]
         if len(self.thumbnail):
             key = ["images of", "comparison", "metric"]
             beside = self.table[key].merge(self.thumbnail, how="left", on=key)["value"]
-            shown["thumbnail"] = [f"{value:.3f}" if value == value else "–" for value in beside]
+            shown["thumbnail"] = [format_metric(value) for value in beside]
         shown["n"] = [f"{n} patients" for n in self.table["n"]]
         return shown
 
@@ -89,12 +89,8 @@ class Validation:
             said.append("Some images name no patient: each of them counts as one.")
         return [*said, RESEARCH_USE]
 
-    def __repr__(self) -> str:
-        return "\n".join([self.summary().to_string(index=False), *self.notes()])
-
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
-        return self.summary().to_html(index=False) + notes
+    def _display_parts(self) -> Iterator[pd.DataFrame | str]:
+        yield from (self.summary(), *self.notes())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values."""
@@ -176,8 +172,7 @@ def validate(
     found = Validation(table, predictions, thumbnail, cohort[seen], threshold, unknown)
     if keep:
         name = "rows" if isinstance(data, pd.DataFrame) else _name(Path(data).resolve())
-        folder = run.path / EXTERNAL_FOLDER
-        folder.mkdir(exist_ok=True)
+        folder = make_folder(run.path / EXTERNAL_FOLDER)
         write_json(folder / f"{name}.json", found.to_dict())
         log_event(run.path, "validated", data=name, images=len(rows))
         write_documents(run)

@@ -23,7 +23,7 @@ from covid_fastai.data.splits import fold_cohort
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.predict import predict
 from covid_fastai.evaluation.runs import Run, log_event, read_run
-from covid_fastai.files import claim_folder, write_csv
+from covid_fastai.files import claim_folder, make_folder, write_csv
 from covid_fastai.model.checkpoint import clear_checkpoints
 from covid_fastai.model.learner import build_learner
 from covid_fastai.training.fit_cohort import fit_cohort
@@ -61,15 +61,14 @@ def retrain(folder: str | Path | Run, *, changes: Sequence[str] = ALL) -> Path:
         raise DataError(f"{run.path} does not say how it was trained.", hint="Train with train_classifier.")
     config = TrainConfig.from_dict(run.config["config"])
     cohort = _cohort(run)
-    root = run.path / RETRAINED_FOLDER
-    root.mkdir(exist_ok=True)
+    root = make_folder(run.path / RETRAINED_FOLDER)
     with claim_folder(root):
         for change in changes:
             own = root / change.replace(" ", "-")
             if (own / "predictions.csv").exists():
                 continue
             logger.info("Audit: %s", change)
-            own.mkdir(exist_ok=True)
+            make_folder(own)
             with tempfile.TemporaryDirectory(prefix="covid_fastai-") as images:
                 rows = _altered(cohort, change, Path(images) / "altered", config)
                 tables = [_one(fold, part, change, own, config) for fold, part in _parts(rows, run)]
@@ -127,7 +126,7 @@ def _one(fold: int, rows: pd.DataFrame, change: str, own: Path, config: TrainCon
     part = own / f"fold-{fold}"
     if (part / "predictions.csv").exists():
         return pd.read_csv(part / "predictions.csv", keep_default_na=False)
-    part.mkdir(exist_ok=True)
+    make_folder(part)
     with no_random(config.seed + fold):
         if change == UNTRAINED:
             table = _frozen(rows, config, part, fold=fold)

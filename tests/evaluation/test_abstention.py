@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from covid_fastai.errors import UsageError
+from covid_fastai.evaluation.formatting import MISSING
 from covid_fastai.evaluation.intervals import wilson
 from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.evaluation.selective import abstain_by_fold, certain_units, choose_certainty
@@ -82,7 +83,7 @@ def test_where_no_certainty_is_enough_nobody_is_answered():
     found = abstain_by_fold(draw(60, distance=0.0), risk=0.01)
     assert found.certainty is None and found.value("coverage") == 0 and np.isnan(found.value("risk"))
     assert "nobody is answered" in found.describe() and found.folds["certainty"].isna().all()
-    assert "not estimable" in repr(found)
+    assert MISSING in repr(found)
 
 
 def test_a_risk_that_was_exceeded_is_said():

@@ -6,8 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from covid_fastai.errors import DataError
-from covid_fastai.evaluation.prediction_table import class_columns, read_predictions
+from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evaluation.prediction_table import (
+    choose_positive,
+    class_columns,
+    has_label_and_prediction,
+    read_predictions,
+)
 
 
 def test_the_least_table_that_can_be_judged():
@@ -16,6 +21,21 @@ def test_the_least_table_that_can_be_judged():
     assert table["prediction"].tolist() == ["b", "a"]
     assert table["status"].tolist() == ["ok", "ok"]
     assert table["patient"].is_unique and table.attrs["patients_known"] is False
+
+
+def test_a_row_is_evaluated_with_a_label_and_a_prediction_only():
+    table = pd.DataFrame({"label": ["b", "", "a"], "status": ["ok", "ok", "failed"], "p_a": 0.5, "p_b": 0.5})
+    assert has_label_and_prediction(read_predictions(table)).tolist() == [True, False, False]
+
+
+def test_the_positive_class_is_the_one_named_or_the_last_of_two():
+    assert choose_positive(["a", "b"], None) == "b" and choose_positive(["a", "b"], "a") == "a"
+    assert choose_positive(["a", "b", "c"], None) is None and choose_positive(["a", "b", "c"], "b") is None
+    assert choose_positive(["a", "b", "c"], "b", one_vs_rest=True) == "b"
+    assert choose_positive(["a", "b", "c"], None, one_vs_rest=True) is None
+    for classes in (["a", "b"], ["a", "b", "c"]):
+        with pytest.raises(UsageError, match="positive='d' is no class"):
+            choose_positive(classes, "d")
 
 
 def test_a_csv_and_its_table_are_the_same(predictions, tmp_path):

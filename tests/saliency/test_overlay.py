@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-
 import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
-from covid_fastai.saliency.overlay import against_rest, draw_layer, encode_png, shrink_to_fit
+from covid_fastai.saliency.overlay import against_rest, draw_layer, shrink_to_fit
 
 
 def test_against_rest_is_the_class_less_the_mean_of_the_others():
@@ -42,13 +40,3 @@ def test_shrinking_keeps_the_shape(size):
     shrunk = shrink_to_fit(Image.new("L", size, 9), 512)
     assert max(shrunk.size) == min(512, max(size))
     assert shrunk.width / shrunk.height == pytest.approx(size[0] / size[1], rel=0.01)
-
-
-def test_a_png_holds_pixels_alone():
-    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
-    image.info = {"Author": "DOE^JOHN", "comment": b"DOE^JOHN", "exif": b"Exif\0\0DOE^JOHN", "dpi": (72, 72)}
-    content = encode_png(image)
-    assert b"DOE" not in content
-    read = Image.open(io.BytesIO(content))
-    assert read.info == {}
-    np.testing.assert_array_equal(np.asarray(read), np.asarray(image))

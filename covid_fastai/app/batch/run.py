@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from covid_fastai.app.inputs import is_address, list_images
 from covid_fastai.errors import DataError, ResourceError, UnavailableError, UsageError
-from covid_fastai.files import atomic_write, claim_folder, write_json
+from covid_fastai.files import atomic_write, claim_folder, make_folder, write_json
 from covid_fastai.model.bundle_config import CONFIG_FILE, read_config
 from covid_fastai.model.hub import find_model
 
@@ -83,12 +83,7 @@ def predict_batch(
     parts = out.with_name(f"{out.name}.parts")
     if out.exists() and not parts.exists():
         raise ResourceError(f"{out} already exists.", hint="Name another table, or remove it.")
-    try:
-        parts.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(
-            f"{parts} cannot be made: {error.strerror}.", hint="Choose a folder that you may write to."
-        ) from error
+    make_folder(parts)
     with claim_folder(parts):
         _check_plan(parts, config.fingerprint, resume=resume)
         jobs = _Jobs(inputs, parts, ending)

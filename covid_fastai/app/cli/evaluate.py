@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from covid_fastai.app.cli.options import AsJson, Data, Debug, Quiet
-from covid_fastai.app.cli.output import RESEARCH_USE, listen, print_figures, print_json, print_table
+from covid_fastai.app.cli.output import listen, print_figures, print_json, print_table
+from covid_fastai.notices import RESEARCH_USE
 
 __all__ = ["compare", "evaluate", "runs", "validate"]
 
@@ -144,14 +145,17 @@ def runs(
     debug: Debug = False,
 ) -> None:
     """List the runs, ranked by a figure with its interval."""
+    from covid_fastai.evaluation.formatting import MISSING, format_interval, format_metric
     from covid_fastai.evaluation.runs import list_runs
 
     table = list_runs(root, metric=metric)
     if as_json:
         print_json(table.to_dict("records"))
         return
-    shown = table.assign(n=[f"{n} {unit}s" if n else "" for n, unit in zip(table["n"], table["unit"], strict=True)])
-    shown["95% interval"] = [f"{a:.3f} to {b:.3f}" if a == a else "" for a, b in table[["low", "high"]].to_numpy()]
-    shown[metric] = [f"{value:.3f}" if value == value else "" for value in table["value"]]
+    shown = table.assign(
+        n=[f"{n} {unit}s" if n else MISSING for n, unit in zip(table["n"], table["unit"], strict=True)]
+    )
+    shown["95% interval"] = [format_interval(*bounds) for bounds in table[["low", "high"]].to_numpy()]
+    shown[metric] = [format_metric(value) for value in table["value"]]
     print_table(shown[["run", "task", "arch", "started", "status", metric, "95% interval", "n"]], title=str(root))
     typer.echo(RESEARCH_USE)

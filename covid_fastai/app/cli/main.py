@@ -15,7 +15,6 @@ import typer
 from covid_fastai.app.cli import audit, cache, evaluate, predict, serve
 from covid_fastai.app.cli.options import READING, AsJson, Data, Debug, Quiet, given, options_of_config, reading
 from covid_fastai.app.cli.output import (
-    RESEARCH_USE,
     count,
     listen,
     print_figures,
@@ -24,6 +23,7 @@ from covid_fastai.app.cli.output import (
     print_table,
 )
 from covid_fastai.errors import CovidFastaiError, DataError, ResourceError, UnavailableError
+from covid_fastai.notices import RESEARCH_USE
 
 __all__ = ["app", "main"]
 

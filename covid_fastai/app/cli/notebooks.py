@@ -7,6 +7,7 @@ from pathlib import Path
 
 import covid_fastai
 from covid_fastai.errors import ResourceError, UnavailableError
+from covid_fastai.files import make_folder
 
 __all__ = ["copy_notebooks", "notebook_folder"]
 
@@ -42,8 +43,8 @@ def copy_notebooks(target: str | Path) -> list[Path]:
     present = [path.name for path in sources if (target / path.name).exists()]
     if present:
         raise ResourceError(f"{target} holds {present[0]} already.", hint="Name another folder; yours is not changed.")
+    make_folder(target)
     try:
-        target.mkdir(parents=True, exist_ok=True)
         return [Path(shutil.copyfile(path, target / path.name)) for path in sources]
     except OSError as error:
         raise ResourceError(f"{target} cannot be written: {error}.", hint="Name another folder.") from error

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from covid_fastai.notices import RESEARCH_USE
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from covid_fastai.evaluation.metrics import Evaluation
 
-__all__ = ["RESEARCH_USE", "count", "listen", "print_figures", "print_json", "print_problems", "print_table"]
+__all__ = ["count", "listen", "print_figures", "print_json", "print_problems", "print_table"]
 
 logger = logging.getLogger("covid_fastai")
-
-RESEARCH_USE = "Research use only; not a medical device."
 
 
 def listen(*, quiet: bool, as_json: bool) -> Any:
@@ -49,8 +49,9 @@ def print_figures(result: Evaluation, *, title: str) -> None:
 
 def print_problems(problems: list[dict[str, Any]], *, most: int = 50) -> None:
     """Print a line a problem, the gravest first."""
-    order = {"error": 0, "warning": 1, "note": 2}
-    for row in sorted(problems, key=lambda row: order[row["severity"]])[:most]:
+    from covid_fastai.data.problems import SEVERITIES
+
+    for row in sorted(problems, key=lambda row: SEVERITIES.index(row["severity"]))[:most]:
         line = "" if row["row"] is None else f"row {row['row']}, "
         typer.echo(f"{row['severity']}: {line}{row['path']}: {row['reason']}. {row['remedy']}")
     if len(problems) > most:

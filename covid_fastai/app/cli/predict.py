@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from covid_fastai.app.cli.options import AsJson, Debug, Quiet
-from covid_fastai.app.cli.output import RESEARCH_USE, count, listen, print_json, print_table
+from covid_fastai.app.cli.output import count, listen, print_json, print_table
+from covid_fastai.evaluation.formatting import format_metric
+from covid_fastai.notices import RESEARCH_USE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +116,7 @@ def batch(
 def _print_predictions(table: pd.DataFrame, *, title: str) -> None:
     shown = table[["path"]].copy()
     for name in (name for name in table if name.startswith("p_")):
-        shown[name] = [f"{p:.3f}" if p == p else "" for p in table[name]]
+        shown[name] = [format_metric(p) for p in table[name]]
     print_table(shown.assign(prediction=table["prediction"], status=table["status"]), title=title)
     for row in table.to_dict("records"):
         if row["reason"]:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from covid_fastai.app.cli.options import Debug, Quiet
-from covid_fastai.app.cli.output import RESEARCH_USE, listen
+from covid_fastai.app.cli.output import listen
+from covid_fastai.notices import RESEARCH_USE
 
 __all__ = ["serve"]
 

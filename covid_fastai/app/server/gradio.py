@@ -15,11 +15,12 @@ from covid_fastai.data.images import open_image
 from covid_fastai.errors import UnavailableError
 from covid_fastai.model.hub import find_model
 from covid_fastai.model.predictor import Predictor
+from covid_fastai.notices import NO_DIAGNOSIS, RESEARCH_USE
 from covid_fastai.saliency.overlay import against_rest
 
 __all__ = ["answer_file", "gradio_app"]
 
-RESEARCH_USE = "Research use only; not a medical device. Nothing here is a statement about a person's health."
+NOTICE = f"{RESEARCH_USE} {NO_DIAGNOSIS}"
 
 
 def answer_file(
@@ -47,7 +48,7 @@ def answer_file(
     said = [f"The model's rule gives: {row['prediction']} ({facts.rule})."]
     if row.get("remark"):
         said.append(f"Remark on the picture: {row['remark']}")
-    return p, picture, "\n\n".join([*said, RESEARCH_USE])
+    return p, picture, "\n\n".join([*said, NOTICE])
 
 
 def gradio_app(model: str | Path, *, revision: str | None = None) -> Any:
@@ -77,7 +78,7 @@ def gradio_app(model: str | Path, *, revision: str | None = None) -> Any:
     folder = find_model(model, revision=revision)
     predictor, facts = Predictor(folder), read_facts(folder)
     with gradio.Blocks(title=facts.name, analytics_enabled=False) as app:
-        gradio.Markdown(f"# {facts.name}\n\n**{RESEARCH_USE}**\n\nVerdict on the model: {facts.verdict}")
+        gradio.Markdown(f"# {facts.name}\n\n**{NOTICE}**\n\nVerdict on the model: {facts.verdict}")
         with gradio.Row():
             given = gradio.File(label="A frontal chest radiograph", type="filepath")
             with gradio.Column():

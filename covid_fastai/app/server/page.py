@@ -8,15 +8,14 @@ from functools import cache
 
 import jinja2
 
-from covid_fastai.app.cli.output import RESEARCH_USE
 from covid_fastai.app.server.schemas import ImageAnswer, ModelFacts
 from covid_fastai.app.server.uploads import Limits
+from covid_fastai.notices import NO_DIAGNOSIS, RESEARCH_USE
 
 __all__ = ["ACCEPTED", "render_answers", "render_page"]
 
 ACCEPTED = "image/png,image/jpeg,image/tiff,image/bmp,image/webp,application/dicom,.dcm,.dicom,.tif,.tiff,.jfif"
 OPACITY = 60  # percent of the overlay at first: the heat is seen and so are the ribs under it
-NO_DIAGNOSIS = "A model's output, not a statement about a person's health."
 
 
 def render_page(facts: ModelFacts, limits: Limits, *, answers: Iterable[ImageAnswer] = (), error: str = "") -> str:

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 from pydantic.json_schema import models_json_schema
 
-from covid_fastai.app.cli.output import RESEARCH_USE
 from covid_fastai.data.input_check import RemarkKind
 from covid_fastai.evaluation.prediction_table import PredictionStatus
+from covid_fastai.notices import RESEARCH_USE
 
 if TYPE_CHECKING:
     from covid_fastai.app.server.uploads import Limits

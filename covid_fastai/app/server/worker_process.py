@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import os
@@ -21,7 +20,8 @@ from covid_fastai.errors import CovidFastaiError, ImageError
 from covid_fastai.evaluation.prediction_table import PredictionStatus
 from covid_fastai.model.bundle_config import golden_image
 from covid_fastai.model.predictor import Predictor
-from covid_fastai.saliency.overlay import against_rest, draw_layer, encode_png, shrink_to_fit
+from covid_fastai.plotting import as_base64, encode_png
+from covid_fastai.saliency.overlay import against_rest, draw_layer, shrink_to_fit
 
 __all__ = ["WITHHOLDS", "answer_file", "refusal", "run_worker"]
 
@@ -131,7 +131,7 @@ def _draw(grey: Image.Image, maps: np.ndarray, classes: list[str], shown: str) -
     heat = against_rest(maps, np.array([classes.index(shown)]))[0]
     picture = shrink_to_fit(grey, PICTURE)
     pictures = {"radiograph": picture, "heat": draw_layer(heat, picture.size)}
-    found = {name: base64.b64encode(encode_png(image)).decode() for name, image in pictures.items()}
+    found = {name: as_base64(encode_png(image, pixels_only=True)) for name, image in pictures.items()}
     return found | {"heat_of": shown, "heat_top": max(0.0, float(heat.max())), "heat_cells": list(heat.shape)}
 
 

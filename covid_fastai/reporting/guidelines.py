@@ -1,4 +1,7 @@
-"""What a run can answer of a reporting guideline: each answer is a function of what the run's folder holds."""
+"""The items that CLAIM 2024 and TRIPOD+AI ask a study to report, and what a run answers to each.
+
+`ITEMS` is the whole table: an item is one entry, which names the function that answers it from the run's folder.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,13 @@ import pandas as pd
 from covid_fastai.reporting.caveats import limits
 from covid_fastai.reporting.run_facts import KNOWN_COLUMNS, RunFacts, say_counts, say_figure
 
-__all__ = ["ANSWERS", "Answer"]
+__all__ = ["CLAIM", "ITEMS", "SOURCES", "TRIPOD_AI", "Answer", "Item"]
 
+CLAIM, TRIPOD_AI = "CLAIM 2024", "TRIPOD+AI"
+SOURCES = {
+    CLAIM: "Tejani et al., Radiology: Artificial Intelligence 6(4), 2024, doi:10.1148/ryai.240300 (44 items)",
+    TRIPOD_AI: "Collins et al., BMJ 385, 2024, doi:10.1136/bmj-2023-078378 (27 items, 52 with their parts)",
+}
 ONE_CLASS = "one class"  # as `validate` calls a source without the other classes
 UNKNOWN = "unknown"  # the patients of whom a fact is not known are no subgroup
 SHORTEST_SHA = 16  # hexadecimal digits that name a file well enough to be read
@@ -32,18 +40,28 @@ class Answer:
     lacks: str = ""
 
 
-ANSWERS: dict[str, Callable[[RunFacts], Answer | None]] = {}
+@dataclass(frozen=True)
+class Item:
+    """One thing that a guideline asks for.
+
+    Attributes:
+        guideline: `CLAIM` or `TRIPOD_AI`.
+        number: As in the guideline, such as `"12a"`.
+        asks: What it asks, in a few words of our own.
+        answer: Returns what a run's folder says to it, None where it says nothing; None where no run can know it.
+        missing: What there is to do where nothing answers it.
+    """
+
+    guideline: str
+    number: str
+    asks: str
+    answer: Callable[[RunFacts], Answer | None] | None
+    missing: str
 
 
-def _answers(function: Callable[[RunFacts], Answer | None]) -> Callable[[RunFacts], Answer | None]:
-    ANSWERS[function.__name__] = function
-    return function
+# answers: the study
 
 
-# the study
-
-
-@_answers
 def title(facts: RunFacts) -> Answer | None:
     if facts.model is None:
         return None
@@ -51,7 +69,6 @@ def title(facts: RunFacts) -> Answer | None:
     return Answer("model card", text, "the population that it is meant for")
 
 
-@_answers
 def summary(facts: RunFacts) -> Answer | None:
     if facts.model is None or not facts.judged:
         return None
@@ -59,21 +76,18 @@ def summary(facts: RunFacts) -> Answer | None:
     return Answer("model card", f"Model, data, {say_figure(facts.result.row('auc'), name='AUC')}, verdict.", lacks)
 
 
-@_answers
 def aims(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
     return Answer("config.json", f"To tell {' from '.join(facts.result.classes)}.", "a hypothesis, stated beforehand")
 
 
-@_answers
 def retrospective(facts: RunFacts) -> Answer | None:
     if facts.used.empty:
         return None
     return Answer("datasheet.md", "Retrospective: the images were there first.", "how their collection was planned")
 
 
-@_answers
 def goal(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
@@ -88,7 +102,6 @@ def goal(facts: RunFacts) -> Answer | None:
 # the data
 
 
-@_answers
 def sources(facts: RunFacts) -> Answer | None:
     if not facts.known("source"):
         return None
@@ -97,7 +110,6 @@ def sources(facts: RunFacts) -> Answer | None:
     return Answer("datasheet.md, Where the images come from", text, "dates, places, and whom they represent")
 
 
-@_answers
 def centres(facts: RunFacts) -> Answer | None:
     if not facts.known("source"):
         return None
@@ -106,7 +118,6 @@ def centres(facts: RunFacts) -> Answer | None:
     return Answer("cohort.csv", text, "setting and place; a source may be a collection of many hospitals")
 
 
-@_answers
 def eligibility(facts: RunFacts) -> Answer | None:
     if facts.used.empty:
         return None
@@ -116,7 +127,6 @@ def eligibility(facts: RunFacts) -> Answer | None:
     return Answer("datasheet.md, What is excluded", text, "by which rule the collections chose their patients")
 
 
-@_answers
 def subsets(facts: RunFacts) -> Answer | None:
     if not facts.fields:
         return None
@@ -127,7 +137,6 @@ def subsets(facts: RunFacts) -> Answer | None:
     return Answer("config.json", text)
 
 
-@_answers
 def preprocessing(facts: RunFacts) -> Answer | None:
     if facts.model is None:
         return None
@@ -138,7 +147,6 @@ def preprocessing(facts: RunFacts) -> Answer | None:
     return Answer("model's config.json", text + f"deviation {model.std:g} of grey values from 0 to 1.")
 
 
-@_answers
 def preparation(facts: RunFacts) -> Answer | None:
     if not (facts.run.path / "problems.csv").is_file():
         return None
@@ -147,7 +155,6 @@ def preparation(facts: RunFacts) -> Answer | None:
     return Answer("problems.csv", text)
 
 
-@_answers
 def missing_data(facts: RunFacts) -> Answer | None:
     if not facts.judged or facts.used.empty:
         return None
@@ -156,7 +163,6 @@ def missing_data(facts: RunFacts) -> Answer | None:
     return Answer("datasheet.md", text + "counted nowhere. Nothing was imputed: the model sees pixels only.")
 
 
-@_answers
 def acquisition(facts: RunFacts) -> Answer | None:
     if not facts.known("view"):
         return None
@@ -165,7 +171,6 @@ def acquisition(facts: RunFacts) -> Answer | None:
     return Answer("datasheet.md", f"Projection: {views}.", "machine, exposure, who acquired them and how")
 
 
-@_answers
 def partition(facts: RunFacts) -> Answer | None:
     if not facts.fields or facts.used.empty:
         return None
@@ -175,7 +180,6 @@ def partition(facts: RunFacts) -> Answer | None:
     return Answer("cohort.csv", text)
 
 
-@_answers
 def disjoint(facts: RunFacts) -> Answer | None:
     if facts.used.empty or facts.used.get("fold", facts.used["split"]).nunique() < 2:
         return None
@@ -184,7 +188,6 @@ def disjoint(facts: RunFacts) -> Answer | None:
     return Answer("cohort.csv", text, lacks)
 
 
-@_answers
 def flow(facts: RunFacts) -> Answer | None:
     if facts.used.empty:
         return None
@@ -194,7 +197,6 @@ def flow(facts: RunFacts) -> Answer | None:
     return Answer("datasheet.md", text)
 
 
-@_answers
 def patients(facts: RunFacts) -> Answer | None:
     known = {name: facts.known(column) for column, name in KNOWN_COLUMNS.items() if facts.known(column)}
     if not known:
@@ -203,7 +205,6 @@ def patients(facts: RunFacts) -> Answer | None:
     return Answer("datasheet.md, Who the patients are", text, "clinical characteristics, and what is not known above")
 
 
-@_answers
 def counts(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
@@ -213,7 +214,6 @@ def counts(facts: RunFacts) -> Answer | None:
     return Answer("metrics.json", f"Trained on: {say_counts(trained)}. Judged, {facts.result.unit}s: {judged}.")
 
 
-@_answers
 def differences(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
@@ -223,7 +223,6 @@ def differences(facts: RunFacts) -> Answer | None:
     return Answer("external/", f"{text} External: {', '.join(facts.external)}.", "how the settings differ")
 
 
-@_answers
 def batch_effect(facts: RunFacts) -> Answer | None:
     if facts.audit is None or facts.audit.batch_effect.empty:
         return None
@@ -235,17 +234,14 @@ def batch_effect(facts: RunFacts) -> Answer | None:
 # the model
 
 
-@_answers
 def predictors(facts: RunFacts) -> Answer | None:
     return facts.model and Answer("model card", "The pixels of one radiograph; nothing else of the patient.")
 
 
-@_answers
 def no_reader(facts: RunFacts) -> Answer | None:
     return facts.model and Answer("model card", "None: the only input is pixels, which no reader judges first.")
 
 
-@_answers
 def architecture(facts: RunFacts) -> Answer | None:
     if facts.model is None:
         return None
@@ -256,7 +252,6 @@ def architecture(facts: RunFacts) -> Answer | None:
     )
 
 
-@_answers
 def software(facts: RunFacts) -> Answer | None:
     if not (facts.run.path / "versions.json").is_file():
         return None
@@ -265,7 +260,6 @@ def software(facts: RunFacts) -> Answer | None:
     return Answer("versions.json", f"Python {found['python']}; {text}.")
 
 
-@_answers
 def first_weights(facts: RunFacts) -> Answer | None:
     if not facts.weights:
         return None
@@ -274,7 +268,6 @@ def first_weights(facts: RunFacts) -> Answer | None:
     return Answer("model's config.json", f"First weights: {text}; the head at random.")
 
 
-@_answers
 def training(facts: RunFacts) -> Answer | None:
     if not facts.fields or not (facts.run.path / "history.csv").is_file():
         return None
@@ -285,7 +278,6 @@ def training(facts: RunFacts) -> Answer | None:
     return Answer("config.json, history.csv", text)
 
 
-@_answers
 def final_model(facts: RunFacts) -> Answer | None:
     if facts.model is None or not (facts.run.path / "history.csv").is_file():
         return None
@@ -293,7 +285,6 @@ def final_model(facts: RunFacts) -> Answer | None:
     return Answer("history.csv", text, "whether options were chosen after earlier runs on the same patients")
 
 
-@_answers
 def ensemble(facts: RunFacts) -> Answer | None:
     if facts.model is None:
         return None
@@ -304,7 +295,6 @@ def ensemble(facts: RunFacts) -> Answer | None:
     return Answer("predictions.csv", text)
 
 
-@_answers
 def imbalance(facts: RunFacts) -> Answer | None:
     if not facts.fields:
         return None
@@ -312,7 +302,6 @@ def imbalance(facts: RunFacts) -> Answer | None:
     return Answer("config.json", f"{way[facts.fields['balance']]}; trained on {say_counts(facts.used)}.")
 
 
-@_answers
 def output(facts: RunFacts) -> Answer | None:
     if not facts.judged or facts.model is None:
         return None
@@ -322,7 +311,6 @@ def output(facts: RunFacts) -> Answer | None:
     return Answer("metrics.json", f"A probability of each class; {rule}.")
 
 
-@_answers
 def predicting(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
@@ -330,7 +318,6 @@ def predicting(facts: RunFacts) -> Answer | None:
     return Answer("predictions.csv", text)
 
 
-@_answers
 def updating(facts: RunFacts) -> Answer | None:
     if facts.model is None or facts.model.temperature == 1:
         return None
@@ -338,7 +325,6 @@ def updating(facts: RunFacts) -> Answer | None:
     return Answer("model's config.json", text, "figures before and after: calibrate")
 
 
-@_answers
 def model_files(facts: RunFacts) -> Answer | None:
     if facts.model is None:
         return None
@@ -346,14 +332,12 @@ def model_files(facts: RunFacts) -> Answer | None:
     return Answer(names, f"Weights and config; sha256 {facts.model.sha256[:SHORTEST_SHA]}...")
 
 
-@_answers
 def protocol(facts: RunFacts) -> Answer | None:
     if not facts.command:
         return None
     return Answer("config.json", f"Every option, and the call: `{facts.command}`", "a protocol written beforehand")
 
 
-@_answers
 def code(facts: RunFacts) -> Answer | None:
     if not (facts.run.path / "versions.json").is_file():
         return None
@@ -361,7 +345,6 @@ def code(facts: RunFacts) -> Answer | None:
     return Answer("versions.json", f"covid_fastai {number}.", "where it and the authors' own code can be had")
 
 
-@_answers
 def availability(facts: RunFacts) -> Answer | None:
     if facts.model is None:
         return None
@@ -371,7 +354,6 @@ def availability(facts: RunFacts) -> Answer | None:
 # what was found
 
 
-@_answers
 def measures(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
@@ -379,7 +361,6 @@ def measures(facts: RunFacts) -> Answer | None:
     return Answer("metrics.json; plots in report.html", f"{names}.")
 
 
-@_answers
 def uncertainty(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
@@ -388,7 +369,6 @@ def uncertainty(facts: RunFacts) -> Answer | None:
     return Answer("metrics.json, method", f"95% intervals by {unit} ({ways}); no test of significance.")
 
 
-@_answers
 def robustness(facts: RunFacts) -> Answer | None:
     if facts.audit is None:
         return None
@@ -402,7 +382,6 @@ def robustness(facts: RunFacts) -> Answer | None:
     return Answer("audit.json", text, "other seeds and options" + ("" if said else "; altered images"))
 
 
-@_answers
 def explanations(facts: RunFacts) -> Answer | None:
     if facts.model is None or facts.model.onnx is None:
         return None
@@ -410,7 +389,6 @@ def explanations(facts: RunFacts) -> Answer | None:
     return Answer("model.onnx", text, "their check: saliency_fraction and randomisation_check left nothing in this run")
 
 
-@_answers
 def internal(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
@@ -420,7 +398,6 @@ def internal(facts: RunFacts) -> Answer | None:
     return Answer("metrics.json", f"{said}.")
 
 
-@_answers
 def external(facts: RunFacts) -> Answer | None:
     if not facts.external:
         return None
@@ -434,7 +411,6 @@ def external(facts: RunFacts) -> Answer | None:
     return Answer("external/", f"{'. '.join(said)}.", lacks)
 
 
-@_answers
 def figures(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
@@ -443,7 +419,6 @@ def figures(facts: RunFacts) -> Answer | None:
     return Answer("metrics.json", f"{'; '.join(map(say_figure, rows))}; all others there.", lacks)
 
 
-@_answers
 def accuracy(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
@@ -451,7 +426,6 @@ def accuracy(facts: RunFacts) -> Answer | None:
     return Answer("metrics.json", f"{'; '.join(say_figure(facts.result.row(name)) for name in names)}.")
 
 
-@_answers
 def performance(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
@@ -460,14 +434,12 @@ def performance(facts: RunFacts) -> Answer | None:
     return Answer("metrics.json; model card", "; ".join(judged), lacks)
 
 
-@_answers
 def clusters(facts: RunFacts) -> Answer | None:
     if not facts.judged or _judged_groups(facts, "source").shape[0] < 2:
         return None
     return Answer("model card, Subgroups", _by_group(facts, "source"))
 
 
-@_answers
 def failures(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
@@ -480,7 +452,6 @@ def failures(facts: RunFacts) -> Answer | None:
     )
 
 
-@_answers
 def limitations(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
@@ -488,14 +459,12 @@ def limitations(facts: RunFacts) -> Answer | None:
     return Answer("model card, Limits", f"{len(said)} are stated.")
 
 
-@_answers
 def verdict(facts: RunFacts) -> Answer | None:
     if facts.audit is None:
         return None
     return Answer("audit.json, verdict", facts.audit.verdict.sentence, "earlier studies beside it; fairness")
 
 
-@_answers
 def next_steps(facts: RunFacts) -> Answer | None:
     if facts.audit is None:
         return None
@@ -504,7 +473,6 @@ def next_steps(facts: RunFacts) -> Answer | None:
     return Answer("audit.json, verdict", said, "what should follow from the result")
 
 
-@_answers
 def poor_input(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
@@ -526,3 +494,115 @@ def _by_group(facts: RunFacts, by: str) -> str:
         for row in rows.to_dict("records")
     )
     return "; ".join(said)
+
+
+# what there is to do where nothing answers an item
+
+AUTHORS = "the authors have to write it; a run cannot know"
+LABELLERS = "those who made the labels have to say; the data do not"
+COLLECTORS = "those who collected the images have to say; the data do not"
+TRAIN = "nothing in the run's folder says it"
+AUDIT = "there was no audit: covid-fastai audit RUN"
+PLACEBO = "there was no audit, or no class is both in an official TEST and in training"
+EXTERNAL = "no external data were tried: covid-fastai validate RUN DATA"
+GROUPS = "no two sources could be judged: give a column for the source, with ten patients of each or more"
+UPDATED = "not done: the model was not recalibrated or updated after it was judged"
+
+ITEMS = (
+    Item(CLAIM, "1", "says in the title that it is AI, and of which kind", title, TRAIN),
+    Item(CLAIM, "2", "summary of design, methods, results, conclusions", summary, TRAIN),
+    Item(CLAIM, "3", "background; intended use and role", None, AUTHORS),
+    Item(CLAIM, "4", "aims and hypotheses", aims, AUTHORS),
+    Item(CLAIM, "5", "prospective or retrospective", retrospective, COLLECTORS),
+    Item(CLAIM, "6", "goal of the study", goal, TRAIN),
+    Item(CLAIM, "7", "where the data come from", sources, COLLECTORS),
+    Item(CLAIM, "8", "who and what was let in and left out", eligibility, COLLECTORS),
+    Item(CLAIM, "9", "preprocessing of the images", preprocessing, TRAIN),
+    Item(CLAIM, "10", "how subsets of the data were chosen", subsets, COLLECTORS),
+    Item(CLAIM, "11", "how patients' identities were removed", None, COLLECTORS),
+    Item(CLAIM, "12", "how missing data were handled", missing_data, COLLECTORS),
+    Item(CLAIM, "13", "how the images were acquired", acquisition, COLLECTORS),
+    Item(CLAIM, "14", "what the reference standard is, how it was obtained", None, LABELLERS),
+    Item(CLAIM, "15", "why that reference standard", None, LABELLERS),
+    Item(CLAIM, "16", "who labelled, with which training", None, LABELLERS),
+    Item(CLAIM, "17", "how the test set was labelled", None, LABELLERS),
+    Item(CLAIM, "18", "how far readers agree with each other and themselves", None, LABELLERS),
+    Item(CLAIM, "19", "how data were dealt into parts", partition, TRAIN),
+    Item(CLAIM, "20", "at which level the parts are disjoint", disjoint, TRAIN),
+    Item(CLAIM, "21", "sample size that was intended, and why", None, AUTHORS),
+    Item(CLAIM, "22", "the model in detail", architecture, TRAIN),
+    Item(CLAIM, "23", "software and its versions", software, TRAIN),
+    Item(CLAIM, "24", "how the parameters began", first_weights, TRAIN),
+    Item(CLAIM, "25", "how it was trained", training, TRAIN),
+    Item(CLAIM, "26", "how the final model was chosen", final_model, TRAIN),
+    Item(CLAIM, "27", "ensembles", ensemble, TRAIN),
+    Item(CLAIM, "28", "which figures measure the model", measures, TRAIN),
+    Item(CLAIM, "29", "statistical uncertainty and significance", uncertainty, TRAIN),
+    Item(CLAIM, "30", "robustness and sensitivity analysis", robustness, AUDIT),
+    Item(CLAIM, "31", "explanations, and whether they were checked", explanations, TRAIN),
+    Item(CLAIM, "32", "judged on internal data", internal, TRAIN),
+    Item(CLAIM, "33", "tested on external data", external, EXTERNAL),
+    Item(CLAIM, "34", "registration of the trial", None, AUTHORS),
+    Item(CLAIM, "35", "how many were let in and left out", flow, TRAIN),
+    Item(CLAIM, "36", "who the patients are, by part", patients, COLLECTORS),
+    Item(CLAIM, "37", "figures with their uncertainty, by part", figures, TRAIN),
+    Item(CLAIM, "38", "diagnostic performance and its precision", accuracy, TRAIN),
+    Item(CLAIM, "39", "analysis of failures", failures, TRAIN),
+    Item(CLAIM, "40", "limitations", limitations, TRAIN),
+    Item(CLAIM, "41", "what follows for practice; intended use", None, AUTHORS),
+    Item(CLAIM, "42", "the full protocol, or further technical details", protocol, AUTHORS),
+    Item(CLAIM, "43", "where software, model and data can be had", availability, AUTHORS),
+    Item(CLAIM, "44", "funding, and the funders' role", None, AUTHORS),
+    Item(TRIPOD_AI, "1", "title: a prediction model, its population and outcome", title, TRAIN),
+    Item(TRIPOD_AI, "2", "structured abstract", summary, TRAIN),
+    Item(TRIPOD_AI, "3a", "healthcare context, reasons, models that exist", None, AUTHORS),
+    Item(TRIPOD_AI, "3b", "population, purpose and users that are meant", None, AUTHORS),
+    Item(TRIPOD_AI, "3c", "known health inequalities", None, AUTHORS),
+    Item(TRIPOD_AI, "4", "objectives: development, evaluation or both", goal, TRAIN),
+    Item(TRIPOD_AI, "5a", "sources of the data, how far they represent the population", sources, COLLECTORS),
+    Item(TRIPOD_AI, "5b", "dates of the data", None, COLLECTORS),
+    Item(TRIPOD_AI, "6a", "setting, number and place of the centres", centres, COLLECTORS),
+    Item(TRIPOD_AI, "6b", "eligibility of the participants", eligibility, COLLECTORS),
+    Item(TRIPOD_AI, "6c", "treatments", None, COLLECTORS),
+    Item(TRIPOD_AI, "7", "preparation of the data, checks of their quality", preparation, TRAIN),
+    Item(TRIPOD_AI, "8a", "what the outcome is, when and how it was assessed", None, LABELLERS),
+    Item(TRIPOD_AI, "8b", "who assessed a subjective outcome", None, LABELLERS),
+    Item(TRIPOD_AI, "8c", "whether the assessment was blinded", None, LABELLERS),
+    Item(TRIPOD_AI, "9a", "choice of the predictors", predictors, TRAIN),
+    Item(TRIPOD_AI, "9b", "what the predictors are, how they were measured", preprocessing, TRAIN),
+    Item(TRIPOD_AI, "9c", "who assessed subjective predictors", no_reader, TRAIN),
+    Item(TRIPOD_AI, "10", "sample size and how it came about", None, AUTHORS),
+    Item(TRIPOD_AI, "11", "missing data", missing_data, COLLECTORS),
+    Item(TRIPOD_AI, "12a", "which data served which purpose", partition, TRAIN),
+    Item(TRIPOD_AI, "12b", "how predictors were handled", preprocessing, TRAIN),
+    Item(TRIPOD_AI, "12c", "kind of model, how it was built, internal validation", training, TRAIN),
+    Item(TRIPOD_AI, "12d", "differences between centres", clusters, GROUPS),
+    Item(TRIPOD_AI, "12e", "measures and plots of performance", measures, TRAIN),
+    Item(TRIPOD_AI, "12f", "model updating: method", updating, UPDATED),
+    Item(TRIPOD_AI, "12g", "how predictions were computed when judged", predicting, TRAIN),
+    Item(TRIPOD_AI, "13", "imbalance of the classes", imbalance, TRAIN),
+    Item(TRIPOD_AI, "14", "what was done for fairness, and why", None, AUTHORS),
+    Item(TRIPOD_AI, "15", "what the model gives out; thresholds", output, TRAIN),
+    Item(TRIPOD_AI, "16", "how training and evaluation data differ", differences, TRAIN),
+    Item(TRIPOD_AI, "17", "ethics approval and consent", None, AUTHORS),
+    Item(TRIPOD_AI, "18a", "funding", None, AUTHORS),
+    Item(TRIPOD_AI, "18b", "conflicts of interest", None, AUTHORS),
+    Item(TRIPOD_AI, "18c", "protocol", protocol, AUTHORS),
+    Item(TRIPOD_AI, "18d", "registration", None, AUTHORS),
+    Item(TRIPOD_AI, "18e", "whether the data are shared", None, AUTHORS),
+    Item(TRIPOD_AI, "18f", "whether the code is shared", code, AUTHORS),
+    Item(TRIPOD_AI, "19", "involvement of patients and the public", None, AUTHORS),
+    Item(TRIPOD_AI, "20a", "flow of participants, with and without the outcome", flow, TRAIN),
+    Item(TRIPOD_AI, "20b", "characteristics of the participants", patients, COLLECTORS),
+    Item(TRIPOD_AI, "20c", "predictors' distribution: evaluation beside development", batch_effect, PLACEBO),
+    Item(TRIPOD_AI, "21", "participants and outcomes in each analysis", counts, TRAIN),
+    Item(TRIPOD_AI, "22", "the whole model, so that others can predict with it", model_files, TRAIN),
+    Item(TRIPOD_AI, "23a", "performance with intervals, subgroups too", performance, TRAIN),
+    Item(TRIPOD_AI, "23b", "performance by centre", clusters, GROUPS),
+    Item(TRIPOD_AI, "24", "model updating: result", updating, UPDATED),
+    Item(TRIPOD_AI, "25", "interpretation, fairness too", verdict, AUDIT),
+    Item(TRIPOD_AI, "26", "limitations and what they do", limitations, TRAIN),
+    Item(TRIPOD_AI, "27a", "what to do with poor or missing input", poor_input, TRAIN),
+    Item(TRIPOD_AI, "27b", "what users have to do and to know", None, AUTHORS),
+    Item(TRIPOD_AI, "27c", "next steps, with a view to other settings", next_steps, AUDIT),
+)

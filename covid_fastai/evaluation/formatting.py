@@ -1,0 +1,104 @@
+"""Numbers, intervals and results as text: one way to write each, and one sign for a missing value."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "MISSING",
+    "PERCENT",
+    "SIGNED",
+    "ResultDisplay",
+    "format_estimate",
+    "format_interval",
+    "format_metric",
+    "format_metric_name",
+    "format_p_value",
+]
+
+MISSING = "–"  # wherever a number is None, NaN or infinite
+PLAIN, SIGNED, PERCENT = "z.3f", "+z.3f", "z.0%"  # z writes what rounds to zero without a minus sign
+SMALLEST_P_SHOWN = 0.001
+NAMES = {"auc": "AUC", "f1": "F1", "brier": "Brier score", "ece": "calibration error (ECE)"}
+
+
+def format_metric(value: float | None, *, spec: str = PLAIN) -> str:
+    """Format one number, `MISSING` where there is none.
+
+    Args:
+        value: The number.
+        spec: How Python's `format` shall write it, such as `SIGNED` for a difference or `PERCENT` for a fraction.
+
+    Returns:
+        The text, with three decimals by default.
+    """
+    return MISSING if _is_missing(value) else format(float(value), spec)
+
+
+def format_interval(low: float | None, high: float | None, *, spec: str = PLAIN) -> str:
+    """Format the bounds of an interval as `low to high`, `MISSING` where a bound is missing."""
+    if _is_missing(low) or _is_missing(high):
+        return MISSING
+    return f"{format_metric(low, spec=spec)} to {format_metric(high, spec=spec)}"
+
+
+def format_estimate(value: float | None, low: float | None, high: float | None, *, spec: str = PLAIN) -> str:
+    """Format a number and its interval as `value (low to high)`; the number alone where there is no interval."""
+    interval = format_interval(low, high, spec=spec)
+    if _is_missing(value) or interval == MISSING:
+        return format_metric(value, spec=spec)
+    return f"{format_metric(value, spec=spec)} ({interval})"
+
+
+def format_p_value(p: float | None) -> str:
+    """Format a p-value with its sign of comparison, such as `p = 0.030` or `p < 0.001`."""
+    if not _is_missing(p) and p < SMALLEST_P_SHOWN:
+        return f"p < {SMALLEST_P_SHOWN}"
+    return f"p = {format_metric(p)}"
+
+
+def format_metric_name(metric: str, of: str = "") -> str:
+    """Return what people call a metric, with the class in brackets where it is the metric of one class."""
+    name = NAMES.get(metric, metric.replace("_", " "))
+    return f"{name} ({of})" if of else name
+
+
+class ResultDisplay:
+    """Show a result in a terminal and in a notebook, from the same parts.
+
+    A dataclass that inherits from it takes `repr=False`, since `dataclass` writes a `__repr__` of its own otherwise.
+    """
+
+    def _display_parts(self) -> Iterable[pd.DataFrame | str | list[str]]:
+        """Return tables, paragraphs (text) and lists of items, in their order."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return "\n".join(map(_as_text, self._display_parts()))
+
+    def _repr_html_(self) -> str:
+        return "".join(map(_as_html, self._display_parts()))
+
+
+def _is_missing(value: float | None) -> bool:
+    return value is None or not math.isfinite(value)
+
+
+def _as_text(part: pd.DataFrame | str | list[str]) -> str:
+    if isinstance(part, str):
+        return part
+    return "\n".join(part) if isinstance(part, list) else part.to_string(index=False, na_rep=MISSING)
+
+
+def _as_html(part: pd.DataFrame | str | list[str]) -> str:
+    if isinstance(part, str):
+        return f"<p>{html.escape(part)}</p>"
+    if isinstance(part, list):
+        return f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in part)}</ul>"
+    return part.to_html(index=False, na_rep=MISSING)
