@@ -7,6 +7,7 @@ import glob
 import json
 import math
 import os
+import platform
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock, Timeout
 
 from covid_fastai.errors import ResourceError
 
@@ -29,7 +32,7 @@ __all__ = [
 ]
 __all__ += ["utc_now", "write_csv", "write_json"]
 
-LOCK_NAME = ".lock"
+LOCK_FILE, OWNER_FILE = ".lock", ".owner"  # in a claimed folder: the lock, and who holds it
 PART_SUFFIX = ".part"
 ASIDE = "-old"  # the end of the name of a folder that has stepped aside
 
@@ -196,58 +199,43 @@ def new_run_folder(out: str | Path | None, *, task: str, root: str | Path = "run
 def claim_folder(folder: str | Path) -> Iterator[Path]:
     """Own a folder for the time of a `with` block; a second process is refused.
 
-    The claim is an operating-system lock on `<folder>/.lock`, so it ends with the process, however that ends.
+    The claim is an operating-system lock on `<folder>/.lock`, so it ends with the process, however that ends. The
+    lock file itself may stay behind: it means nothing unless a process holds it.
+
+    Args:
+        folder: An existing folder.
+
+    Yields:
+        The folder's path.
 
     Raises:
         ResourceError: Another process owns the folder, or it cannot be written to. The error names the owner.
     """
     folder = Path(folder)
-    lock = folder / LOCK_NAME
+    lock, owner = FileLock(folder / LOCK_FILE, timeout=0), folder / OWNER_FILE
     try:
-        file = open(lock, "a+", encoding="utf-8")
+        lock.acquire()
+    except Timeout as error:  # guard: claimed
+        raise ResourceError(
+            f"{folder} is in use by {_read_owner(owner)}.", hint="Wait for it, or choose another folder."
+        ) from error
     except OSError as error:
         raise ResourceError(
             f"{folder} cannot be written: {error.strerror}.", hint="Choose a folder that you may write to."
         ) from error
-    with file:
-        if not _lock(file):  # guard: claimed
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise ResourceError(f"{folder} is in use by {owner}.", hint="Wait for it, or choose another folder.")
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {os.uname().nodename if hasattr(os, 'uname') else 'this machine'}\n")
-        file.flush()
+    try:
+        owner.write_text(f"process {os.getpid()} on {platform.node() or 'this machine'}", encoding="utf-8")
         for part in folder.rglob(f".*{PART_SUFFIX}"):  # what a killed process left half-written
             part.unlink(missing_ok=True)
-        try:
-            yield folder
-        finally:
-            _unlock(file)  # the file stays: removing it would let two later processes lock two different files
+        yield folder
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
-if os.name == "nt":  # pragma: no cover - not run on the machines that test this package
-    import msvcrt
-
-    def _lock(file: IO) -> bool:
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(file: IO) -> None:
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-else:
-    import fcntl
-
-    def _lock(file: IO) -> bool:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(file: IO) -> None:
-        fcntl.flock(file, fcntl.LOCK_UN)
+def _read_owner(path: Path) -> str:
+    """Return who owns a folder; not kept in the lock file, which Windows lets nobody read while it is locked."""
+    try:
+        return path.read_text(encoding="utf-8") or "another process"
+    except OSError:  # the owner has not written it yet, or has just removed it
+        return "another process"

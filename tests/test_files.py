@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -65,14 +66,63 @@ def test_a_run_folder_is_new_and_named_by_time_and_task(tmp_path):
         new_run_folder(first, task="covid")
 
 
+CLAIM = """
+import sys, time
+from covid_fastai.files import claim_folder
+with claim_folder(sys.argv[1]):
+    print("mine", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
 def test_a_claimed_folder_is_refused_to_another_process(tmp_path):
-    code = f"from covid_fastai.files import claim_folder\nwith claim_folder({str(tmp_path)!r}): print('mine')"
+    command = [sys.executable, "-c", CLAIM, str(tmp_path), "0"]
     with claim_folder(tmp_path):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode != 0
-        assert "in use by process" in done.stderr
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert f"{tmp_path} is in use by process {os.getpid()} on " in done.stderr
+        with pytest.raises(ResourceError, match="in use by process"), claim_folder(tmp_path):  # nor twice in this one
+            pass
+    assert [path.name for path in tmp_path.iterdir()] in ([".lock"], [])
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.strip() == "mine"
+
+
+def test_a_killed_owner_leaves_no_claim_behind(tmp_path):
+    command = [sys.executable, "-c", CLAIM, str(tmp_path), "60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout.readline().strip() == "mine"
+        with pytest.raises(ResourceError, match=f"in use by process {owner.pid} on "), claim_folder(tmp_path):
+            pass
+        owner.kill()
+    with claim_folder(tmp_path):  # what the killed process wrote down names nobody any more
+        done = subprocess.run([sys.executable, "-c", CLAIM, str(tmp_path), "0"], capture_output=True, text=True)
+        assert f"in use by process {os.getpid()} on " in done.stderr
+
+
+def test_of_many_processes_one_owns_the_folder_at_a_time(tmp_path):
+    command = [sys.executable, "-c", CLAIM, str(tmp_path), "5"]  # seconds: longer than it takes the others to start
+    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(4)]
+    outputs = [racer.communicate()[0].strip() for racer in racers]
+    assert sorted(outputs) == ["", "", "", "mine"]
+
+
+def test_a_folder_that_cannot_be_claimed_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match="file cannot be written: "), claim_folder(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need a privilege on Windows")
+def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    folder = make_folder(tmp_path / "run")
+    (folder / ".lock").symlink_to(victim)
+    with pytest.raises(ResourceError, match="run cannot be written"), claim_folder(folder):
+        pass
+    assert victim.read_text() == "kept"
 
 
 @pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone cannot be changed on this system")
