@@ -9,7 +9,7 @@ from pathlib import Path
 settings = ConfigParser(delimiters=("=",), comment_prefixes=("#",), interpolation=None)
 settings.read(Path(__file__).parents[1] / "settings.ini", encoding="utf-8")
 texts = [settings["DEFAULT"]["requirements"]]
-texts += [text for name, text in settings["extras"].items() if name in ("web", "hub", "dicom", "batch", "dev")]
+texts += [text for name, text in settings["extras"].items() if name in ("web", "dicom", "batch", "dev")]
 for line in "\n".join(texts).splitlines():
     floor = re.match(r"([\w.-]+)(\[.*\])?\s*>=\s*([\w.]+)", line.strip())
     if floor:

@@ -68,8 +68,8 @@ def absent() -> set[str]:
 
 def test_a_training_and_a_prediction_need_no_extra(phantom_root, tmp_path):
     blocked = absent()
-    assert {"accelerate", "pytest", "pydicom", "huggingface_hub"} <= blocked
-    assert not {"torch", "fastai", "numpy", "fastcore", "onnxruntime", "spacy"} & blocked
+    assert {"accelerate", "pytest", "pydicom", "statsmodels"} <= blocked
+    assert not {"torch", "fastai", "numpy", "fastcore", "onnxruntime", "spacy", "huggingface_hub", "filelock"} & blocked
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def run(*arguments: str) -> subprocess.CompletedProcess:

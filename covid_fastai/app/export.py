@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from covid_fastai.errors import ResourceError, UsageError
-from covid_fastai.files import atomic_write, new_run_folder
+from covid_fastai.files import atomic_write, new_run_folder, write_json
 from covid_fastai.model.bundle_config import (
     CONFIG_FILE,
     ONNX_FILE,
@@ -14,7 +14,7 @@ from covid_fastai.model.bundle_config import (
     read_config,
     read_verified,
 )
-from covid_fastai.model.card import CARD_FILE, LARGEST_CARD, build_card, read_card
+from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE, LARGEST_CARD, read_findings, write_card
 from covid_fastai.model.hub import find_model
 from covid_fastai.model.predictor import Predictor
 
@@ -40,8 +40,8 @@ def export_model(
         calibrate: Fit a temperature on them, first (`fit_temperature`). Needs the same.
 
     Returns:
-        The folder, with `config.json`, `model.safetensors`, `model.onnx` and `README.md`, the model card: the model's
-        own, or one made from its config, in which the verdict and the limits are still to be written.
+        The folder, with `config.json`, `model.safetensors`, `model.onnx`, and the model card, `README.md` and
+        `findings.json`: the model's own, or one made from its config, whose verdict and limits are still to be written.
 
     Raises:
         ResourceError: The folder holds something, or cannot be written to.
@@ -56,7 +56,7 @@ def export_model(
     name = folder.resolve()
     title = name.parent.name if name.name == "model" else name.name
     config = read_config(folder / CONFIG_FILE)
-    card = folder / CARD_FILE
+    findings, card = read_findings(folder, config), folder / CARD_FILE
     if config.onnx is None:  # what has to be made by torch is made by it; all else needs none
         from covid_fastai.model.bundle import load_model, save_model
 
@@ -69,8 +69,12 @@ def export_model(
         contents[ONNX_FILE] = read_verified(folder / ONNX_FILE, config.onnx.sha256)
         contents[CONFIG_FILE] = (folder / CONFIG_FILE).read_bytes()
         target = new_run_folder(target, task="")
-    own = read_bytes(card, LARGEST_CARD) if card.is_file() else build_card(config, title=title).encode()
-    for name, content in {CARD_FILE: own, **contents}.items():  # config.json last: without it there is no model
+    if card.is_file():
+        contents = {CARD_FILE: read_bytes(card, LARGEST_CARD), **contents}
+        write_json(target / FINDINGS_FILE, {**findings.model_dump(), "fingerprint": config.fingerprint})
+    else:
+        write_card(target, config, title=title, verdict=findings.verdict, limits=findings.limits)
+    for name, content in contents.items():  # config.json last: without it there is no model
         with atomic_write(target / name, mode="wb") as file:
             file.write(content)
     return target
@@ -101,18 +105,17 @@ def _export_judged(folder: Path, target: Path, *, sensitivity: float | None, cal
         scaled = apply_temperature(held_out, temperature)
         threshold = choose_threshold(scaled, sensitivity=sensitivity, positive=learn.bundle.positive)
     save_model(learn, target, threshold=threshold, temperature=temperature)
-    before, n = read_card(folder), held_out["patient"].nunique()
+    findings, n = read_findings(folder, read_config(folder / CONFIG_FILE)), held_out["patient"].nunique()
     what = [f"the temperature {temperature:.3g}"] if calibrate else []
     what += [f"the threshold {threshold:.3g} (for a sensitivity of {sensitivity:g})"] if threshold is not None else []
     said = f"{' and '.join(what)} chosen on the run's {n} held-out patients: figures on those are optimistic."
-    card = build_card(
+    write_card(
+        target,
         read_config(target / CONFIG_FILE),
         title=folder.parent.name,
-        verdict=before.verdict,
-        limits=[*before.limits, said[0].upper() + said[1:]],
+        verdict=findings.verdict,
+        limits=[*findings.limits, said[0].upper() + said[1:]],
     )
-    with atomic_write(target / CARD_FILE) as file:
-        file.write(card)
     return target
 
 

@@ -41,7 +41,7 @@ from covid_fastai.model.bundle_config import (
     read_verified,
     seal_config,
 )
-from covid_fastai.model.card import CARD_FILE
+from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE
 from covid_fastai.model.hub import find_model
 from covid_fastai.model.learner import build_learner
 from covid_fastai.model.onnx_export import OPSET, export_onnx
@@ -251,7 +251,7 @@ def _check_target(folder: Path) -> None:
     if not folder.exists():
         return
     others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name]
-    others = [name for name in others if name not in (WEIGHTS_FILE, CONFIG_FILE, ONNX_FILE, CARD_FILE)]
+    others = [name for name in others if name not in (WEIGHTS_FILE, CONFIG_FILE, ONNX_FILE, CARD_FILE, FINDINGS_FILE)]
     if others:
         raise ResourceError(
             f"{folder} already holds something else: {', '.join(others[:3])}.", hint="Name a folder of its own."

@@ -21,7 +21,9 @@ __all__ = [
     "ONNX_INPUT",
     "ONNX_OUTPUTS",
     "WEIGHTS_FILE",
+    "Sha256",
     "check_golden",
+    "describe_faults",
     "golden_image",
     "golden_sha256",
     "no_model",
@@ -204,7 +206,9 @@ def seal_config(fields: dict[str, Any]) -> dict[str, Any]:
     try:
         BundleConfig.model_validate(sealed)
     except ValidationError as error:
-        raise UsageError(f"This model cannot be saved: {_faults(error)}.", hint="Build its loaders anew.") from None
+        raise UsageError(
+            f"This model cannot be saved: {describe_faults(error)}.", hint="Build its loaders anew."
+        ) from None
     return sealed
 
 
@@ -282,7 +286,7 @@ def read_config(path: Path) -> BundleConfig:
     try:
         config = BundleConfig.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:  # guard: config_fields
-        raise no_model(path, _faults(error)) from None
+        raise no_model(path, describe_faults(error)) from None
     if _fingerprint(raw) != config.fingerprint:  # guard: fingerprint
         raise no_model(path, "a field was changed after it was saved, since its fingerprint is another")
     return config
@@ -292,6 +296,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-def _faults(error: ValidationError) -> str:
+def describe_faults(error: ValidationError) -> str:
+    """Say which fields pydantic refuses, and why, in 500 characters at most."""
     faults = [f"{'.'.join(map(str, fault['loc'])) or 'its fields'}: {fault['msg']}" for fault in error.errors()]
     return "; ".join(faults[:5])[:500]

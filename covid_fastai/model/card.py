@@ -1,36 +1,64 @@
-"""The model card: a README.md beside a saved model, which says what it is, what it is worth and where it ends."""
+"""The model card: what a saved model is, what it is worth and where it ends.
+
+Two files beside the model say so: `README.md` for people and for the Hugging Face Hub, and `findings.json`, the verdict
+and the limits that are shown beside every answer. Both are written from the same `Findings`; programs read the second.
+"""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from covid_fastai.model.bundle_config import ONNX_FILE, WEIGHTS_FILE, BundleConfig
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from covid_fastai.files import atomic_write, write_json
+from covid_fastai.model.bundle_config import (
+    LARGEST_CONFIG,
+    ONNX_FILE,
+    WEIGHTS_FILE,
+    BundleConfig,
+    Sha256,
+    describe_faults,
+    no_model,
+    read_bytes,
+)
 from covid_fastai.notices import RESEARCH_USE
 
-__all__ = ["CARD_FILE", "Card", "build_card", "read_card"]
+__all__ = ["CARD_FILE", "FINDINGS_FILE", "Findings", "build_card", "read_findings", "write_card"]
 
 CARD_FILE = "README.md"  # the name that the Hugging Face Hub shows
+FINDINGS_FILE = "findings.json"
+LIBRARY = "covid_fastai"
 NOT_STATED = "Not stated."
 LARGEST_CARD = 1 << 20  # bytes
-LONGEST = 1200  # characters of a section that is shown beside a number
+LONGEST = 1200  # characters of a sentence that is shown beside a number
+MOST_LIMITS = 100
 TAGS = ("chest-x-ray", "covid_fastai", "fastai", "onnx", "research-only", "safetensors")
 
 
-@dataclass(frozen=True)
-class Card:
-    """What a model card says that belongs beside every answer of the model.
+def _line(text: object) -> str:
+    """Return a text on one line, so that it cannot break out of its place in the card."""
+    return " ".join(str(text).split())
+
+
+Sentence = Annotated[str, BeforeValidator(lambda value: _line(value)[:LONGEST] if isinstance(value, str) else value)]
+
+
+class Findings(BaseModel):
+    """What was found about a model, which is shown beside every answer of the model.
 
     Attributes:
-        verdict: What the model was found to be worth; empty where the card does not say.
-        limits: What it cannot do; empty where the card does not say.
+        fingerprint: Of the model that they are about.
+        verdict: What the model was found to be worth, in a sentence or two; empty where that is not stated.
+        limits: What it cannot do, a sentence each; none where that is not stated.
     """
 
-    verdict: str = ""
-    limits: tuple[str, ...] = ()
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fingerprint: Sha256
+    verdict: Sentence = ""
+    limits: Annotated[tuple[Sentence, ...], Field(max_length=MOST_LIMITS)] = ()
 
 
 def build_card(
@@ -39,7 +67,7 @@ def build_card(
     title: str,
     verdict: str = "",
     limits: Sequence[str] = (),
-    figures: str = "",
+    metrics: str = "",
     license: str = "unknown",
     tags: Sequence[str] = (),
 ) -> str:
@@ -50,22 +78,26 @@ def build_card(
         title: The model's name, a line.
         verdict: What it was found to be worth, in a sentence or two; empty for "Not stated".
         limits: What it cannot do, a sentence each.
-        figures: What was measured, as Markdown: each figure with its n, its interval and the command.
+        metrics: What was measured, as Markdown: each metric with its n, its interval and the command.
         license: The Hub's word for the licence of the weights, such as `"cc-by-4.0"`; training data may bind it.
         tags: More words to be found by.
 
     Returns:
         Markdown with YAML before it.
     """
-    named = sorted({*TAGS, *tags})
+    from huggingface_hub import ModelCardData  # here: it brings an HTTP client, which reading findings does not need
+
+    data = ModelCardData(
+        library_name=LIBRARY,
+        license=license,
+        pipeline_tag="image-classification",
+        tags=sorted({*TAGS, *tags}),
+    )
     rule = f"from a probability of {config.threshold:.3g} on" if config.threshold is not None else "where more probable"
     positive = f"; {config.positive} is called {rule}" if config.positive else ""
     lines = [
         "---",
-        "library_name: covid_fastai",
-        f"license: {json.dumps(license)}",  # JSON is YAML, whatever the text holds
-        "pipeline_tag: image-classification",
-        f"tags: {json.dumps(named)}",
+        data.to_yaml(),
         "---",
         "",
         f"# {_line(title)}",
@@ -89,42 +121,67 @@ def build_card(
         *([f"- {_line(limit)}" for limit in limits] or [NOT_STATED]),
         "",
     ]
-    if figures:
-        lines += ["## Figures", "", figures.strip(), ""]
+    if metrics:
+        lines += ["## Metrics", "", metrics.strip(), ""]
     lines += ["## Use", "", "```python", "from covid_fastai.model.predictor import Predictor", ""]
     lines += ['table = Predictor("this folder").predict(["a.png", "b.jpeg"])', "```", ""]
     return "\n".join(lines)
 
 
-def read_card(folder: str | Path) -> Card:
-    """Read what belongs beside the answers from the card of a saved model.
+def write_card(
+    folder: str | Path,
+    config: BundleConfig,
+    *,
+    title: str,
+    verdict: str = "",
+    limits: Sequence[str] = (),
+    metrics: str = "",
+) -> Path:
+    """Write the model card and the findings of a saved model.
 
     Args:
-        folder: The saved model; it need not have a card.
+        folder: The saved model.
+        config: Its `config.json`.
+        title: As in `build_card`.
+        verdict: As in `build_card`.
+        limits: As in `build_card`.
+        metrics: As in `build_card`.
 
     Returns:
-        The sections `## Verdict` and `## Limits` as plain text; a part that is not there is empty.
+        The card, `README.md`; `findings.json` is beside it.
+
+    Raises:
+        ResourceError: A file cannot be written.
     """
-    path = Path(folder) / CARD_FILE
-    if not path.is_file():
-        return Card()
-    with open(path, "rb") as file:
-        text = file.read(LARGEST_CARD).decode("utf-8", "replace")
-    verdict = _section(text, "Verdict")
-    limits = _section(text, "Limits")
-    items = re.split(r"^\s*[-*]\s+", limits, flags=re.MULTILINE)
-    return Card(_plain(verdict), tuple(plain for item in items if (plain := _plain(item))))
+    findings = Findings(fingerprint=config.fingerprint, verdict=verdict, limits=tuple(limits)[:MOST_LIMITS])
+    text = build_card(config, title=title, verdict=findings.verdict, limits=findings.limits, metrics=metrics)
+    write_json(Path(folder) / FINDINGS_FILE, findings.model_dump())
+    with atomic_write(Path(folder) / CARD_FILE) as file:
+        file.write(text)
+    return Path(folder) / CARD_FILE
 
 
-def _section(text: str, heading: str) -> str:
-    found = re.search(rf"^## {heading}[ \t]*\r?\n(.*?)(?=^#{{1,2}} |\Z)", text, flags=re.MULTILINE | re.DOTALL)
-    return found.group(1).strip() if found else ""
+def read_findings(folder: str | Path, config: BundleConfig) -> Findings:
+    """Read what was found about a saved model.
 
+    Args:
+        folder: The saved model.
+        config: Its `config.json`.
 
-def _plain(text: str) -> str:
-    text = " ".join(text.replace("**", "").replace("`", "").split())
-    return "" if text == NOT_STATED else text[:LONGEST]
+    Returns:
+        The findings; empty where the model has no `findings.json`.
 
-
-def _line(text: str) -> str:
-    return " ".join(str(text).split())
+    Raises:
+        ModelFormatError: The file is damaged, or about another model.
+    """
+    path = Path(folder) / FINDINGS_FILE
+    if not path.exists():
+        return Findings(fingerprint=config.fingerprint)
+    try:
+        findings = Findings.model_validate_json(read_bytes(path, LARGEST_CONFIG))
+    except ValidationError as error:
+        raise no_model(path, describe_faults(error)) from None
+    if findings.fingerprint != config.fingerprint:  # guard: findings_of
+        reason = f"it is about the model {findings.fingerprint[:16]}, and this one is {config.fingerprint[:16]}"
+        raise no_model(path, reason, "Write the run's documents anew, or remove the file.")
+    return findings

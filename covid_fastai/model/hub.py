@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,11 @@ from pathlib import Path
 from covid_fastai.errors import ModelFormatError, OfflineError, UnavailableError, UsageError
 from covid_fastai.files import restore_folder
 from covid_fastai.model.bundle_config import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, read_config, read_verified
-from covid_fastai.model.card import CARD_FILE, build_card
+from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE, LIBRARY, build_card, read_findings
 
 __all__ = ["HUB_FILES", "fetch_model", "find_model", "push_to_hub"]
 
-HUB_FILES = (CONFIG_FILE, WEIGHTS_FILE, ONNX_FILE, CARD_FILE)  # nothing else is ever fetched or pushed
+HUB_FILES = (CONFIG_FILE, WEIGHTS_FILE, ONNX_FILE, CARD_FILE, FINDINGS_FILE)  # nothing else is ever fetched or pushed
 PATIENCE = 10.0  # seconds that the Hub may take for its first word
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*", re.ASCII)
 
@@ -49,8 +50,8 @@ def push_to_hub(
 
     Raises:
         UsageError: `repo` is no name on the Hub.
-        ModelFormatError: A file of the model is missing or damaged.
-        UnavailableError: The extra `hub` is not installed, or the Hub refuses.
+        ModelFormatError: A file of the model is missing or damaged, or its card's metadata are.
+        UnavailableError: huggingface_hub is not installed, or the Hub refuses.
         OfflineError: The Hub does not answer.
     """
     _check_name(repo)
@@ -60,9 +61,13 @@ def push_to_hub(
     content[WEIGHTS_FILE] = read_verified(folder / WEIGHTS_FILE, config.sha256)
     if config.onnx is not None:
         content[ONNX_FILE] = read_verified(folder / ONNX_FILE, config.onnx.sha256)
-    own = folder / CARD_FILE
-    card = own.read_text("utf-8") if own.is_file() else build_card(config, title=repo.split("/")[1])
+    findings, own = read_findings(folder, config), folder / CARD_FILE
+    if own.is_file():
+        card = own.read_text("utf-8")
+    else:
+        card = build_card(config, title=repo.split("/")[1], verdict=findings.verdict, limits=findings.limits)
     content[CARD_FILE] = _with_license(card, license).encode()
+    content[FINDINGS_FILE] = json.dumps(findings.model_dump(), indent=2).encode()
     with _hub(repo) as hub:
         api = hub.HfApi(token=token)
         api.create_repo(repo, private=private, exist_ok=True)
@@ -88,7 +93,7 @@ def fetch_model(repo: str, *, revision: str | None = None, token: str | None = N
     Raises:
         UsageError: `repo` is no name on the Hub.
         ModelFormatError: There is no such model or revision, or none of this package.
-        UnavailableError: The extra `hub` is not installed, or the Hub refuses.
+        UnavailableError: huggingface_hub is not installed, or the Hub refuses.
         OfflineError: The Hub does not answer, and the cache does not have it.
     """
     _check_name(repo)
@@ -137,20 +142,24 @@ def _check_name(repo: str) -> None:
         raise UsageError(f"{repo!r} is no name on the Hub.", hint='Write "user/model".')
 
 
-def _with_license(card: str, license: str) -> str:
-    """Put the licence into the card's metadata."""
-    line = f"license: {_quoted(license)}"
-    found = re.match(r"---\r?\n(.*?)^---[ \t]*$", card, flags=re.DOTALL | re.MULTILINE)
-    if found is None:
-        return f"---\nlibrary_name: covid_fastai\n{line}\n---\n\n{card}"
-    front = re.sub(r"^license:.*\n", "", found.group(1), flags=re.MULTILINE)
-    return f"---\n{front.rstrip()}\n{line}\n---{card[found.end() :]}"
+def _with_license(text: str, license: str) -> str:
+    """Put the licence into the metadata of a card."""
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError  # of PyYAML, with which huggingface_hub reads the metadata
 
-
-def _quoted(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9.\-]+", text):
-        raise UsageError(f"license={text!r}.", hint='Take the Hub\'s word for it, such as "cc-by-4.0" or "other".')
-    return text
+    if not re.fullmatch(r"[A-Za-z0-9.\-]+", license):
+        raise UsageError(f"license={license!r}.", hint='Take the Hub\'s word for it, such as "cc-by-4.0" or "other".')
+    try:
+        card = ModelCard(text)
+    except (ValueError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelFormatError(
+            f"The metadata of the model's {CARD_FILE} cannot be read: {reason}.",
+            hint="Correct the YAML between its two lines of three hyphens, or remove the file.",
+        ) from error
+    card.data.license = license
+    card.data.library_name = LIBRARY
+    return str(card)
 
 
 @contextmanager
@@ -161,8 +170,8 @@ def _hub(repo: str, revision: str | None = None):
         from huggingface_hub import errors
     except ImportError as error:
         raise UnavailableError(
-            f"{repo} is no folder here, and the Hugging Face Hub needs the extra hub.",
-            hint="Correct the folder, or pip install 'covid_fastai[hub]'",
+            f"{repo} is no folder here, and the Hugging Face Hub needs huggingface_hub, which is not installed.",
+            hint="Correct the folder, or pip install huggingface_hub",
         ) from error
     at = f"{repo}, revision {revision}," if revision else repo
     try:

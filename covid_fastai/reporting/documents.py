@@ -8,7 +8,7 @@ from pathlib import Path
 from covid_fastai.evaluation.formatting import format_metric
 from covid_fastai.evaluation.runs import Run, read_run
 from covid_fastai.files import atomic_write
-from covid_fastai.model.card import CARD_FILE, build_card
+from covid_fastai.model.card import write_card
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.reporting.caveats import limits, run_remarks
 from covid_fastai.reporting.datasheet import build_datasheet
@@ -33,9 +33,10 @@ def write_documents(run: str | Path | Run) -> dict[str, Path]:
         run: A run's folder, or what `read_run` returned; the files are read anew.
 
     Returns:
-        The files by what they are: `model card` (`model/README.md`; of a cross-validation `model card, fold <k>` of
-        each fold; none where no model was saved or none was judged), `data sheet` (`datasheet.md`) and `reporting
-        items` (`reporting-items.md`: the items of CLAIM 2024 and TRIPOD+AI).
+        The files by what they are: `model card` (`model/README.md`, with `model/findings.json` beside it; of a
+        cross-validation `model card, fold <k>` of each fold; none where no model was saved or none was judged),
+        `data sheet` (`datasheet.md`) and `reporting items` (`reporting-items.md`: the items of CLAIM 2024 and
+        TRIPOD+AI).
 
     Raises:
         DataError: The folder is no run, or one of its files is damaged.
@@ -47,7 +48,7 @@ def write_documents(run: str | Path | Run) -> dict[str, Path]:
     for folder in facts.models if facts.judged else ():
         fold = folder.parent.name.removeprefix("fold-") if facts.folds else ""
         name = f"model card, fold {fold}" if facts.folds else "model card"
-        written[name] = _write(folder / CARD_FILE, _card(facts, folder, fold=fold))
+        written[name] = _write_card(facts, folder, fold=fold)
     written["data sheet"] = _write(facts.run.path / DATASHEET_FILE, build_datasheet(facts))
     written["reporting items"] = _write(facts.run.path / ITEMS_FILE, _reporting_items(facts))
     return written
@@ -59,16 +60,17 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _card(facts: RunFacts, folder: Path, *, fold: str) -> str:
+def _write_card(facts: RunFacts, folder: Path, *, fold: str) -> Path:
     result = facts.result
     which = f" (fold {fold} of {facts.folds})" if fold else ""
     alarms = [f"{one.title} {one.text}" for one in run_remarks(facts.run) if one.level == "alarm"]
-    return build_card(
+    return write_card(
+        folder,
         facts.models[folder],
         title=f"{' or '.join(result.classes)}{which}",
         verdict=_verdict(facts),
         limits=[*alarms, *limits(facts.cohort, result, external=bool(facts.external))],
-        figures=_figures(facts, fold=fold),
+        metrics=_figures(facts, fold=fold),
     )
 
 

@@ -174,7 +174,7 @@ def acquisition(facts: RunFacts) -> Answer | None:
 def partition(facts: RunFacts) -> Answer | None:
     if not facts.fields or facts.used.empty:
         return None
-    how = f"{facts.folds} folds" if facts.folds else f"{facts.fields['valid']:.0%} held out"
+    how = f"{facts.folds} folds" if facts.folds else f"{facts.fields['valid_pct']:.0%} held out"
     parts = ". ".join(f"{name}: {say_counts(rows)}" for name, rows in facts.parts())
     text = f"At random by {facts.fields['split']}, stratified by class, seed {facts.fields['seed']}, {how}. {parts}."
     return Answer("cohort.csv", text)

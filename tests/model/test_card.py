@@ -1,4 +1,4 @@
-"""The model card: metadata that the Hub reads, and the two sections that stand beside every answer."""
+"""The model card: metadata that the Hub reads, and the findings that are shown beside every answer."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
+from covid_fastai.errors import ModelFormatError
 from covid_fastai.model.bundle_config import BundleConfig
-from covid_fastai.model.card import CARD_FILE, Card, build_card, read_card
+from covid_fastai.model.card import FINDINGS_FILE, Findings, build_card, read_findings, write_card
 
 WEIGHTS = {"name": "cxr-resnet18", "mean": 0.5, "std": 0.25, "origin": "", "sha256": "", "arch": "resnet18"}
 
@@ -27,6 +29,7 @@ def config() -> BundleConfig:
 def test_the_hub_can_read_its_metadata(config):
     text = build_card(config, title="A: model", license="cc-by-4.0", tags=["adults: [x]", "onnx"])
     front = yaml.safe_load(text.split("---\n")[1])
+    assert front == ModelCard(text).data.to_dict() and ModelCard(text).text.startswith("\n# A: model\n")
     assert front["library_name"] == "covid_fastai" and front["license"] == "cc-by-4.0"
     assert front["pipeline_tag"] == "image-classification"
     assert {"adults: [x]", "onnx", "safetensors", "chest-x-ray"} <= set(front["tags"])
@@ -40,25 +43,52 @@ def test_it_says_what_the_config_says(config):
     assert "Research use only; not a medical device" in text and "diagnos" not in text.lower()
 
 
-def test_verdict_and_limits_come_back(config, tmp_path):
+def test_the_findings_stand_in_the_card_and_in_a_file_for_programs(config, tmp_path):
     limits = ["Adults only.", "One **hospital**,\nin `Wuhan`."]
-    text = build_card(config, title="Mine", verdict="AUC 0.9 (0.8 to 1.0),\n n = 40.", limits=limits, figures="| a |")
-    (tmp_path / CARD_FILE).write_text(text, encoding="utf-8")
-    assert read_card(tmp_path) == Card("AUC 0.9 (0.8 to 1.0), n = 40.", ("Adults only.", "One hospital, in Wuhan."))
+    path = write_card(tmp_path, config, title="Mine", verdict="AUC 0.9 (0.8 to 1.0),\n n = 40.", limits=limits)
+    text = path.read_text(encoding="utf-8")
+    assert "## Verdict\n\nAUC 0.9 (0.8 to 1.0), n = 40.\n" in text
+    assert "\n- Adults only.\n- One **hospital**, in `Wuhan`.\n" in text
+    findings = read_findings(tmp_path, config)
+    assert findings.verdict == "AUC 0.9 (0.8 to 1.0), n = 40."
+    assert findings.limits == ("Adults only.", "One **hospital**, in `Wuhan`.")
+    path.write_text("## Verdict\n\nBetter than any doctor.\n")  # Markdown is for people: no program reads it
+    assert read_findings(tmp_path, config) == findings
 
 
 def test_what_is_not_stated_is_empty(config, tmp_path):
-    assert read_card(tmp_path) == Card()
-    (tmp_path / CARD_FILE).write_text(build_card(config, title="Mine"), encoding="utf-8")
-    assert read_card(tmp_path) == Card()
-    (tmp_path / CARD_FILE).write_bytes(b"\xff\xfe## Limits\n" + b"# x\n" * 9)
-    assert read_card(tmp_path) == Card()
+    assert read_findings(tmp_path, config) == Findings(fingerprint=config.fingerprint)
+    text = write_card(tmp_path, config, title="Mine").read_text(encoding="utf-8")
+    assert text.count("\nNot stated.\n") == 2
+    assert read_findings(tmp_path, config) == Findings(fingerprint=config.fingerprint)
 
 
-def test_a_card_by_hand(tmp_path):
-    (tmp_path / CARD_FILE).write_text(
-        "# M\n\n## Verdict\nFit for nothing yet.\n\n## Limits\n\nPlain words.\n## More\nx\n"
-    )
-    assert read_card(tmp_path) == Card("Fit for nothing yet.", ("Plain words.",))
-    (tmp_path / CARD_FILE).write_text("## Limits\n" + json.dumps("x" * 5000))
-    assert len(read_card(tmp_path).limits[0]) == 1200
+def test_long_findings_are_cut(config, tmp_path):
+    write_card(tmp_path, config, title="Mine", verdict="x" * 5000, limits=["y"] * 500)
+    findings = read_findings(tmp_path, config)
+    assert len(findings.verdict) == 1200 and len(findings.limits) == 100
+
+
+def test_findings_of_another_model_are_refused(config, tmp_path):
+    write_card(tmp_path, config.model_copy(update={"fingerprint": "e" * 64}), title="Other", verdict="Sees disease.")
+    with pytest.raises(ModelFormatError, match="about the model eeeeeeeeeeeeeeee, and this one is ffffffffffffffff"):
+        read_findings(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        json.dumps({"fingerprint": "f" * 64, "verdict": 1}).encode(),
+        json.dumps({"fingerprint": "f" * 64, "limits": "Adults only."}).encode(),
+        json.dumps({"fingerprint": "f" * 64, "more": ""}).encode(),
+        b'{"fingerprint": "' + b"f" * 64 + b'", "verdict": "' + b"x" * (1 << 20) + b'"}',
+    ],
+)
+def test_damaged_findings_are_refused(config, tmp_path, content):
+    (tmp_path / FINDINGS_FILE).write_bytes(content)
+    with pytest.raises(ModelFormatError, match=FINDINGS_FILE):
+        read_findings(tmp_path, config)

@@ -18,10 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
-
 from covid_fastai.errors import ModelFormatError, UsageError
-from covid_fastai.model.card import CARD_FILE
+from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE
 from covid_fastai.model.hub import HUB_FILES, _with_license, fetch_model, find_model, push_to_hub
 from covid_fastai.model.predictor import Predictor
 
@@ -180,8 +178,9 @@ def test_push_fetch_and_predict(hub, small_model, tmp_path):
     (sha, files) = hub.commits[0]
     assert address.endswith(f"/user/model/commit/{sha}") and "private" in json.dumps(hub.created[0])
     assert set(files) == set(HUB_FILES)
-    for name in set(HUB_FILES) - {CARD_FILE}:
+    for name in set(HUB_FILES) - {CARD_FILE, FINDINGS_FILE}:
         assert files[name] == (folder / name).read_bytes()
+    assert json.loads(files[FINDINGS_FILE])["verdict"] == ""
     card = files[CARD_FILE].decode()
     assert card.startswith("---\nlibrary_name: covid_fastai") and card.count("\nlicense: cc-by-4.0\n") == 1
 
@@ -256,7 +255,7 @@ def test_folders_come_first(small_model, tmp_path, monkeypatch):
     ("card", "kept"),
     [
         ("# Mine\n", "# Mine\n"),
-        ("---\nlicense: unknown\ntags: [a]\n---\n# Mine\n", "tags: [a]"),
+        ("---\nlicense: unknown\ntags: [a]\n---\n# Mine\n", "tags:\n- a\n"),
         ("---\ntags:\n- b\n---\n\n---\nlicense: in the text\n---\n", "license: in the text"),
     ],
 )
@@ -268,6 +267,12 @@ def test_the_licence_stands_in_the_metadata(card, kept):
     assert front["license"] == "cc-by-nc-4.0" and kept in text
     with pytest.raises(UsageError, match="license"):
         _with_license(card, "x\nprivate: no")
+
+
+@pytest.mark.parametrize("front", ["tags: [", "- a list", "a: *nowhere"])
+def test_metadata_that_cannot_be_read_are_told(front):
+    with pytest.raises(ModelFormatError, match="metadata of the model's README.md"):
+        _with_license(f"---\n{front}\n---\n# Mine\n", "mit")
 
 
 LOAD = """

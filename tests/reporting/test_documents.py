@@ -13,7 +13,8 @@ import yaml
 
 from covid_fastai import read_run, write_documents
 from covid_fastai.errors import DataError
-from covid_fastai.model.card import read_card
+from covid_fastai.model.bundle_config import read_config
+from covid_fastai.model.card import Findings, read_findings
 from covid_fastai.reporting import guidelines
 from covid_fastai.reporting.guidelines import CLAIM, ITEMS, TRIPOD_AI
 from covid_fastai.reporting.run_facts import RunFacts, markdown_table, say_figure
@@ -36,6 +37,10 @@ def rows_of(path, guideline):
         if line[:1] == "|"
     ]
     return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
+
+
+def findings_beside(card) -> Findings:
+    return read_findings(card.parent, read_config(card.parent / "config.json"))
 
 
 def state(folder, item, guideline=CLAIM):
@@ -63,9 +68,10 @@ def test_the_card_holds_the_verdict_the_limits_and_every_figure(run):
     from covid_fastai import read_audit
 
     path = write_documents(run)[CARD]
-    text, card = path.read_text(), read_card(path.parent)
-    assert card.verdict == read_audit(run).verdict.sentence
-    assert any("same collections" in limit for limit in card.limits)
+    text, findings = path.read_text(), findings_beside(path)
+    assert findings.verdict == read_audit(run).verdict.sentence and findings.verdict in text
+    assert any("same collections" in limit for limit in findings.limits)
+    assert all(f"\n- {limit}\n" in text for limit in findings.limits)
     summary = read_run(run).metrics.summary()
     for row in summary.to_dict("records"):
         assert f"| {row['figure']} | {row['value']} | {row['95% interval']} | {row['n']} |" in text
@@ -83,7 +89,7 @@ def test_without_an_audit_the_card_says_so_and_the_items_are_missing(run):
     assert state(run, "30") == "in part" and state(run, "25", TRIPOD_AI) == "in part"
     (run / "audit.json").unlink()
     written = write_documents(run)
-    assert read_card(written[CARD].parent).verdict.startswith("Not audited")
+    assert findings_beside(written[CARD]).verdict.startswith("Not audited")
     assert rows_of(written[MAP], CLAIM)["30"]["state"] == "missing"
     assert rows_of(written[MAP], TRIPOD_AI)["25"]["state"] == "missing"
 
@@ -126,9 +132,9 @@ def test_external_data_turn_the_item_and_the_limit(run):
     assert (
         item["state"] == "answered" and "0.610 (95% interval 0.500 to 0.720, n = 50 patients)" in item["what was found"]
     )
-    card = read_card(written[CARD].parent)
-    assert "audit the run anew" in card.verdict  # it knows nothing of the external data
-    assert not any("not measured here" in limit for limit in card.limits)
+    findings = findings_beside(written[CARD])
+    assert "audit the run anew" in findings.verdict  # it knows nothing of the external data
+    assert not any("not measured here" in limit for limit in findings.limits)
     assert "3 images that the model knew" in written[CARD].read_text()
 
 

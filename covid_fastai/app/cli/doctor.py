@@ -20,7 +20,7 @@ from covid_fastai.data.hardware import resolve_device
 __all__ = ["examine"]
 
 ROOM = 2 << 30  # bytes: a ResNet-50's checkpoints, its model and a report
-EXTRAS = {"batch": "pyarrow", "data": "kagglehub", "dicom": "pydicom", "hub": "huggingface_hub", "ray": "ray"}
+EXTRAS = {"batch": "pyarrow", "data": "kagglehub", "dicom": "pydicom", "ray": "ray"}
 EXTRAS |= {"timm": "timm", "web": "starlette"}
 MODEL_FOLDER = Path(__file__).parents[1] / "model"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from covid_fastai.app.server.schemas import ModelFacts
 from covid_fastai.model.bundle_config import CONFIG_FILE, BundleConfig, read_config
-from covid_fastai.model.card import read_card
+from covid_fastai.model.card import read_findings
 
 __all__ = ["NOT_STATED", "read_facts"]
 
@@ -14,17 +14,18 @@ NOT_STATED = "not stated"
 
 
 def read_facts(folder: str | Path, *, name: str | None = None) -> ModelFacts:
-    """Read the facts of a saved model from its `config.json` and its model card.
+    """Read the facts of a saved model from its `config.json` and its `findings.json`.
 
     Args:
         folder: The saved model.
         name: What it is called; None for its folder's name, or its task where that says more.
 
     Raises:
-        ModelFormatError: `config.json` is missing or not to be trusted.
+        ModelFormatError: `config.json` is missing, or one of the two is not to be trusted.
     """
     folder = Path(folder)
-    config, card = read_config(folder / CONFIG_FILE), read_card(folder)
+    config = read_config(folder / CONFIG_FILE)
+    findings = read_findings(folder, config)
     own = folder.resolve().name
     return ModelFacts(
         name=name or (f"{config.task or 'a'} model" if own in ("", "model") else own),
@@ -38,8 +39,8 @@ def read_facts(folder: str | Path, *, name: str | None = None) -> ModelFacts:
         weights=config.weights.name,
         saved_by=config.covid_fastai,
         fingerprint=config.fingerprint,
-        verdict=card.verdict or NOT_STATED,
-        limits=card.limits or (NOT_STATED,),
+        verdict=findings.verdict or NOT_STATED,
+        limits=findings.limits or (NOT_STATED,),
         rule=_rule(config),
     )
 

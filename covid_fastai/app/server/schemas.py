@@ -100,7 +100,7 @@ class ModelFacts(_Schema):
     saved_by: str = Field(description="The version of covid_fastai.")
     fingerprint: str = Field(description="The sha256 of its configuration.")
     verdict: str = Field(description='What the evaluation showed, or "not stated".')
-    limits: tuple[str, ...] = Field(description='What it cannot do; one "not stated" where its model card has none.')
+    limits: tuple[str, ...] = Field(description='What it cannot do; one "not stated" where its findings name none.')
     rule: str = Field(description="How a class is predicted from the probabilities, as the end of a sentence.")
 
 

@@ -45,7 +45,7 @@ def test_an_install_without_them_says_so(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_wheel_holds_them(tmp_path):
 
-    repository = Path(__file__).parents[2]
+    repository = Path(__file__).parents[3]
     build = [sys.executable, "-m", "build", "-q", "--outdir", str(tmp_path), str(repository)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")

@@ -23,7 +23,7 @@ from covid_fastai.errors import DataError, UnavailableError
 from covid_fastai.model.predictor import Predictor
 from tests.small_model import write_small_model
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 SENTINEL = "DOE^JOHN"
 
 
@@ -107,7 +107,13 @@ def test_not_one_answer_is_status_3(run_folder, images, tmp_path):
 def test_export_makes_a_model_that_answers_and_overwrites_nothing(run_folder, images, tmp_path):
     done = covid_fastai("export", run_folder, "out/shared", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["files"] == ["README.md", "config.json", "model.onnx", "model.safetensors"]
+    assert json.loads(done.stdout)["files"] == [
+        "README.md",
+        "config.json",
+        "findings.json",
+        "model.onnx",
+        "model.safetensors",
+    ]
     target = tmp_path / "out/shared"
     mine, theirs = (Predictor(path).predict(str(images / "a.png")) for path in (target, run_folder / "model"))
     pd.testing.assert_frame_equal(mine, theirs)

@@ -28,7 +28,7 @@ from covid_fastai.app.server.uploads import Limits
 from covid_fastai.data.input_check import check_input
 from covid_fastai.data.phantom import draw_phantom
 from covid_fastai.errors import ModelFormatError
-from covid_fastai.model.card import CARD_FILE
+from covid_fastai.model.card import FINDINGS_FILE
 from covid_fastai.model.predictor import Predictor
 from tests.app.server.contract import CheckedClient
 
@@ -188,14 +188,17 @@ def test_the_models_card_stands_beside_the_number(small_model, tmp_path):
     import shutil
 
     folder = Path(shutil.copytree(small_model, tmp_path / "m"))
-    (folder / CARD_FILE).write_text(
-        "## Verdict\nNot shown to <b>see</b> disease.\n\n## Limits\n- Adults only.\n- Frontal.\n"
-    )
+    own = json.loads((folder / "config.json").read_text())["fingerprint"]
+    findings = {"verdict": "Not shown to <b>see</b> disease.", "limits": ["Adults only.", "Frontal."]}
+    (folder / FINDINGS_FILE).write_text(json.dumps({"fingerprint": own, **findings}))
     with CheckedClient(create_app(folder, name="me/mine"), base_url=URL) as client:
         page = ask(client, png(radiograph(0)), path="/answer").text
         assert "Not shown to &lt;b&gt;see&lt;/b&gt; disease." in page and "Adults only. Frontal." in page
         assert client.get("/api/model").json()["limits"] == ["Adults only.", "Frontal."]
         assert "The model: me/mine" in client.get("/").text
+    (folder / FINDINGS_FILE).write_text(json.dumps({"fingerprint": "0" * 64, **findings}))
+    with pytest.raises(ModelFormatError, match="about the model 0000"):
+        create_app(folder)
 
 
 # the server
