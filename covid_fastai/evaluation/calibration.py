@@ -110,7 +110,7 @@ def calibrate(
         rows.append({"fold": fold, "temperature": temperature, **counts})
         parts.append(apply_temperature(judged, temperature))
     scaled = pd.concat(parts).sort_index()
-    options = {"positive": positive, "draws": n_resamples, "seed": seed}
+    options = {"positive": positive, "n_resamples": n_resamples, "seed": seed}
     before, after = evaluate(table, **options), evaluate(scaled.assign(patient=table["patient"]), **options)
     return Calibration(
         temperature=fit_temperature(table if other is None else other),
@@ -200,7 +200,7 @@ def reliability_table(source: Evaluation | pd.DataFrame | str | Path, *, bins: i
     given, hit = confidence(units, result.classes, result.positive)
     table = pd.DataFrame({"bin": equal_mass_bins(given, bins), "probability": given, "fraction": hit})
     found = table.groupby("bin").agg(
-        probability=("probability", "mean"), share=("fraction", "mean"), n=("fraction", "size")
+        probability=("probability", "mean"), fraction=("fraction", "mean"), n=("fraction", "size")
     )
     bounds = [wilson(share, n) for share, n in zip(found["fraction"], found["n"], strict=True)]
     found["low"], found["high"] = np.transpose(bounds)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 __all__ = [
     "MISSING",
     "PERCENT",
-    "SIGNED",
     "ResultDisplay",
+    "SIGNED",
     "format_estimate",
     "format_interval",
     "format_metric",

@@ -13,7 +13,7 @@ import pandas as pd
 from covid_fastai.reporting.caveats import limits
 from covid_fastai.reporting.run_facts import KNOWN_COLUMNS, RunFacts, say_counts, say_figure
 
-__all__ = ["CLAIM", "ITEMS", "SOURCES", "TRIPOD_AI", "Answer", "Item"]
+__all__ = ["Answer", "CLAIM", "ITEMS", "Item", "SOURCES", "TRIPOD_AI"]
 
 CLAIM, TRIPOD_AI = "CLAIM 2024", "TRIPOD+AI"
 SOURCES = {

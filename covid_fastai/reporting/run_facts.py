@@ -20,7 +20,7 @@ from covid_fastai.evaluation.runs import Run, read_record
 from covid_fastai.evaluation.subgroups import Subgroups, evaluate_subgroups
 from covid_fastai.model.bundle_config import CONFIG_FILE, BundleConfig, read_config
 
-__all__ = ["SPLIT_TITLES", "RunFacts", "count_shared_patients", "markdown_table", "say_counts", "say_figure"]
+__all__ = ["RunFacts", "SPLIT_TITLES", "count_shared_patients", "markdown_table", "say_counts", "say_figure"]
 
 TAKES_PART = ("train", "valid", "test")
 SPLIT_TITLES = {"valid": "Held-out patients", "test": "Official test set"}  # of the splits that are evaluated

@@ -166,7 +166,7 @@ def validate(
     logger.info("%d of %d images were trained on, or another of their patient: left out.", seen.sum(), len(cohort))
     predictions = _mean([predict(learn, rows) for learn in learners])
     threshold = run.metrics.threshold
-    options = {"positive": run.metrics.positive, "threshold": threshold or 0.5, "draws": n_resamples, "seed": seed}
+    options = {"positive": run.metrics.positive, "threshold": threshold or 0.5, "n_resamples": n_resamples, "seed": seed}
     table, thumbnail = judge_sources(predictions, **options), _thumbnail(run, rows, options)
     unknown = not cohort.attrs["patients_known"]
     found = Validation(table, predictions, thumbnail, cohort[seen], threshold, unknown)
@@ -194,7 +194,7 @@ def judge_sources(
     Returns:
         `Validation.table`.
     """
-    options = {"positive": positive, "threshold": threshold, "draws": n_resamples, "seed": seed}
+    options = {"positive": positive, "threshold": threshold, "n_resamples": n_resamples, "seed": seed}
     predictions = predictions.assign(source=predictions["source"].replace("", "unknown"))
     classes = predictions.groupby("source")["label"].agg(lambda labels: frozenset(labels))
     rows = []

@@ -17,15 +17,13 @@ from sklearn.preprocessing import StandardScaler
 from covid_fastai.audit.baseline_features import BASELINES, LUNG_FREE, read_features
 from covid_fastai.audit.baselines import (
     ShortcutAudit,
-    _aucs,
-    _hat_matrix,
     compare_parts,
     find_shortcuts,
     plot_shortcuts,
     predict_shortcuts,
     rows_to_try,
 )
-from covid_fastai.audit.permutation import holm
+from covid_fastai.audit.permutation import _aucs, _hat_matrix, holm
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.phantom import write_phantom
 from covid_fastai.data.splits import fold_by_patient, split_by_patient

@@ -698,7 +698,7 @@ def test_a_cohort_that_is_written_and_read_again_is_judged_anew(coronahack, guar
     again = read_cohort(tmp_path / "cohort.csv", task="pneumonia", image_root=coronahack)
     assert (
         again["in_pretraining"].sum() == 1
-        and again["seen_given"].astype(str).tolist() == again["in_pretraining"].astype(str).tolist()
+        and again["in_pretraining_given"].astype(str).tolist() == again["in_pretraining"].astype(str).tolist()
     )
 
 

@@ -1,0 +1,147 @@
+"""The folder of a run: the name of every file in it, and the record of what happened when.
+
+A new file of a run gets a line here; every module that writes or reads it asks `RunFolder` for its path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from covid_fastai.errors import ResourceError
+from covid_fastai.files import utc_now
+
+__all__ = ["BATCH_HALVED", "FINISHED", "MODEL_BUILT", "RunFolder", "TEST_EVALUATED"]
+
+# Events of the record that the code looks for.
+BATCH_HALVED = "batch halved"  # the training ran out of memory and began anew with half as many images in a step
+FINISHED = "finished"
+MODEL_BUILT = "model built"
+TEST_EVALUATED = "test evaluated"
+
+
+class _Entry:
+    """The name of a file or folder of a run: the name on the class, the path on a run's folder."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    @overload
+    def __get__(self, folder: None, owner: type) -> str: ...
+
+    @overload
+    def __get__(self, folder: RunFolder, owner: type) -> Path: ...
+
+    def __get__(self, folder: RunFolder | None, owner: type) -> str | Path:
+        return self.name if folder is None else folder.path / self.name
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run by what they hold: `RunFolder("runs/a").predictions` is `runs/a/predictions.csv`.
+
+    Attributes:
+        path: The folder. A fold of a cross-validation and a network of the full audit have a folder of the same kind
+            inside it, see `fold` and `retrained_network`.
+    """
+
+    path: Path
+
+    config = _Entry("config.json")  # the data, the options, and the call and command that repeat the run
+    versions = _Entry("versions.json")  # of Python and of the packages that results depend on
+    cohort = _Entry("cohort.csv")  # a row an image, with its split
+    cohort_info = _Entry("cohort.json")  # what belongs to the cohort beside its rows
+    problems = _Entry("problems.csv")  # what was found in the data
+    history = _Entry("history.csv")  # a row an epoch
+    steps = _Entry("steps.csv")  # a row a training step
+    checkpoints = _Entry("checkpoints")  # the last epochs, to resume from; removed at the end
+    model = _Entry("model")  # the saved model
+    training_manifest = _Entry("training.manifest.safetensors")  # fingerprints of the training images, no pictures
+    predictions = _Entry("predictions.csv")  # a row an image
+    metrics = _Entry("metrics.json")  # the evaluation of each split
+    probes = _Entry("probes.csv")  # the network's predictions of altered images and of the negative controls
+    saliency = _Entry("saliency.csv")  # the fraction of each class activation map inside and outside the lungs
+    saliency_picture = _Entry("saliency.png")
+    external = _Entry("external")  # external validations, a JSON file a data set
+    retrained = _Entry("retrained")  # networks trained on altered images or permuted labels, a folder each
+    audit = _Entry("audit.json")
+    batch_picture = _Entry("batch.png")  # a training batch after augmentation
+    report = _Entry("report.html")
+    datasheet = _Entry("datasheet.md")
+    reporting_items = _Entry("reporting-items.md")  # what the run answers of CLAIM 2024 and TRIPOD+AI
+    record = _Entry("record.jsonl")  # what happened when, a line an event
+
+    def __init__(self, path: str | Path):
+        object.__setattr__(self, "path", Path(path))
+
+    def fold(self, number: int) -> RunFolder:
+        """Return the folder of one fold of a cross-validation."""
+        return RunFolder(self.path / f"fold-{number}")
+
+    def folds(self) -> list[RunFolder]:
+        """Return the folders of the folds that have begun, in their order; none of a single training."""
+        found = {int(path.name.removeprefix("fold-")): path for path in self.path.glob("fold-[0-9]*")}
+        return [RunFolder(found[number]) for number in sorted(found)]
+
+    def retrained_network(self, change: str) -> RunFolder:
+        """Return the folder of the network that the full audit trained with a change, such as `"black centre"`."""
+        return RunFolder(self.retrained / change.replace(" ", "-"))
+
+    def external_results(self) -> dict[str, Path]:
+        """Return the files of the external validations by the names of their data sets."""
+        return {path.stem: path for path in sorted(self.external.glob("*.json"))}
+
+    def is_run(self) -> bool:
+        """Return whether a run has begun in this folder."""
+        return self.config.is_file() and self.record.is_file()
+
+    def log(self, event: str, **facts: Any) -> None:
+        """Add a line to the record: what happened, when (UTC), and facts about it.
+
+        Args:
+            event: What happened, a few words.
+            **facts: Plain values.
+
+        Raises:
+            ResourceError: The record cannot be written.
+        """
+        line = json.dumps({"time": utc_now(), "event": event, **facts}, ensure_ascii=False)
+        try:
+            with open(self.record, "ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # a crash tore the last line; the next one must not be lost with it
+                        file.write(b"\n")
+                file.write(line.encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ResourceError(
+                f"{self.record} cannot be written: {error.strerror}.",
+                hint="Free space on the disk, or check the folder's permissions.",
+            ) from error
+
+    def read_record(self) -> list[dict[str, Any]]:
+        """Return the record, a dictionary an event; a line that a crash has torn is the event `unreadable`.
+
+        Returns:
+            The events in their order; an empty list where there is no record.
+        """
+        if not self.record.is_file():
+            return []
+        events = []
+        for line in self.record.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:  # guard: torn_line
+                event = None
+            is_event = isinstance(event, dict) and "event" in event
+            events.append(event if is_event else {"event": "unreadable", "line": line})
+        return events
+
+    def is_finished(self) -> bool:
+        """Return whether the record says that the run has finished."""
+        return any(event["event"] == FINISHED for event in self.read_record())
