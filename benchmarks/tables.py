@@ -164,7 +164,8 @@ def measure_bootstrap(*, repeats: int, quick: bool) -> list[Measurement]:
 
     return [
         compare(
-            f"bootstrap of {n} patients, {draws:,} draws", lambda: evaluate(table, positive="COVID-19", n_resamples=draws),
+            f"bootstrap of {n} patients, {draws:,} resamples",
+            lambda: evaluate(table, positive="COVID-19", n_resamples=draws),
             loop, peer="loop over scikit-learn, one figure", repeats=repeats,
             remark="ours: every figure of the report",
         )

@@ -165,8 +165,8 @@ def validate(
         )
     logger.info("%d of %d images were trained on, or another of their patient: left out.", seen.sum(), len(cohort))
     predictions = _mean([predict(learn, rows) for learn in learners])
-    threshold = run.metrics.threshold
-    options = {"positive": run.metrics.positive, "threshold": threshold or 0.5, "n_resamples": n_resamples, "seed": seed}
+    threshold, positive = run.metrics.threshold, run.metrics.positive
+    options = {"positive": positive, "threshold": threshold or 0.5, "n_resamples": n_resamples, "seed": seed}
     table, thumbnail = judge_sources(predictions, **options), _thumbnail(run, rows, options)
     unknown = not cohort.attrs["patients_known"]
     found = Validation(table, predictions, thumbnail, cohort[seen], threshold, unknown)
