@@ -46,7 +46,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    task: Any = Field("covid", description="covid, pneumonia or etiology; in Python also a Task object.")
+    task: Any = Field("covid", description="covid, pneumonia or etiology; in Python also a Task object, or its fields.")
     image_root: str | None = Field(None, description="Folder that the CSV's image names are relative to.")
     path_column: str | None = Field(None, description="CSV column with the image's path.")
     label_column: str | None = Field(None, description="CSV column with the label.")
@@ -132,7 +132,9 @@ class TrainConfig(BaseModel):
 
     @property
     def task_name(self) -> str:
-        """The task's name, also where the task is an object."""
+        """The task's name, also where the task is an object or its fields."""
+        if isinstance(self.task, Mapping):
+            return self.task["name"]
         return self.task if isinstance(self.task, str) else self.task.name
 
     def changed(self) -> dict[str, Any]:
@@ -162,16 +164,11 @@ class TrainConfig(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for `config.json`; a task object is written out field by field."""
         fields = dict(self)
-        if not isinstance(self.task, str):
+        if not isinstance(self.task, str | Mapping):
             fields["task"] = self.task.to_dict()
         return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
         """Make a config from what `to_dict` returned."""
-        fields = dict(fields)
-        if isinstance(fields.get("task"), Mapping):
-            from covid_fastai.data.tasks import Task
-
-            fields["task"] = Task(**fields["task"])
         return cls.build(**fields)

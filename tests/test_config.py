@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
 from covid_fastai.config import PRESETS, TrainConfig
+from covid_fastai.data.tasks import Task, get_task
 from covid_fastai.errors import UsageError
 
 
@@ -62,6 +65,14 @@ def test_an_option_that_is_on_is_turned_off_by_its_no():
 def test_round_trip():
     config = TrainConfig.build(preset="article")
     assert TrainConfig.from_dict(config.to_dict()) == config
+
+
+def test_a_task_of_ones_own_is_kept_as_its_fields():
+    task = Task(name="own", classes=("Normal", "Fibrosis"))
+    config = TrainConfig.build(task=task)
+    again = TrainConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again.task_name == config.task_name == "own" and get_task(again.task) == task
+    assert again.to_dict() == config.to_dict()
 
 
 def test_every_field_says_what_it_is():

@@ -179,17 +179,25 @@ TASKS: dict[str, Task] = {
 }
 
 
-def get_task(task: str | Task) -> Task:
+def get_task(task: str | Task | Mapping[str, Any]) -> Task:
     """Return the task of that name, or the task itself.
 
     Args:
-        task: `"covid"`, `"pneumonia"`, `"etiology"`, or a `Task`.
+        task: `"covid"`, `"pneumonia"`, `"etiology"`, a `Task`, or the fields of one, as `Task.to_dict` returns them.
 
     Raises:
-        UsageError: There is no such task.
+        UsageError: There is no such task, or a `Task` has no such field.
     """
     if isinstance(task, Task):
         return task
+    if isinstance(task, Mapping):
+        if unknown := [name for name in task if name not in Task.__dataclass_fields__]:
+            raise UsageError(
+                f"A task has no field {unknown[0]!r}.", hint=f"Fields: {', '.join(Task.__dataclass_fields__)}."
+            )
+        if "name" not in task:
+            raise UsageError(f"task={dict(task)} has no name.", hint='Give one: {"name": "covid", ...}.')
+        return Task(**task)
     if isinstance(task, str) and task in TASKS:
         return TASKS[task]
     near = difflib.get_close_matches(str(task).casefold(), TASKS, n=1)

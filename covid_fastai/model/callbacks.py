@@ -1,23 +1,36 @@
-"""What training leaves behind, a row an epoch and a row a step, and what stops it when its numbers are none."""
+"""Callbacks of a training: records of steps and epochs, the stop at NaN or infinity, checkpoints and resumption."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from fastai.torch_core import get_model
+from fastai.torch_core import get_model, rank_distrib
 
 from covid_fastai.errors import DivergenceError
-from covid_fastai.model.checkpoint import Checkpoint
+from covid_fastai.model.checkpoint import Checkpoint, restore_random, save_checkpoint
 
-__all__ = ["EpochLog", "FROZEN", "HistoryRecorder", "NonFiniteGuard", "PHASES", "Phase", "Record", "UNFROZEN"]
+__all__ = [
+    "FROZEN",
+    "PHASES",
+    "UNFROZEN",
+    "CheckpointCallback",
+    "EpochLog",
+    "HistoryRecorder",
+    "NonFiniteGuard",
+    "Phase",
+    "Record",
+    "Resumption",
+]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -176,6 +189,65 @@ class NonFiniteGuard(Callback):
             self._fail(f"the validation loss is {loss}")
         if self.learn.final_record:
             self.good, self.good_epoch = _copied_state(self.learn), self.good_epoch + 1
+
+
+class CheckpointCallback(Callback):
+    """Write a checkpoint after every epoch."""
+
+    order = 95  # last, so that it holds what every other callback has done
+
+    def __init__(self, record: Record, phase: Phase, folder: Path, config: dict[str, Any]):
+        self.record, self.phase, self.folder, self.config = record, phase, folder, config
+
+    def after_epoch(self):
+        """Write the checkpoint."""
+        if rank_distrib() or not self.learn.final_record:
+            return
+        done = self.epoch + 1
+        save_checkpoint(
+            self.learn,
+            self.folder,
+            phase=self.phase.name,
+            done=done,
+            epoch=self.phase.before + done,
+            config=self.config,
+            history=copy.deepcopy(self.record.history),
+            steps=self.record.tensors(),
+        )
+
+
+class Resumption(Callback):
+    """Take up a phase where a checkpoint left it: random states, smoothed loss and what the recorder knows."""
+
+    order = 94  # after every callback that starts afresh in before_fit, before CheckpointCallback
+
+    def __init__(self, checkpoint: Checkpoint, done: int):
+        self.checkpoint, self.done, self.waiting = checkpoint, done, True
+
+    def before_fit(self):
+        """Silence the table while the epochs that are done are passed by."""
+        self.kept_logger, self.learn.logger = self.learn.logger, _say_nothing
+        if self.done:
+            self._restore_recorder()
+
+    def _restore_recorder(self) -> None:
+        facts, recorder = self.checkpoint.facts, self.recorder
+        recorder.smooth_loss.count = facts["recorder"]["count"]
+        recorder.smooth_loss.val = self.checkpoint.tensors["recorder.value"].clone()
+        if facts["scaler"] and getattr(self.learn, "scaler", None) is not None:
+            self.learn.scaler.load_state_dict(facts["scaler"])
+
+    def before_train(self):
+        """Let the first epoch that is not done begin as it would have."""
+        if not self.waiting:
+            return
+        self.waiting, self.learn.logger = False, self.kept_logger
+        self.recorder.values, self.recorder.iters = [], []
+        restore_random(self.learn, self.checkpoint)
+
+
+def _say_nothing(*_: Any) -> None:
+    """Take the place of a logger."""
 
 
 def _copied_state(learn: Learner) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 import math
@@ -14,12 +13,22 @@ from typing import Any
 from fastai.callback.core import Callback
 from fastai.imports import IN_NOTEBOOK
 from fastai.learner import Learner
-from fastai.torch_core import num_distrib, rank_distrib
+from fastai.torch_core import num_distrib
 from torch.nn import functional
 
 from covid_fastai.errors import DataError, DivergenceError, ResourceError, UsageError
 from covid_fastai.files import make_folder
-from covid_fastai.model.callbacks import FROZEN, UNFROZEN, EpochLog, HistoryRecorder, NonFiniteGuard, Phase, Record
+from covid_fastai.model.callbacks import (
+    FROZEN,
+    UNFROZEN,
+    CheckpointCallback,
+    EpochLog,
+    HistoryRecorder,
+    NonFiniteGuard,
+    Phase,
+    Record,
+    Resumption,
+)
 from covid_fastai.model.checkpoint import (
     Checkpoint,
     check_room,
@@ -27,8 +36,6 @@ from covid_fastai.model.checkpoint import (
     read_checkpoint,
     restore_model,
     restore_optimiser,
-    restore_random,
-    save_checkpoint,
 )
 from covid_fastai.model.features import features_of_frozen_body, needs_body
 from covid_fastai.model.learner import FrozenBody
@@ -265,65 +272,6 @@ def _logging_only(learn: Learner) -> Iterator[None]:
             stack.enter_context(learn.no_bar())
             stack.enter_context(learn.no_logging())
         yield
-
-
-class CheckpointCallback(Callback):
-    """Write a checkpoint after every epoch."""
-
-    order = 95  # last, so that it holds what every other callback has done
-
-    def __init__(self, record: Record, phase: Phase, folder: Path, config: dict[str, Any]):
-        self.record, self.phase, self.folder, self.config = record, phase, folder, config
-
-    def after_epoch(self):
-        """Write the checkpoint."""
-        if rank_distrib() or not self.learn.final_record:
-            return
-        done = self.epoch + 1
-        save_checkpoint(
-            self.learn,
-            self.folder,
-            phase=self.phase.name,
-            done=done,
-            epoch=self.phase.before + done,
-            config=self.config,
-            history=copy.deepcopy(self.record.history),
-            steps=self.record.tensors(),
-        )
-
-
-class Resumption(Callback):
-    """Take up a phase where a checkpoint left it: random states, smoothed loss and what the recorder knows."""
-
-    order = 94  # after every callback that starts afresh in before_fit, before CheckpointCallback
-
-    def __init__(self, checkpoint: Checkpoint, done: int):
-        self.checkpoint, self.done, self.waiting = checkpoint, done, True
-
-    def before_fit(self):
-        """Silence the table while the epochs that are done are passed by."""
-        self.kept_logger, self.learn.logger = self.learn.logger, _say_nothing
-        if self.done:
-            self._restore_recorder()
-
-    def _restore_recorder(self) -> None:
-        facts, recorder = self.checkpoint.facts, self.recorder
-        recorder.smooth_loss.count = facts["recorder"]["count"]
-        recorder.smooth_loss.val = self.checkpoint.tensors["recorder.value"].clone()
-        if facts["scaler"] and getattr(self.learn, "scaler", None) is not None:
-            self.learn.scaler.load_state_dict(facts["scaler"])
-
-    def before_train(self):
-        """Let the first epoch that is not done begin as it would have."""
-        if not self.waiting:
-            return
-        self.waiting, self.learn.logger = False, self.kept_logger
-        self.recorder.values, self.recorder.iters = [], []
-        restore_random(self.learn, self.checkpoint)
-
-
-def _say_nothing(*_: Any) -> None:
-    """Take the place of a logger."""
 
 
 class ProgressiveResizing(Callback):

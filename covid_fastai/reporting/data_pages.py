@@ -17,14 +17,12 @@ from covid_fastai.data.exploration import (
     plot_samples,
     shorten,
 )
-from covid_fastai.data.metadata import summarise_cohort
-from covid_fastai.data.problems import SEVERITIES
 from covid_fastai.errors import DataError
 from covid_fastai.reporting.caveats import cohort_remarks, source_table
 from covid_fastai.reporting.html import draw_chart, write_page
-from covid_fastai.reporting.report_audit import describe_shortcuts
+from covid_fastai.reporting.report import count_problems, count_rows, describe_shortcuts
 
-__all__ = ["count_problems", "count_rows", "write_audit", "write_exploration"]
+__all__ = ["write_audit", "write_exploration"]
 
 
 def write_exploration(cohort: pd.DataFrame, out: str | Path = "exploration.html") -> Path:
@@ -104,26 +102,6 @@ def write_audit(
         remarks=cohort_remarks(cohort),
         sources=source_table(cohort),
     )
-
-
-def count_rows(cohort: pd.DataFrame) -> pd.DataFrame:
-    """Return images and patients by part and class, and why rows are excluded, for a page."""
-    table = summarise_cohort(cohort)
-    table["note"] = table["note"].map(lambda text: shorten(text, 90))
-    return table.rename(columns={"split": "part", "label": "class or finding", "note": "why excluded"})
-
-
-def count_problems(problems: pd.DataFrame) -> pd.DataFrame | None:
-    """Return what was found in the data by kind, the gravest first, for a page; None where nothing was."""
-    if problems.empty:
-        return None
-    groups = problems.groupby(["severity", "kind"], sort=False)
-    first = groups.first()
-    table = first.assign(rows=groups.size()).reset_index()
-    table = table.sort_values("severity", key=lambda column: column.map(SEVERITIES.index), kind="stable")
-    table["example"] = table["path"].map(lambda path: shorten(Path(str(path)).name, 40))
-    table["kind"] = table["kind"].str.replace("_", " ")
-    return table[["severity", "kind", "rows", "example", "reason", "remedy"]]
 
 
 def _header_text(facts: pd.DataFrame) -> str:

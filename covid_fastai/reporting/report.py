@@ -8,36 +8,54 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from PIL import Image
 
-from covid_fastai.audit.audit import HEAT_FILE, SALIENCY_PICTURE, audit_predictions, read_audit
-from covid_fastai.data.exploration import plot_batch, plot_class_counts
+from covid_fastai.audit.audit import HEAT_FILE, SALIENCY_PICTURE, Audit, audit_predictions, read_audit
+from covid_fastai.audit.baselines import ShortcutAudit, plot_shortcuts
+from covid_fastai.data.exploration import plot_batch, plot_class_counts, shorten
+from covid_fastai.data.metadata import summarise_cohort
+from covid_fastai.data.problems import SEVERITIES
 from covid_fastai.errors import UsageError
 from covid_fastai.evaluation.formatting import PERCENT, format_interval, format_metric
+from covid_fastai.evaluation.interpretation import open_picture, plot_confusion_matrix, top_losses
 from covid_fastai.evaluation.metrics import Evaluation, evaluate
-from covid_fastai.evaluation.plots import plot_history, plot_learning_rate
+from covid_fastai.evaluation.plots import (
+    plot_history,
+    plot_learning_rate,
+    plot_precision_recall,
+    plot_probabilities,
+    plot_roc,
+)
 from covid_fastai.evaluation.prediction_table import has_label_and_prediction
 from covid_fastai.evaluation.runs import Run, collect_versions, log_event, read_run
 from covid_fastai.files import write_csv, write_json
-from covid_fastai.plotting import as_data_uri, save_figure
+from covid_fastai.plotting import as_data_uri, embed_image, save_figure
 from covid_fastai.reporting.caveats import limits, result_remarks, run_remarks, source_table
-from covid_fastai.reporting.data_pages import count_problems, count_rows
 from covid_fastai.reporting.html import draw_chart, write_page
-from covid_fastai.reporting.report_audit import describe_audit
 from covid_fastai.reporting.run_facts import SPLIT_TITLES, count_shared_patients
 from covid_fastai.saliency.region_fraction import summarise_saliency_fraction
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
-from PIL import Image
 
-from covid_fastai.data.exploration import shorten
-from covid_fastai.evaluation.interpretation import open_picture, plot_confusion_matrix, top_losses
-from covid_fastai.evaluation.plots import plot_precision_recall, plot_probabilities, plot_roc
-from covid_fastai.plotting import embed_image
-
-__all__ = ["describe_result", "render_report", "write_evaluation", "write_report"]
+__all__ = [
+    "count_problems",
+    "count_rows",
+    "describe_audit",
+    "describe_result",
+    "describe_shortcuts",
+    "render_report",
+    "write_evaluation",
+    "write_report",
+]
 
 BATCH_PICTURE = "batch.png"
+CASES = 12  # of the largest loss, shown with their pictures
+VERDICT_TEXT = {
+    "good": "The rules and what was found for each stand below. Other hospitals and other readers may still differ.",
+    "care": "Nothing that was tried speaks against the model; what was not tried stands below.",
+    "alarm": "What the figures below measure may not be disease. The rules and what was found for each stand below.",
+}
 
 
 def write_report(learn: Learner, result: Evaluation) -> Path:
@@ -150,6 +168,81 @@ def write_evaluation(
         **describe_result(result, how="What the model had seen of them is not known here."),
         limits=limits(rows, result),
     )
+
+
+# what the pages about data show too
+
+
+def count_rows(cohort: pd.DataFrame) -> pd.DataFrame:
+    """Return images and patients by part and class, and why rows are excluded, for a page."""
+    table = summarise_cohort(cohort)
+    table["note"] = table["note"].map(lambda text: shorten(text, 90))
+    return table.rename(columns={"split": "part", "label": "class or finding", "note": "why excluded"})
+
+
+def count_problems(problems: pd.DataFrame) -> pd.DataFrame | None:
+    """Return what was found in the data by kind, the gravest first, for a page; None where nothing was."""
+    if problems.empty:
+        return None
+    groups = problems.groupby(["severity", "kind"], sort=False)
+    first = groups.first()
+    table = first.assign(rows=groups.size()).reset_index()
+    table = table.sort_values("severity", key=lambda column: column.map(SEVERITIES.index), kind="stable")
+    table["example"] = table["path"].map(lambda path: shorten(Path(str(path)).name, 40))
+    table["kind"] = table["kind"].str.replace("_", " ")
+    return table[["severity", "kind", "rows", "example", "reason", "remedy"]]
+
+
+def describe_audit(audit: Audit | None) -> dict[str, Any] | None:
+    """Return what `audit.html` shows of an audit; None where there is none.
+
+    Args:
+        audit: What `audit_run` or `audit_predictions` returned.
+
+    Returns:
+        Texts, tables and a figure by name.
+    """
+    if audit is None:
+        return None
+    level = {"shown": "good", "not shown": "care", "refuted": "alarm"}[audit.verdict.level]
+    conditions = audit.verdict.table().rename(
+        columns={"name": "what must hold", "outcome": "outcome", "text": "what was found"}
+    )
+    altered = pd.DataFrame(
+        {
+            "images": audit.altered["change"],
+            "altered": audit.altered["when"],
+            "AUC": [format_metric(value) for value in audit.altered["auc"]],
+            "95% interval": [
+                format_interval(low, high)
+                for low, high in zip(audit.altered["auc_low"], audit.altered["auc_high"], strict=True)
+            ],
+        }
+    )
+    batch_effect = "; ".join(
+        f"of {row['class']} at AUC {format_metric(row['auc'])} ({format_interval(row['low'], row['high'])}, "
+        f"n = {row['n']} patients)"
+        for row in audit.batch_effect.to_dict("records")
+    )
+    return {
+        "verdict": {"level": level, "title": audit.verdict.sentence, "text": VERDICT_TEXT[level]},
+        "conditions": conditions,
+        "altered": altered if len(altered) else None,
+        "batch_effect": batch_effect,
+        **_baselines(audit.summary(), audit.shortcuts, audit.network),
+    }
+
+
+def describe_shortcuts(shortcuts: ShortcutAudit) -> dict[str, Any]:
+    """Return what a page shows of baselines without a network beside them: texts, a table and a figure by name."""
+    return _baselines(shortcuts.summary(), shortcuts, None)
+
+
+def _baselines(table: pd.DataFrame, shortcuts: ShortcutAudit, network: Mapping[str, Any] | None) -> dict[str, Any]:
+    table["given"] = table["given"] + ": " + table.pop("sees")
+    alt = "AUC of baselines that see little or nothing of a lung" + (", and of the network" if network else "")
+    figure = draw_chart(plot_shortcuts(shortcuts, network=network), alt, wide=True)
+    return {"baselines": table, "notes": shortcuts.notes()[:-1], "figure": figure}
 
 
 # what the page says
@@ -276,9 +369,6 @@ def _write_missing(learn: Learner, result: Evaluation, folder: Path) -> None:
     if not (folder / "config.json").exists():
         write_json(folder / "config.json", {"data": cohort.attrs.get("data"), "config": None})
         log_event(folder, "model built", arch=learn.arch, device=str(learn.dls.device), weights=learn.weights.to_dict())
-
-
-CASES = 12
 
 
 def describe_result(result: Evaluation, *, how: str) -> dict[str, Any]:

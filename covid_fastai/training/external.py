@@ -246,8 +246,7 @@ def _thumbnail(run: Run, rows: pd.DataFrame, options: Mapping[str, Any]) -> pd.D
 
 def _task(run: Run, labels: Mapping[str, str]) -> Task:
     """Return the run's task, which knows the data's own labels too and looks at every row."""
-    saved = run.config["config"]["task"]
-    task = Task(**saved) if isinstance(saved, Mapping) else get_task(saved)
+    task = get_task(run.config["config"]["task"])
     wrong = sorted(set(labels.values()) - {*task.classes, ""})
     if wrong:
         raise UsageError(f"The model has no class {wrong[0]!r}.", hint=f"Its classes: {', '.join(task.classes)}.")

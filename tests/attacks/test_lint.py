@@ -15,7 +15,7 @@ FILES = sorted(
     path for name in ("covid_fastai", "benchmarks", "pretraining", "nbs") for path in (ROOT / name).rglob("*.py")
 )
 AUDITED = ROOT / "covid_fastai" / "model" / "weight_files.py"  # torch's own files, with weights_only=True
-CALLS = {"load_learner", "unpack_archive", "extractall", "untar_data", "eval", "exec", "system", "popen"}
+CALLS = {"load_learner", "read_pickle", "unpack_archive", "extractall", "untar_data", "eval", "exec", "system", "popen"}
 MODULES = {"pickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
 OPTIONS = {"shell": True, "verify": False, "trust_remote_code": True, "allow_pickle": True, "weights_only": False}
 
@@ -54,7 +54,8 @@ def test_no_unsafe_loading(path):
 
 @pytest.mark.parametrize(
     "line",
-    ["import pickle", "from joblib import load", "torch.load(f)", "learn = load_learner(p)", "eval(text)", "exec(text)"]
+    ["import pickle", "from joblib import load", "torch.load(f)", "learn = load_learner(p)", "pd.read_pickle(p)"]
+    + ["eval(text)", "exec(text)"]
     + ["subprocess.run(x, shell=True)", "np.load(f, allow_pickle=True)", "shutil.unpack_archive(a)", "z.extractall()"]
     + ["requests.get(u, verify=False)", "torch.load(f, weights_only=False)", "yaml.load(f)", "os.system(x)"],
 )

@@ -150,9 +150,19 @@ def test_contradictions_are_refused(fields, message):
 # get_task
 
 
-def test_get_task_takes_a_name_or_a_task():
-    own = Task(name="own", classes=CLASSES)
+def test_get_task_takes_a_name_a_task_or_its_fields():
+    own = Task(name="own", classes=CLASSES, labels={"fibrosis": CLASSES[1]}, frontal_only=False)
     assert get_task(own) is own and get_task("covid") is TASKS["covid"]
+    assert get_task(json.loads(json.dumps(own.to_dict()))) == own
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"classes": CLASSES}, "has no name"), ({"name": "own", "classes": CLASSES, "sex": "F"}, "has no field 'sex'")],
+)
+def test_get_task_refuses_fields_that_make_no_task(fields, message):
+    with pytest.raises(UsageError, match=message):
+        get_task(fields)
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ def serve(
         raise UnavailableError(
             f"The page needs the package {error.name}.", hint="pip install 'covid_fastai[web]'"
         ) from error
+    from covid_fastai.app.server.limits import Limits
     from covid_fastai.app.server.middleware import check_hosts
-    from covid_fastai.app.server.uploads import Limits
     from covid_fastai.model.hub import find_model
 
     size = max_mib << 20

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from covid_fastai.app.server.limits import Limits
 from covid_fastai.app.server.middleware import SecurityMiddleware
 from covid_fastai.app.server.model_facts import read_facts
 from covid_fastai.app.server.page import render_answers, render_page
@@ -25,7 +26,7 @@ from covid_fastai.app.server.schemas import (
     ReadinessResponse,
     describe_api,
 )
-from covid_fastai.app.server.uploads import Limits, RateLimiter, RequestRejected, read_uploads
+from covid_fastai.app.server.uploads import RateLimiter, RequestRejected, read_uploads
 from covid_fastai.app.server.workers import Workers
 from covid_fastai.notices import RESEARCH_USE
 

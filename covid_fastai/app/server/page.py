@@ -8,8 +8,8 @@ from functools import cache
 
 import jinja2
 
+from covid_fastai.app.server.limits import Limits
 from covid_fastai.app.server.schemas import ImageAnswer, ModelFacts
-from covid_fastai.app.server.uploads import Limits
 from covid_fastai.notices import NO_DIAGNOSIS, RESEARCH_USE
 
 __all__ = ["ACCEPTED", "render_answers", "render_page"]

@@ -6,26 +6,22 @@ The server builds every JSON answer from these models, so that the document cann
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 from pydantic.json_schema import models_json_schema
 
+from covid_fastai.app.server.limits import MAX_FIELD_BYTES, MAX_OTHER_FIELDS, Limits
 from covid_fastai.data.input_check import RemarkKind
 from covid_fastai.evaluation.prediction_table import PredictionStatus
 from covid_fastai.notices import RESEARCH_USE
-
-if TYPE_CHECKING:
-    from covid_fastai.app.server.uploads import Limits
 
 __all__ = [
     "ErrorResponse",
     "HealthResponse",
     "ImageAnswer",
     "ImageAnswerWithMaps",
-    "MAX_FIELD_BYTES",
-    "MAX_OTHER_FIELDS",
     "ModelFacts",
     "PredictResponse",
     "ReadinessResponse",
@@ -33,8 +29,6 @@ __all__ = [
     "describe_api",
 ]
 
-MAX_OTHER_FIELDS = 8  # of a form, beside the files: they are ignored
-MAX_FIELD_BYTES = 4096
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PNG: JsonDict = {"contentEncoding": "base64", "contentMediaType": "image/png"}
 EncodedPng = Annotated[str, Field(min_length=1, json_schema_extra=PNG)]

@@ -19,8 +19,9 @@ import pytest
 
 pytest.importorskip("starlette", reason="the extra web is not installed")
 
+from covid_fastai.app.server.limits import Limits
 from covid_fastai.app.server.middleware import check_hosts
-from covid_fastai.app.server.uploads import Limits, RateLimiter, RequestRejected, clean_name
+from covid_fastai.app.server.uploads import RateLimiter, RequestRejected, clean_name
 from covid_fastai.errors import UsageError
 from tests.app.server.test_app import png, radiograph
 

@@ -24,7 +24,7 @@ from PIL import Image, PngImagePlugin
 pytest.importorskip("starlette", reason="the extra web is not installed")
 from covid_fastai.app.server import workers as workers_module
 from covid_fastai.app.server.app import create_app
-from covid_fastai.app.server.uploads import Limits
+from covid_fastai.app.server.limits import Limits
 from covid_fastai.data.input_check import check_input
 from covid_fastai.data.phantom import draw_phantom
 from covid_fastai.errors import ModelFormatError

@@ -24,8 +24,8 @@ from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinish
 
 from covid_fastai.app.server import workers as workers_module
 from covid_fastai.app.server.app import create_app
+from covid_fastai.app.server.limits import Limits
 from covid_fastai.app.server.schemas import ImageAnswer, PredictResponse
-from covid_fastai.app.server.uploads import Limits
 from covid_fastai.data.input_check import RemarkKind
 from tests.app.server.contract import CheckedClient, check_value
 from tests.app.server.test_app import FREE, URL, ask, dicom_of_phantom, png, radiograph
