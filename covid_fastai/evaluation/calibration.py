@@ -202,7 +202,7 @@ def reliability_table(source: Evaluation | pd.DataFrame | str | Path, *, bins: i
     found = table.groupby("bin").agg(
         probability=("probability", "mean"), fraction=("fraction", "mean"), n=("fraction", "size")
     )
-    bounds = [wilson(share, n) for share, n in zip(found["fraction"], found["n"], strict=True)]
+    bounds = [wilson(fraction, n) for fraction, n in zip(found["fraction"], found["n"], strict=True)]
     found["low"], found["high"] = np.transpose(bounds)
     return found.reset_index(drop=True)[["probability", "fraction", "low", "high", "n"]]
 

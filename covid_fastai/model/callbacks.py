@@ -20,16 +20,16 @@ from covid_fastai.errors import DivergenceError
 from covid_fastai.model.checkpoint import Checkpoint, restore_random, save_checkpoint
 
 __all__ = [
-    "FROZEN",
-    "PHASES",
-    "UNFROZEN",
     "CheckpointCallback",
     "EpochLog",
+    "FROZEN",
     "HistoryRecorder",
     "NonFiniteGuard",
+    "PHASES",
     "Phase",
     "Record",
     "Resumption",
+    "UNFROZEN",
 ]
 
 logger = logging.getLogger("covid_fastai")

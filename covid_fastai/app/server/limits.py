@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MAX_FIELD_BYTES", "MAX_OTHER_FIELDS", "Limits"]
+__all__ = ["Limits", "MAX_FIELD_BYTES", "MAX_OTHER_FIELDS"]
 
 MAX_OTHER_FIELDS = 8  # of a form, beside the files: they are ignored
 MAX_FIELD_BYTES = 4096
