@@ -14,6 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with all cores each are
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).parents[1]
+NO_SKIPS = "COVID_FASTAI_NO_SKIPS"  # set where everything is installed: a skip then fails the run
+EXCUSES = ("GPU: ", "system: ")  # how the reason of a skip begins that no installation could spare
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,8 +47,35 @@ def real_data() -> Path:
     """The folder of real radiographs, named by COVID_FASTAI_DATA; tests that need it carry the marker `realdata`."""
     folder = Path(os.environ.get("COVID_FASTAI_DATA", REPOSITORY / "../shared/data")).resolve()
     if not (folder / "coronahack-224").is_dir():
-        pytest.skip(f"no real radiographs: {folder}/coronahack-224 is not there; set COVID_FASTAI_DATA")
+        pytest.skip(f"real data: {folder}/coronahack-224 is not there; set COVID_FASTAI_DATA")
     return folder
+
+
+def _unexcused_skips(reporter) -> list[str]:
+    """Return the skips that fail a run in which everything is said to be installed, a line each."""
+    if not os.environ.get(NO_SKIPS):
+        return []
+    excuses = EXCUSES if "COVID_FASTAI_DATA" in os.environ else (*EXCUSES, "real data: ")
+    lines = set()  # a module that is skipped is reported by each process
+    for report in reporter.stats.get("skipped", []):
+        path, line, text = report.longrepr
+        reason = text.removeprefix("Skipped: ")
+        if not reason.startswith(excuses):
+            lines.add(f"{os.path.relpath(path, REPOSITORY)}:{line}: {reason}")
+    return sorted(lines)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and exitstatus == pytest.ExitCode.OK and _unexcused_skips(reporter):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    if lines := _unexcused_skips(terminalreporter):
+        terminalreporter.section(f"skips that {NO_SKIPS} does not allow", sep="=", red=True)
+        for line in lines:
+            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_claimed_is_named(tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
-@pytest.mark.skipif(os.name == "nt", reason="symbolic links need a privilege on Windows")
+@pytest.mark.skipif(os.name == "nt", reason="system: symbolic links need a privilege on Windows")
 def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("kept")
@@ -125,7 +125,7 @@ def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path):
     assert victim.read_text() == "kept"
 
 
-@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone cannot be changed on this system")
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="system: the time zone cannot be changed on this system")
 def test_utc_now_is_utc(monkeypatch):
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()

@@ -14,7 +14,7 @@ from covid_fastai.files import restore_folder
 from covid_fastai.model.predictor import Predictor
 from tests.small_model import write_small_model
 
-FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="system: there is no fork here")
 
 
 def kill(what: str, times: int) -> dict:

@@ -23,7 +23,9 @@ QUICK = {"image_size": 32, "batch_size": 16, "frozen_epochs": 1, "unfrozen_epoch
 QUICK |= {"num_workers": 0, "device": "cpu", "precision": "fp32", "audit": False, "quiet": True}
 OPTIONS = ["--image-size", "32", "--batch-size", "16", "--weights", "none", "--device", "cpu", "--precision", "fp32"]
 OPTIONS += ["--no-audit", "--num-workers", "0", "--frozen-epochs", "1"]
-ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="to mount a small disk takes root")
+ROOT = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="system: to mount a small disk takes root"
+)
 
 
 class FillsTheMemory(Callback):
@@ -158,7 +160,7 @@ def test_a_full_disk_loses_no_good_file(phantom_root, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "none", str(disk)]).returncode:
-        pytest.skip("no small disk can be mounted here")
+        pytest.skip("system: no small disk can be mounted here")
     try:
         with pytest.raises(ResourceError, match="MiB are free, the checkpoints need"):
             train_classifier(phantom_root, out=disk / "run", **QUICK)
@@ -181,7 +183,7 @@ def test_a_full_disk_loses_no_good_file(phantom_root, tmp_path):
 def test_a_read_only_folder_is_said_before_anything_is_done(phantom_root, tmp_path):
     (tmp_path / "fixed").mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "none", str(tmp_path / "fixed")]).returncode:
-        pytest.skip("no read-only disk can be mounted here")
+        pytest.skip("system: no read-only disk can be mounted here")
     try:
         with pytest.raises(ResourceError, match="cannot be made"):
             train_classifier(phantom_root, out=tmp_path / "fixed" / "run", **QUICK)

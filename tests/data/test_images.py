@@ -380,7 +380,7 @@ def test_a_name_that_is_no_text_is_read_and_printable(tmp_path):
     try:
         Path(path).write_bytes(b"")
     except OSError:
-        pytest.skip("this file system takes UTF-8 names only")
+        pytest.skip("system: this file system takes UTF-8 names only")
     with pytest.raises(ImageError) as caught:
         open_image(path)
     assert "caf\\udce9.jpg" in str(caught.value).encode("utf-8").decode()

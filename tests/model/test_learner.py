@@ -210,6 +210,7 @@ def test_what_fastai_users_do(dls, images, tmp_path):
     matplotlib.pyplot.close("all")
 
 
+@pytest.mark.slow  # needs an extra that [dev] does not have
 def test_timm_network(dls):
     pytest.importorskip("timm")
     dls.radiograph_config = {"image_size": 32}

@@ -36,7 +36,7 @@ def leavings(code: str, model: Path, home: Path) -> list[str]:
     return sorted(str(path.relative_to(home)) for path in home.rglob("*"))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there it writes events, no files")
+@pytest.mark.skipif(sys.platform == "win32", reason="system: on Windows it writes events, no files")
 def test_a_prediction_leaves_nothing_behind(small_model, tmp_path):
     assert leavings(PREDICT, small_model, tmp_path / "ours") == []
     if not leavings(UNGUARDED, small_model, tmp_path / "unguarded"):

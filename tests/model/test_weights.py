@@ -323,6 +323,7 @@ def test_timm_is_asked_for_when_it_is_missing(monkeypatch):
         resolve_weights(None, arch="timm/convnext_atto")
 
 
+@pytest.mark.slow  # needs an extra that [dev] does not have
 def test_timm(monkeypatch, tmp_path):
     timm = pytest.importorskip("timm")
     with pytest.raises(UsageError, match="convnext_atto"):

@@ -25,7 +25,7 @@ from covid_fastai.app.server.uploads import RateLimiter, RequestRejected, clean_
 from covid_fastai.errors import UsageError
 from tests.app.server.test_app import png, radiograph
 
-POSIX = pytest.mark.skipif(sys.platform == "win32", reason="the process is ended by a signal")
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="system: the process is ended by a signal")
 
 
 @contextmanager
@@ -193,7 +193,7 @@ def test_names(sent, kept):
 
 @POSIX
 @pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="system: memory is read from /proc")
 def test_memory_stays_flat(small_model):
     """400 requests of four kinds, after 200 to warm up; the growth of server and worker together."""
     contents = [png(radiograph(0, 512)), png(np.zeros((300, 300), np.uint8)), b"x" * 1_000_000, png(radiograph(1, 128))]

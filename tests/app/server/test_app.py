@@ -34,8 +34,8 @@ from tests.app.server.contract import CheckedClient
 
 URL = "http://127.0.0.1:8000"
 FREE = Limits(per_minute=0)
-POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these signals nor these limits")
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to a limit of memory")
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="system: Windows has neither these signals nor these limits")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="system: only Linux keeps to a limit of memory")
 
 
 def radiograph(seed: int, size: int = 256) -> np.ndarray:

@@ -21,7 +21,7 @@ from tests.app.server.test_app import png, radiograph
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed"),
-    pytest.mark.skipif(os.name == "nt", reason="the server is started as on POSIX"),
+    pytest.mark.skipif(os.name == "nt", reason="system: the server is started as on POSIX"),
 ]
 
 

@@ -35,6 +35,7 @@ def test_without_gradio_it_names_the_extra(small_model, monkeypatch):
     assert "covid_fastai[gradio]" in error.value.hint
 
 
+@pytest.mark.slow  # needs an extra that [dev] does not have
 def test_the_app_can_be_built(small_model):
     pytest.importorskip("gradio", reason="gradio is not installed; pip install 'covid_fastai[gradio]'")
     kinds = {component["type"] for component in gradio_app(small_model).get_config_file()["components"]}

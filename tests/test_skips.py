@@ -1,0 +1,83 @@
+"""A run in which everything is installed fails where a test is skipped that could have run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import NO_SKIPS, REPOSITORY
+
+TESTS = """
+import pytest
+
+def test_passes():
+    pass
+
+@pytest.mark.skipif(True, reason="system: only on Windows")
+def test_of_another_system():
+    pass
+
+def test_of_a_gpu():
+    pytest.skip("GPU: none here")
+
+def test_of_real_data():
+    pytest.skip("real data: none here")
+"""
+MODULE = 'import pytest\npytest.importorskip("not_there_at_all", reason="the extra web is not installed")'
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run tests beside the project's own hooks, and return the status and what was printed."""
+
+    def run_tests(**environment: str) -> tuple[int, str]:
+        (tmp_path / "pytest.ini").write_text("[pytest]\n")
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "tests.conftest",
+            "-p",
+            "no:cacheprovider",
+            str(tmp_path),
+        ]
+        kept = {name: value for name, value in os.environ.items() if name not in (NO_SKIPS, "COVID_FASTAI_DATA")}
+        kept = {name: value for name, value in kept.items() if not name.startswith("PYTEST_")}
+        kept |= {"PYTHONPATH": str(REPOSITORY), **environment}
+        done = subprocess.run(command, env=kept, cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    return run_tests
+
+
+def test_skips_that_nothing_could_spare_are_allowed(run, tmp_path):
+    (tmp_path / "test_one.py").write_text(TESTS)
+    status, output = run(**{NO_SKIPS: "1"})
+    assert status == 0 and "1 passed, 3 skipped" in output
+
+
+def test_real_data_that_were_named_must_be_there(run, tmp_path):
+    (tmp_path / "test_one.py").write_text(TESTS)
+    status, output = run(**{NO_SKIPS: "1", "COVID_FASTAI_DATA": str(tmp_path)})
+    assert status == 1 and "test_one.py:15: real data: none here" in output and "GPU: none here" not in output
+
+
+@pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["one process", "two processes"])
+def test_a_missing_package_fails_the_run_and_is_named_once(run, tmp_path, processes):
+    (tmp_path / "test_one.py").write_text(TESTS)
+    (tmp_path / "test_two.py").write_text(MODULE)
+    status, output = run(**{NO_SKIPS: "1", "PYTEST_ADDOPTS": " ".join(processes)})
+    assert status == 1 and f"skips that {NO_SKIPS} does not allow" in output
+    assert output.count("test_two.py:2: the extra web is not installed") == 1 and "another_system" not in output
+
+
+def test_elsewhere_a_skip_is_no_failure(run, tmp_path):
+    (tmp_path / "test_one.py").write_text(TESTS)
+    (tmp_path / "test_two.py").write_text(MODULE)
+    status, output = run()
+    assert status == 0 and NO_SKIPS not in output
