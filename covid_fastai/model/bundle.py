@@ -128,7 +128,7 @@ def load_model(folder: str | Path, *, revision: str | None = None, device: str |
 
     Args:
         folder: With `model.safetensors`, `config.json`, and `model.onnx` where it was saved with it; or a run; or
-            `"user/model"` on the Hugging Face Hub (extra `hub`), where there is no such folder.
+            `"user/model"` on the Hugging Face Hub, where there is no such folder.
         revision: The commit, tag or branch of a model on the Hub.
         device: As in `build_dataloaders`.
 
