@@ -117,7 +117,7 @@ class Cohort(pd.DataFrame):
     label           text   a class of the task; "" where the row has none
     patient         text   the patient's key; the file's name where the patient is not known
     patient_known   bool   whether the data, or CoronaHack's file names, tell the patient
-    group           int    patients who share a picture have one group: a split keeps it together
+    group           text   one for all patients who share a picture: a split keeps it together
     split           text   train, valid, test or excluded
     source          text   hospital or collection, "unknown" where none is named
     view            text   projection: PA, AP, L (lateral); "" where it is not known
@@ -208,33 +208,32 @@ def as_cohort(table: pd.DataFrame) -> Cohort:
     """Return any table of rows as a cohort.
 
     Args:
-        table: A cohort, or a plain table with `label` and `split`. The classes of a plain table are the labels of the
-            rows that take part, sorted; which of them is the positive one is not known.
+        table: A cohort, or a plain table with `label`. The classes of a plain table are the labels of the rows whose
+            `split` is not excluded, sorted; which of them is the positive one is not known.
 
     Returns:
         The cohort itself, or a copy of the plain table as one.
 
     Raises:
-        DataError: A column is missing, `patient_known` or `in_pretraining` is not boolean, or the cohort has lost its
-            facts.
+        DataError: There is no column `label`, `patient_known` or `in_pretraining` is not boolean, or the cohort has
+            lost its facts.
     """
-    missing = [name for name in ("label", "split") if name not in table]
-    if missing:
+    if "label" not in table:
         raise DataError(
-            f"The cohort has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns)) or 'none'}.",
-            hint="Make it with read_cohort, and split it with split_by_patient.",
+            f"The cohort has no column label; it has {', '.join(map(str, table.columns)) or 'none'}.",
+            hint="Make it with read_cohort.",
         )
     for name in FLAGS:
         if name in table and not pd.api.types.is_bool_dtype(table[name]):
             raise DataError(
                 f"The column {name} of the cohort is not boolean; it holds {table[name].iloc[0]!r}.",
-                hint="load_cohort and read_run restore types; pandas.read_csv with dtype=str does not. Rows without a "
-                f"value: cohort['{name}'] = cohort['{name}'].eq(True).",
+                hint="load_cohort and read_run restore types. Convert it: "
+                f"cohort['{name}'] = cohort['{name}'].astype(str).isin(['True', '1', '1.0']).",
             )
     if isinstance(table, Cohort):
         _ = table.facts  # raises where they are lost: sorted labels in their place could exchange the classes
         return table
-    labels = table.loc[table["split"] != "excluded", "label"]
+    labels = table.loc[table["split"] != "excluded", "label"] if "split" in table else table["label"]
     classes = sorted({label for label in labels if isinstance(label, str)} - {""})
     return Cohort(table.copy(), facts=CohortInfo(classes=classes))
 

@@ -236,8 +236,9 @@ def test_a_plain_table_is_taken_as_a_cohort():
     assert cohort.facts == CohortInfo(classes=["a", "b"])  # "c" is excluded
     cohort["split"] = "test"
     assert not (table["split"] == "test").any()
-    with pytest.raises(DataError, match="no column split; it has label"):
-        as_cohort(table[["label"]])
+    assert as_cohort(table[["label"]]).facts == CohortInfo(classes=["a", "b", "c"])
+    with pytest.raises(DataError, match="no column label; it has path, patient"):
+        as_cohort(table.drop(columns="label"))
 
 
 @pytest.mark.parametrize("name", ["patient_known", "in_pretraining"])
@@ -248,7 +249,8 @@ def test_flags_must_be_boolean(cohort, name, value, kind):
     with pytest.raises(DataError, match=f"{name} of the cohort is not boolean") as caught:
         as_cohort(table)
     assert "load_cohort" in caught.value.hint
-    table[name] = table[name].eq(True)  # the remedy
+    remedy = caught.value.hint.split("Convert it: ")[1].removesuffix(".")
+    exec(remedy, {"cohort": table})
     assert not as_cohort(table)[name].any()
 
 
