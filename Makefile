@@ -8,6 +8,8 @@ format:
 check:
 	ruff check .
 	ruff format --check .
+	lint-imports
+	pyright
 	pytest
 	pytest -m slow
 	OMP_NUM_THREADS=1 nbdev-test nbs --n-workers 1

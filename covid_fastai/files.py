@@ -60,7 +60,7 @@ def atomic_write(path: str | Path, *, mode: str = "w") -> Iterator[IO]:
         ResourceError: The folder cannot be written to, or the disk is full.
     """
     path = Path(path)
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
     try:
         # guard: flushed
         descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=PART_SUFFIX)
@@ -69,7 +69,7 @@ def atomic_write(path: str | Path, *, mode: str = "w") -> Iterator[IO]:
             f"{path} cannot be written: {error.strerror}.", hint="Choose an existing folder that you may write to."
         ) from error
     try:
-        with os.fdopen(descriptor, mode, **text) as file:
+        with os.fdopen(descriptor, mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -145,8 +145,7 @@ def to_plain(value: Any) -> Any:
 def write_csv(path: str | Path, table) -> Path:
     """Write a pandas table as CSV without its index, atomically."""
     # pandas puts no quotation marks around a carriage return, at which readers end a line
-    odd = any("\r" in str(name) for name in table)
-    odd = odd or any(table[name].map(lambda value: isinstance(value, str) and "\r" in value).any() for name in table)
+    odd = any(table[name].map(lambda value: isinstance(value, str) and "\r" in value).any() for name in table)
     with atomic_write(path) as file:
         table.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC if odd else csv.QUOTE_MINIMAL)
     return Path(path)

@@ -107,9 +107,9 @@ def encode_png(image: Image.Image | np.ndarray, *, pixels_only: bool = False) ->
     Raises:
         OSError, TypeError, ValueError: The image has a mode or an array a type that a PNG file cannot hold.
     """
-    if not hasattr(image, "save"):
-        from PIL import Image
+    from PIL import Image
 
+    if not isinstance(image, Image.Image):
         image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
     if pixels_only:
         image = image.copy()

@@ -12,7 +12,7 @@ import pandas as pd
 
 from covid_fastai.audit.baselines import ShortcutAudit, compare_parts, find_shortcuts
 from covid_fastai.audit.verdict import Condition, Verdict, give_verdict
-from covid_fastai.data.cohort import Cohort, CohortInfo
+from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.comparison import compare
 from covid_fastai.evaluation.formatting import MISSING, SIGNED, ResultDisplay, format_estimate
@@ -91,13 +91,11 @@ class Audit(ResultDisplay):
     def summary(self) -> pd.DataFrame:
         """Return the baselines beside the network, as text."""
         table = self.shortcuts.summary()
-        versus = self.versus.set_index("baseline")
-        table["network less it"] = [
-            format_estimate(*versus.loc[name, ["difference", "low", "high"]], spec=SIGNED)
-            if name in versus.index
-            else MISSING
-            for name in table["given"]
-        ]
+        said = {
+            row["baseline"]: format_estimate(row["difference"], row["low"], row["high"], spec=SIGNED)
+            for row in as_rows(self.versus)
+        }
+        table["network less it"] = [said.get(name, MISSING) for name in table["given"]]
         return table
 
     def notes(self) -> list[str]:
@@ -173,7 +171,7 @@ def audit_predictions(
         shortcuts,
         network=network,
         versus=versus,
-        blind=None if blind.empty else blind.iloc[0].to_dict(),
+        blind=None if blind.empty else as_rows(blind)[0],
         external=external,
         negative_controls=negative_controls,
     )
@@ -199,7 +197,8 @@ def audit_run(folder: str | Path | Run, *, seed: int | None = None, most: int = 
         DataError: The folder is no run, or as in `audit_predictions`.
     """
     run = folder if isinstance(folder, Run) else read_run(folder)
-    result = run.metrics
+    result, cohort = run.metrics, run.cohort
+    cohort.attrs["classes"] = result.classes
     probes = run.path / PROBES_FILE
     retrained = {
         path.parent.name.replace("-", " "): read_predictions(path)
@@ -210,7 +209,7 @@ def audit_run(folder: str | Path | Run, *, seed: int | None = None, most: int = 
     ]
     audit = audit_predictions(
         result.predictions,
-        run.cohort,
+        cohort,
         probes=pd.read_csv(probes, keep_default_na=False, dtype={"label": str}) if probes.is_file() else None,
         retrained=retrained,
         external=[one for data_set in found for one in data_set["same_source"]],
@@ -275,11 +274,12 @@ def negative_control_rows(cohort: pd.DataFrame, *, positive: str) -> pd.DataFram
     return excluded[finding.ne(positive) & excluded["label"].ne(positive) & ~excluded["view"].isin(["L", "lateral"])]
 
 
-def _as_cohort(table: pd.DataFrame, classes: list[str]) -> Cohort:
+def _as_cohort(table: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     """Return predictions as a cohort; their folds are kept where there are several."""
     rows = table[has_label_and_prediction(table)].assign(split="train")
     rows = rows if rows["fold"].nunique() > 1 else rows.drop(columns="fold")
-    return Cohort(rows, facts=CohortInfo(classes=classes))
+    rows.attrs["classes"] = classes
+    return rows
 
 
 def _versus(table: pd.DataFrame, shortcuts: ShortcutAudit, positive: str | None) -> pd.DataFrame:
@@ -311,14 +311,16 @@ def _altered(
 ) -> pd.DataFrame:
     """Return `Audit.altered`."""
     rows = []
-    changes = [] if probes is None else [name for name in probes["probe"].unique() if name != NEGATIVE_CONTROL]
-    found = [(name, JUDGED, probes[probes["probe"] == name].reset_index(drop=True)) for name in changes]
+    found = []
+    if probes is not None:
+        changes = [name for name in probes["probe"].unique() if name != NEGATIVE_CONTROL]
+        found += [(name, JUDGED, probes[probes["probe"] == name].reset_index(drop=True)) for name in changes]
     found += [(name, NEVER if name == UNTRAINED else RETRAINED, table) for name, table in retrained.items()]
     for change, when, predictions in found:
         auc = evaluate(predictions, positive=positive, n_resamples=DRAWS).row("auc")
-        paired = {"n": auc["n"]}
+        paired: dict[str, Any] = {"n": auc["n"]}
         if change != PERMUTED:  # its labels are others
-            paired = _less(table, {change: predictions}, positive).drop(columns="baseline").to_dict("records")[0]
+            paired = as_rows(_less(table, {change: predictions}, positive).drop(columns="baseline"))[0]
         figures = {"auc": auc["value"], "auc_low": auc["low"], "auc_high": auc["high"]}
         rows.append({"change": change, "when": when, **figures, **paired})
     return pd.DataFrame(rows, columns=ALTERED)

@@ -50,7 +50,7 @@ class Features:
         return Features({name: block[places] for name, block in self.blocks.items()}, self.readable[places])
 
 
-def read_features(paths: Sequence[str | Path], *, workers: int | None = None) -> Features:
+def read_features(paths: Iterable[str | Path], *, workers: int | None = None) -> Features:
     """Open images and return what the baselines see of them.
 
     Args:

@@ -23,8 +23,8 @@ from covid_fastai.audit.baseline_features import (
     sources_of,
 )
 from covid_fastai.audit.permutation import holm, permute_labels
-from covid_fastai.data.cohort import as_cohort
 from covid_fastai.data.splits import fold_by_patient
+from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric, format_p_value
 from covid_fastai.evaluation.metrics import evaluate
@@ -75,7 +75,7 @@ class ShortcutAudit(ResultDisplay):
 
     def row(self, baseline: str) -> dict[str, Any]:
         """Return a baseline's row of the table."""
-        return self.table.set_index("baseline").loc[baseline].to_dict()
+        return as_rows(self.table.set_index("baseline").loc[[baseline]])[0]
 
     def summary(self) -> pd.DataFrame:
         """Return the table as text."""
@@ -89,7 +89,7 @@ class ShortcutAudit(ResultDisplay):
                     format_interval(low, high) for low, high in zip(rows["low"], rows["high"], strict=True)
                 ],
                 "accuracy": [format_metric(value) for value in rows["accuracy"]],
-                "above chance": [_chance(row) for row in rows.to_dict("records")],
+                "above chance": [_chance(row) for row in as_rows(rows)],
             }
         )
 
@@ -244,7 +244,7 @@ def compare_parts(cohort: pd.DataFrame, *, most: int = 500, seed: int = 0) -> pd
     """
     rows = []
     for name, part in cohort[cohort["split"].isin(["train", "valid", "test"])].groupby("label"):
-        part = pd.DataFrame(part)  # a plain table: its classes are others now
+        part.attrs = {}  # its classes are others now
         part = part.assign(label=np.where(part["split"] == "test", "official TEST", "training"), split="train")
         patients = part.groupby("label")["patient"].nunique()
         if len(patients) < 2 or patients.min() < 10:
@@ -312,6 +312,7 @@ def rows_to_try(cohort: pd.DataFrame, *, most: int = MOST, seed: int = 0) -> pd.
         counts = ", ".join(f"{n} of {name}" for name, n in patients.items()) or "none"
         raise DataError(f"Shortcuts cannot be looked for with so few patients: {counts}.", hint="Two a class at least.")
     if "fold" in used:
+        used = used.assign(fold=used["fold"].astype(float).astype(int))
         return _draw(used, most=most, seed=seed)
     rows = _draw(used, most=most, seed=seed)
     if not (rows["split"] == "train").any():
@@ -339,7 +340,7 @@ def _draw(rows: pd.DataFrame, *, most: int, seed: int) -> pd.DataFrame:
 
 
 def _classes(cohort: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
-    known = [name for name in as_cohort(cohort).facts.classes if name in set(rows["label"])]
+    known = [name for name in cohort.attrs.get("classes") or [] if name in set(rows["label"])]
     return known if set(known) == set(rows["label"]) else sorted(rows["label"].unique())
 
 
@@ -353,7 +354,9 @@ def _block(name: str, features: Features, rows: pd.DataFrame) -> np.ndarray | No
     return one_hot(sources, sorted(sources.unique())) if sources.nunique() > 1 else None
 
 
-def fit_and_predict(x: np.ndarray, labels: Sequence[str], others: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+def fit_and_predict(
+    x: np.ndarray, labels: Sequence[str] | pd.Series, others: np.ndarray, classes: Sequence[str]
+) -> np.ndarray:
     """Fit a logistic regression, classes weighted alike, and predict others with it.
 
     Args:
@@ -390,7 +393,7 @@ def _out_of_fold(x: np.ndarray, rows: pd.DataFrame, classes: list[str]) -> pd.Da
 
 
 def _table(about: pd.DataFrame, p: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    table = pd.DataFrame(about).copy()
+    table = about.copy()
     for number, name in enumerate(classes):
         table[PROBABILITY + name] = p[:, number]
     return table.assign(prediction=np.array(classes, dtype=object)[np.nan_to_num(p, nan=-1.0).argmax(axis=1)])

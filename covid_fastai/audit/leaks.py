@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +104,7 @@ def find_leaks(
         DataError: A table has no column `path`, or a folder is missing or holds no image.
         UsageError: Two data sets have one name, or `same_by_design` names one that is not there.
     """
-    sets = {name: cohort}
+    sets: dict[str, pd.DataFrame | str | Path] = {name: cohort}
     for other_name, other in _named(against):
         if other_name in sets:
             raise UsageError(f"Two data sets are called {other_name!r}.", hint="Give `against` as a mapping of names.")
@@ -116,7 +117,7 @@ def find_leaks(
     unreadable = images[["data_set", "path"]].assign(error=prints["error"])[prints["error"] != ""]
     pairs = duplicate_pairs(prints)
     groups, crossings = _list_groups(images, pairs, connect_pairs(pairs, prints.index), expected)
-    return LeakAudit(images["data_set"].value_counts(sort=False).to_dict(), groups, crossings, unreadable)
+    return LeakAudit(dict(Counter(images["data_set"])), groups, crossings, unreadable)
 
 
 def plot_leak_groups(audit: LeakAudit, *, most: int = 12) -> Figure:
@@ -168,8 +169,8 @@ def _facts(data: pd.DataFrame | str | Path, *, of: str) -> pd.DataFrame:
         if "path" not in data:
             raise DataError(f"The table {of!r} has no column 'path'.", hint="Make it with read_cohort.")
         columns = {name: data[name].fillna("").astype(str) for name in FACTS[1:] if name in data}
-        if "patient" in columns and "patient_known" in data:  # else the image would be a patient of its own
-            columns["patient"] = columns["patient"].where(data["patient_known"], "")
+        if not data.attrs.get("patients_known", True):
+            columns.pop("patient", None)  # each image would be a patient of its own
         return pd.DataFrame(columns).reindex(columns=FACTS, fill_value="").assign(data_set=of)
     paths = [str(path) for path in sorted(Path(data).rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
     if not paths:

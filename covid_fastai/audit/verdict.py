@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from covid_fastai.audit.baselines import ShortcutAudit
+from covid_fastai.data.tables import as_rows
 from covid_fastai.evaluation.formatting import SIGNED, ResultDisplay, format_estimate, format_interval, format_metric
 
 __all__ = ["Condition", "Verdict", "give_verdict"]
@@ -107,7 +108,7 @@ def give_verdict(
     if outcomes <= {MET, NOT_APPLICABLE}:
         sentence = "Evidence of disease signal: every condition that was stated holds on these data."
         return Verdict("shown", sentence, conditions)
-    n, thumbnail = int(versus.set_index("baseline").loc["thumbnail", "n"]), shortcuts.row("thumbnail")["auc"]
+    n, thumbnail = int(_of_thumbnail(versus)["n"]), shortcuts.row("thumbnail")["auc"]
     room = (
         f" The data cannot tell: on {n} patients not even a model without an error would be shown to be better than a "
     )
@@ -137,7 +138,7 @@ def _no_flag(shortcuts: ShortcutAudit) -> Condition:
 
 def _beats_thumbnail(shortcuts: ShortcutAudit, network: Mapping[str, Any], versus: pd.DataFrame) -> Condition:
     name = "Better than a 16 × 16 thumbnail"
-    row = versus.set_index("baseline").loc["thumbnail"]
+    row = _of_thumbnail(versus)
     own, thumbnail = format_metric(network["value"]), format_metric(shortcuts.row("thumbnail")["auc"])
     difference = format_estimate(row["difference"], row["low"], row["high"], spec=SIGNED)
     found = f"Its AUC is {own}, the thumbnail's {thumbnail}; on the same {int(row['n'])} "
@@ -147,6 +148,10 @@ def _beats_thumbnail(shortcuts: ShortcutAudit, network: Mapping[str, Any], versu
     if row["errorless_low"] <= 0:
         return Condition(name, NO_ROOM, f"{found} Not even a model without an error would be shown to be.")
     return Condition(name, FAILED, found)
+
+
+def _of_thumbnail(versus: pd.DataFrame) -> dict[str, Any]:
+    return as_rows(versus[versus["baseline"] == "thumbnail"])[0]
 
 
 def _needs_lungs(blind: Mapping[str, Any] | None) -> Condition:

@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from covid_fastai.data.cohort import COHORT_COLUMNS, as_cohort
 from covid_fastai.data.images import describe_image, open_square
+from covid_fastai.data.metadata import COHORT_COLUMNS
 from covid_fastai.errors import DataError, ImageError, UsageError
 from covid_fastai.plotting import COLOURS, class_colours
 
@@ -63,8 +63,8 @@ def plot_class_counts(cohort: pd.DataFrame) -> Figure:
     Returns:
         The figure: images on the left, patients on the right.
     """
-    cohort = as_cohort(cohort)
-    rows, classes = cohort[cohort["split"] != "excluded"], cohort.facts.classes
+    rows = cohort[cohort["split"] != "excluded"]
+    classes = list(cohort.attrs.get("classes") or sorted(rows["label"].unique()))
     splits = [split for split in SPLITS if (rows["split"] == split).any()]
     figure = Figure(figsize=(8, 0.9 + 0.5 * len(classes) * max(1, len(splits)) / 1.6), layout="constrained")
     colours = class_colours(classes)
@@ -125,8 +125,8 @@ def plot_samples(cohort: pd.DataFrame, *, each: int = 6, seed: int = 0) -> Figur
     Raises:
         ImageError: An image that was drawn cannot be read.
     """
-    cohort = as_cohort(cohort)
-    rows, classes = cohort[cohort["split"] != "excluded"], cohort.facts.classes
+    rows = cohort[cohort["split"] != "excluded"]
+    classes = list(cohort.attrs.get("classes") or sorted(rows["label"].unique()))
     pictures, titles = [], []
     for name in classes:
         drawn = rows[rows["label"] == name].sample(frac=1, random_state=seed).drop_duplicates("patient").head(each)
@@ -212,7 +212,7 @@ def header_facts(cohort: pd.DataFrame, *, most: int = 400, seed: int = 0) -> pd.
             | {"megabytes": size}
         )
     if not facts:
-        raise DataError("No image of the cohort can be read.", hint="Look at cohort.facts.problem_table().")
+        raise DataError("No image of the cohort can be read.", hint="Look at cohort.attrs['problems'].")
     return pd.DataFrame(facts)
 
 
@@ -258,11 +258,10 @@ def plot_header_facts(facts: pd.DataFrame, *, classes: Sequence[str] | None = No
     return figure
 
 
-def shorten(text: str, most: int) -> str:
+def shorten(text: object, most: int) -> str:
     """Return `text`, its middle left out where it is longer than `most` characters."""
-    text = str(text)
-    half = (most - 1) // 2
-    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+    whole, half = str(text), (most - 1) // 2
+    return whole if len(whole) <= most else f"{whole[:half]}…{whole[-half:]}"
 
 
 def _picture(path: str) -> np.ndarray:

@@ -7,17 +7,18 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from covid_fastai.data.image_facts import FORMATS, MAX_BYTES, MAX_PIXELS, ImageFacts, check_size, name_notes
 from covid_fastai.data.intensity import to_grey
 from covid_fastai.errors import ImageError
 from covid_fastai.plotting import encode_png
 
-__all__ = ["describe_image", "encode_in_memory", "open_image", "open_square", "read_image", "resize_image"]
+__all__ = ["Readable", "describe_image", "encode_in_memory", "open_image", "open_square", "read_image", "resize_image"]
 
 SPARE = 2  # times the pixels a side that are asked for: 1 takes 18% less time, and differs by three times as much
 MIN_SPREAD = 1.0  # standard deviation in grey levels of 0 to 255; below it the image is blank
@@ -25,7 +26,17 @@ SNIFFED = 64  # bytes that tell what a file really is
 EXIF_ORIENTATION = 0x0112
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257
 
-Source = str | os.PathLike | bytes | BinaryIO
+
+@runtime_checkable
+class Readable(Protocol):
+    """A file object that is open in the mode "rb", or anything that is read like one."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return the next `size` bytes, all of the rest where negative."""
+        ...
+
+
+Source = str | os.PathLike[str] | bytes | Readable
 
 
 def open_image(source: Source, *, image_size: int | None = None) -> Image.Image:
@@ -120,7 +131,7 @@ def _read(source: Source, image_size: int | None) -> tuple[Image.Image, ImageFac
         stored = _open_header(file, name, content)
         with stored:
             _check_header(stored, name)
-            facts = ImageFacts(stored.format, stored.mode, *_stored_size(stored), _bits(stored))
+            facts = ImageFacts(str(stored.format), stored.mode, *_stored_size(stored), _bits(stored))
             orientation = _orientation(stored)
             if image_size is not None:
                 _reduce(stored, image_size)
@@ -170,11 +181,11 @@ _TURNS = {
 }
 
 
-def _content(source) -> tuple[str, bytes]:
+def _content(source: Source) -> tuple[str, bytes]:
     """Return a name for messages and the file's bytes."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "the image", bytes(source)
-    if hasattr(source, "read"):
+    if isinstance(source, Readable):
         return _file_content(source)
     name = _printable(os.fspath(source))
     try:
@@ -192,7 +203,7 @@ def _content(source) -> tuple[str, bytes]:
         raise ImageError(f"{name} cannot be read: {error}.", hint="Check the name and the permissions.") from error
 
 
-def _file_content(file: BinaryIO) -> tuple[str, bytes]:
+def _file_content(file: Readable) -> tuple[str, bytes]:
     name = getattr(file, "name", None)  # None or a number for a file without a name
     name = _printable(name) if isinstance(name, (str, bytes)) else "the image"
     try:
@@ -214,7 +225,7 @@ def _printable(name: str | bytes) -> str:
     return os.fsdecode(name).encode("utf-8", "backslashreplace").decode()  # guard: printable
 
 
-def _open_header(file: io.BytesIO, name: str, content: bytes) -> Image.Image:
+def _open_header(file: io.BytesIO, name: str, content: bytes) -> ImageFile.ImageFile:
     try:
         return Image.open(file, formats=FORMATS)  # guard: formats
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -260,12 +271,12 @@ def _check_header(stored: Image.Image, name: str) -> None:
 
 
 def _stored_size(stored: Image.Image) -> tuple[int, int]:
-    if stored.format != "TIFF":
-        return stored.size
-    return stored.tag_v2[TIFF_WIDTH], stored.tag_v2[TIFF_HEIGHT]  # `size` is that after the rotation
+    if isinstance(stored, TiffImageFile):
+        return stored.tag_v2[TIFF_WIDTH], stored.tag_v2[TIFF_HEIGHT]  # `size` is that after the rotation
+    return stored.size
 
 
-def _bits(stored: Image.Image) -> int:
+def _bits(stored: ImageFile.ImageFile) -> int:
     if stored.mode == "1":
         return 1
     if stored.mode.startswith("I;16"):
@@ -277,7 +288,7 @@ def _bits(stored: Image.Image) -> int:
     return 16 if stored.format in ("PNG", "TIFF") and _has_raw_16(stored) else 8
 
 
-def _has_raw_16(stored: Image.Image) -> bool:
+def _has_raw_16(stored: ImageFile.ImageFile) -> bool:
     """Say whether the file has 16 bits a channel where Pillow's mode does not tell: as in `"RGB;16B"`."""
     return bool(stored.tile) and ";16" in str(stored.tile[0].args)
 

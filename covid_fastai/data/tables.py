@@ -8,13 +8,14 @@ import io
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
 
 from covid_fastai.data.problems import ProblemLog
 from covid_fastai.errors import DataError, UsageError
 
-__all__ = ["read_table"]
+__all__ = ["as_rows", "read_table"]
 
 SEPARATORS = ",;\t|"
 # UTF-32 before UTF-16, whose mark it begins with
@@ -93,6 +94,11 @@ def read_table(path: str | Path, *, encoding: str | None = None, problems: Probl
     if header is None:  # guard: no_header
         raise DataError(f"{path} is empty.", hint="Give a CSV with a header and a line an image.")
     return pd.DataFrame(rows, columns=header, index=pd.Index(numbers, dtype=int), dtype=str)
+
+
+def as_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table whose columns are named by texts, each as its values by column."""
+    return cast("list[dict[str, Any]]", table.to_dict("records"))
 
 
 def _read_text(path: Path, encoding: str | None) -> str:

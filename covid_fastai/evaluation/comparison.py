@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.stats import binomtest, t
 
+from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import UsageError
 from covid_fastai.evaluation.bootstrap import patient_draws
 from covid_fastai.evaluation.formatting import (
@@ -92,7 +93,7 @@ class Comparison(ResultDisplay):
         for name in [of] if of is not None else ["", first.positive, "macro"]:
             found = rows[rows["class"] == name]
             if len(found):
-                return found.iloc[0].to_dict()
+                return as_rows(found)[0]
         known = ", ".join(dict.fromkeys(self.table["metric"]))
         raise UsageError(
             f"There is no difference of {metric!r} for {model!r}.",
@@ -172,7 +173,7 @@ def compare(
             the same image.
     """
     paired = pair_predictions(models, names=names)
-    thresholds = [threshold] * len(models) if isinstance(threshold, (int, float)) else list(threshold)
+    thresholds = [float(threshold)] * len(models) if isinstance(threshold, (int, float)) else list(threshold)
     if len(thresholds) != len(models):
         raise UsageError(f"{len(thresholds)} thresholds for {len(models)} models.", hint="Give one, or one each.")
     results = {
@@ -277,10 +278,10 @@ def _difference(
     difference, low, high = values[1] - values[0], math.nan, math.nan
     if n == 0 or not math.isfinite(difference):
         method = "no unit of some class"
-    elif here.hit is not None:
+    elif here.hit is not None and there.hit is not None:
         low, high = newcombe_difference(here.hit[here.among], there.hit[here.among])
         method = "Newcombe, paired"
-    elif here.of_class is not None:
+    elif here.of_class is not None and here.scores is not None and there.scores is not None:
         low, high, method = auc_difference(here.scores, there.scores, here.of_class, patients)
     else:
         drawn = compute_in_blocks(here.compute, weights) - there_drawn
@@ -389,7 +390,8 @@ def kappa(first: np.ndarray, second: np.ndarray, classes: Sequence[str]) -> tupl
     Returns:
         Kappa and the bounds of its 95% interval; NaN where both say one class only.
     """
-    counts = pd.crosstab(pd.Categorical(first, classes), pd.Categorical(second, classes), dropna=False).to_numpy()
+    names = list(classes)
+    counts = pd.crosstab(pd.Categorical(first, names), pd.Categorical(second, names), dropna=False).to_numpy()
     n, p = counts.sum(), counts / counts.sum()
     rows, columns = p.sum(axis=1), p.sum(axis=0)
     observed, chance = float(np.trace(p)), float(rows @ columns)

@@ -52,11 +52,13 @@ def predictive_values(
     if wrong:
         raise UsageError(f"prevalences={wrong[0]!r}.", hint="Give shares between 0 and 1, such as 0.05.")
     result = result if isinstance(result, (Evaluation, OperatingPoint)) else evaluate(result, n_resamples=100)
-    positive = positive or result.positive
-    if positive is None:
+    metrics = ("sensitivity", "specificity")
+    if isinstance(result, OperatingPoint):
+        sides = [result.row(metric) for metric in metrics]
+    elif of := positive or result.positive:
+        sides = [result.row(metric, of=of) for metric in metrics]
+    else:
         raise UsageError("There are more than two classes.", hint=f"Name the positive: {', '.join(result.classes)}.")
-    known = {} if isinstance(result, OperatingPoint) else {"of": positive}
-    sides = [result.row(metric, **known) for metric in ("sensitivity", "specificity")]
     if sides[0]["unit"] != "patient":
         raise UsageError("The figures count images.", hint="Judge patients: unit='patient'.")
     positives, negatives = (int(side["n"]) for side in sides)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,12 +38,12 @@ def format_metric(value: float | None, *, spec: str = PLAIN) -> str:
     Returns:
         The text, with three decimals by default.
     """
-    return MISSING if _is_missing(value) else format(float(value), spec)
+    return format(float(value), spec) if _is_finite(value) else MISSING
 
 
 def format_interval(low: float | None, high: float | None, *, spec: str = PLAIN) -> str:
     """Format the bounds of an interval as `low to high`, `MISSING` where a bound is missing."""
-    if _is_missing(low) or _is_missing(high):
+    if not _is_finite(low) or not _is_finite(high):
         return MISSING
     return f"{format_metric(low, spec=spec)} to {format_metric(high, spec=spec)}"
 
@@ -51,14 +51,14 @@ def format_interval(low: float | None, high: float | None, *, spec: str = PLAIN)
 def format_estimate(value: float | None, low: float | None, high: float | None, *, spec: str = PLAIN) -> str:
     """Format a number and its interval as `value (low to high)`; the number alone where there is no interval."""
     interval = format_interval(low, high, spec=spec)
-    if _is_missing(value) or interval == MISSING:
+    if not _is_finite(value) or interval == MISSING:
         return format_metric(value, spec=spec)
     return f"{format_metric(value, spec=spec)} ({interval})"
 
 
 def format_p_value(p: float | None) -> str:
     """Format a p-value with its sign of comparison, such as `p = 0.030` or `p < 0.001`."""
-    if not _is_missing(p) and p < SMALLEST_P_SHOWN:
+    if _is_finite(p) and p < SMALLEST_P_SHOWN:
         return f"p < {SMALLEST_P_SHOWN}"
     return f"p = {format_metric(p)}"
 
@@ -86,8 +86,8 @@ class ResultDisplay:
         return "".join(map(_as_html, self._display_parts()))
 
 
-def _is_missing(value: float | None) -> bool:
-    return value is None or not math.isfinite(value)
+def _is_finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
 def _as_text(part: pd.DataFrame | str | list[str]) -> str:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from covid_fastai.data.exploration import SHOWN, plot_pictures, shorten
 from covid_fastai.data.images import open_square
+from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import ImageError, UsageError
 from covid_fastai.evaluation.formatting import PERCENT, format_metric
 from covid_fastai.evaluation.metrics import SMALLEST_P, Evaluation
@@ -96,10 +97,9 @@ def plot_confusion_matrix(source: Learner | Evaluation | pd.DataFrame) -> Figure
     figure = Figure(figsize=(side, side - 0.4), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares.fillna(0), cmap="Blues", vmin=0, vmax=1)
-    for row, true in enumerate(counts.index):
-        for column, predicted in enumerate(counts.columns):
-            share = shares.loc[true, predicted]
-            count = "n = 0" if np.isnan(share) else str(counts.loc[true, predicted])
+    for row, of_row in enumerate(shares.to_numpy(dtype=float)):
+        for column, share in enumerate(of_row):
+            count = "n = 0" if np.isnan(share) else str(counts.iat[row, column])
             text = f"{count}\n{format_metric(share, spec=PERCENT)}"
             axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.5 else "black")
     rows = [f"{name}\nn = {sums[name]}" for name in counts.index]
@@ -119,7 +119,7 @@ def plot_top_losses(source: Learner | Evaluation | pd.DataFrame, *, k: int = 9) 
     Returns:
         The figure.
     """
-    rows = top_losses(source, k=k).to_dict("records")
+    rows = as_rows(top_losses(source, k=k))
     return plot_pictures([open_picture(row["path"]) for row in rows], [_caption(row) for row in rows], columns=3)
 
 

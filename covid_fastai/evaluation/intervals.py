@@ -112,7 +112,7 @@ def delong(
     sums = []
     for parts, members in ((above, of_class), (below, ~of_class)):
         total = np.zeros((len(scores), int(codes.max()) + 1))
-        np.add.at(total, (slice(None), codes[members]), parts - areas[:, None])
+        np.add.at(total.T, codes[members], (parts - areas[:, None]).T)
         count = len(np.unique(codes[members]))
         sums.append((total / members.sum(), count / max(count - 1, 1)))
     (first, grow_first), (second, grow_second) = sums

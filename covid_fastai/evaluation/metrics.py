@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.bootstrap import patient_draws
 from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric, format_metric_name
@@ -114,7 +115,7 @@ class Evaluation(ResultDisplay):
         for name in wanted:
             found = rows[rows["class"] == name]
             if len(found):
-                return found.iloc[0].to_dict()
+                return as_rows(found)[0]
         known = ", ".join(dict.fromkeys(self.metrics["metric"]))
         raise UsageError(f"There is no figure {metric!r}" + (f" of {of!r}." if of else "."), hint=f"Figures: {known}.")
 
@@ -261,7 +262,7 @@ def find_row(metrics: pd.DataFrame, metric: str) -> dict[str, Any]:
     rows = metrics[metrics["metric"] == metric]
     if rows.empty:
         raise UsageError(f"There is no figure {metric!r}.", hint=f"Figures: {', '.join(metrics['metric'])}.")
-    return rows.iloc[0].to_dict()
+    return as_rows(rows)[0]
 
 
 def summarise_figures(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -310,7 +311,7 @@ def _row(measure: Measure, units: pd.DataFrame, weights: np.ndarray, *, unit: st
         hit, patients = measure.hit[measure.among], units["patient"].to_numpy()[measure.among]
         low, high = wilson(value, n) if unit == "patient" else clustered_proportion(hit, patients)
         method = "Wilson" if unit == "patient" else "Wilson, effective n"
-    elif measure.of_class is not None:
+    elif measure.scores is not None and measure.of_class is not None:
         low, high, method = auc_interval(measure.scores, measure.of_class, units["patient"].to_numpy())
     elif measure.gaps is not None:
         gaps = measure.gaps(np.ones((1, len(units))))[0]

@@ -43,7 +43,7 @@ def read_predictions(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     """
     name = "The table" if isinstance(source, pd.DataFrame) else str(source)
     table = source.copy() if isinstance(source, pd.DataFrame) else _read_csv(Path(source))
-    columns = [column for column in table if str(column).startswith(PROBABILITY)]
+    columns = [str(column) for column in table if str(column).startswith(PROBABILITY)]
     if "label" not in table or len(columns) < 2:
         raise DataError(
             f"{name} has no {'column label' if 'label' not in table else 'two columns p_<class>'}; it has "
@@ -72,7 +72,7 @@ def read_predictions(source: str | Path | pd.DataFrame) -> pd.DataFrame:
 
 def class_columns(table: pd.DataFrame) -> list[str]:
     """Return the classes that a predictions table has probabilities of, in its order."""
-    return [column.removeprefix(PROBABILITY) for column in table if str(column).startswith(PROBABILITY)]
+    return [str(column).removeprefix(PROBABILITY) for column in table if str(column).startswith(PROBABILITY)]
 
 
 def has_label_and_prediction(table: pd.DataFrame) -> pd.Series:

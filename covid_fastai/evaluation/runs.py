@@ -16,7 +16,6 @@ from typing import Any
 
 import pandas as pd
 
-from covid_fastai.data.cohort import COHORT_CSV, Cohort, load_cohort
 from covid_fastai.errors import DataError, ResourceError, UsageError
 from covid_fastai.evaluation.formatting import ResultDisplay
 from covid_fastai.evaluation.metrics import LOWER_IS_BETTER, Evaluation
@@ -63,10 +62,9 @@ class Run(ResultDisplay):
         return self._json("versions.json")
 
     @cached_property
-    def cohort(self) -> Cohort:
+    def cohort(self) -> pd.DataFrame:
         """The cohort with its split, a row an image."""
-        self._file(COHORT_CSV)
-        return load_cohort(self.path)
+        return self._table("cohort.csv", text=True)
 
     @cached_property
     def problems(self) -> pd.DataFrame:

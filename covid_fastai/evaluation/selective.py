@@ -375,8 +375,8 @@ def choose_certainty(units: pd.DataFrame, *, risk: float) -> float | None:
     if len(kept) == 0:
         return None
     last = kept[-1]
-    lower = counts.index[min(last + 1, len(counts) - 1)]
-    return float((counts.index[last] + lower) / 2)
+    levels = counts.index.to_numpy(dtype=float)
+    return float((levels[last] + levels[min(last + 1, len(levels) - 1)]) / 2)
 
 
 def _figure(metric: str, hits: pd.Series) -> dict[str, Any]:

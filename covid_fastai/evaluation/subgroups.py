@@ -235,6 +235,7 @@ def _rows(
             if measure.hit is not None:
                 bounds = wilson(value, int(measure.among.sum()))
             else:
+                assert measure.scores is not None and measure.of_class is not None  # the AUC: no other is in FIGURES
                 bounds = auc_interval(measure.scores, measure.of_class, units["patient"].to_numpy())[:2]
             names = (measure.metric, f"{measure.metric}_low", f"{measure.metric}_high")
             row |= dict(zip(names, (value, *bounds), strict=True))

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fastai.learner import Learner
@@ -43,7 +43,7 @@ from covid_fastai.model.bundle_config import (
 )
 from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE
 from covid_fastai.model.hub import find_model
-from covid_fastai.model.learner import build_learner
+from covid_fastai.model.learner import body_and_head, build_learner
 from covid_fastai.model.onnx_export import OPSET, export_onnx
 from covid_fastai.model.predictor import open_session
 from covid_fastai.model.weights import Weights
@@ -184,8 +184,9 @@ def _judged(
 @torch.no_grad()
 def _divide_logits(model: nn.Module, temperature: float) -> None:
     """Divide the last layer, in place; the head is linear, so its maps go with its logits."""
-    model[1][-1].weight.div_(temperature)
-    model[1][-1].bias.div_(temperature)
+    last = cast(nn.Linear, body_and_head(model)[1][-1])
+    last.weight.div_(temperature)
+    last.bias.div_(temperature)
 
 
 def _tensors(model: nn.Module) -> bytes:
@@ -212,17 +213,17 @@ def _onnx(model: nn.Module, fields: dict[str, Any], path: Path) -> bytes:
 
 
 def _describe(learn: Learner, model: nn.Module) -> dict[str, Any]:
-    data, facts, weights = learn.dls.radiograph_config, learn.dls.cohort.facts, learn.weights
+    data, attrs, weights = learn.dls.radiograph_config, learn.dls.cohort.attrs, learn.weights
     origin = Path(weights.origin).name if weights.sha256 else weights.origin  # a file's folder may name its owner
     return {
         "format": FORMAT,
         "covid_fastai": _version("covid_fastai"),
         "arch": learn.arch,
-        "head": _layers(model[1]),
+        "head": _layers(model),
         "n_in": 1,
         "classes": list(data["classes"]),
-        "positive": facts.positive,
-        "task": facts.task,
+        "positive": attrs.get("positive"),
+        "task": str(attrs.get("task") or ""),
         **{key: data[key] for key in ("image_size", "resize", "mean", "std", "augmentation", "batch_size")},
         "weights": {**weights.to_dict(), "origin": origin},
         "versions": {
@@ -243,8 +244,9 @@ def _version(package: str) -> str:
         return "not installed"  # run from a source tree
 
 
-def _layers(head: nn.Module) -> list[str]:
-    return [type(layer).__name__ for layer in head]
+def _layers(model: nn.Module) -> list[str]:
+    """Name the kinds of layers of the head."""
+    return [type(layer).__name__ for layer in body_and_head(model)[1]]
 
 
 def _check_target(folder: Path) -> None:
@@ -305,17 +307,17 @@ def _read_state(path: Path, sha256: str) -> dict[str, torch.Tensor]:
 
 def _build(config: BundleConfig, path: Path, *, device: str | torch.device) -> Learner:
     """Build the learner that the config describes, with random weights and without images."""
-    names = ("classes", "positive", "task", "image_size", "mean", "std", "augmentation", "batch_size")
-    options = {name: getattr(config, name) for name in names}
+    options = {key: getattr(config, key) for key in ("image_size", "mean", "std", "augmentation", "batch_size")}
+    attrs = {"task": config.task, "positive": config.positive}
     device = resolve_device(device)  # first, since a wrong device is no fault of the file
     try:
-        dls = empty_dataloaders(device=device, **options)
+        dls = empty_dataloaders(classes=config.classes, device=device, attrs=attrs, **options)
         weights = Weights(**config.weights.model_dump(), state=None)
         learn = build_learner(dls, arch=config.arch, weights=weights)
     except UsageError as error:
         raise no_model(path, error.message, "Check that it was saved by this version of covid_fastai.") from error
-    if _layers(learn.model[1]) != config.head:
-        raise no_model(path, f"its head is {config.head}, this version builds {_layers(learn.model[1])}")
+    if _layers(learn.model) != config.head:
+        raise no_model(path, f"its head is {config.head}, this version builds {_layers(learn.model)}")
     return learn
 
 

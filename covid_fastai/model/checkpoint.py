@@ -244,8 +244,8 @@ def _random_state(learn: Learner) -> tuple[dict[str, Any], dict[str, torch.Tenso
     for name, generator in generators.items():
         version, numbers, gauss = generator.getstate()
         facts[name], tensors[f"random.{name}"] = [version, gauss], torch.tensor(numbers, dtype=torch.int64)
-    kind, numbers, *rest = np.random.get_state()  # noqa: NPY002 - fastai draws from numpy's global generator
-    facts["numpy"], tensors["random.numpy"] = [kind, *rest], torch.from_numpy(numbers.astype(np.int64))
+    kind, numbers, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - fastai draws from numpy's global generator
+    facts["numpy"], tensors["random.numpy"] = [kind, *rest], torch.from_numpy(np.asarray(numbers).astype(np.int64))
     tensors["random.torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors |= {f"random.cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}

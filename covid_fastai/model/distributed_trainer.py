@@ -19,9 +19,9 @@ class _Share(DistributedDL):
 
     def _broadcast(self, t: list[int], rank: int) -> list[int]:
         device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-        t = torch.tensor(t, dtype=torch.int64, device=device)
-        distributed.broadcast(t, rank)
-        return t.tolist()
+        shared = torch.tensor(t, dtype=torch.int64, device=device)
+        distributed.broadcast(shared, rank)
+        return shared.tolist()
 
 
 class SharingTrainer(DistributedTrainer):

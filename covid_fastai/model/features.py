@@ -42,11 +42,11 @@ def needs_body(learn: Learner) -> str:
     if num_distrib() > 1:
         return "there are several processes"
     model = get_model(learn.model)
-    if not (isinstance(model, nn.Sequential) and len(model) == 2 and isinstance(model[1], nn.Sequential)):
+    if not (isinstance(model, nn.Sequential) and len(model) == 2 and isinstance(head := model[1], nn.Sequential)):
         return "the model is not a body and a head"
-    first = model[1][0]
+    first = head[0]
     pooled = isinstance(first, nn.AdaptiveAvgPool2d) and first.output_size in (1, (1, 1))
-    if not pooled and any(isinstance(layer, nn.modules.pooling._AdaptiveAvgPoolNd) for layer in model[1].modules()):
+    if not pooled and any(isinstance(layer, nn.modules.pooling._AdaptiveAvgPoolNd) for layer in head.modules()):
         return "the head does not begin with the mean over positions"
     if not pooled and not isinstance(first, (nn.BatchNorm1d, nn.Linear)):
         return f"the head begins with {type(first).__name__}"

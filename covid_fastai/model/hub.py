@@ -7,6 +7,7 @@ import json
 import re
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from covid_fastai.errors import ModelFormatError, OfflineError, UnavailableError, UsageError
 from covid_fastai.files import restore_folder
@@ -144,7 +145,7 @@ def _check_name(repo: str) -> None:
 
 def _with_license(text: str, license: str) -> str:
     """Put the licence into the metadata of a card."""
-    from huggingface_hub import ModelCard
+    from huggingface_hub import ModelCard, ModelCardData
     from yaml import YAMLError  # of PyYAML, with which huggingface_hub reads the metadata
 
     if not re.fullmatch(r"[A-Za-z0-9.\-]+", license):
@@ -157,8 +158,8 @@ def _with_license(text: str, license: str) -> str:
             f"The metadata of the model's {CARD_FILE} cannot be read: {reason}.",
             hint="Correct the YAML between its two lines of three hyphens, or remove the file.",
         ) from error
-    card.data.license = license
-    card.data.library_name = LIBRARY
+    data = cast(ModelCardData, card.data)
+    data.license, data.library_name = license, LIBRARY
     return str(card)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import fastai.callback.progress  # gives Learner no_bar
 import fastai.callback.schedule  # gives Learner fine_tune, fit_one_cycle and lr_find
@@ -21,7 +22,7 @@ from fastai.layers import Flatten
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.vision.learner import vision_learner
+from fastai.vision.learner import TimmBody, vision_learner
 from torch import nn
 
 from covid_fastai.errors import UsageError
@@ -29,7 +30,15 @@ from covid_fastai.model.optimiser import FusedAdam
 from covid_fastai.model.precision import precision_callbacks
 from covid_fastai.model.weights import ARCHITECTURES, TIMM_PREFIX, Weights, empty_body, resolve_weights
 
-__all__ = ["ARCHITECTURES", "CheckNormalisation", "FrozenBody", "build_learner", "linear_head", "map_weights"]
+__all__ = [
+    "ARCHITECTURES",
+    "CheckNormalisation",
+    "FrozenBody",
+    "body_and_head",
+    "build_learner",
+    "linear_head",
+    "map_weights",
+]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -131,6 +140,12 @@ def linear_head(features: int, pool: bool = True, *, classes: int) -> nn.Sequent
     return nn.Sequential(*layers)
 
 
+def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Sequential]:
+    """Return the two parts of a model of `build_learner`."""
+    body, head = cast(nn.Sequential, model)
+    return body, cast(nn.Sequential, head)
+
+
 def map_weights(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """Fold a model's linear head into the weights of its class activation maps.
 
@@ -143,7 +158,9 @@ def map_weights(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         `weight` of shape `(classes, features)` and `bias` of shape `(classes,)`.
     """
-    norm, linear = model[1][-3], model[1][-1]
+    _, head = body_and_head(model)
+    norm, linear = cast(nn.BatchNorm1d, head[-3]), cast(nn.Linear, head[-1])
+    assert norm.running_mean is not None and norm.running_var is not None  # as `linear_head` makes it
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     shift = norm.bias - norm.running_mean * scale
     return (linear.weight * scale).detach(), (linear.bias + linear.weight @ shift).detach()
@@ -247,7 +264,7 @@ def _features(dls: DataLoaders, arch: str) -> tuple[int, bool]:
     """
     if arch in ARCHITECTURES:
         return ARCHITECTURES[arch], True
-    body = empty_body(arch)
+    body = cast(TimmBody, empty_body(arch))
     size = getattr(dls, "radiograph_config", {}).get("image_size", 224)
     hint = "Use a convolutional network (ConvNeXt, EfficientNet, RegNet, DenseNet), or image_size=224."
     try:

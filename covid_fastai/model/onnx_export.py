@@ -14,7 +14,7 @@ from torch import nn
 
 from covid_fastai.errors import UsageError
 from covid_fastai.model.bundle_config import ONNX_INPUT, ONNX_OUTPUTS
-from covid_fastai.model.learner import map_weights
+from covid_fastai.model.learner import body_and_head, map_weights
 
 __all__ = ["OPSET", "export_onnx"]
 
@@ -64,6 +64,7 @@ def export_onnx(model: nn.Module, *, classes: Sequence[str], image_size: int, me
             f"This model cannot be written as ONNX: {str(error).strip().splitlines()[0][:200]}.",
             hint="Use another architecture, such as resnet18.",
         ) from error
+    assert program is not None  # as `dynamo=True` returns it
     proto = program.model_proto
     _forget_origin(proto)
     for key, value in {"classes": json.dumps(list(classes)), "use": "research only"}.items():
@@ -74,10 +75,13 @@ def export_onnx(model: nn.Module, *, classes: Sequence[str], image_size: int, me
 class _Answer(nn.Module):
     """The graph: normalisation, body, and the head in its folded form, whose maps are then no second computation."""
 
+    weight: torch.Tensor
+    bias: torch.Tensor
+
     def __init__(self, model: nn.Module, *, mean: float, std: float):
         super().__init__()
         weight, bias = map_weights(model)
-        self.body, self.mean, self.std = model[0], mean, std
+        self.body, self.mean, self.std = body_and_head(model)[0], mean, std
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 

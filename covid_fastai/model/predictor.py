@@ -9,15 +9,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from covid_fastai.data.image_facts import ImageFacts
-from covid_fastai.data.images import encode_in_memory, read_image, resize_image
+from covid_fastai.data.images import Readable, encode_in_memory, read_image, resize_image
 from covid_fastai.data.input_check import InputRemark, remark_picture
+from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import DataError, ImageError, UsageError
 from covid_fastai.model.bundle_config import (
     CONFIG_FILE,
@@ -40,7 +41,7 @@ BATCH = 16  # images in a pass
 AHEAD = 2 * BATCH  # small images that may wait for their pass
 DECODERS = 4  # threads at most: each holds one whole image, of 50 megapixels at worst
 
-Picture = str | os.PathLike | bytes | BinaryIO | np.ndarray | Image.Image
+Picture = str | os.PathLike[str] | bytes | Readable | np.ndarray | Image.Image
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,12 +165,17 @@ class Predictor:
         Returns:
             The same answer as `explain`, the input guard's remarks one by one, and the facts of the file.
         """
-        opened: list[_Opened] = []
+        opened: deque[_Opened] = deque()
         table, maps = self._answer([image], None if name is None else [name], maps=True, opened=opened)
-        return Examination(table.iloc[0].to_dict(), maps[0], opened[0].remarks, opened[0].facts)
+        return Examination(as_rows(table)[0], maps[0], opened[0].remarks, opened[0].facts)
 
     def _answer(
-        self, images, names: Sequence[str] | None, *, maps: bool, opened: list[_Opened] | None = None
+        self,
+        images: Picture | Sequence[Picture] | pd.DataFrame,
+        names: Sequence[str] | None,
+        *,
+        maps: bool,
+        opened: deque[_Opened] | None = None,
     ) -> tuple[pd.DataFrame, np.ndarray]:
         images = _several(images)
         if names is None:
@@ -204,7 +210,7 @@ class Predictor:
         names: Sequence[str],
         reasons: dict[int, str],
         remarks: list[str],
-        opened: list[_Opened] | deque[_Opened],
+        opened: deque[_Opened],
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield positions and pixels `(n, 1, size, size)` of the images that can be opened; note why others cannot.
 
@@ -246,9 +252,10 @@ class Predictor:
 
     def _called(self, p: np.ndarray) -> list[str]:
         """Return the class that each row of probabilities is called, nothing where there are none."""
-        known = np.isfinite(p).all(axis=1)
+        known = np.all(np.isfinite(p), axis=1)
         called = np.where(known[:, None], p, 0).argmax(axis=1)
         if self.config.threshold is not None:
+            assert self.config.positive is not None  # as the config checks of a threshold
             positive = self.classes.index(self.config.positive)
             called = np.where(p[:, positive] >= self.config.threshold, positive, 1 - positive)
         return [self.classes[number] if ok else "" for number, ok in zip(called, known, strict=True)]
@@ -306,8 +313,9 @@ def _several(images: Picture | Sequence[Picture] | pd.DataFrame) -> list[Picture
         if "path" not in images:
             raise DataError("The table has no column path.", hint="Name the files in a column path, or give a list.")
         return images["path"].tolist()
-    one = isinstance(images, (str, os.PathLike, bytes, bytearray, np.ndarray, Image.Image)) or hasattr(images, "read")
-    return [images] if one else list(images)
+    if isinstance(images, (str, os.PathLike, bytes, bytearray, np.ndarray, Image.Image, Readable)):
+        return [images]
+    return list(images)
 
 
 def _name(image: Picture, number: int) -> str:
@@ -318,6 +326,6 @@ def _name(image: Picture, number: int) -> str:
 
 def _open(image: Picture, name: str, image_size: int) -> tuple[Image.Image, ImageFacts]:
     """Open an image by the one opener; one in memory as a lossless file, so that its mode and depth are treated too."""
-    if isinstance(image, (str, os.PathLike, bytes, bytearray)) or hasattr(image, "read"):
+    if isinstance(image, (str, os.PathLike, bytes, bytearray, Readable)):
         return read_image(image, image_size=image_size)
     return read_image(encode_in_memory(image, name=name), image_size=image_size)

@@ -134,6 +134,7 @@ def fit(
                     with _without_body(learn, views) if phase.name == FROZEN else nullcontext([]) as feeding:
                         _run(learn, phase, done=done, checkpoint=checkpoint, callbacks=[*callbacks, *feeding])
     except DivergenceError as error:
+        assert guard is not None  # it is what raises them
         learn.opt = None  # its moments are no numbers either
         back = guard.restore(learn)
         raise DivergenceError(f"{error.message} {back}", hint=error.hint, details=error.details) from None

@@ -46,7 +46,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         return {}
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        found = {key: str(facts[key]) for key in ("arch", "sha256") if key in facts}
+        found: dict[str, Any] = {key: str(facts[key]) for key in ("arch", "sha256") if key in facts}
         found |= {key: float(facts[key]) for key in ("mean", "std") if key in facts}
     except (OSError, ValueError, TypeError) as error:
         raise ModelFormatError(f"{path} cannot be read: {error}.", hint="Copy it again from where it came.") from error

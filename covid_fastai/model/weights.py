@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -305,6 +305,6 @@ def _timm_file(path: Path, arch: str, *, name: str) -> Weights:
         )
     except (RuntimeError, KeyError, ValueError) as error:
         raise ModelFormatError(f"{path} is not a {arch}: {str(error)[:200]}.", hint="Check arch.") from error
-    config = model.pretrained_cfg
+    config = cast("Mapping[str, Any]", model.pretrained_cfg)
     mean, std = (sum(config[key]) / len(config[key]) for key in ("mean", "std"))
     return Weights(name, TimmBody(model).state_dict(), mean, std, str(path), sha256, arch)

@@ -93,8 +93,8 @@ def _figures(facts: RunFacts, *, fold: str) -> str:
         parts += ["### Beside baselines that see little or nothing of a lung", markdown_table(facts.audit.summary())]
     if facts.external:
         parts += ["### External data", *(_external(name, found) for name, found in facts.external.items())]
-    groups = facts.subgroups.summary()
-    parts += ["### Subgroups", markdown_table(groups), *facts.subgroups.notes]
+    if facts.subgroups is not None:
+        parts += ["### Subgroups", markdown_table(facts.subgroups.summary()), *facts.subgroups.notes]
     again = "The run was told by hand: no command makes it again."
     if facts.command:  # a card leaves the house with its model, and a folder may name its owner
         again = f"```\n{facts.command.replace(str(facts.run.config['data']), _own_name(facts))}\n```"

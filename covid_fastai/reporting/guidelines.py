@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from covid_fastai.data.tables import as_rows
+from covid_fastai.evaluation.subgroups import Subgroups
 from covid_fastai.reporting.caveats import limits
 from covid_fastai.reporting.run_facts import KNOWN_COLUMNS, RunFacts, say_counts, say_figure
 
@@ -226,8 +228,8 @@ def differences(facts: RunFacts) -> Answer | None:
 def batch_effect(facts: RunFacts) -> Answer | None:
     if facts.audit is None or facts.audit.batch_effect.empty:
         return None
-    rows = facts.audit.batch_effect.rename(columns={"auc": "value"}).assign(unit="patient").to_dict("records")
-    said = "; ".join(say_figure(row, name=f"{row['class']}, thumbnail's AUC") for row in rows)
+    rows = facts.audit.batch_effect.rename(columns={"auc": "value"}).assign(unit="patient")
+    said = "; ".join(say_figure(row, name=f"{row['class']}, thumbnail's AUC") for row in as_rows(rows))
     return Answer("audit.json, batch_effect", f"Official TEST told from training within a class: {said}.")
 
 
@@ -375,7 +377,7 @@ def robustness(facts: RunFacts) -> Answer | None:
     rows = facts.audit.altered.drop(columns=["low", "high"]).rename(
         columns={"auc": "value", "auc_low": "low", "auc_high": "high"}
     )
-    rows = rows.assign(unit="patient").to_dict("records")
+    rows = as_rows(rows.assign(unit="patient"))
     said = "; ".join(say_figure(row, name=f"{row['change']}, {row['when']}: AUC") for row in rows)
     flags = ", ".join(facts.audit.shortcuts.flags) or "none"
     text = f"Baselines that see no lung, flagged: {flags}. {said}".strip()
@@ -427,17 +429,17 @@ def accuracy(facts: RunFacts) -> Answer | None:
 
 
 def performance(facts: RunFacts) -> Answer | None:
-    if not facts.judged:
+    if facts.subgroups is None:
         return None
-    judged = [text for by in dict.fromkeys(facts.subgroups.table["by"]) if (text := _by_group(facts, by))]
+    judged = [text for by in dict.fromkeys(facts.subgroups.table["by"]) if (text := _by_group(facts.subgroups, by))]
     lacks = "" if judged[1:] else "subgroups: none is known, or none has ten patients and both classes"
     return Answer("metrics.json; model card", "; ".join(judged), lacks)
 
 
 def clusters(facts: RunFacts) -> Answer | None:
-    if not facts.judged or _judged_groups(facts, "source").shape[0] < 2:
+    if facts.subgroups is None or len(_judged_groups(facts.subgroups, "source")) < 2:
         return None
-    return Answer("model card, Subgroups", _by_group(facts, "source"))
+    return Answer("model card, Subgroups", _by_group(facts.subgroups, "source"))
 
 
 def failures(facts: RunFacts) -> Answer | None:
@@ -481,17 +483,17 @@ def poor_input(facts: RunFacts) -> Answer | None:
     return Answer("predictions.csv, status", text, "what readable but poor images do to the answers")
 
 
-def _judged_groups(facts: RunFacts, by: str) -> pd.DataFrame:
-    table = facts.subgroups.table
+def _judged_groups(subgroups: Subgroups, by: str) -> pd.DataFrame:
+    table = subgroups.table
     return table[(table["by"] == by) & table["auc"].notna() & (table["group"] != UNKNOWN)]
 
 
-def _by_group(facts: RunFacts, by: str) -> str:
-    rows = _judged_groups(facts, by).rename(columns={"auc": "value", "auc_low": "low", "auc_high": "high"})
+def _by_group(subgroups: Subgroups, by: str) -> str:
+    rows = _judged_groups(subgroups, by).rename(columns={"auc": "value", "auc_low": "low", "auc_high": "high"})
     heading = f"{by.replace('_', ' ')} " if by else ""
     said = (
         say_figure({**row, "n": row["patients"]}, name=f"{heading}{row['group']} ({row['class']}): AUC")
-        for row in rows.to_dict("records")
+        for row in as_rows(rows)
     )
     return "; ".join(said)
 

@@ -10,7 +10,7 @@ from fastai.callback.hook import hook_output
 from torch import nn
 
 from covid_fastai.errors import UsageError
-from covid_fastai.model.learner import map_weights
+from covid_fastai.model.learner import body_and_head, map_weights
 
 __all__ = ["activation_maps", "draw_anew", "evaluating", "gradient_maps", "occlusion_maps", "stages"]
 
@@ -43,7 +43,7 @@ def activation_maps(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     Raises:
         UsageError: The body returns no maps.
     """
-    features = model[0](x)
+    features = body_and_head(model)[0](x)
     _check_maps(features, "the body")
     return torch.einsum("ck,nkhw->nchw", map_weights(model)[0], features)
 
@@ -126,10 +126,10 @@ def _check_maps(found: object, what: str) -> None:
 
 def stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """List the parts of a model that have weights, from the head down to the first layer, by name."""
-    name, body = "0", model[0]
+    name, (body, head) = "0", body_and_head(model)
     while len(inner := [item for item in body.named_children() if _has_weights(item[1])]) == 1:
         name, body = f"{name}.{inner[0][0]}", inner[0][1]
-    return [("head", model[1]), *((f"{name}.{child}", part) for child, part in reversed(inner))]
+    return [("head", head), *((f"{name}.{child}", part) for child, part in reversed(inner))]
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -143,8 +143,8 @@ def draw_anew(module: nn.Module) -> None:
     A parameter whose layer has no way to reset it (a scale of some timm networks) gets its own numbers shuffled.
     """
     for layer in module.modules():
-        if hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()
+        if callable(reset := getattr(layer, "reset_parameters", None)):
+            reset()
             continue
         for parameter in layer.parameters(recurse=False):
             parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter))

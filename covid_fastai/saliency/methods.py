@@ -185,7 +185,7 @@ def randomisation_check(
         raise UsageError(f"repeats={repeats!r}.", hint="Give 1 or more.")
     size, classes, model = _facts(learn)
     function, table = _function(method, options, size), _table(rows)
-    x = torch.cat(list(_batches(table["path"], size, learn)))
+    x = torch.cat(list(_batches(table["path"].tolist(), size, learn)))
     original, logits = _run(model, function, x)
     wanted = _wanted(logits, classes, of)
     original = against_rest(original, wanted)
@@ -311,7 +311,8 @@ def _explain(
     size, _, model = _facts(learn)
     function = _function(method, options, size)
     found = [_run(model, function, batch) for batch in _batches(table["path"].tolist(), size, learn)]
-    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+    maps, logits = zip(*found, strict=True)
+    return np.concatenate(maps), np.concatenate(logits)
 
 
 # maps to heat, and heat to shares

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -122,14 +124,14 @@ def draw_heat(
             axes.set_axis_off()
         cells = Image.fromarray(one).resize((size, size), Image.Resampling.BILINEAR)
         cells = np.asarray(cells).clip(0, top)
-        shown = below.imshow(cells, cmap="viridis", vmin=0, vmax=top, alpha=0.75 * np.sqrt(cells / top))
+        below.imshow(cells, cmap="viridis", vmin=0, vmax=top, alpha=0.75 * np.sqrt(cells / top))
         _outline(below, masks, row["path"], size)
         said = f"labelled {row['label']}\n" if row["label"] else ""
         above.set_title(f"{said}{shorten(Path(row['path']).name, 24)}", fontsize=8, parse_math=False)
         inside = "no heat" if np.isnan(row["inside"]) else f"{format_metric(row['inside'], spec=PERCENT)} in {region}"
         even = format_metric(row["inside_area"], spec=PERCENT)
         below.set_title(f"for {row['of']}\n{inside} (even: {even})", fontsize=8, parse_math=False)
-    bar = figure.colorbar(shown, ax=panels[1].tolist(), shrink=0.9)
+    bar = figure.colorbar(ScalarMappable(Normalize(0, top), "viridis"), ax=panels[1].tolist(), shrink=0.9)
     bar.set_label(unit, fontsize=7)
     bar.ax.tick_params(labelsize=7)
     cells = f"{heat.shape[1]} x {heat.shape[2]} cells"
@@ -157,7 +159,7 @@ def _mask(folder: str | Path, path: str) -> Image.Image:
 def _area_mean(mask: Image.Image, shape: tuple[int, int]) -> np.ndarray:
     """Return which share of each cell is mask, `(h, w)`."""
     lung = np.asarray(mask, dtype=np.float32) > 127
-    return np.asarray(Image.fromarray(lung.astype(np.float32)).resize(shape[::-1], Image.Resampling.BOX))
+    return np.asarray(Image.fromarray(lung.astype(np.float32)).resize((shape[1], shape[0]), Image.Resampling.BOX))
 
 
 def _outline(axes: Axes, masks: str | Path | None, path: str, size: int) -> None:
