@@ -13,6 +13,8 @@ _MODULE_OF = {
     "Abstention": "evaluation.selective",
     "Audit": "audit.audit",
     "Calibration": "evaluation.calibration",
+    "Cohort": "data.cohort",
+    "CohortInfo": "data.cohort",
     "Comparison": "evaluation.comparison",
     "CovidFastaiError": "errors",
     "DataError": "errors",

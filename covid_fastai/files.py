@@ -145,7 +145,8 @@ def to_plain(value: Any) -> Any:
 def write_csv(path: str | Path, table) -> Path:
     """Write a pandas table as CSV without its index, atomically."""
     # pandas puts no quotation marks around a carriage return, at which readers end a line
-    odd = any(table[name].map(lambda value: isinstance(value, str) and "\r" in value).any() for name in table)
+    odd = any("\r" in str(name) for name in table)
+    odd = odd or any(table[name].map(lambda value: isinstance(value, str) and "\r" in value).any() for name in table)
     with atomic_write(path) as file:
         table.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC if odd else csv.QUOTE_MINIMAL)
     return Path(path)

@@ -125,9 +125,7 @@ def few_patients(cohort: pd.DataFrame, *, patients: int, seed: int) -> pd.DataFr
     ends = np.cumsum([HELD_OUT, WATCHED, patients])
     split_of = dict(zip(order["patient"], np.searchsorted(ends, ranks, side="right"), strict=True))
     rows = cohort.assign(split=cohort["patient"].map(split_of).map(dict(enumerate(("test", "valid", "train")))))
-    rows = rows[rows["split"].notna()].reset_index(drop=True)
-    rows.attrs = cohort.attrs
-    return rows
+    return rows[rows["split"].notna()].reset_index(drop=True)
 
 
 def judge_few(rows: pd.DataFrame, *, seed: int, weights: str | None, **options: Any) -> dict[str, float]:

@@ -28,7 +28,7 @@ def choose_images(data: Path, out: Path, *, kermany_share: float, seed: int) -> 
         seed: Of the choice.
 
     Returns:
-        `path`, `bank` (kermany or radiography), `label`, `patient`, a row an image.
+        `path`, `bank` (kermany or radiography), `label`, `patient`, `patient_known`, a row an image.
     """
     kermany = read_cohort(data / "coronahack-224", task="etiology")
     kermany = kermany[(kermany["split"] == "train") & (kermany["source"] == "kermany")]
@@ -37,8 +37,8 @@ def choose_images(data: Path, out: Path, *, kermany_share: float, seed: int) -> 
     kermany = kermany[kermany["group"].isin(chosen)].assign(bank="kermany")
     radiography = read_cohort(data / "radiography-224", task="covid", check_images=False).assign(bank="radiography")
     radiography = radiography[~radiography["path"].map(lambda path: Path(path).name).isin(CROPS_OF_COHEN)]
-    columns = ["path", "bank", "label", "patient"]
-    seen = pd.concat([kermany[columns], radiography[columns]], ignore_index=True)
+    columns = ["path", "bank", "label", "patient", "patient_known"]
+    seen = pd.concat([pd.DataFrame(rows)[columns] for rows in (kermany, radiography)], ignore_index=True)
     assert len(kermany) and not kermany["path"].str.contains("/test/").any()
     write_csv(out / "seen.csv", seen)
     return seen

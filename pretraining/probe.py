@@ -46,19 +46,14 @@ def external(data: Path, *names: str) -> pd.DataFrame:
     """Return the cohorts of other hospitals together, none of which the weights have seen."""
     parts = [read_cohort(data / name / "labels.csv", task=EXTERNAL, check_images=False) for name in names]
     cohort = pd.concat(parts, ignore_index=True)
-    cohort = cohort[~cohort["image"].isin(COPIES)].reset_index(drop=True)
-    cohort.attrs = parts[0].attrs
-    return cohort
+    return cohort[~cohort["image"].isin(COPIES)].reset_index(drop=True)
 
 
 def coronahack(folder: Path, seen: pd.DataFrame, *, task: str) -> pd.DataFrame:
     """Return the TRAIN rows of a task, without the patients that the weights have seen."""
     cohort = read_cohort(folder, task=task, check_images=False)
-    attrs = cohort.attrs
     unseen = ~cohort["in_pretraining"] & ~cohort["patient"].isin(seen["patient"])
-    cohort = cohort[(cohort["split"] == "train") & unseen].reset_index(drop=True)
-    cohort.attrs = attrs
-    return cohort
+    return cohort[(cohort["split"] == "train") & unseen].reset_index(drop=True)
 
 
 COHORTS = {
@@ -88,7 +83,7 @@ def thumbnails(paths: pd.Series) -> np.ndarray:
 def probe(features: np.ndarray, cohort: pd.DataFrame, *, seed: int = 0) -> Evaluation:
     """Judge features by a logistic regression in five folds by patient, its strength chosen inside each fold."""
     cohort = fold_by_patient(cohort, folds=FOLDS, seed=seed)
-    classes = list(cohort.attrs["classes"])
+    classes = cohort.facts.classes
     probabilities = np.zeros((len(cohort), len(classes)))
     for fold in range(FOLDS):
         held_out = (cohort["fold"] == fold).to_numpy()
@@ -99,10 +94,10 @@ def probe(features: np.ndarray, cohort: pd.DataFrame, *, seed: int = 0) -> Evalu
         model.fit(features[~held_out], cohort.loc[~held_out, "label"])
         order = [list(model.classes_).index(name) for name in classes]
         probabilities[held_out] = model.predict_proba(features[held_out])[:, order]
-    table = cohort[["path", "label", "patient"]].copy()
+    table = pd.DataFrame(cohort)[["path", "label", "patient"]].copy()
     for number, name in enumerate(classes):
         table[f"p_{name}"] = probabilities[:, number]
-    return evaluate(table, positive=cohort.attrs["positive"])
+    return evaluate(table, positive=cohort.facts.positive)
 
 
 def figures_of(result: Evaluation) -> list[dict]:

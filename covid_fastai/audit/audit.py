@@ -12,6 +12,7 @@ import pandas as pd
 
 from covid_fastai.audit.baselines import ShortcutAudit, compare_parts, find_shortcuts
 from covid_fastai.audit.verdict import Condition, Verdict, give_verdict
+from covid_fastai.data.cohort import Cohort, CohortInfo
 from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.comparison import compare
@@ -197,8 +198,7 @@ def audit_run(folder: str | Path | Run, *, seed: int | None = None, most: int = 
         DataError: The folder is no run, or as in `audit_predictions`.
     """
     run = folder if isinstance(folder, Run) else read_run(folder)
-    result, cohort = run.metrics, run.cohort
-    cohort.attrs["classes"] = result.classes
+    result = run.metrics
     probes = run.path / PROBES_FILE
     retrained = {
         path.parent.name.replace("-", " "): read_predictions(path)
@@ -209,7 +209,7 @@ def audit_run(folder: str | Path | Run, *, seed: int | None = None, most: int = 
     ]
     audit = audit_predictions(
         result.predictions,
-        cohort,
+        run.cohort,
         probes=pd.read_csv(probes, keep_default_na=False, dtype={"label": str}) if probes.is_file() else None,
         retrained=retrained,
         external=[one for data_set in found for one in data_set["same_source"]],
@@ -274,12 +274,11 @@ def negative_control_rows(cohort: pd.DataFrame, *, positive: str) -> pd.DataFram
     return excluded[finding.ne(positive) & excluded["label"].ne(positive) & ~excluded["view"].isin(["L", "lateral"])]
 
 
-def _as_cohort(table: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+def _as_cohort(table: pd.DataFrame, classes: list[str]) -> Cohort:
     """Return predictions as a cohort; their folds are kept where there are several."""
     rows = table[has_label_and_prediction(table)].assign(split="train")
     rows = rows if rows["fold"].nunique() > 1 else rows.drop(columns="fold")
-    rows.attrs["classes"] = classes
-    return rows
+    return Cohort(rows, facts=CohortInfo(classes=classes))
 
 
 def _versus(table: pd.DataFrame, shortcuts: ShortcutAudit, positive: str | None) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from covid_fastai.audit.baseline_features import (
     sources_of,
 )
 from covid_fastai.audit.permutation import holm, permute_labels
+from covid_fastai.data.cohort import as_cohort
 from covid_fastai.data.splits import fold_by_patient
 from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import DataError
@@ -244,7 +245,7 @@ def compare_parts(cohort: pd.DataFrame, *, most: int = 500, seed: int = 0) -> pd
     """
     rows = []
     for name, part in cohort[cohort["split"].isin(["train", "valid", "test"])].groupby("label"):
-        part.attrs = {}  # its classes are others now
+        part = pd.DataFrame(part)  # a plain table: its classes are others now
         part = part.assign(label=np.where(part["split"] == "test", "official TEST", "training"), split="train")
         patients = part.groupby("label")["patient"].nunique()
         if len(patients) < 2 or patients.min() < 10:
@@ -312,7 +313,6 @@ def rows_to_try(cohort: pd.DataFrame, *, most: int = MOST, seed: int = 0) -> pd.
         counts = ", ".join(f"{n} of {name}" for name, n in patients.items()) or "none"
         raise DataError(f"Shortcuts cannot be looked for with so few patients: {counts}.", hint="Two a class at least.")
     if "fold" in used:
-        used = used.assign(fold=used["fold"].astype(float).astype(int))
         return _draw(used, most=most, seed=seed)
     rows = _draw(used, most=most, seed=seed)
     if not (rows["split"] == "train").any():
@@ -340,7 +340,7 @@ def _draw(rows: pd.DataFrame, *, most: int, seed: int) -> pd.DataFrame:
 
 
 def _classes(cohort: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
-    known = [name for name in cohort.attrs.get("classes") or [] if name in set(rows["label"])]
+    known = [name for name in as_cohort(cohort).facts.classes if name in set(rows["label"])]
     return known if set(known) == set(rows["label"]) else sorted(rows["label"].unique())
 
 
@@ -393,7 +393,7 @@ def _out_of_fold(x: np.ndarray, rows: pd.DataFrame, classes: list[str]) -> pd.Da
 
 
 def _table(about: pd.DataFrame, p: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    table = about.copy()
+    table = pd.DataFrame(about).copy()
     for number, name in enumerate(classes):
         table[PROBABILITY + name] = p[:, number]
     return table.assign(prediction=np.array(classes, dtype=object)[np.nan_to_num(p, nan=-1.0).argmax(axis=1)])

@@ -169,8 +169,8 @@ def _facts(data: pd.DataFrame | str | Path, *, of: str) -> pd.DataFrame:
         if "path" not in data:
             raise DataError(f"The table {of!r} has no column 'path'.", hint="Make it with read_cohort.")
         columns = {name: data[name].fillna("").astype(str) for name in FACTS[1:] if name in data}
-        if not data.attrs.get("patients_known", True):
-            columns.pop("patient", None)  # each image would be a patient of its own
+        if "patient" in columns and "patient_known" in data:  # else the image would be a patient of its own
+            columns["patient"] = columns["patient"].where(data["patient_known"], "")
         return pd.DataFrame(columns).reindex(columns=FACTS, fill_value="").assign(data_set=of)
     paths = [str(path) for path in sorted(Path(data).rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
     if not paths:

@@ -16,6 +16,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor, ItemGetter, Normalize
 
 from covid_fastai.data.augmentation import augmentation as named_augmentation
+from covid_fastai.data.cohort import Cohort, CohortInfo, as_cohort
 from covid_fastai.data.fastai_types import OpenRadiograph, RadiographDL, ResizeRadiograph, png_bytes
 from covid_fastai.data.hardware import resolve_device, resolve_workers
 from covid_fastai.errors import DataError, UsageError
@@ -79,8 +80,7 @@ def _radiographs(image_size: int) -> TransformBlock:
 def _training_rows(cohort: pd.DataFrame) -> pd.DataFrame:
     """Return the rows to learn from, and of them only what an item needs: a pickled learner shall name no patient."""
     rows = cohort.loc[cohort["split"].isin(["train", "valid"]), ["path", "label", "split"]]
-    rows.attrs = {}  # pandas copies them, all the way down, for every single row that is taken
-    return rows.reset_index(drop=True)
+    return pd.DataFrame(rows).reset_index(drop=True)  # no cohort: its facts list problems by their files
 
 
 def _split_rows(items: pd.DataFrame) -> tuple[list[int], list[int]]:
@@ -116,8 +116,8 @@ def build_dataloaders(
     one when they are made, and give the same batches for the same seed with any number of workers.
 
     Args:
-        cohort: Rows with `path`, `label` and `split`; `cohort.attrs["classes"]` is the vocabulary, else the labels of
-            the training rows, sorted.
+        cohort: Rows with `path`, `label` and `split`. The vocabulary is the cohort's classes; of a plain table the
+            labels of the rows that are not excluded, sorted.
         image_size: Side of the square that images are squashed to, pixels, 32 to 1024.
         batch_size: Images in a batch, 2 or more; fewer where there are fewer training images.
         augmentation: A name in `AUGMENTATIONS`.
@@ -147,7 +147,8 @@ def build_dataloaders(
         image_size=image_size, batch_size=batch_size, mean=mean, std=std, balance=balance, num_workers=num_workers
     )
     device = resolve_device(device)
-    classes = _vocabulary(cohort)
+    cohort = _checked(cohort)
+    classes = list(cohort.facts.classes)
     counts = _check_split(cohort, classes)
     batch_size, drop_last = _fitting_batch_size(int(counts.loc["train"].sum()), batch_size)
     block = radiograph_block(classes=classes, image_size=image_size, augmentation=augmentation, mean=mean, std=std)
@@ -188,7 +189,8 @@ def empty_dataloaders(
     batch_size: int = 32,
     device: str | torch.device = "auto",
     path: str | Path = ".",
-    attrs: dict[str, Any] | None = None,
+    task: str = "",
+    positive: str | None = None,
 ) -> DataLoaders:
     """Make loaders without images: what a saved model needs to open new ones through `dls.test_dl(rows)`.
 
@@ -201,7 +203,8 @@ def empty_dataloaders(
         batch_size: Images in a batch of `dls.test_dl`.
         device: Where the batches go.
         path: Folder for what a `Learner` writes.
-        attrs: The attrs of the empty `dls.cohort`.
+        task: Name of the task, for the facts of the empty `dls.cohort`.
+        positive: The positive class, for the same.
 
     Returns:
         fastai `DataLoaders` with the attributes of `build_dataloaders`. To run over its training or validation images
@@ -214,11 +217,10 @@ def empty_dataloaders(
     row = {"path": picture, "label": classes[0]}
     rows = pd.DataFrame([{**row, "split": "train"}, {**row, "split": "valid"}])
     dls = block.dataloaders(rows, bs=batch_size, num_workers=0, device=resolve_device(device), path=path).new_empty()
-    cohort = pd.DataFrame({name: pd.Series(dtype=str) for name in ("path", "label", "patient", "split")})
-    cohort.attrs.update({**(attrs or {}), "classes": list(classes)})
+    rows = {name: pd.Series(dtype=str) for name in ("path", "label", "patient", "split")}
     return _describe(
         dls,
-        cohort,
+        Cohort(rows, facts=CohortInfo(classes=classes, positive=positive, task=task)),
         class_weights=None,
         classes=list(classes),
         image_size=image_size,
@@ -230,9 +232,7 @@ def empty_dataloaders(
     )
 
 
-def _describe(
-    dls: DataLoaders, cohort: pd.DataFrame, *, class_weights: torch.Tensor | None, **config: Any
-) -> DataLoaders:
+def _describe(dls: DataLoaders, cohort: Cohort, *, class_weights: torch.Tensor | None, **config: Any) -> DataLoaders:
     config |= {key: int(config[key]) for key in ("image_size", "batch_size")}  # numpy's numbers do not go into JSON
     config |= {key: float(config[key]) for key in ("mean", "std")}
     dls.cohort, dls.class_weights, dls.radiograph_config = cohort, class_weights, {**config, "resize": RESIZE}
@@ -264,14 +264,14 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _vocabulary(cohort: pd.DataFrame) -> list[str]:
+def _checked(cohort: pd.DataFrame) -> Cohort:
     missing = [name for name in ("path", "label", "split") if name not in cohort]
     if missing:
         raise DataError(
             f"The cohort has no column {', '.join(missing)}; it has {', '.join(map(str, cohort.columns))}.",
             hint="Make it with read_cohort, and split it with split_by_patient.",
         )
-    return list(cohort.attrs.get("classes") or sorted(cohort.loc[cohort["split"] == "train", "label"].unique()))
+    return as_cohort(cohort)
 
 
 def _check_split(cohort: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

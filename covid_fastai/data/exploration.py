@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from covid_fastai.data.cohort import COHORT_COLUMNS, as_cohort
 from covid_fastai.data.images import describe_image, open_square
-from covid_fastai.data.metadata import COHORT_COLUMNS
 from covid_fastai.errors import DataError, ImageError, UsageError
 from covid_fastai.plotting import COLOURS, class_colours
 
@@ -63,8 +63,8 @@ def plot_class_counts(cohort: pd.DataFrame) -> Figure:
     Returns:
         The figure: images on the left, patients on the right.
     """
-    rows = cohort[cohort["split"] != "excluded"]
-    classes = list(cohort.attrs.get("classes") or sorted(rows["label"].unique()))
+    cohort = as_cohort(cohort)
+    rows, classes = cohort[cohort["split"] != "excluded"], cohort.facts.classes
     splits = [split for split in SPLITS if (rows["split"] == split).any()]
     figure = Figure(figsize=(8, 0.9 + 0.5 * len(classes) * max(1, len(splits)) / 1.6), layout="constrained")
     colours = class_colours(classes)
@@ -125,8 +125,8 @@ def plot_samples(cohort: pd.DataFrame, *, each: int = 6, seed: int = 0) -> Figur
     Raises:
         ImageError: An image that was drawn cannot be read.
     """
-    rows = cohort[cohort["split"] != "excluded"]
-    classes = list(cohort.attrs.get("classes") or sorted(rows["label"].unique()))
+    cohort = as_cohort(cohort)
+    rows, classes = cohort[cohort["split"] != "excluded"], cohort.facts.classes
     pictures, titles = [], []
     for name in classes:
         drawn = rows[rows["label"] == name].sample(frac=1, random_state=seed).drop_duplicates("patient").head(each)
@@ -212,7 +212,7 @@ def header_facts(cohort: pd.DataFrame, *, most: int = 400, seed: int = 0) -> pd.
             | {"megabytes": size}
         )
     if not facts:
-        raise DataError("No image of the cohort can be read.", hint="Look at cohort.attrs['problems'].")
+        raise DataError("No image of the cohort can be read.", hint="Look at cohort.facts.problem_table().")
     return pd.DataFrame(facts)
 
 

@@ -151,6 +151,7 @@ def _from_table(
 def _from_frame(frame: pd.DataFrame, *, columns: Mapping[str, str | None], image_root: str | Path | None) -> Rows:
     if frame.empty:
         raise DataError("The table has no rows.", hint="Give a row an image.")
+    frame = pd.DataFrame(frame)  # a cohort's rows are read anew, without its facts
     table = frame.astype(object).where(frame.notna(), "").map(_text)
     table.columns = [str(name) for name in frame.columns]
     double = table.columns[table.columns.duplicated()]

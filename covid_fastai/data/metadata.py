@@ -11,19 +11,19 @@ import numpy as np
 import pandas as pd
 
 from covid_fastai.data.checks import RowChecker
+from covid_fastai.data.cohort import COHORT_COLUMNS, Cohort, CohortInfo, as_cohort
 from covid_fastai.data.fingerprints import join_groups
 from covid_fastai.data.layouts import SPLITS, Rows, read_rows
 from covid_fastai.data.patients import image_facts, image_source, patient_key
 from covid_fastai.data.pretraining_overlap import Manifest, mark_pretraining_overlap, package_manifests, read_manifest
-from covid_fastai.data.problems import ProblemLog, count_kinds
+from covid_fastai.data.problems import ProblemLog, count_kinds, printable
 from covid_fastai.data.tasks import Task, canonical_finding, fold_text, get_task
 from covid_fastai.errors import DataError, UsageError
 
-__all__ = ["COHORT_COLUMNS", "read_cohort", "summarise_cohort"]
+__all__ = ["read_cohort", "summarise_cohort"]
 
 logger = logging.getLogger("covid_fastai")
 
-COHORT_COLUMNS = ["path", "label", "patient", "group", "split", "source", "view", "finding", "note", "in_pretraining"]
 FACTS = ["sex", "age", "day"]
 LATERAL = {fold_text(view) for view in ("L", "LL", "RL", "LAT", "lateral", "left lateral", "right lateral")}
 SEEN = "seen by the package's weights"  # the note of a row of the official TEST that is excluded for it
@@ -47,11 +47,11 @@ def read_cohort(
     check_images: bool | int = True,
     exclude_pretraining_overlap: bool = True,
     workers: int | None = None,
-) -> pd.DataFrame:
+) -> Cohort:
     """Read a data set into a cohort, and check every row of it before anything is learnt from it.
 
     Nothing is dropped in silence: rows that take no part stay in the cohort, with `split` excluded and the reason in
-    `note`, and rows that are faulty are in `attrs["problems"]`. Images of Cohen's collection that are not COVID-19
+    `note`, and rows that are faulty are in `facts.problems`. Images of Cohen's collection that are not COVID-19
     are excluded in every task, as a negative control: a classifier that calls them COVID-19 has learnt the source.
 
     Args:
@@ -62,7 +62,8 @@ def read_cohort(
         path_column: The column with the image's file; like all columns looked for by its usual names where None.
         label_column: The column with the label.
         patient_column: The column with the patient. Where there is none, CoronaHack's file names tell the patient;
-            any other image is its own patient, and `attrs["patients_known"]` is False.
+            any other image is its own patient, and `patient_known` is False. So it is where the data have a column
+            `patient_known` that says so, as a cohort has.
         split_column: The column with train or test. What is called valid counts as train.
         source_column: The column with the hospital or collection.
         view_column: The column with the projection (PA, AP, L ...).
@@ -83,11 +84,9 @@ def read_cohort(
         workers: Threads that open images; None for a number that fits the machine.
 
     Returns:
-        One row an image, with a RangeIndex and the columns `COHORT_COLUMNS`, `sex`, `age` (years) and `day` where
-        they are known, and all columns that the data came with. `split` is train, test or excluded; `in_pretraining` is
-        bool, and False in all rows with `exclude_pretraining_overlap=False`.
-        In `attrs`: `task`, `classes`, `positive`, `root`,
-        `patients_known`, `problems` and `data`, all plain values.
+        One row an image, with a RangeIndex, the columns that `Cohort` lists and all columns that the data came with;
+        one whose name is taken has `_given` behind it. `split` is train, test or excluded; `in_pretraining` is False in
+        all rows with `exclude_pretraining_overlap=False`. `facts` has task, classes, positive class and problems.
 
     Raises:
         DataError: The data cannot be read, or rows are faulty; `details` has a dictionary a fault, all of them.
@@ -122,8 +121,7 @@ def read_cohort(
     table = _keep_test_apart(table, problems)
     if negatives_per_positive is not None:
         table = _draw_negatives(table, task, ratio=negatives_per_positive, seed=seed)
-    cohort = _assemble(table, rows.extras)
-    cohort.attrs = _attrs(table, task, rows, problems)
+    cohort = Cohort(_assemble(table, rows.extras), facts=_facts(table, task, rows, problems))
     _log_cohort(cohort)
     return cohort
 
@@ -138,11 +136,13 @@ def summarise_cohort(cohort: pd.DataFrame) -> pd.DataFrame:
         A tidy table with `split` (train, valid, test, excluded), `label` (for a row without a class of the task its
         finding), `note`, `images` and `patients`, in the order of the splits and classes.
     """
+    cohort = as_cohort(cohort)
     label = cohort["label"].where(cohort["label"] != "", cohort["finding"])
     order = {name: number for number, name in enumerate(["train", "valid", "test", "excluded"])}
-    classes = {name: number for number, name in enumerate(cohort.attrs.get("classes", []))}
+    classes = {name: number for number, name in enumerate(cohort.facts.classes)}
     counts = (
-        cohort.assign(label=label)
+        pd.DataFrame(cohort)
+        .assign(label=label)
         .groupby(["split", "label", "note"], sort=True)["patient"]
         .agg(images="size", patients="nunique")
         .reset_index()
@@ -150,9 +150,7 @@ def summarise_cohort(cohort: pd.DataFrame) -> pd.DataFrame:
     ranks = counts.assign(
         split=counts["split"].map(order).fillna(len(order)), label=counts["label"].map(classes).fillna(len(classes))
     )
-    counts = counts.loc[ranks.sort_values(["split", "label"], kind="stable").index].reset_index(drop=True)
-    counts.attrs = {}
-    return counts
+    return counts.loc[ranks.sort_values(["split", "label"], kind="stable").index].reset_index(drop=True)
 
 
 def _check_options(
@@ -182,6 +180,8 @@ def _identify(rows: Rows) -> pd.DataFrame:
     base = table["name"].map(lambda name: os.path.basename(name.replace("\\", "/")))
     key = base.map(patient_key).fillna("")
     given = table["patient"] != ""
+    if "patient_known" in rows.extras:  # a cohort that was written and read again: its file names stand for patients
+        given &= rows.extras["patient_known"].astype(str).str.casefold() != "false"
     table["patient_known"] = given | (key != "")
     alone = base.where(~base.duplicated(keep=False), table["name"].map(os.path.normpath))  # COVID/1.png, Normal/1.png
     table["patient"] = table["patient"].where(given, key.where(key != "", alone))
@@ -358,21 +358,19 @@ def _assemble(table: pd.DataFrame, extras: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([ours, theirs], axis=1).reset_index(drop=True)
 
 
-def _attrs(table: pd.DataFrame, task: Task, rows: Rows, problems: ProblemLog) -> dict:
-    used = table[table["split"] != "excluded"]
+def _facts(table: pd.DataFrame, task: Task, rows: Rows, problems: ProblemLog) -> CohortInfo:
     root = rows.root or os.path.commonpath([os.path.dirname(path) for path in table["path"]])
-    return {
-        "task": task.name,
-        "classes": list(task.classes),
-        "positive": task.positive,
-        "root": str(root),
-        "patients_known": bool(used["patient_known"].all()),
-        "problems": problems.rows,
-        "data": rows.data,
-    }
+    return CohortInfo(
+        classes=task.classes,
+        positive=task.positive,
+        task=task.name,
+        data=printable(rows.data),
+        root=printable(str(root)),
+        problems=problems.rows,
+    )
 
 
-def _log_cohort(cohort: pd.DataFrame) -> None:
+def _log_cohort(cohort: Cohort) -> None:
     counts = summarise_cohort(cohort)
     for split, part in counts.groupby("split", sort=False):
         what = "note" if split == "excluded" else "label"
@@ -383,11 +381,10 @@ def _log_cohort(cohort: pd.DataFrame) -> None:
             "Seen by the package's weights, they or another image of their patient: %d images. Never evaluated on.",
             int(cohort["in_pretraining"].sum()),
         )
-    problems = cohort.attrs["problems"]
-    serious = [row for row in problems if row["severity"] != "note"]
+    serious = [row for row in cohort.facts.problems if row["severity"] != "note"]
     if serious:
         logger.warning("Problems: %s.", count_kinds(serious))
-    if not cohort.attrs["patients_known"]:
+    if not cohort.patients_known:
         logger.warning(
             "Not every image's patient is known; an image without one counts as a patient of its own. That the same "
             "patient is trained on and tested on cannot be excluded. Is there a column for patient_column?"

@@ -68,9 +68,8 @@ def write_manifest(
     """Write down which images a set of weights has seen, so that no model which begins from it is evaluated on them.
 
     Args:
-        images: A row an image: `path`; `patient` as `read_cohort` gives it, where a patient that is no more than the
-            file's own name counts as unknown; `bank` (else `source`), the collection, which is counted; and, where it
-            is there, `patients_known`, which says False for rows whose `patient` is none.
+        images: A row an image: `path`; `patient` and, where it is there, `patient_known`, which is False for rows whose
+            `patient` is none; `bank` (else `source`), the collection, which is counted.
         file: The manifest, `<name of the weights>.manifest.safetensors`.
         fingerprints: What `fingerprint_images` returned for these rows, in their order; None to open the images.
         workers: Threads that open images; None for a number that fits the machine.
@@ -94,13 +93,10 @@ def write_manifest(
     unread = [path for path, phash in zip(images["path"], fingerprints["phash"], strict=True) if not phash]
     if unread:
         raise DataError(f"{len(unread)} seen images cannot be read, such as {unread[0]}.", hint="Replace the files.")
-    patients = _patients(images)
-    if "patients_known" in images:
-        patients = patients.where(images["patients_known"].astype(bool), "")
     columns = {
         "phash": np.frombuffer(b"".join(fingerprints["phash"]), dtype=np.uint8).reshape(-1, HASH_BYTES),
         "name": _numbers(_names(images)).view(np.uint8).reshape(-1, NAME_BYTES),
-        "patient": _numbers(patients).view(np.uint8).reshape(-1, NAME_BYTES),
+        "patient": _numbers(_patients(images)).view(np.uint8).reshape(-1, NAME_BYTES),
     }
     source = next((images[name] for name in ("bank", "source") if name in images), pd.Series("unknown", images.index))
     sources = {str(name): int(n) for name, n in source.value_counts().sort_index().items()}
@@ -155,7 +151,7 @@ def mark_pretraining_overlap(table: pd.DataFrame, hashes: pd.Series | None, mani
     as the table or the name has it. A mirrored or cropped copy under another name is not recognised.
 
     Args:
-        table: `path` and `patient`, a row an image.
+        table: `path`, `patient` and, where it is there, `patient_known`, a row an image.
         hashes: The pictures' perceptual hashes, 32 bytes each, under the table's index, as `fingerprint_images` gives
             them; empty where there is none, and None where no image was opened: then names and patients alone are
             compared.
@@ -190,11 +186,12 @@ def _keys(table: pd.DataFrame) -> pd.Series:
 
 
 def _patients(table: pd.DataFrame) -> pd.Series:
-    """Return the patients that are one's identity, "" for the others: a file's own name, which `read_cohort` takes
-    where it knows none, and a bare number, which every hospital has."""
+    """Return the patients that are one's identity, "" for the others: one that is not known, and a bare number, which
+    every hospital has."""
     patient = table["patient"].fillna("").astype(str).str.strip()
-    base = patient.map(lambda text: os.path.basename(text.replace("\\", "/")).lower())
-    return patient.where((base != _names(table)) & ~patient.str.fullmatch(r"[\d.]*"), "")
+    if "patient_known" in table:
+        patient = patient.where(table["patient_known"], "")
+    return patient.where(~patient.str.fullmatch(r"[\d.]*"), "")
 
 
 def _numbers(texts: pd.Series) -> np.ndarray:

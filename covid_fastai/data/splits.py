@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
+from covid_fastai.data.cohort import Cohort, as_cohort
 from covid_fastai.errors import DataError, UsageError
 
 __all__ = ["fold_by_patient", "fold_cohort", "leaked_patients", "split_by_image", "split_by_patient"]
@@ -25,7 +26,7 @@ MOST_OF_UNSEEN = 0.5  # of a class's unseen images go to validation, where weigh
 DEALS = 50  # where groups hold several classes, one order of dealing can fail and another succeed
 
 
-def split_by_patient(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int = 42) -> pd.DataFrame:
+def split_by_patient(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int = 42) -> Cohort:
     """Split the training rows into training and validation, no patient on both sides.
 
     Whole groups (patients, joined where they share a picture) are dealt in random order, class by class from the
@@ -47,17 +48,17 @@ def split_by_patient(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int 
         UsageError: An option has a value that is not allowed.
     """
     _check_options(valid_pct=valid_pct, seed=seed)
+    cohort = _checked(cohort)
     rows = _training_rows(cohort)
     counts = _count_groups(rows, _classes(cohort), least=2, what="a training and a validation part")
     held_out = _valid_shares(rows, valid_pct=valid_pct).reindex(counts.columns)
     part = _deal(counts, shares=np.stack([1 - held_out, held_out]), seed=seed)
-    split = cohort.copy()
+    split = cohort.with_facts(leaked_fraction=None)
     split.loc[rows.index, "split"] = np.where(rows["group"].map(part) == 1, "valid", "train")  # guard: by_group
-    split.attrs.pop("leaked_patients", None)
     return split
 
 
-def split_by_image(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int = 42) -> pd.DataFrame:
+def split_by_image(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int = 42) -> Cohort:
     """Split the training rows by image, as the article did: patients can stand on both sides.
 
     What is measured on such a split is too good by an unknown amount. It is here to show by how much. Seen images stay
@@ -69,7 +70,7 @@ def split_by_image(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int = 
         seed: 0 or more.
 
     Returns:
-        A copy with new values in `split`; `attrs["leaked_patients"]` is the share of the validation patients who are
+        A copy with new values in `split`; `facts.leaked_fraction` is the fraction of the validation patients who are
         in training too, 0 to 1, which is logged as a warning.
 
     Raises:
@@ -77,6 +78,7 @@ def split_by_image(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int = 
         UsageError: An option has a value that is not allowed.
     """
     _check_options(valid_pct=valid_pct, seed=seed)
+    cohort = _checked(cohort)
     rows = _training_rows(cohort).sort_values("path")
     unseen, classes = rows[~rows["in_pretraining"]], _classes(cohort)
     counts, kept_out = (
@@ -91,15 +93,14 @@ def split_by_image(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int = 
     split.loc[held_out, "split"] = "valid"
     leaked = leaked_patients(split[split["split"] != "test"])
     patients = split.loc[held_out, "patient"].nunique()
-    split.attrs["leaked_patients"] = len(leaked) / patients
     logger.warning(
         "Split by image: %d of %d validation patients (%.0f %%) are in training too; figures on it are too good.",
         *(len(leaked), patients, 100 * len(leaked) / patients),
     )
-    return split
+    return split.with_facts(leaked_fraction=len(leaked) / patients)
 
 
-def fold_by_patient(cohort: pd.DataFrame, *, folds: int = 5, seed: int = 42) -> pd.DataFrame:
+def fold_by_patient(cohort: pd.DataFrame, *, folds: int = 5, seed: int = 42) -> Cohort:
     """Deal the training rows into folds for cross-validation, no patient in two of them.
 
     Args:
@@ -119,18 +120,18 @@ def fold_by_patient(cohort: pd.DataFrame, *, folds: int = 5, seed: int = 42) -> 
     _check_options(seed=seed)
     if not isinstance(folds, (int, np.integer)) or isinstance(folds, bool) or folds < 2:
         raise UsageError(f"folds={folds!r}.", hint="Give a whole number, 2 or more.")
+    cohort = _checked(cohort)
     rows = _training_rows(cohort)
     counts = _count_groups(rows, _classes(cohort), least=folds, what=f"{folds} folds")
     part = _deal(counts, shares=np.full((folds, counts.shape[1]), 1 / folds), seed=seed)
-    folded = cohort.copy()
+    folded = cohort.with_facts(leaked_fraction=None)
     folded["fold"] = -1
     folded.loc[rows.index, "split"] = "train"
     folded.loc[rows.index, "fold"] = rows["group"].map(part).fillna(-1).astype(int)
-    folded.attrs.pop("leaked_patients", None)
     return folded
 
 
-def fold_cohort(cohort: pd.DataFrame, fold: int) -> pd.DataFrame:
+def fold_cohort(cohort: pd.DataFrame, fold: int) -> Cohort:
     """Return the cohort of one fold: its rows are valid, those of the other folds, and the seen ones, train.
 
     Args:
@@ -148,7 +149,7 @@ def fold_cohort(cohort: pd.DataFrame, fold: int) -> pd.DataFrame:
     dealt = cohort["fold"] >= 0
     if fold not in set(cohort.loc[dealt, "fold"]):
         raise UsageError(f"There is no fold {fold!r}.", hint=f"Folds: 0 to {cohort['fold'].max()}.")
-    split = cohort.copy()
+    split = as_cohort(cohort).with_facts(leaked_fraction=None)
     split.loc[dealt, "split"] = np.where(cohort.loc[dealt, "fold"] == fold, "valid", "train")
     return split
 
@@ -175,13 +176,18 @@ def _check_options(*, seed: int, valid_pct: float = 0.2) -> None:
         raise UsageError(f"seed={seed!r}.", hint="Give a whole number from 0 to 4294967295.")
 
 
-def _training_rows(cohort: pd.DataFrame) -> pd.DataFrame:
+def _checked(cohort: pd.DataFrame) -> Cohort:
     missing = [name for name in ("path", "label", "patient", "group", "split") if name not in cohort]
     if missing:
         raise DataError(f"The cohort has no column {', '.join(missing)}.", hint="Make it with read_cohort.")
     if not cohort.index.is_unique:
         raise DataError("Rows of the cohort share an index.", hint="Call reset_index(drop=True) first.")
-    rows = cohort.loc[cohort["split"].isin(["train", "valid"]), ["path", "label", "patient", "group"]]
+    return as_cohort(cohort)
+
+
+def _training_rows(cohort: Cohort) -> pd.DataFrame:
+    columns = ["path", "label", "patient", "group"]
+    rows = pd.DataFrame(cohort).loc[cohort["split"].isin(["train", "valid"]), columns]
     rows["in_pretraining"] = rows["group"].isin(_seen_groups(cohort))
     if rows.empty:
         counts = ", ".join(f"{split} {n}" for split, n in cohort["split"].value_counts().items()) or "no row"
@@ -193,16 +199,13 @@ def _seen_groups(cohort: pd.DataFrame) -> set:
     """Return the groups with a seen image, on whatever side; none where the cohort does not say what was seen."""
     if "in_pretraining" not in cohort:  # guard: seen_groups
         return set()
-    seen = (
-        cohort["in_pretraining"].astype(str).str.casefold().isin(["true", "1", "1.0"])
-    )  # a cohort from a CSV holds texts
-    return set(cohort.loc[seen, "group"])
+    return set(cohort.loc[cohort["in_pretraining"], "group"])
 
 
-def _classes(cohort: pd.DataFrame) -> list[str]:
+def _classes(cohort: Cohort) -> list[str]:
     """Return the classes of the task, and any other label that the training rows have."""
     labels = cohort.loc[cohort["split"].isin(["train", "valid"]), "label"]
-    return list(dict.fromkeys([*cohort.attrs.get("classes", []), *sorted(labels.unique())]))
+    return list(dict.fromkeys([*cohort.facts.classes, *sorted(labels.unique())]))
 
 
 def _count_groups(rows: pd.DataFrame, classes: Sequence[str], *, least: int, what: str) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from covid_fastai.data.cohort import COHORT_CSV, Cohort, load_cohort
 from covid_fastai.errors import DataError, ResourceError, UsageError
 from covid_fastai.evaluation.formatting import ResultDisplay
 from covid_fastai.evaluation.metrics import LOWER_IS_BETTER, Evaluation
@@ -62,9 +63,10 @@ class Run(ResultDisplay):
         return self._json("versions.json")
 
     @cached_property
-    def cohort(self) -> pd.DataFrame:
+    def cohort(self) -> Cohort:
         """The cohort with its split, a row an image."""
-        return self._table("cohort.csv", text=True)
+        self._file(COHORT_CSV)
+        return load_cohort(self.path)
 
     @cached_property
     def problems(self) -> pd.DataFrame:

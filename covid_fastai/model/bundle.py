@@ -213,7 +213,7 @@ def _onnx(model: nn.Module, fields: dict[str, Any], path: Path) -> bytes:
 
 
 def _describe(learn: Learner, model: nn.Module) -> dict[str, Any]:
-    data, attrs, weights = learn.dls.radiograph_config, learn.dls.cohort.attrs, learn.weights
+    data, facts, weights = learn.dls.radiograph_config, learn.dls.cohort.facts, learn.weights
     origin = Path(weights.origin).name if weights.sha256 else weights.origin  # a file's folder may name its owner
     return {
         "format": FORMAT,
@@ -222,8 +222,8 @@ def _describe(learn: Learner, model: nn.Module) -> dict[str, Any]:
         "head": _layers(model),
         "n_in": 1,
         "classes": list(data["classes"]),
-        "positive": attrs.get("positive"),
-        "task": str(attrs.get("task") or ""),
+        "positive": facts.positive,
+        "task": facts.task,
         **{key: data[key] for key in ("image_size", "resize", "mean", "std", "augmentation", "batch_size")},
         "weights": {**weights.to_dict(), "origin": origin},
         "versions": {
@@ -307,11 +307,11 @@ def _read_state(path: Path, sha256: str) -> dict[str, torch.Tensor]:
 
 def _build(config: BundleConfig, path: Path, *, device: str | torch.device) -> Learner:
     """Build the learner that the config describes, with random weights and without images."""
-    options = {key: getattr(config, key) for key in ("image_size", "mean", "std", "augmentation", "batch_size")}
-    attrs = {"task": config.task, "positive": config.positive}
+    names = ("classes", "positive", "task", "image_size", "mean", "std", "augmentation", "batch_size")
+    options = {name: getattr(config, name) for name in names}
     device = resolve_device(device)  # first, since a wrong device is no fault of the file
     try:
-        dls = empty_dataloaders(classes=config.classes, device=device, attrs=attrs, **options)
+        dls = empty_dataloaders(device=device, **options)
         weights = Weights(**config.weights.model_dump(), state=None)
         learn = build_learner(dls, arch=config.arch, weights=weights)
     except UsageError as error:

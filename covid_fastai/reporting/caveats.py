@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from covid_fastai.data.cohort import Cohort, as_cohort
 from covid_fastai.data.metadata import SEEN
 from covid_fastai.evaluation.metrics import Evaluation
 from covid_fastai.evaluation.runs import HALVED, Run
@@ -45,12 +46,12 @@ def cohort_remarks(cohort: pd.DataFrame) -> list[Remark]:
     """Return what has to be said of the data before anything is learnt from them.
 
     Args:
-        cohort: With `label`, `patient`, `split`, `source`; `attrs["patients_known"]` where it is known.
+        cohort: With `label`, `patient`, `split`, `source` and, where it is known, `patient_known`.
 
     Returns:
         The remarks, the gravest first.
     """
-    return sorted(_of_cohort(cohort, known=cohort.attrs.get("patients_known", True)), key=lambda r: r.level)
+    return sorted(_of_cohort(as_cohort(cohort)), key=lambda r: r.level)
 
 
 def run_remarks(run: Run) -> list[Remark]:
@@ -62,7 +63,7 @@ def run_remarks(run: Run) -> list[Remark]:
     Returns:
         The remarks, the gravest first.
     """
-    return sorted([*_of_run(run), *_of_cohort(run.cohort, known=_patients_known(run))], key=lambda r: r.level)
+    return sorted([*_of_run(run), *_of_cohort(run.cohort)], key=lambda r: r.level)
 
 
 def result_remarks(result: Evaluation, *, missing: int = 0) -> list[Remark]:
@@ -92,11 +93,12 @@ def result_remarks(result: Evaluation, *, missing: int = 0) -> list[Remark]:
 
 def source_table(cohort: pd.DataFrame) -> pd.DataFrame | None:
     """Count the images that take part by collection and class; None where no collection is known."""
+    cohort = as_cohort(cohort)
     rows = cohort[cohort["split"].isin(["train", "valid", "test"])]
     if rows["source"].replace("unknown", "").eq("").all():
         return None
     counts = pd.crosstab(rows["source"].replace("", "unknown"), rows["label"])
-    order = [name for name in cohort.attrs.get("classes", []) if name in counts] or list(counts)
+    order = [name for name in cohort.facts.classes if name in counts] or list(counts)
     return counts[order].reset_index().rename(columns={"source": "collection or hospital"}).rename_axis(columns=None)
 
 
@@ -202,9 +204,10 @@ def _of_seen(run: Run, weights: Mapping[str, Any]) -> Iterator[Remark]:
         return
     if "in_pretraining" not in cohort:
         return
-    seen = cohort["in_pretraining"].astype(str).str.casefold() == "true"
+    seen = cohort["in_pretraining"]
     judged = cohort["split"].isin(["valid", "test"])
-    judged |= cohort.get("fold", pd.Series("-1", cohort.index)).astype(float) >= 0
+    if "fold" in cohort:
+        judged |= cohort["fold"] >= 0
     if ours and (seen & judged).any():
         yield Remark(
             "alarm",
@@ -226,8 +229,8 @@ def _of_seen(run: Run, weights: Mapping[str, Any]) -> Iterator[Remark]:
         )
 
 
-def _of_cohort(cohort: pd.DataFrame, *, known: bool) -> Iterator[Remark]:
-    if not known:
+def _of_cohort(cohort: Cohort) -> Iterator[Remark]:
+    if not cohort.patients_known:
         yield NO_PATIENTS
     rows = cohort[cohort["split"].isin(["train", "valid", "test"]) & ~cohort["source"].isin(["", "unknown"])]
     counts = pd.crosstab(rows["label"], rows["source"])
@@ -247,9 +250,3 @@ def _of_cohort(cohort: pd.DataFrame, *, known: bool) -> Iterator[Remark]:
                 "without a look at a lung. A high figure here shows that two collections can be told apart.",
             )
             return
-
-
-def _patients_known(run: Run) -> bool:
-    """Whether the run's cohort named its patients; a cohort read back from a file has lost its attrs."""
-    started = next((event for event in run.record if "patients_known" in event), {})
-    return started.get("patients_known", True)

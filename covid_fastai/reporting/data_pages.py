@@ -8,6 +8,7 @@ import pandas as pd
 
 from covid_fastai.audit.baselines import ShortcutAudit
 from covid_fastai.audit.leaks import LeakAudit, plot_leak_groups
+from covid_fastai.data.cohort import as_cohort
 from covid_fastai.data.exploration import (
     header_facts,
     plot_class_counts,
@@ -39,18 +40,18 @@ def write_exploration(cohort: pd.DataFrame, out: str | Path = "exploration.html"
         DataError: No image of the cohort can be read.
         ResourceError: The file cannot be written.
     """
-    rows = cohort[cohort["split"] != "excluded"]
+    cohort = as_cohort(cohort)
+    rows, classes = cohort[cohort["split"] != "excluded"], cohort.facts.classes
     if rows.empty:
         raise DataError("Every row of the cohort is excluded.", hint="Choose another task.")
-    classes = list(cohort.attrs.get("classes") or sorted(rows["label"].unique()))
     facts = header_facts(cohort)
     lead = f"{len(rows):,} images of {rows['patient'].nunique():,} patients take part in the task "
-    lead += f"{cohort.attrs.get('task', '')}; {len(cohort) - len(rows):,} are excluded."
+    lead += f"{cohort.facts.task}; {len(cohort) - len(rows):,} are excluded."
     return write_page(
         Path(out),
         "exploration.html",
         title=f"{' or '.join(classes)}: a look at the data",
-        data=str(cohort.attrs.get("data", "")),
+        data=cohort.facts.data,
         lead=lead,
         remarks=cohort_remarks(cohort),
         counts=count_rows(cohort),
@@ -63,7 +64,7 @@ def write_exploration(cohort: pd.DataFrame, out: str | Path = "exploration.html"
         samples=draw_chart(plot_samples(cohort), f"Sample radiographs of {', '.join(classes)}", kind="png", wide=True),
         header_text=_header_text(facts),
         headers=draw_chart(plot_header_facts(facts, classes=classes), "Format, mode and size of the files", wide=True),
-        problems=count_problems(pd.DataFrame(cohort.attrs.get("problems", []))),
+        problems=count_problems(cohort.facts.problem_table()),
     )
 
 
@@ -85,6 +86,7 @@ def write_audit(
         ImageError: A picture of a group is no longer there.
         ResourceError: The file cannot be written.
     """
+    cohort = as_cohort(cohort)
     groups = (
         None
         if leaks.groups.empty
@@ -93,7 +95,7 @@ def write_audit(
     return write_page(
         Path(out),
         "data_audit.html",
-        title=f"{Path(str(cohort.attrs.get('data', 'The data'))).name}: shortcuts and copies",
+        title=f"{Path(cohort.facts.data).name or 'The data'}: shortcuts and copies",
         shortcuts=describe_shortcuts(shortcuts),
         leaks=str(leaks).partition("\n")[0],
         crossings=leaks.crossings if len(leaks.crossings) else None,

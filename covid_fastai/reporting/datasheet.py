@@ -66,7 +66,7 @@ def _composition(facts: RunFacts) -> str:
     rows["split"] = rows["split"].replace("train", "folds, or training" if facts.folds else "train")
     parts = [text, markdown_table(rows.drop(columns="note").rename(columns={"split": "part", "label": "class"}))]
     if facts.folds:
-        judged = facts.used[facts.used["fold"].astype(int) >= 0]
+        judged = facts.used[facts.used["fold"] >= 0]
         never = len(facts.used) - len(judged)
         parts.append(f"In the folds: {say_counts(judged)}. {never:,} more images are trained on in every fold.")
     return "\n\n".join(parts)
@@ -170,8 +170,8 @@ def _labels(facts: RunFacts) -> str:
 def _seen(facts: RunFacts) -> str:
     if "in_pretraining" not in facts.cohort or not facts.fields.get("exclude_pretraining_overlap", True):
         return "Not looked for (exclude_pretraining_overlap=False): pretrained weights may have seen judged images."
-    seen = facts.cohort["in_pretraining"].str.casefold() == "true"
-    fold = pd.to_numeric(facts.cohort["fold"], errors="coerce") if "fold" in facts.cohort else -1
+    seen = facts.cohort["in_pretraining"]
+    fold = facts.cohort["fold"] if "fold" in facts.cohort else -1
     judged = seen & (facts.cohort["split"].isin(["valid", "test"]) | (fold >= 0))
     n = int(seen.sum())
     text = f"Of {n:,} images, the package's own weights have seen them or another image of their patient; figures "

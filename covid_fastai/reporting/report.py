@@ -12,6 +12,7 @@ from PIL import Image
 
 from covid_fastai.audit.audit import HEAT_FILE, SALIENCY_PICTURE, Audit, audit_predictions, read_audit
 from covid_fastai.audit.baselines import ShortcutAudit, plot_shortcuts
+from covid_fastai.data.cohort import COHORT_CSV, Cohort, save_cohort
 from covid_fastai.data.exploration import plot_batch, plot_class_counts, shorten
 from covid_fastai.data.metadata import summarise_cohort
 from covid_fastai.data.problems import SEVERITIES
@@ -94,7 +95,6 @@ def render_report(folder: str | Path) -> Path:
     run = read_run(folder)
     fields = run.config.get("config") or {}
     cohort, result = run.cohort, run.metrics
-    cohort.attrs["classes"] = result.classes
     folds = run.config.get("folds")
     how = (
         f"Each was predicted by the one of {folds} models that had not seen them." if folds else "None was trained on."
@@ -304,7 +304,7 @@ def _plain(value: Any) -> str:
 # what the page shows
 
 
-def _data_figures(run: Run, cohort: pd.DataFrame) -> list[dict[str, Any]]:
+def _data_figures(run: Run, cohort: Cohort) -> list[dict[str, Any]]:
     shown = [draw_chart(plot_class_counts(cohort), "Images and patients by class and part", wide=True)]
     if (run.path / BATCH_PICTURE).is_file():
         source = as_data_uri((run.path / BATCH_PICTURE).read_bytes(), "image/png")
@@ -347,7 +347,7 @@ def _training_figures(run: Run) -> list[dict[str, Any]]:
 def _write_missing(learn: Learner, result: Evaluation, folder: Path) -> None:
     """Write what a report is made from, where the story was told by hand rather than by `train_classifier`."""
     cohort = learn.dls.cohort
-    tables = {"cohort.csv": cohort, "predictions.csv": result.predictions}
+    tables = {"predictions.csv": result.predictions}
     for name in ("history", "steps"):
         if not (folder / f"{name}.csv").exists():
             if not hasattr(learn, name):
@@ -356,9 +356,9 @@ def _write_missing(learn: Learner, result: Evaluation, folder: Path) -> None:
                     hint="Set learn.path to its run's folder, or use write_evaluation for predictions alone.",
                 )
             tables[f"{name}.csv"] = getattr(learn, name)
-    tables["problems.csv"] = pd.DataFrame(
-        cohort.attrs.get("problems", []), columns=["row", "path", "kind", "severity", "reason", "remedy"]
-    )
+    tables["problems.csv"] = cohort.facts.problem_table()
+    if not (folder / COHORT_CSV).exists():
+        save_cohort(cohort, folder)
     for name, table in tables.items():
         if not (folder / name).exists():
             write_csv(folder / name, table)
@@ -367,7 +367,7 @@ def _write_missing(learn: Learner, result: Evaluation, folder: Path) -> None:
     if not (folder / "versions.json").exists():
         write_json(folder / "versions.json", collect_versions())
     if not (folder / "config.json").exists():
-        write_json(folder / "config.json", {"data": cohort.attrs.get("data"), "config": None})
+        write_json(folder / "config.json", {"data": cohort.facts.data, "config": None})
         log_event(folder, "model built", arch=learn.arch, device=str(learn.dls.device), weights=learn.weights.to_dict())
 
 

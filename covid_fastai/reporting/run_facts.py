@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from covid_fastai.audit.audit import EXTERNAL_FOLDER, Audit, read_audit
+from covid_fastai.data.cohort import Cohort
 from covid_fastai.data.exploration import header_facts
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.formatting import MISSING, format_interval, format_metric, format_metric_name
@@ -52,17 +53,13 @@ class RunFacts:
         """The call that does the same again; empty where the story was told by hand."""
         return self.run.config.get("command") or self.run.config.get("python") or ""
 
-    @cached_property
-    def cohort(self) -> pd.DataFrame:
-        """The cohort, a row an image, as text."""
-        cohort = self.run.cohort.copy()
-        cohort.attrs["patients_known"] = self.patients_known
-        if self.judged:
-            cohort.attrs["classes"] = self.result.classes
-        return cohort
+    @property
+    def cohort(self) -> Cohort:
+        """The cohort, a row an image."""
+        return self.run.cohort
 
     @cached_property
-    def used(self) -> pd.DataFrame:
+    def used(self) -> Cohort:
         """The rows that take part."""
         return self.cohort[self.cohort["split"].isin(TAKES_PART)]
 
@@ -114,8 +111,7 @@ class RunFacts:
     @property
     def patients_known(self) -> bool:
         """Whether every image that takes part names its patient."""
-        read = next((event for event in self.run.record if "patients_known" in event), {})
-        return bool(read.get("patients_known", self.result.patients_known if self.judged else False))
+        return self.cohort.patients_known
 
     @cached_property
     def subgroups(self) -> Subgroups | None:
@@ -148,7 +144,8 @@ class RunFacts:
         """Count the images that take part and have a value in a column."""
         if column not in self.used:
             return 0
-        return int((~self.used[column].str.strip().str.casefold().isin(["", "unknown", "nan"])).sum())
+        values = self.used[column]
+        return int((values.notna() & ~values.astype(str).str.strip().str.casefold().isin(["", "unknown"])).sum())
 
     def parts(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """Yield the name and the rows of each part that is trained on or judged."""

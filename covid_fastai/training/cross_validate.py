@@ -92,7 +92,7 @@ def train_fold(
     """
     part = make_folder(folder / f"fold-{fold}")
     with no_random(config.seed + fold):
-        rows, positive = fold_cohort(cohort, fold), cohort.attrs["positive"]
+        rows, positive = fold_cohort(cohort, fold), cohort.facts.positive
         learn = fit_cohort(rows, config, part, callbacks=callbacks, resuming=resuming)
         save_model(learn, part / "model")
         if config.audit:

@@ -168,7 +168,7 @@ def validate(
     threshold, positive = run.metrics.threshold, run.metrics.positive
     options = {"positive": positive, "threshold": threshold or 0.5, "n_resamples": n_resamples, "seed": seed}
     table, thumbnail = judge_sources(predictions, **options), _thumbnail(run, rows, options)
-    unknown = not cohort.attrs["patients_known"]
+    unknown = not cohort.patients_known
     found = Validation(table, predictions, thumbnail, cohort[seen], threshold, unknown)
     if keep:
         name = "rows" if isinstance(data, pd.DataFrame) else _name(Path(data).resolve())
@@ -240,7 +240,6 @@ def _thumbnail(run: Run, rows: pd.DataFrame, options: Mapping[str, Any]) -> pd.D
     if not there.all():
         logger.warning("%d training images are gone: there is no thumbnail to set beside the model.", (~there).sum())
         return pd.DataFrame(columns=COLUMNS)
-    trained.attrs["classes"] = run.metrics.classes
     return judge_sources(predict_shortcuts(trained, rows, baselines=("thumbnail",))["thumbnail"], **options)
 
 

@@ -18,6 +18,7 @@ from covid_fastai.audit.audit import PERMUTED, RETRAINED_FOLDER, UNTRAINED
 from covid_fastai.audit.baselines import fit_and_predict
 from covid_fastai.audit.probes import CHANGES, write_altered
 from covid_fastai.config import TrainConfig
+from covid_fastai.data.cohort import Cohort
 from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.data.splits import fold_cohort
 from covid_fastai.errors import DataError, UsageError
@@ -77,8 +78,8 @@ def retrain(folder: str | Path | Run, *, changes: Sequence[str] = ALL) -> Path:
     return root
 
 
-def _cohort(run: Run) -> pd.DataFrame:
-    """Return the run's cohort as a training takes it; what a CSV has lost is put back."""
+def _cohort(run: Run) -> Cohort:
+    """Return the rows of a run that take part in its training; their images must still be there."""
     cohort = run.cohort
     cohort = cohort[cohort["split"].isin(["train", "valid"])].reset_index(drop=True)
     gone = [path for path in cohort["path"] if not Path(path).is_file()]
@@ -86,19 +87,10 @@ def _cohort(run: Run) -> pd.DataFrame:
         raise DataError(
             f"{len(gone)} images of {run.path} are gone, such as {gone[0]}.", hint="Put the data back where they were."
         )
-    if "fold" in cohort:
-        cohort["fold"] = cohort["fold"].astype(float).astype(int)
-    result = run.metrics
-    cohort.attrs = {
-        "classes": result.classes,
-        "positive": result.positive,
-        "task": TrainConfig.from_dict(run.config["config"]).task_name,
-        "patients_known": result.patients_known,
-    }
     return cohort
 
 
-def _altered(cohort: pd.DataFrame, change: str, folder: Path, config: TrainConfig) -> pd.DataFrame:
+def _altered(cohort: Cohort, change: str, folder: Path, config: TrainConfig) -> Cohort:
     """Return the cohort with its images or its labels changed; `original` names the image as it was."""
     if change in CHANGES:
         rows = write_altered(cohort, folder, change=change, image_size=config.image_size)
@@ -108,11 +100,10 @@ def _altered(cohort: pd.DataFrame, change: str, folder: Path, config: TrainConfi
         patients = rows.drop_duplicates("patient").set_index("patient")["label"]
         dealt = pd.Series(np.random.default_rng(config.seed).permutation(patients.to_numpy()), index=patients.index)
         rows["label"] = rows["patient"].map(dealt)
-    rows.attrs = cohort.attrs
     return rows
 
 
-def _parts(rows: pd.DataFrame, run: Run):
+def _parts(rows: Cohort, run: Run):
     """Yield the cohort of each training: one, or one a fold."""
     if not run.config.get("folds"):
         yield 0, rows
@@ -121,7 +112,7 @@ def _parts(rows: pd.DataFrame, run: Run):
         yield fold, fold_cohort(rows, fold)
 
 
-def _one(fold: int, rows: pd.DataFrame, change: str, own: Path, config: TrainConfig) -> pd.DataFrame:
+def _one(fold: int, rows: Cohort, change: str, own: Path, config: TrainConfig) -> pd.DataFrame:
     """Train one network and return its held-out predictions, with the paths of the images as they were."""
     part = own / f"fold-{fold}"
     if (part / "predictions.csv").exists():
@@ -141,7 +132,7 @@ def _one(fold: int, rows: pd.DataFrame, change: str, own: Path, config: TrainCon
     return table
 
 
-def _frozen(rows: pd.DataFrame, config: TrainConfig, part: Path, *, fold: int) -> pd.DataFrame:
+def _frozen(rows: Cohort, config: TrainConfig, part: Path, *, fold: int) -> pd.DataFrame:
     """Predict the held-out rows by a logistic regression on the features of the first weights."""
     dls = build_dataloaders(
         rows, image_size=config.image_size, batch_size=config.batch_size, device=config.device, path=part, num_workers=0
@@ -149,9 +140,10 @@ def _frozen(rows: pd.DataFrame, config: TrainConfig, part: Path, *, fold: int) -
     learn = build_learner(dls, arch=config.arch, weights=config.weights, path=part)
     features = _features(learn, rows["path"])
     train, valid = (rows["split"] == split for split in ("train", "valid"))
-    p = fit_and_predict(features[train], rows.loc[train, "label"], features[valid], rows.attrs["classes"])
-    table = rows[valid].reindex(columns=["path", "label", "patient", "split", "source", "view"]).assign(fold=fold)
-    for number, name in enumerate(rows.attrs["classes"]):
+    p = fit_and_predict(features[train], rows.loc[train, "label"], features[valid], rows.facts.classes)
+    about = ["path", "label", "patient", "split", "source", "view"]
+    table = pd.DataFrame(rows[valid]).reindex(columns=about).assign(fold=fold)
+    for number, name in enumerate(rows.facts.classes):
         table[f"p_{name}"] = p[:, number]
     return table.assign(status="ok")
 

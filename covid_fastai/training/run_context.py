@@ -12,11 +12,12 @@ from typing import Any
 import pandas as pd
 
 from covid_fastai.config import TrainConfig
+from covid_fastai.data.cohort import COHORT_CSV, Cohort, load_cohort, save_cohort
 from covid_fastai.data.layouts import find_data
 from covid_fastai.data.pretraining_overlap import write_manifest
 from covid_fastai.errors import DataError, DivergenceError, UsageError
 from covid_fastai.evaluation.runs import TRAINING_MANIFEST, collect_versions, log_event, read_record
-from covid_fastai.files import claim_folder, new_run_folder, write_csv, write_json
+from covid_fastai.files import claim_folder, new_run_folder, write_json
 
 __all__ = ["keep_cohort", "resolve_run", "run_context"]
 
@@ -101,14 +102,12 @@ def _heard(quiet: bool) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def keep_cohort(cohort: pd.DataFrame, folder: Path, *, resuming: bool) -> None:
+def keep_cohort(cohort: Cohort, folder: Path, *, resuming: bool) -> None:
     """Write the cohort into the run; a resumed run must find the rows and the split that it began with."""
-    path = folder / "cohort.csv"
-    if resuming and path.exists():
-        before = pd.read_csv(path, dtype=str, keep_default_na=False)
-        same = ["path", "label", "split"]
-        if not before[same].equals(cohort[same].astype(str)):
+    if resuming and (folder / COHORT_CSV).exists():
+        before, same = load_cohort(folder), ["path", "label", "split"]
+        if before[same].to_numpy().tolist() != cohort[same].to_numpy().tolist():
             raise DataError(f"The data have changed since {folder} was begun.", hint="Start a new run.")
-    write_csv(path, cohort)
+    save_cohort(cohort, folder)
     trained = cohort[cohort["split"] == "train"]  # of a cross-validation all folds
     write_manifest(trained, folder / TRAINING_MANIFEST)

@@ -127,7 +127,7 @@ def _lead(data, *, preset, out, resume, choices, callbacks, quiet) -> Learner:
         clear_checkpoints(folder / "checkpoints")
         result = _judge(predictions, cohort, folder)
         if config.audit:
-            write_probes(learn, cohort, folder, positive=cohort.attrs["positive"], seed=config.seed)
+            write_probes(learn, cohort, folder, positive=cohort.facts.positive, seed=config.seed)
             audit_run(folder)
         log_event(folder, "finished")
         write_report(learn, result)
@@ -229,8 +229,8 @@ def _read(data: Any, config: TrainConfig, folder: Path) -> pd.DataFrame:
     except DataError as error:
         write_csv(folder / "problems.csv", pd.DataFrame(error.details, columns=columns))
         raise
-    write_csv(folder / "problems.csv", pd.DataFrame(cohort.attrs["problems"], columns=columns))
-    log_event(folder, "data read", images=len(cohort), patients_known=cohort.attrs["patients_known"])
+    write_csv(folder / "problems.csv", cohort.facts.problem_table())
+    log_event(folder, "data read", images=len(cohort), patients_known=cohort.patients_known)
     return cohort
 
 
@@ -245,7 +245,7 @@ def _evaluate_test(learn: Learner, folder: Path) -> pd.DataFrame:
     rows = cohort[cohort["split"] == "test"]
     if rows.empty:
         raise UsageError(
-            f"The task {cohort.attrs['task']!r} has no official TEST in these data.", hint="Leave out evaluate_test."
+            f"The task {cohort.facts.task!r} has no official TEST in these data.", hint="Leave out evaluate_test."
         )
     log_event(folder, "test evaluated", images=len(rows), patients=int(rows["patient"].nunique()))
     return predict(learn, split="test")
@@ -254,7 +254,7 @@ def _evaluate_test(learn: Learner, folder: Path) -> pd.DataFrame:
 def _judge(predictions: pd.DataFrame, cohort: pd.DataFrame, folder: Path):
     """Evaluate each split's predictions, write `metrics.json`, and return the evaluation of the held-out patients."""
     results = {
-        split: evaluate(rows.reset_index(drop=True), positive=cohort.attrs["positive"])
+        split: evaluate(rows.reset_index(drop=True), positive=cohort.facts.positive)
         for split, rows in predictions.groupby("split", sort=False)
     }
     write_json(folder / "metrics.json", {split: result.to_dict() for split, result in results.items()})

@@ -36,9 +36,7 @@ def cohort(tmp_path_factory) -> pd.DataFrame:
 def with_copy(cohort, path, person, *, edit, **facts) -> pd.DataFrame:
     edit(radiograph(person)).save(path)
     row = cohort.iloc[person].to_dict() | {"path": str(path)} | facts
-    table = pd.concat([cohort, pd.DataFrame([row])], ignore_index=True)
-    table.attrs = dict(cohort.attrs)
-    return table
+    return pd.concat([cohort, pd.DataFrame([row])], ignore_index=True)
 
 
 def test_clean_data_have_no_group(cohort):
@@ -76,8 +74,10 @@ def test_what_a_copy_crosses(cohort, tmp_path, facts, crossing):
 def test_unknown_patients_are_not_two(cohort, tmp_path):
     table = with_copy(cohort, tmp_path / "copy.png", 2, edit=lambda image: image, patient="copy.png")
     assert find_leaks(table).crossings["crossing"].tolist() == ["two patients"]
-    table.attrs["patients_known"] = False
+    table["patient_known"] = table["patient"] != "copy.png"
     assert find_leaks(table).crossings["crossing"].tolist() == [WITHIN]
+    table["patient_known"] = True
+    assert find_leaks(table).crossings["crossing"].tolist() == ["two patients"]
 
 
 def test_the_graver_group_comes_first(cohort, tmp_path):

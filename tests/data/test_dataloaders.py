@@ -18,6 +18,7 @@ from fastai.vision.core import PILImageBW
 from PIL import Image
 
 from covid_fastai.data import dataloaders
+from covid_fastai.data.cohort import Cohort, CohortInfo
 from covid_fastai.data.dataloaders import build_dataloaders, empty_dataloaders, radiograph_block
 from covid_fastai.data.fastai_types import PILRadiograph, TensorRadiograph
 from covid_fastai.data.images import open_image, resize_image
@@ -38,9 +39,8 @@ def write_cohort(folder: Path, splits: dict[str, dict[str, int]]) -> pd.DataFram
                 pixels = rng.integers(40, 200, (1, 1)) + rng.integers(-40, 40, (40, 50))
                 Image.fromarray(pixels.astype(np.uint8)).save(path)
                 rows.append({"path": str(path), "label": label, "patient": path.stem, "split": split, "age": i})
-    cohort = pd.DataFrame(rows).sample(frac=1, random_state=0).reset_index(drop=True)
-    cohort.attrs.update(classes=CLASSES, positive="COVID-19", task="covid")
-    return cohort
+    rows = pd.DataFrame(rows).sample(frac=1, random_state=0).reset_index(drop=True)
+    return Cohort(rows, facts=CohortInfo(classes=CLASSES, positive="COVID-19", task="covid"))
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +85,21 @@ def test_vocabulary_keeps_its_order(cohort):
     assert [CLASSES[i] for i in y] == rows["label"].tolist()
 
 
-def test_without_attrs_the_labels_are_sorted(cohort):
-    bare = cohort.copy()
-    bare.attrs.clear()
-    assert list(build(bare).vocab) == sorted(CLASSES)
+def test_of_a_plain_table_the_labels_are_sorted(cohort):
+    dls = build(pd.DataFrame(cohort))
+    assert list(dls.vocab) == sorted(CLASSES) and dls.cohort.facts.positive is None
+
+
+def test_a_cohort_that_lost_its_classes_is_not_guessed_at(cohort):
+    other = cohort.with_facts(classes=[*CLASSES, "Viral"])
+    with pytest.raises(DataError, match="does not say what its classes are"):
+        build(pd.concat([cohort, other], ignore_index=True))
 
 
 def test_keeps_what_it_was_made_of(cohort, tmp_path):
     dls = build(cohort, augmentation="article", path=tmp_path)
     pd.testing.assert_frame_equal(dls.cohort, cohort)
-    assert dls.cohort is not cohort and dls.cohort.attrs == cohort.attrs
+    assert dls.cohort is not cohort and dls.cohort.facts == cohort.facts
     assert dls.path == tmp_path and dls.class_weights is None
     assert dls.radiograph_config == {
         "classes": CLASSES,
@@ -237,8 +242,7 @@ def test_unknown_label_and_one_class_are_refused(cohort):
         build(odd)
     with pytest.raises(DataError, match="train has no image, valid has no image"):
         build(cohort[cohort["split"] == "test"])
-    alone = cohort[cohort["label"] == "Normal"].reset_index(drop=True)
-    alone.attrs["classes"] = ["Normal"]
+    alone = cohort[cohort["label"] == "Normal"].with_facts(classes=["Normal"], positive=None)
     with pytest.raises(DataError, match="one class only"):
         build(alone)
     with pytest.raises(DataError, match="no column split; it has path, label"):
@@ -363,13 +367,13 @@ def test_a_killed_worker_is_explained(cohort, monkeypatch):
 def test_empty_loaders_open_new_rows_as_the_full_ones_do(cohort):
     full = build(cohort, mean=0.4, std=0.2)
     empty = empty_dataloaders(
-        classes=CLASSES, image_size=SIZE, mean=0.4, std=0.2, device="cpu", attrs={"task": "covid"}
+        classes=CLASSES, image_size=SIZE, mean=0.4, std=0.2, device="cpu", task="covid", positive="COVID-19"
     )
     rows = cohort[cohort["split"] == "test"]
     (x, y), (x2, y2) = (epoch(dls.test_dl(rows, with_labels=True)) for dls in (full, empty))
     assert torch.equal(x, x2) and torch.equal(y, y2)
     assert list(empty.vocab) == CLASSES and empty.c == 2 and empty.device == torch.device("cpu")
-    assert len(empty.cohort) == 0 and empty.cohort.attrs == {"task": "covid", "classes": CLASSES}
+    assert len(empty.cohort) == 0 and empty.cohort.facts == cohort.facts
     assert {**empty.radiograph_config, "batch_size": 8} == full.radiograph_config
 
 
@@ -397,7 +401,7 @@ def test_real_radiographs(real_data):
         file for size in ("full", "224") for file in sorted((real_data / f"coronahack-{size}" / below).iterdir())[:6]
     ]
     split = ["train"] * 8 + ["valid"] * 4
-    cohort = pd.DataFrame({"path": [str(file) for file in files], "label": CLASSES * 6, "split": split})
-    cohort.attrs["classes"] = CLASSES
+    rows = {"path": [str(file) for file in files], "label": CLASSES * 6, "split": split}
+    cohort = Cohort(rows, facts=CohortInfo(classes=CLASSES))
     x, _ = epoch(build(cohort, image_size=224).valid)
     assert x.shape == (4, 1, 224, 224) and 0.1 < x.std() < 3 and abs(x.mean()) < 1.5

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from covid_fastai.data import checks, fingerprints, pretraining_overlap
+from covid_fastai.data.cohort import COHORT_COLUMNS, Cohort, CohortInfo
 from covid_fastai.data.images import open_image
 from covid_fastai.data.layouts import CORONAHACK_CSV, CORONAHACK_IMAGES
-from covid_fastai.data.metadata import COHORT_COLUMNS, SEEN, read_cohort, summarise_cohort
+from covid_fastai.data.metadata import SEEN, read_cohort, summarise_cohort
 from covid_fastai.data.path_suggestions import NearbyFiles
 from covid_fastai.data.pretraining_overlap import write_manifest
 from covid_fastai.data.problems import PROBLEM_COLUMNS, ProblemLog, count_kinds
@@ -91,7 +92,7 @@ def simple(tmp_path) -> Path:
 
 def kinds(cohort_or_error) -> dict[str, int]:
     rows = getattr(cohort_or_error, "details", None)
-    rows = cohort_or_error.attrs["problems"] if rows is None else rows
+    rows = cohort_or_error.facts.problems if rows is None else rows
     return pd.Series([row["kind"] for row in rows], dtype=object).value_counts().to_dict()
 
 
@@ -144,7 +145,7 @@ def test_the_tasks_take_their_rows(coronahack, task, train, test):
     assert ((cohort["note"] != "") == excluded).all() and len(cohort) == len(CORONAHACK)
     negative_control = cohort[cohort["note"].str.startswith("negative control: Cohen's collection, not COVID-19")]
     assert set(negative_control["X_ray_image_name"]) == set(COHEN.values())
-    assert cohort.attrs["task"] == task and set(train) == set(cohort.attrs["classes"])
+    assert cohort.facts.task == task and set(train) == set(cohort.facts.classes)
 
 
 def test_an_official_test_without_a_class_stands_aside_in_covid_only(coronahack):
@@ -194,18 +195,24 @@ def test_a_csv_with_usual_names(simple):
     assert cohort["label"].tolist() == ["Normal", "Normal", "COVID-19", "COVID-19"]
     assert cohort["split"].tolist() == ["train"] * 4 and cohort["patient"].tolist() == names(cohort)
     assert cohort["image"].tolist() == names(cohort)  # what the data came with stays
-    assert cohort.attrs["root"] == str(simple.parent) and cohort.attrs["data"] == str(simple)
+    assert cohort.facts.root == str(simple.parent) and cohort.facts.data == str(simple)
 
 
-def test_attrs_are_plain_values(simple):
-    attrs = read_cohort(simple).attrs
-    assert json.loads(json.dumps(attrs)) == attrs
-    assert set(attrs) == {"task", "classes", "positive", "root", "patients_known", "problems", "data"}
+def test_a_cohort_has_its_columns_types_and_facts(simple):
+    cohort = read_cohort(simple)
+    assert isinstance(cohort, Cohort) and list(cohort)[: len(COHORT_COLUMNS)] == COHORT_COLUMNS and not cohort.attrs
+    assert cohort.select_dtypes(bool).columns.tolist() == ["patient_known", "in_pretraining"]
+    assert CohortInfo.from_json(cohort.facts.to_json()) == cohort.facts
+    assert (cohort.facts.task, cohort.facts.classes, cohort.facts.positive) == (
+        "covid",
+        ("Normal", "COVID-19"),
+        "COVID-19",
+    )
 
 
 def test_without_patients_it_says_so(simple, caplog):
     with caplog.at_level(logging.WARNING, "covid_fastai"):
-        assert read_cohort(simple).attrs["patients_known"] is False
+        assert not read_cohort(simple)["patient_known"].any()
     assert "patient_column" in caplog.text
 
 
@@ -218,14 +225,14 @@ def test_named_columns(tmp_path):
     cohort = read_cohort(write_csv(tmp_path, *lines), task=task, image_root=tmp_path / "pictures", **options)
     assert cohort["patient"].tolist() == ["7", "8"] and cohort["source"].tolist() == ["X", "unknown"]
     assert cohort["split"].tolist() == ["train", "test"] and cohort["label"].tolist() == ["Normal", "COVID-19"]
-    assert cohort.attrs["patients_known"] is True and cohort["befund"].tolist() == ["normal", "covid"]
+    assert cohort["patient_known"].all() and cohort["befund"].tolist() == ["normal", "covid"]
 
 
 def test_images_in_the_only_folder_that_holds_them(tmp_path):
     write_images(tmp_path / "images", "a.png", "b.png")
     (tmp_path / "empty").mkdir()
     cohort = read_cohort(write_csv(tmp_path, "image,label", "a.png,Normal", "b.png,covid"))
-    assert cohort.attrs["root"] == str(tmp_path / "images")
+    assert cohort.facts.root == str(tmp_path / "images")
 
 
 @pytest.mark.parametrize("inner", ["", "images"])
@@ -237,7 +244,7 @@ def test_a_folder_a_class(tmp_path, inner):
     cohort = read_cohort(tmp_path)
     assert cohort["label"].tolist() == ["COVID-19"] * 2 + ["Normal"] * 2
     assert cohort["patient"].nunique() == 4, "COVID/1.png and Normal/1.png are two patients"
-    assert cohort["source"].unique().tolist() == [tmp_path.name] and not cohort.attrs["patients_known"]
+    assert cohort["source"].unique().tolist() == [tmp_path.name] and not cohort.patients_known
     assert kinds(cohort) == {"not_an_image": 1}
 
 
@@ -257,7 +264,7 @@ def test_folders_of_train_and_test(tmp_path):
 
 def test_images_beside_the_folders_are_named(tmp_path):
     write_images(tmp_path, "Normal/1.png", "COVID/2.png", "stray.png")
-    (note,) = read_cohort(tmp_path).attrs["problems"]
+    (note,) = read_cohort(tmp_path).facts.problems
     assert note["kind"] == "no_class" and "stray.png" in note["reason"]
 
 
@@ -285,7 +292,7 @@ def test_a_cohort_can_be_written_and_read_again(coronahack, tmp_path):
     for _ in range(2):
         cohort.to_csv(tmp_path / "cohort.csv", index=False)
         again = read_cohort(tmp_path / "cohort.csv", image_root=coronahack)
-        for name in ("path", "patient", "group", "split", "source", "view"):
+        for name in ("path", "patient", "patient_known", "group", "split", "source", "view"):
             assert again[name].tolist() == cohort[name].tolist(), name
         assert again.columns.is_unique
         cohort = again
@@ -474,7 +481,7 @@ def test_all_faults_are_in_one_error(faulty):
 def test_faulty_rows_can_be_left_out_and_are_listed(faulty):
     cohort = read_cohort(faulty, on_problem="skip")
     assert names(cohort) == ["a.png", "deep.png", "b.png", "c.png"]
-    listed = [os.path.basename(row["path"]) for row in cohort.attrs["problems"] if row["severity"] == "error"]
+    listed = [os.path.basename(row["path"]) for row in cohort.facts.problems if row["severity"] == "error"]
     assert sorted(listed) == ["D.PNG", "cut.jpg", "label.png", "page.jpg"]
 
 
@@ -544,7 +551,7 @@ def test_faults_of_rows_that_stand_aside_do_no_harm(tmp_path):
     path = write_csv(tmp_path, "image,label", "a.png,Normal", "b.png,covid", "gone.png,virus", "cut.png,virus")
     cohort = read_cohort(path)
     assert len(cohort) == 4 and kinds(cohort) == {"missing_file": 1, "unreadable": 1}
-    assert {row["severity"] for row in cohort.attrs["problems"]} == {"warning"}
+    assert {row["severity"] for row in cohort.facts.problems} == {"warning"}
 
 
 def test_an_unknown_split_is_a_fault(simple):
@@ -570,7 +577,7 @@ def test_a_repeated_row_counts_once(simple, other):
     simple.write_text(f"image,label\na.png,Normal\nc.png,covid\n{other},normal\n")
     cohort = read_cohort(simple, check_images=False)
     assert names(cohort) == ["a.png", "c.png"]
-    (row,) = (row for row in cohort.attrs["problems"] if row["kind"] == "duplicate_row")
+    (row,) = (row for row in cohort.facts.problems if row["kind"] == "duplicate_row")
     assert row["row"] == 4 and "row 2" in row["reason"] and row["severity"] == "warning"
 
 
@@ -600,7 +607,7 @@ def test_a_picture_under_two_names_joins_its_patients(tmp_path, copy):
     cohort = read_cohort(write_csv(tmp_path, "image,label,patient", *lines))
     assert cohort["group"].tolist() == ["p1", "p2", "p1", "p4", "p5"]
     assert cohort["patient"].tolist() == ["p1", "p2", "p3", "p4", "p5"]
-    (note,) = cohort.attrs["problems"]
+    (note,) = cohort.facts.problems
     assert note["kind"] == "same_picture" and note["severity"] == "note" and "a.png" in note["reason"]
     for seed in range(10):
         assert leaked_patients(split_by_patient(cohort, seed=seed)) == []
@@ -791,7 +798,7 @@ def real(real_data):
 @pytest.mark.realdata
 def test_coronahacks_patients(real):
     for cohort in real.values():
-        assert len(cohort) == 5910 and cohort["path"].is_unique and cohort.attrs["patients_known"]
+        assert len(cohort) == 5910 and cohort["path"].is_unique and cohort.patients_known
         by_part = {part: set(rows["patient"]) for part, rows in cohort.groupby("Dataset_type")}
         assert {part: len(patients) for part, patients in by_part.items()} == {"TRAIN": 3700, "TEST": 427}
         assert not by_part["TRAIN"] & by_part["TEST"]
@@ -842,7 +849,7 @@ def test_the_official_test_is_the_test(real, task, test):
 def test_a_folder_a_class_of_real_images(real_data):
     cohort = read_cohort(real_data / "radiography-224", check_images=False)
     counts = cohort["label"].value_counts().to_dict()
-    assert counts == {"Normal": 6628, "COVID-19": 1937} and cohort.attrs["patients_known"] is False
+    assert counts == {"Normal": 6628, "COVID-19": 1937} and not cohort.patients_known
 
 
 @pytest.mark.realdata
@@ -850,7 +857,7 @@ def test_an_external_set_by_its_csv(real_data):
     task = Task(name="external", classes=("Normal", "COVID-19"), labels={"negative": "Normal", "positive": "COVID-19"})
     cohort = read_cohort(real_data / "external-actualmed/labels.csv", task=task, check_images=False)
     assert cohort["label"].value_counts().to_dict() == {"COVID-19": 26, "Normal": 18}
-    assert cohort.attrs["patients_known"] and set(cohort["source"]) == {"actualmed"}
+    assert cohort.patients_known and set(cohort["source"]) == {"actualmed"}
 
 
 @pytest.mark.slow
@@ -877,10 +884,10 @@ def test_a_sample_of_the_images_is_opened_and_said_to_be_one(coronahack, monkeyp
         read_cohort(coronahack, check_images=3, seed=5, exclude_pretraining_overlap=False) for _ in range(2)
     )
     assert len(opened) == 6 and opened[:3] == opened[3:] and len(first) == len(again) == len(CORONAHACK)
-    (noted,) = [row for row in first.attrs["problems"] if row["kind"] == "not_opened"]
+    (noted,) = [row for row in first.facts.problems if row["kind"] == "not_opened"]
     assert noted["reason"].startswith(f"3 of {len(CORONAHACK)} images were opened")
     every = read_cohort(coronahack, check_images=10_000, exclude_pretraining_overlap=False)
-    assert "not_opened" not in {row["kind"] for row in every.attrs["problems"]}
+    assert "not_opened" not in {row["kind"] for row in every.facts.problems}
     with pytest.raises(UsageError, match="check_images=-1"):
         read_cohort(coronahack, check_images=-1)
 

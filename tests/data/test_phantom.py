@@ -405,8 +405,8 @@ def test_masks_are_the_true_lungs(small):
 )
 def test_every_task_reads_it(phantom_root, task, counts):
     cohort = read_cohort(phantom_root, task=task)
-    assert not [row for row in cohort.attrs["problems"] if row["severity"] == "error"]
-    assert cohort.attrs["patients_known"] and set(cohort["source"]) == set(HOSPITALS)
+    assert not [row for row in cohort.facts.problems if row["severity"] == "error"]
+    assert cohort.patients_known and set(cohort["source"]) == set(HOSPITALS)
     of_task = cohort[cohort["label"].isin(counts)]
     assert of_task.groupby("label")["patient"].nunique().to_dict() == counts
     tested = set(cohort.loc[cohort["split"] == "test", "label"])

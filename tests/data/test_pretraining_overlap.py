@@ -56,7 +56,8 @@ def seen_images(tmp_path_factory) -> pd.DataFrame:
         save_phantom(folder / name, number)
     patients = ["IM-0007", "bacteria-12", "virus-12", "NORMAL2-0007", *SEEN_NAMES[4:]]  # as read_cohort names them
     paths = [str(folder / name) for name in SEEN_NAMES]
-    return pd.DataFrame({"path": paths, "patient": patients, "bank": ["kermany"] * 4 + ["radiography"] * 4})
+    banks, known = ["kermany"] * 4 + ["radiography"] * 4, [True] * 4 + [False] * 4
+    return pd.DataFrame({"path": paths, "patient": patients, "patient_known": known, "bank": banks})
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_the_same_images_give_the_same_bytes(seen_images, manifest_folder, tmp_p
 
 
 def test_patients_that_are_called_unknown_are_not_kept(seen_images, tmp_path):
-    images = seen_images.assign(patients_known=[False, True] * 4)
+    images = seen_images.assign(patient_known=[False, True] * 2 + [False] * 4)
     manifest = read_manifest(write_manifest(images, tmp_path / "a.manifest.safetensors"))
     assert (manifest.patients != 0).tolist() == [False, True, False, True, False, False, False, False]
 
@@ -225,13 +226,13 @@ def test_names_and_patients(manifest_folder, name, patient, expected):
 
 
 def test_a_bare_number_is_nobodys_identity(seen_images, tmp_path):
-    write_manifest(seen_images.assign(patient="12"), tmp_path / "a.manifest.safetensors")
+    write_manifest(seen_images.assign(patient="12", patient_known=True), tmp_path / "a.manifest.safetensors")
     assert marked(rows("x.png", patients=["12"]), tmp_path) == [False]
 
 
 def test_a_seen_name_without_a_patient_is_seen(seen_images, tmp_path):
     """A name of Kermany's is enough; of other names the picture decides."""
-    write_manifest(seen_images.assign(patients_known=False), tmp_path / "a.manifest.safetensors")
+    write_manifest(seen_images.assign(patient_known=False), tmp_path / "a.manifest.safetensors")
     table = rows("IM-0007-0001.jpeg", "IM-0007-0002.jpeg", "1.png")
     assert marked(table, tmp_path) == [True, False, False]
 
@@ -302,7 +303,7 @@ def test_copies_and_other_images_of_their_patients_are_marked(hospital, guarded)
     cohort = read_cohort(hospital)
     assert cohort["in_pretraining"].dtype == bool and (cohort["in_pretraining"] == is_seen(cohort)).all()
     assert set(cohort["split"]) == {"train"} and (cohort["note"] == "").all()
-    (note,) = (row for row in cohort.attrs["problems"] if row["kind"] == "in_pretraining")
+    (note,) = (row for row in cohort.facts.problems if row["kind"] == "in_pretraining")
     assert (
         "16 training images" in note["reason"]
         and note["severity"] == "note"
@@ -331,7 +332,7 @@ def test_seen_images_are_never_held_out(hospital, guarded):
 def test_the_weights_that_are_chosen_play_no_part_and_the_guard_can_be_left_out(hospital, guarded):
     cohort = read_cohort(hospital, exclude_pretraining_overlap=False)
     assert not cohort["in_pretraining"].any() and cohort["in_pretraining"].dtype == bool
-    assert not any(row["kind"] == "in_pretraining" for row in cohort.attrs["problems"])
+    assert not any(row["kind"] == "in_pretraining" for row in cohort.facts.problems)
     assert (fold_by_patient(cohort, folds=2)["fold"] >= 0).all()
 
 
@@ -343,9 +344,9 @@ def test_without_a_manifest_nothing_changes(hospital, tmp_path, monkeypatch):
 def test_names_alone_are_compared_where_no_image_is_opened_and_it_is_said(hospital, guarded):
     cohort = read_cohort(hospital, check_images=False)
     assert not cohort["in_pretraining"].any()
-    (note,) = (row for row in cohort.attrs["problems"] if row["kind"] == "not_opened")
+    (note,) = (row for row in cohort.facts.problems if row["kind"] == "not_opened")
     assert "by name and patient only" in note["reason"]
-    (note,) = read_cohort(hospital, check_images=False, exclude_pretraining_overlap=False).attrs["problems"]
+    (note,) = read_cohort(hospital, check_images=False, exclude_pretraining_overlap=False).facts.problems
     assert "name and patient" not in note["reason"]
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from covid_fastai.data import splits
+from covid_fastai.data.cohort import Cohort, CohortInfo, load_cohort, save_cohort
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.splits import (
     fold_by_patient,
@@ -26,16 +27,15 @@ from covid_fastai.errors import DataError, UsageError
 CLASSES = ["Normal", "COVID-19"]
 
 
-def make_cohort(groups, *, classes=CLASSES, others=()) -> pd.DataFrame:
+def make_cohort(groups, *, classes=CLASSES, others=()) -> Cohort:
     """A cohort from (patient, label, images) and, for rows that are not training, (patient, label, images, split)."""
     rows = [
         {"path": f"/data/{patient}-{label}-{i}.png", "label": label, "patient": patient, "group": patient, "split": s}
         for patient, label, images, s in [*((*group, "train") for group in groups), *others]
         for i in range(images)
     ]
-    cohort = pd.DataFrame(rows, columns=["path", "label", "patient", "group", "split"])
-    cohort.attrs.update(classes=list(classes), positive=classes[-1])
-    return cohort
+    facts = CohortInfo(classes=classes, positive=classes[-1])
+    return Cohort(rows, columns=["path", "label", "patient", "group", "split"], facts=facts)
 
 
 def uneven(*, seed=0, patients=(120, 40), classes=CLASSES) -> list[tuple[str, str, int]]:
@@ -76,7 +76,7 @@ def test_only_training_rows_move(cohort):
     pd.testing.assert_frame_equal(split.drop(columns="split"), cohort.drop(columns="split"))
     for part in ("test", "excluded"):
         assert ((split["split"] == part) == (cohort["split"] == part)).all()
-    assert split.attrs == cohort.attrs
+    assert isinstance(split, Cohort) and split.facts == cohort.facts
 
 
 @pytest.mark.parametrize("valid", [0.1, 0.2, 0.5, 0.8])
@@ -291,11 +291,22 @@ def test_the_group_of_a_seen_image_is_seen_on_whatever_side_it_is(function):
 
 
 @pytest.mark.parametrize("function", DEALS)
-@pytest.mark.parametrize("as_text", [lambda seen: seen.astype(str), lambda seen: seen.astype(int), lambda seen: seen])
-def test_a_cohort_that_was_written_and_read_is_as_well_guarded(function, as_text):
+def test_a_cohort_that_was_written_and_read_is_as_well_guarded(function, tmp_path):
     cohort = seen_cohort()
-    again = function(cohort.assign(in_pretraining=as_text(cohort["in_pretraining"])))
-    pd.testing.assert_frame_equal(again.drop(columns="in_pretraining"), function(cohort).drop(columns="in_pretraining"))
+    save_cohort(cohort, tmp_path)
+    pd.testing.assert_frame_equal(function(load_cohort(tmp_path)), function(cohort))
+
+
+@pytest.mark.parametrize("function", DEALS)
+@pytest.mark.parametrize("kind", [str, int, float])
+def test_texts_or_numbers_in_place_of_booleans_are_refused(function, kind):
+    cohort = seen_cohort()
+    changed = cohort.assign(in_pretraining=cohort["in_pretraining"].astype(kind))
+    with pytest.raises(DataError, match="in_pretraining of the cohort is not boolean") as error:
+        function(changed)
+    remedy = error.value.hint.split("Convert it: ")[1].removesuffix(".")
+    exec(remedy, {"cohort": changed})
+    pd.testing.assert_frame_equal(function(changed), function(cohort))
 
 
 def test_seen_rows_that_were_held_out_go_back_to_training():
@@ -371,19 +382,18 @@ def test_the_leaked_share_is_right(cohort, caplog):
         split = split_by_image(cohort)
     train, valid = (set(split.loc[split["split"] == part, "patient"]) for part in ("train", "valid"))
     assert 0 < len(train & valid) < len(valid)
-    assert split.attrs["leaked_patients"] == len(train & valid) / len(valid)
+    assert split.facts.leaked_fraction == len(train & valid) / len(valid)
     assert leaked_patients(split) == sorted(train & valid)
     assert f"{len(train & valid)} of {len(valid)} validation patients" in caplog.text
-    assert "leaked_patients" not in split_by_patient(split).attrs
-    assert "leaked_patients" not in fold_by_patient(split).attrs
+    for again in (split_by_patient(split), fold_by_patient(split), fold_cohort(fold_by_patient(split), 0)):
+        assert again.facts == cohort.facts
 
 
 def test_the_leaked_share_is_of_validation_patients_only():
     cohort = make_cohort([(f"{label}-{i}", label, 1) for label in CLASSES for i in range(10)])
     extra = cohort[cohort["label"] == "Normal"].assign(path=lambda rows: rows["path"] + "2", split="test")
     both = pd.concat([cohort, extra], ignore_index=True)
-    both.attrs = cohort.attrs
-    assert split_by_image(both).attrs["leaked_patients"] == 0
+    assert split_by_image(both).facts.leaked_fraction == 0
 
 
 @pytest.mark.parametrize("rare", [2, 3])
@@ -453,8 +463,7 @@ def test_a_class_of_one_image_is_refused():
 
 
 def test_a_class_without_any_row_is_refused():
-    cohort = make_cohort(uneven(patients=(5, 5)), classes=CLASSES)
-    cohort.attrs["classes"] = [*CLASSES, "Viral"]
+    cohort = make_cohort(uneven(patients=(5, 5))).with_facts(classes=[*CLASSES, "Viral"])
     for function in (split_by_patient, split_by_image, fold_by_patient):
         with pytest.raises(DataError, match="Too few .* of 'Viral'"):
             function(cohort)

@@ -161,7 +161,7 @@ def test_the_cohort_of_the_synthetic_radiographs(covid_dataset):
 
     cohort = read_cohort(covid_dataset, task="covid")
     cohort = cohort[cohort["label"] != ""].reset_index(drop=True)
-    classes = cohort.attrs["classes"] if "classes" in cohort.attrs else sorted(cohort["label"].unique())
+    classes = cohort.facts.classes
     p = np.random.default_rng(0).random(len(cohort))
     table = cohort[["path", "label", "patient"]].assign(**{f"p_{classes[0]}": p, f"p_{classes[1]}": 1 - p})
     found = evaluate_subgroups(table, cohort)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from covid_fastai.data.cohort import Cohort, CohortInfo
 from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.errors import DivergenceError, ModelFormatError, ResourceError, UnavailableError, UsageError
 from covid_fastai.model import bundle
@@ -43,9 +44,7 @@ def cohort(tmp_path_factory) -> pd.DataFrame:
         Image.fromarray(pixels.astype(np.uint8)).save(path)
         split = ("train", "train", "train", "valid", "test", "test")[i // 2 % 6]
         rows.append({"path": str(path), "label": label, "patient": path.stem, "split": split})
-    cohort = pd.DataFrame(rows)
-    cohort.attrs.update(classes=CLASSES, positive="COVID-19", task="covid")
-    return cohort
+    return Cohort(rows, facts=CohortInfo(classes=CLASSES, positive="COVID-19", task="covid"))
 
 
 def loaders(cohort, **options):
@@ -123,7 +122,7 @@ def test_a_reloaded_model_gives_the_same_probabilities(learn, saved, cohort):
     again = load_model(saved, device="cpu")
     torch.testing.assert_close(probabilities(again, rows), probabilities(learn, rows), rtol=0, atol=1e-6)
     assert isinstance(again, Learner) and again.arch == "resnet18" and list(again.dls.vocab) == CLASSES
-    assert again.weights == learn.weights and again.dls.cohort.attrs["positive"] == "COVID-19"
+    assert again.weights == learn.weights and again.dls.cohort.facts == learn.dls.cohort.facts
     assert again.dls.radiograph_config == learn.dls.radiograph_config
     name, index, p = again.predict(rows["path"].iloc[0])
     torch.testing.assert_close(p, probabilities(learn, rows)[0], rtol=0, atol=1e-6)

@@ -98,7 +98,6 @@ def test_pixels_are_stored_once(material, tmp_path):
 
 def test_the_probe_sees_what_is_there_and_nothing_else(phantom_cohort):
     cohort = phantom_cohort[phantom_cohort["split"] != "excluded"].reset_index(drop=True)
-    cohort.attrs = phantom_cohort.attrs
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(len(cohort), 8))
     knowing = noise + 3 * (cohort["label"] == "COVID-19").to_numpy()[:, None]

@@ -7,11 +7,13 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from covid_fastai import read_run, write_documents
+from covid_fastai.data.cohort import load_cohort, save_cohort
 from covid_fastai.errors import DataError
 from covid_fastai.model.bundle_config import read_config
 from covid_fastai.model.card import Findings, read_findings
@@ -139,10 +141,10 @@ def test_external_data_turn_the_item_and_the_limit(run):
 
 
 def test_patients_of_whom_nothing_is_known_are_no_subgroup(run):
-    cohort = pd.read_csv(run / "cohort.csv", dtype=str, keep_default_na=False)
+    cohort = load_cohort(run)
     known = RunFacts(read_run(run))
     assert known.known("sex") == len(known.used)
-    cohort.assign(sex="", age="", view="", source="").to_csv(run / "cohort.csv", index=False)
+    save_cohort(cohort.assign(sex="", age=np.nan, view="", source=""), run)
     written = write_documents(run)
     rows = rows_of(written[MAP], CLAIM)
     assert [rows[item]["state"] for item in ("7", "13", "36")] == ["missing"] * 3
@@ -172,16 +174,16 @@ def test_the_data_sheet_counts_as_the_cohort_does(run):
 
 
 def test_images_that_are_gone_are_said_not_to_be_read(run):
-    cohort = pd.read_csv(run / "cohort.csv", dtype=str, keep_default_na=False)
+    cohort = load_cohort(run)
     assert "| JPEG " in write_documents(run)[SHEET].read_text()
-    cohort.assign(path="/gone/" + cohort.index.astype(str)).to_csv(run / "cohort.csv", index=False)
+    save_cohort(cohort.assign(path="/gone/" + cohort.index.astype(str)), run)
     (run / "metrics.json").unlink()
     assert "no longer where the run found them" in write_documents(run)[SHEET].read_text()
 
 
 def test_text_of_the_data_stays_in_its_cell(run):
-    cohort = pd.read_csv(run / "cohort.csv", dtype=str, keep_default_na=False)
-    cohort.assign(source="a|b\n# <img src=x>").to_csv(run / "cohort.csv", index=False)
+    cohort = load_cohort(run)
+    save_cohort(cohort.assign(source="a|b\n# <img src=x>"), run)
     written = write_documents(run)
     for path in written.values():
         assert "<img" not in path.read_text() and "\n# <" not in path.read_text()

@@ -20,8 +20,11 @@ from covid_fastai import (
     write_exploration,
     write_report,
 )
+from covid_fastai.data.cohort import load_cohort, save_cohort
 from covid_fastai.data.metadata import SEEN
 from covid_fastai.errors import UsageError
+from covid_fastai.evaluation.prediction_table import read_predictions
+from covid_fastai.evaluation.runs import log_event
 from covid_fastai.reporting.caveats import cohort_remarks, run_remarks, source_table
 from covid_fastai.reporting.report import render_report
 
@@ -82,11 +85,12 @@ def test_the_same_files_give_the_same_page(copy):
 
 def test_hostile_names_are_text(copy):
     evil = "<script>alert(1)</script>"
-    for name in ("cohort.csv", "predictions.csv"):
-        table = pd.read_csv(copy / name, dtype=str, keep_default_na=False)
+    cohort, predictions = load_cohort(copy), read_predictions(copy / "predictions.csv")
+    for table in (cohort, predictions):
         table["source"] = evil
         table["path"] = [f"/x/{evil}{number}.png" for number in range(len(table))]
-        table.to_csv(copy / name, index=False)
+    save_cohort(cohort, copy)
+    predictions.to_csv(copy / "predictions.csv", index=False)
     page = Page(render_report(copy))
     assert not [tag for tag, _ in page.tags if tag == "script"]
     assert evil in page.text
@@ -100,19 +104,19 @@ def test_images_that_are_gone_are_said(copy):
 
 
 def test_a_patient_on_two_sides_is_an_alarm(copy):
-    cohort = pd.read_csv(copy / "cohort.csv", dtype=str, keep_default_na=False)
+    cohort = load_cohort(copy)
     cohort.loc[cohort["split"] == "train", "patient"] = cohort.loc[cohort["split"] == "valid", "patient"].iloc[0]
-    cohort.to_csv(copy / "cohort.csv", index=False)
+    save_cohort(cohort, copy)
     first = run_remarks(read_run(copy))[0]
     assert first.level == "alarm" and "trained on too" in first.title
 
 
 def test_unknown_patients_and_a_test_that_was_touched_twice_are_alarms(copy):
-    lines = [json.loads(line) for line in (copy / "record.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.update({"patients_known": False} if line["event"] == "data read" else {})
-    touched = [{"event": "test evaluated", "images": 3}] * 2
-    (copy / "record.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines + touched))
+    cohort = load_cohort(copy)
+    cohort.loc[cohort.index[cohort["split"] == "train"][0], "patient_known"] = False
+    save_cohort(cohort, copy)
+    for _ in range(2):
+        log_event(copy, "test evaluated", images=3)
     titles = [remark.title for remark in run_remarks(read_run(copy)) if remark.level == "alarm"]
     assert "Not every image's patient is known." in titles
     assert "The official test set was touched 2 times." in titles
@@ -128,8 +132,7 @@ def rewrite(copy, *, weights=None, config=(), cohort=lambda table: table):
     fields = json.loads((copy / "config.json").read_text())
     fields["config"].update(config)
     (copy / "config.json").write_text(json.dumps(fields))
-    table = pd.read_csv(copy / "cohort.csv", dtype=str, keep_default_na=False)
-    cohort(table).to_csv(copy / "cohort.csv", index=False)
+    save_cohort(cohort(load_cohort(copy)), copy)
     return run_remarks(read_run(copy))
 
 
@@ -137,7 +140,7 @@ def mark(number, *, split="train"):
     """Mark the first images of a split as seen."""
 
     def change(table):
-        table.loc[table.index[table["split"] == split][:number], "in_pretraining"] = "True"
+        table.loc[table.index[table["split"] == split][:number], "in_pretraining"] = True
         return table
 
     return change
@@ -172,7 +175,7 @@ def test_other_weights_need_no_guard(copy, weights):
 def test_the_report_says_how_many_were_kept_out_of_evaluation(copy, weights):
     def change(table):
         table = mark(5)(table)
-        table.loc[table.index[table["split"] == "excluded"][:3], ["in_pretraining", "note"]] = ["True", SEEN]
+        table.loc[table.index[table["split"] == "excluded"][:3], ["in_pretraining", "note"]] = [True, SEEN]
         return table
 
     (remark,) = [remark for remark in rewrite(copy, weights=weights, cohort=change) if "have seen" in remark.title]
@@ -190,7 +193,7 @@ def test_our_weights_name_what_is_not_known_where_nothing_was_seen(copy):
 def test_a_held_out_image_that_the_weights_have_seen_is_an_alarm(copy, folds):
     def change(table):
         table = mark(2, split="valid")(table)
-        return table.assign(fold=table["split"].map({"valid": "0"}).fillna("-1")) if folds else table
+        return table.assign(fold=table["split"].eq("valid").astype(int) - 1) if folds else table
 
     remarks = rewrite(copy, weights=CXR, cohort=change)
     assert any(remark.level == "alarm" and "have seen 2 held-out images" in remark.title for remark in remarks)

@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from covid_fastai import cross_validate, load_model, predict, read_run, train_classifier, validate, write_phantom
 from covid_fastai.audit.baselines import predict_shortcuts
+from covid_fastai.data.cohort import load_cohort
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.training.external import CONFOUNDED, ONE_CLASS, SAME, judge_sources
 
@@ -60,7 +61,7 @@ def test_a_hospital_it_has_never_seen(run, elsewhere):
 
 def test_what_it_was_trained_on_is_taken_out_first(run, elsewhere, phantom_root, tmp_path):
     """A training image in another format under another name, and another image of a training patient by its name."""
-    cohort = pd.read_csv(run / "cohort.csv")
+    cohort = load_cohort(run)
     trained = cohort[cohort["split"] == "train"].iloc[0]
     rows = pd.read_csv(elsewhere).assign(image=lambda table: [str(elsewhere.parent / name) for name in table["image"]])
     Image.open(trained["path"]).convert("L").resize((90, 90)).save(tmp_path / "copy.png")
@@ -72,7 +73,7 @@ def test_what_it_was_trained_on_is_taken_out_first(run, elsewhere, phantom_root,
 
 
 def test_nothing_is_left(run, phantom_root):
-    cohort = pd.read_csv(run / "cohort.csv")
+    cohort = load_cohort(run)
     rows = cohort.loc[cohort["split"] == "train", ["path", "label", "patient"]]
     with pytest.raises(DataError, match="trained on all of them"):
         validate(run, rows)

@@ -11,6 +11,7 @@ import pytest
 from covid_fastai import cross_validate, read_cohort, train_classifier
 from covid_fastai.audit.audit import audit_run
 from covid_fastai.config import TrainConfig
+from covid_fastai.data.cohort import load_cohort, save_cohort
 from covid_fastai.data.phantom import write_phantom
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.runs import read_run
@@ -63,9 +64,9 @@ def test_what_cannot_be_trained_anew(trained, tmp_path, phantom_root):
     with pytest.raises(UsageError, match="upside down"):
         retrain(trained, changes=["upside down"])
     copy = shutil.copytree(trained, tmp_path / "run")
-    cohort = pd.read_csv(copy / "cohort.csv", dtype=str, keep_default_na=False)
+    cohort = load_cohort(copy)
     cohort.loc[cohort["split"] == "train", "path"] += ".gone"
-    cohort.to_csv(copy / "cohort.csv", index=False)
+    save_cohort(cohort, copy)
     with pytest.raises(DataError, match="are gone"):
         retrain(copy)
 

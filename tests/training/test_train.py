@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from covid_fastai.config import TrainConfig
+from covid_fastai.data.cohort import load_cohort
 from covid_fastai.errors import DataError, UsageError
 
 QUICK = {"image_size": 32, "batch_size": 8, "frozen_epochs": 1, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
-FILES = {"config.json", "versions.json", "cohort.csv", "problems.csv", "history.csv", "steps.csv"}
+FILES = {"config.json", "versions.json", "cohort.csv", "cohort.json", "problems.csv", "history.csv", "steps.csv"}
 FILES |= {"training.manifest.safetensors", "predictions.csv", "metrics.json", "record.jsonl", "report.html"}
 
 
@@ -45,7 +46,9 @@ def test_the_run_reads_back(learn):
 
 
 def test_no_patient_is_on_two_sides(learn):
-    cohort = pd.read_csv(learn.path / "cohort.csv")
+    cohort = load_cohort(learn.path)
+    assert cohort.facts == learn.dls.cohort.facts
+    pd.testing.assert_frame_equal(cohort, learn.dls.cohort)
     used = cohort[cohort["split"].isin(["train", "valid", "test"])]
     assert used.groupby("patient")["split"].nunique().max() == 1
 

@@ -153,7 +153,7 @@ def check(
     try:
         images = True if sample is None else sample
         cohort = read_cohort(data, on_problem="skip", check_images=images, **reading(choices))
-        problems, counts = cohort.attrs["problems"], summarise_cohort(cohort)
+        problems, counts = cohort.facts.problems, summarise_cohort(cohort)
     except DataError as error:
         if not error.details:
             raise
