@@ -89,7 +89,14 @@ def probe(features: np.ndarray, cohort: pd.DataFrame, *, seed: int = 0) -> Evalu
         held_out = (cohort["fold"] == fold).to_numpy()
         inner = fold_by_patient(cohort[~held_out].reset_index(drop=True), folds=3, seed=seed)["fold"].to_numpy()
         splits = [(np.flatnonzero(inner != k), np.flatnonzero(inner == k)) for k in range(3)]
-        regression = LogisticRegressionCV(Cs=np.logspace(-4, 1, 6), cv=splits, scoring="neg_log_loss", max_iter=3000)
+        regression = LogisticRegressionCV(
+            Cs=np.logspace(-4, 1, 6),
+            l1_ratios=(0,),  # an L2 penalty
+            cv=splits,
+            scoring="neg_log_loss",
+            max_iter=3000,
+            use_legacy_attributes=False,
+        )
         model = make_pipeline(StandardScaler(), regression)
         model.fit(features[~held_out], cohort.loc[~held_out, "label"])
         order = [list(model.classes_).index(name) for name in classes]

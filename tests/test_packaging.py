@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+import warnings
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def test_every_core_requirement_has_a_floor():
     lines = [line for line in SETTINGS["DEFAULT"]["requirements"].splitlines() if line.strip()]
     assert len(lines) >= 10
     assert all(">=" in line for line in lines)
+
+
+@pytest.mark.parametrize("module", ["covid_fastai.data.splits", "tests.test_packaging", "sklearn.linear_model"])
+@pytest.mark.parametrize("category", [DeprecationWarning, FutureWarning])
+def test_a_warning_of_our_own_making_fails_a_test(module, category):
+    with pytest.raises(category, match="old"):
+        warnings.warn_explicit("old", category, "a.py", 1, module=module)
 
 
 def test_version_is_one_version():

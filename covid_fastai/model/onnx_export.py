@@ -103,7 +103,7 @@ def _quiet() -> Iterator[None]:
         one.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.filterwarnings("ignore", module=r"(torch|onnxscript|onnx_ir)\.")
             yield
     finally:
         for one, level in zip(loggers, levels, strict=True):
