@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import shlex
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, TypedDict, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from covid_fastai.errors import UsageError
+from covid_fastai.options import (
+    Arch,
+    Augmentation,
+    Balance,
+    BatchSize,
+    Device,
+    Epochs,
+    FrozenAugmentations,
+    GradientNorm,
+    ImageSize,
+    LearningRate,
+    LearningRateRatio,
+    NegativesPerPositive,
+    NumWorkers,
+    OnProblem,
+    PathText,
+    Precision,
+    Seed,
+    SplitUnit,
+    Switch,
+    ValidPct,
+    WeightDecay,
+    describe_option,
+    plain_type,
+    refuse_option,
+)
 
-__all__ = ["PRESETS", "TrainConfig"]
-
-PositiveRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+__all__ = ["PRESETS", "TrainConfig", "TrainOptions"]
 
 # The article "COVID-19 Classifier With Transfer Learning", its faults left out: its softmax before the cross-entropy,
 # its misspelt `requires_grad` (here the frozen body is frozen), its image-level split, its 4 lateral views, its
@@ -38,6 +65,46 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+class TrainOptions(TypedDict, total=False):
+    """Name the fields of `TrainConfig` as keyword arguments, so that editors and type checkers see them."""
+
+    task: Any
+    image_root: str | Path | None
+    path_column: str | None
+    label_column: str | None
+    patient_column: str | None
+    split_column: str | None
+    source_column: str | None
+    view_column: str | None
+    encoding: str | None
+    negatives_per_positive: NegativesPerPositive | None
+    on_problem: OnProblem
+    exclude_pretraining_overlap: Switch
+    split: SplitUnit
+    valid_pct: ValidPct
+    evaluate_test: Switch
+    image_size: ImageSize
+    augmentation: Augmentation
+    batch_size: BatchSize
+    balance: Balance
+    arch: Arch
+    weights: str | Path | None
+    frozen_epochs: Epochs
+    unfrozen_epochs: Epochs
+    learning_rate: LearningRate
+    unfrozen_learning_rate: LearningRate | None
+    lr_ratio: LearningRateRatio | None
+    initial_image_size: ImageSize | None
+    frozen_augmentations: FrozenAugmentations | None
+    weight_decay: WeightDecay
+    gradient_clip: GradientNorm | None
+    audit: Switch
+    seed: Seed
+    device: Device
+    precision: Precision
+    num_workers: NumWorkers
+
+
 class TrainConfig(BaseModel):
     """Hold every choice of a training, checked; unknown names and impossible values are refused.
 
@@ -47,7 +114,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     task: Any = Field("covid", description="covid, pneumonia or etiology; in Python also a Task object, or its fields.")
-    image_root: str | None = Field(None, description="Folder that the CSV's image names are relative to.")
+    image_root: PathText | None = Field(None, description="Folder that the CSV's image names are relative to.")
     path_column: str | None = Field(None, description="CSV column with the image's path.")
     label_column: str | None = Field(None, description="CSV column with the label.")
     patient_column: str | None = Field(None, description="CSV column with the patient.")
@@ -55,54 +122,104 @@ class TrainConfig(BaseModel):
     source_column: str | None = Field(None, description="CSV column with the hospital or collection.")
     view_column: str | None = Field(None, description="CSV column with the projection (PA, AP, L).")
     encoding: str | None = Field(None, description="The CSV's encoding, where it is neither UTF-8 nor UTF-16.")
-    negatives_per_positive: PositiveRate | None = Field(
+    negatives_per_positive: NegativesPerPositive | None = Field(
         None, description="Images of the negative class drawn for each positive image; all if not given."
     )
-    on_problem: Literal["error", "skip"] = Field(
-        "error", description="Stop at faulty rows (error), or leave them out and list them (skip)."
+    on_problem: OnProblem = Field(
+        "error", description="Whether faulty rows stop the reading, or are left out and listed."
     )
-    exclude_pretraining_overlap: bool = Field(
+    exclude_pretraining_overlap: Switch = Field(
         True,
         description="Keep what the package's own weights have seen out of evaluation, whatever weights are chosen.",
     )
-    split: Literal["patient", "image"] = Field(
-        "patient", description="Unit of the split; image lets one patient stand on both sides."
-    )
-    valid_pct: float = Field(0.2, gt=0, lt=1, description="Share held out for validation, 0 to 1.")
-    evaluate_test: bool = Field(False, description="Evaluate the official TEST too; each touch is logged in the run.")
+    split: SplitUnit = Field("patient", description="Unit of the split; by image, one patient can stand on both sides.")
+    valid_pct: ValidPct = Field(0.2, description="Fraction of the images held out for validation.")
+    evaluate_test: Switch = Field(False, description="Evaluate the official TEST too; each touch is logged in the run.")
     # 128: ten epochs on CoronaHack's 5,000 images end within half an hour on two CPU cores; at 224 within two hours
-    image_size: int = Field(128, ge=32, le=1024, description="Side of the square that images are resized to, pixels.")
-    augmentation: str = Field("default", description="default, article or none.")
-    batch_size: int = Field(32, ge=2, le=4096, description="Images in a training step.")
-    balance: Literal["none", "loss", "sampler"] = Field(
-        "none", description="Answer to class imbalance: none, weights in the loss, or a weighted sampler."
+    image_size: ImageSize = Field(128, description="Side of the square that images are resized to.")
+    augmentation: Augmentation = Field("default", description="Random changes of the training images.")
+    batch_size: BatchSize = Field(32, description="Images in a training step.")
+    balance: Balance = Field(
+        "none", description="Answer to class imbalance: weights in the loss, or a weighted sampler."
     )
-    arch: str = Field("resnet18", description="resnet18, resnet34, resnet50, or timm/<name>.")
-    weights: str | None = Field("auto", description="auto, imagenet, cxr, a file, or none for random weights.")
-    frozen_epochs: int = Field(5, ge=0, le=1000, description="Epochs with the body frozen.")
-    unfrozen_epochs: int = Field(5, ge=0, le=1000, description="Epochs with the whole model training.")
-    learning_rate: PositiveRate = Field(2e-3, description="Peak of the one-cycle in the frozen phase.")
-    unfrozen_learning_rate: PositiveRate | None = Field(
+    arch: Arch = Field("resnet18", description="The architecture.")
+    weights: PathText | None = Field("auto", description="auto, imagenet, cxr, a file, or none for random weights.")
+    frozen_epochs: Epochs = Field(5, description="Epochs with the body frozen.")
+    unfrozen_epochs: Epochs = Field(5, description="Epochs with the whole model training.")
+    learning_rate: LearningRate = Field(2e-3, description="Peak of the one-cycle in the frozen phase.")
+    unfrozen_learning_rate: LearningRate | None = Field(
         None, description="Peak for the head in the unfrozen phase; half of learning_rate if not given."
     )
-    lr_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
+    lr_ratio: LearningRateRatio | None = Field(
         None, description="How many times slower the first layers learn than the head; 100, or 1 for random weights."
     )
-    initial_image_size: Annotated[int, Field(ge=32)] | None = Field(
-        None, description="Side of the images in the first half of the unfrozen epochs, pixels; all alike if not given."
+    initial_image_size: ImageSize | None = Field(
+        None, description="Side of the images in the first half of the unfrozen epochs; all alike if not given."
     )
-    frozen_augmentations: Annotated[int, Field(ge=1)] | None = Field(
+    frozen_augmentations: FrozenAugmentations | None = Field(
         None, description="Augmented views of each image that the frozen epochs share; a fresh one each if not given."
     )
-    weight_decay: float = Field(1e-2, ge=0, allow_inf_nan=False, description="Decoupled weight decay.")
-    gradient_clip: PositiveRate | None = Field(None, description="Largest norm of the gradient; not clipped if absent.")
-    audit: bool = Field(True, description="Look for shortcuts after training: baselines that see no lung, a verdict.")
-    seed: int = Field(42, ge=0, lt=2**32, description="Seed of the draw, the split and the training.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to compute.")
-    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+    weight_decay: WeightDecay = Field(1e-2, description="Decoupled weight decay.")
+    gradient_clip: GradientNorm | None = Field(None, description="Largest norm of the gradient; not clipped if absent.")
+    audit: Switch = Field(True, description="Look for shortcuts after training: baselines that see no lung, a verdict.")
+    seed: Seed = Field(42, description="Seed of the draw, the split and the training.")
+    device: Device = Field("auto", description="Where to compute.")
+    precision: Precision = Field(
         "auto", description="What training computes in; auto is 16-bit on a GPU, or a CPU with AMX."
     )
-    num_workers: int | Literal["auto"] = Field("auto", description="Processes that open images.")
+    num_workers: NumWorkers = Field("auto", description="Processes that open images.")
+
+    def __init__(self, **choices: Unpack[TrainOptions]) -> None:
+        """Check the choices.
+
+        Args:
+            **choices: Fields by name.
+
+        Raises:
+            UsageError: There is no such field, a value is not allowed, or two do not go together.
+        """
+        for name in choices:
+            if name not in type(self).model_fields:
+                near = difflib.get_close_matches(name, type(self).model_fields, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"Options: {', '.join(type(self).model_fields)}."
+                raise UsageError(f"There is no option {name!r}.", hint=hint)
+        try:
+            super().__init__(**choices)
+        except ValidationError as error:
+            names = dict.fromkeys(str(fault["loc"][0]) for fault in error.errors())
+            refusals = [refuse_option(name, choices.get(name), type(self).option_types()[name]) for name in names]
+            hints = dict.fromkeys(refusal.hint for refusal in refusals)
+            raise UsageError(" ".join(refusal.message for refusal in refusals), hint=" ".join(hints)) from None
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse values that are allowed each and make no training together."""
+        if self.frozen_epochs + self.unfrozen_epochs == 0:
+            raise UsageError("frozen_epochs and unfrozen_epochs are both 0.", hint="Train for at least one epoch.")
+        if self.initial_image_size is not None and self.initial_image_size >= self.image_size:
+            raise UsageError(
+                f"initial_image_size={self.initial_image_size} is not below image_size={self.image_size}.",
+                hint="Leave it out.",
+            )
+
+    @classmethod
+    @functools.cache
+    def option_types(cls) -> dict[str, Any]:
+        """Return the type of each field, with its bounds, by name."""
+        hints = typing.get_type_hints(cls, include_extras=True)
+        return {name: hints[name] for name in cls.model_fields}
+
+    @classmethod
+    def describe(cls, name: str) -> str:
+        """Return what a field is and what it allows, as help and docstrings say it.
+
+        Args:
+            name: The field.
+        """
+        option, text = cls.option_types()[name], cls.model_fields[name].description or ""
+        if plain_type(option) in (bool, Any, str | None):  # what is allowed goes without saying, or the text says it
+            return text
+        return f"{text[:-1]} ({describe_option(option).removesuffix(', or None')})."
 
     @classmethod
     def build(cls, *, preset: str | None = None, **choices: Any) -> TrainConfig:
@@ -117,18 +234,15 @@ class TrainConfig(BaseModel):
         """
         if preset is not None and preset not in PRESETS:
             raise UsageError(f"There is no preset {preset!r}.", hint=f"Presets: {', '.join(PRESETS)}.")
-        for name in choices:
-            if name not in cls.model_fields:
-                near = difflib.get_close_matches(name, cls.model_fields, n=1)
-                hint = f"Did you mean {near[0]!r}?" if near else f"Options: {', '.join(cls.model_fields)}."
-                raise UsageError(f"There is no option {name!r}.", hint=hint)
-        try:
-            return cls(**{**(PRESETS[preset] if preset else {}), **choices})
-        except ValidationError as error:
-            faults = [f"{fault['loc'][0]}={fault['input']!r}: {fault['msg']}" for fault in error.errors()]
-            raise UsageError(
-                "; ".join(faults) + ".", hint="See `covid-fastai train --help` for what is allowed."
-            ) from None
+        return cls(**{**(PRESETS[preset] if preset else {}), **choices})
+
+    def replace(self, **choices: Unpack[TrainOptions]) -> TrainConfig:
+        """Return a config with some choices replaced, checked.
+
+        Args:
+            **choices: Fields by name.
+        """
+        return type(self)(**{**dict(self), **choices})
 
     @property
     def task_name(self) -> str:
@@ -172,3 +286,16 @@ class TrainConfig(BaseModel):
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
         """Make a config from what `to_dict` returned."""
         return cls.build(**fields)
+
+
+TrainConfig.__signature__ = inspect.Signature(  # pydantic's own shows the bounds of each field as Python objects
+    [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=plain_type(TrainConfig.option_types()[name]),
+        )
+        for name, field in TrainConfig.model_fields.items()
+    ]
+)

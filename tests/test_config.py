@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -18,11 +20,42 @@ def test_config_is_frozen():
 
 
 @pytest.mark.parametrize(
-    "choice", [{"valid": 1.5}, {"batch_size": 1}, {"balance": "all"}, {"learning_rate": float("nan")}]
+    "choice", [{"valid_pct": 1.5}, {"batch_size": 1}, {"balance": "all"}, {"learning_rate": float("nan")}]
 )
 def test_impossible_values_are_named(choice):
     with pytest.raises(UsageError, match=next(iter(choice))):
         TrainConfig.build(**choice)
+
+
+def test_all_impossible_values_are_named_at_once():
+    with pytest.raises(UsageError) as caught:
+        TrainConfig(seed=-1, batch_size=1)
+    assert "seed=-1 is not a whole number from 0 to 4294967295." in caught.value.message
+    assert "batch_size=1 is not a whole number of images from 2 to 4096." in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"frozen_epochs": 0, "unfrozen_epochs": 0}, "are both 0"),
+        ({"image_size": 64, "initial_image_size": 64}, "initial_image_size=64 is not below image_size=64"),
+    ],
+)
+def test_values_that_make_no_training_together_are_refused(choices, message):
+    with pytest.raises(UsageError, match=message):
+        TrainConfig(**choices)
+
+
+def test_numbers_of_numpy_and_paths_become_plain():
+    config = TrainConfig(seed=np.int64(3), learning_rate=np.float32(0.5), image_root=Path("data"), audit=np.False_)
+    assert config.to_dict() == TrainConfig(seed=3, learning_rate=0.5, image_root="data", audit=False).to_dict()
+    json.dumps(config.to_dict())
+
+
+def test_replace_checks_again():
+    assert TrainConfig(seed=1, arch="resnet34").replace(seed=2) == TrainConfig(seed=2, arch="resnet34")
+    with pytest.raises(UsageError, match="seed=-2"):
+        TrainConfig().replace(seed=-2)
 
 
 def test_a_misspelt_option_is_answered_with_the_nearest():

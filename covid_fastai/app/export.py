@@ -17,16 +17,18 @@ from covid_fastai.model.bundle_config import (
 from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE, LARGEST_CARD, read_findings, write_card
 from covid_fastai.model.hub import find_model
 from covid_fastai.model.predictor import Predictor
+from covid_fastai.options import Fraction, checked
 
 __all__ = ["export_model"]
 
 
+@checked
 def export_model(
     run: str | Path,
     target: str | Path,
     *,
     revision: str | None = None,
-    sensitivity: float | None = None,
+    sensitivity: Fraction | None = None,
     calibrate: bool = False,
 ) -> Path:
     """Copy a saved model, after checking that it answers as it did when it was saved.

@@ -29,6 +29,7 @@ from covid_fastai.evaluation.prediction_table import (
 from covid_fastai.evaluation.runs import Run, read_run
 from covid_fastai.files import write_json
 from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.options import Seed, checked
 
 __all__ = [
     "AUDIT_FILE",
@@ -121,6 +122,7 @@ class Audit(ResultDisplay):
         yield from (self.summary(), *self.shortcuts.notes()[:-1], *self.verdict._display_parts(), RESEARCH_USE)
 
 
+@checked
 def audit_predictions(
     predictions: str | Path | pd.DataFrame,
     cohort: pd.DataFrame | None = None,
@@ -129,7 +131,7 @@ def audit_predictions(
     retrained: Mapping[str, pd.DataFrame] | None = None,
     external: Sequence[Mapping[str, Any]] = (),
     positive: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     most: int = 1000,
 ) -> Audit:
     """Set a model's predictions beside those of baselines that see little or nothing of a lung.
@@ -180,7 +182,8 @@ def audit_predictions(
     return Audit(network, shortcuts, versus, batch_effect, altered, negative_controls, list(external), verdict)
 
 
-def audit_run(folder: str | Path | Run, *, seed: int | None = None, most: int = 1000) -> Audit:
+@checked
+def audit_run(folder: str | Path | Run, *, seed: Seed | None = None, most: int = 1000) -> Audit:
     """Audit a run from what its folder holds, and write `audit.json` into it.
 
     The images must still be where the run found them. What `audit --full` retrained, and what `validate` found at other

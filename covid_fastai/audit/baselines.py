@@ -31,6 +31,7 @@ from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, f
 from covid_fastai.evaluation.metrics import evaluate
 from covid_fastai.evaluation.prediction_table import PROBABILITY
 from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.options import Seed, checked
 from covid_fastai.plotting import COLOURS, GREY
 
 __all__ = ["ShortcutAudit", "compare_parts", "find_shortcuts", "fit_and_predict", "plot_shortcuts", "predict_shortcuts"]
@@ -127,12 +128,13 @@ class ShortcutAudit(ResultDisplay):
         yield from (self.summary(), *self.notes())
 
 
+@checked
 def find_shortcuts(
     cohort: pd.DataFrame,
     *,
     most: int = MOST,
     permutations: int = PERMUTATIONS,
-    seed: int = 0,
+    seed: Seed = 0,
     features: Features | None = None,
 ) -> ShortcutAudit:
     """Try to tell the classes apart without a look at a lung.

@@ -20,6 +20,7 @@ from covid_fastai.data.images import open_image
 from covid_fastai.data.patients import patient_key
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.formatting import ResultDisplay, format_metric
+from covid_fastai.options import WorkerCount, checked
 
 __all__ = ["LeakAudit", "find_leaks", "plot_leak_groups"]
 
@@ -74,13 +75,14 @@ class LeakAudit(ResultDisplay):
             yield f"{len(self.groups) - LISTED:,} more rows are in `groups`."
 
 
+@checked
 def find_leaks(
     cohort: pd.DataFrame,
     *,
     against: Mapping[str, pd.DataFrame | str | Path] | Iterable[pd.DataFrame | str | Path] = (),
     name: str = "cohort",
     same_by_design: Iterable[tuple[str, str]] = (),
-    workers: int | None = None,
+    workers: WorkerCount | None = None,
 ) -> LeakAudit:
     """Find the pictures that are there twice, within a cohort and between it and other data sets.
 

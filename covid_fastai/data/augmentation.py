@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from types import MappingProxyType
 
 from fastai.vision.augment import AffineCoordTfm, RandTransform, aug_transforms
 
-from covid_fastai.errors import UsageError
+from covid_fastai.options import Augmentation, check_option
 
 __all__ = ["AUGMENTATIONS", "augmentation"]
 
@@ -41,7 +40,7 @@ AUGMENTATIONS = MappingProxyType(
 )
 
 
-def augmentation(name: str = "default") -> list[RandTransform]:
+def augmentation(name: Augmentation = "default") -> list[RandTransform]:
     """Return the random transforms of that name, for batches `(n, 1, h, w)` of one-channel images in 0 to 1.
 
     They act on training batches only (and in test-time augmentation, which asks for them): a validation image comes
@@ -57,10 +56,7 @@ def augmentation(name: str = "default") -> list[RandTransform]:
     Raises:
         UsageError: There is no augmentation of that name.
     """
-    if not isinstance(name, str) or name not in AUGMENTATIONS:
-        near = difflib.get_close_matches(str(name).lower(), AUGMENTATIONS, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Choose one of {', '.join(AUGMENTATIONS)}."
-        raise UsageError(f"There is no augmentation {name!r}.", hint=hint)
+    check_option("augmentation", name, Augmentation)
     options = AUGMENTATIONS[name]
     if options is None:
         return []

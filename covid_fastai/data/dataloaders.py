@@ -20,6 +20,17 @@ from covid_fastai.data.cohort import Cohort, CohortInfo, as_cohort
 from covid_fastai.data.fastai_types import OpenRadiograph, RadiographDL, ResizeRadiograph, png_bytes
 from covid_fastai.data.hardware import resolve_device, resolve_workers
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.options import (
+    Augmentation,
+    Balance,
+    BatchSize,
+    Device,
+    ImageSize,
+    Mean,
+    NumWorkers,
+    StandardDeviation,
+    checked,
+)
 
 __all__ = ["RESIZE", "build_dataloaders", "empty_dataloaders", "radiograph_block"]
 
@@ -27,16 +38,16 @@ logger = logging.getLogger("covid_fastai")
 
 RESIZE = "squash-bilinear-antialias"  # what `resize_image` does; saved with a model, which is worth little without it
 MEAN, STD = 0.5, 0.25  # on the 0 to 1 scale: about those of chest radiographs; a round number is easily said again
-BALANCES = ("none", "loss", "sampler")
 
 
+@checked
 def radiograph_block(
     *,
     classes: Sequence[str],
-    image_size: int = 224,
-    augmentation: str = "default",
-    mean: float = MEAN,
-    std: float = STD,
+    image_size: ImageSize = 224,
+    augmentation: Augmentation = "default",
+    mean: Mean = MEAN,
+    std: StandardDeviation = STD,
 ) -> DataBlock:
     """Make a fastai `DataBlock` that takes a cohort; `.summary(cohort)`, `.datasets` and `.dataloaders` work.
 
@@ -57,7 +68,6 @@ def radiograph_block(
     Raises:
         UsageError: A value is not allowed.
     """
-    _check_options(image_size=image_size, mean=mean, std=std)
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise UsageError(f"classes={list(classes)!r}.", hint="Give two or more different names.")
     return DataBlock(
@@ -93,17 +103,18 @@ def _normalisation(mean: float, std: float) -> Normalize:
     return Normalize.from_stats((mean,), (std,), cuda=False)
 
 
+@checked
 def build_dataloaders(
     cohort: pd.DataFrame,
     *,
-    image_size: int = 224,
-    batch_size: int = 32,
-    augmentation: str = "default",
-    mean: float | None = None,
-    std: float | None = None,
-    balance: str = "none",
-    num_workers: int | str = "auto",
-    device: str | torch.device = "auto",
+    image_size: ImageSize = 224,
+    batch_size: BatchSize = 32,
+    augmentation: Augmentation = "default",
+    mean: Mean | None = None,
+    std: StandardDeviation | None = None,
+    balance: Balance = "none",
+    num_workers: NumWorkers = "auto",
+    device: Device | torch.device = "auto",
     path: str | Path = ".",
 ) -> DataLoaders:
     """Make the training and validation loaders of a cohort.
@@ -143,9 +154,6 @@ def build_dataloaders(
         UnavailableError: The device is not there.
     """
     mean, std = MEAN if mean is None else mean, STD if std is None else std
-    _check_options(
-        image_size=image_size, batch_size=batch_size, mean=mean, std=std, balance=balance, num_workers=num_workers
-    )
     device = resolve_device(device)
     cohort = _checked(cohort)
     classes = list(cohort.facts.classes)
@@ -179,15 +187,16 @@ def build_dataloaders(
     )
 
 
+@checked
 def empty_dataloaders(
     *,
     classes: Sequence[str],
-    image_size: int = 224,
-    mean: float = MEAN,
-    std: float = STD,
-    augmentation: str = "default",
-    batch_size: int = 32,
-    device: str | torch.device = "auto",
+    image_size: ImageSize = 224,
+    mean: Mean = MEAN,
+    std: StandardDeviation = STD,
+    augmentation: Augmentation = "default",
+    batch_size: BatchSize = 32,
+    device: Device | torch.device = "auto",
     path: str | Path = ".",
     task: str = "",
     positive: str | None = None,
@@ -210,7 +219,6 @@ def empty_dataloaders(
         fastai `DataLoaders` with the attributes of `build_dataloaders`. To run over its training or validation images
         is an error, since there are none.
     """
-    _check_options(image_size=image_size, batch_size=batch_size, mean=mean, std=std)
     block = radiograph_block(classes=classes, image_size=image_size, augmentation=augmentation, mean=mean, std=std)
     # fastai learns an item's types from an item, so there has to be one for a moment
     picture = png_bytes(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64))
@@ -237,31 +245,6 @@ def _describe(dls: DataLoaders, cohort: Cohort, *, class_weights: torch.Tensor |
     config |= {key: float(config[key]) for key in ("mean", "std")}
     dls.cohort, dls.class_weights, dls.radiograph_config = cohort, class_weights, {**config, "resize": RESIZE}
     return dls
-
-
-def _check_options(
-    *,
-    image_size: Any = 224,
-    batch_size: Any = 32,
-    mean: Any = MEAN,
-    std: Any = STD,
-    balance: Any = "none",
-    num_workers: Any = "auto",
-) -> None:
-    if not _is_whole(image_size) or not 32 <= image_size <= 1024:
-        raise UsageError(f"image_size={image_size!r}.", hint="Give a whole number of pixels, 32 to 1024.")
-    if not _is_whole(batch_size) or batch_size < 2:
-        raise UsageError(f"batch_size={batch_size!r}.", hint="Give 2 or more: BatchNorm cannot learn from one image.")
-    if not 0 <= mean <= 1 or not 0.01 <= std <= 10:
-        raise UsageError(f"mean={mean!r}, std={std!r}.", hint="Both are on the scale of 0 (black) to 1 (white).")
-    if balance not in BALANCES:
-        raise UsageError(f"balance={balance!r}.", hint=f"Choose one of {', '.join(BALANCES)}.")
-    if num_workers != "auto" and (not _is_whole(num_workers) or num_workers < 0):
-        raise UsageError(f"num_workers={num_workers!r}.", hint="Give 'auto', 0 or a number of processes.")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _checked(cohort: pd.DataFrame) -> Cohort:

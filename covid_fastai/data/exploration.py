@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from covid_fastai.data.cohort import COHORT_COLUMNS, as_cohort
 from covid_fastai.data.images import describe_image, open_square
 from covid_fastai.errors import DataError, ImageError, UsageError
+from covid_fastai.options import Seed, checked
 from covid_fastai.plotting import COLOURS, class_colours
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ def plot_images_per_patient(cohort: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_samples(cohort: pd.DataFrame, *, each: int = 6, seed: int = 0) -> Figure:
+@checked
+def plot_samples(cohort: pd.DataFrame, *, each: int = 6, seed: Seed = 0) -> Figure:
     """Plot images drawn from each class, as the model sees them: 8-bit grey and squashed to a square.
 
     Args:

@@ -24,6 +24,7 @@ from covid_fastai.data.cache import keep
 from covid_fastai.data.image_facts import name_notes
 from covid_fastai.data.images import Source, read_image
 from covid_fastai.errors import ImageError
+from covid_fastai.options import WorkerCount, checked
 
 __all__ = ["connect_pairs", "duplicate_groups", "duplicate_pairs", "fingerprint_images", "join_groups"]
 
@@ -41,7 +42,8 @@ COLUMNS = ["path", "error", "hint", "format", "mode", "width", "height", "notes"
 COLUMNS += ["picture"]
 
 
-def fingerprint_images(paths: Iterable[str | os.PathLike], *, workers: int | None = None) -> pd.DataFrame:
+@checked
+def fingerprint_images(paths: Iterable[str | os.PathLike], *, workers: WorkerCount | None = None) -> pd.DataFrame:
     """Open every image once and take its fingerprints and facts.
 
     Args:
@@ -56,7 +58,7 @@ def fingerprint_images(paths: Iterable[str | os.PathLike], *, workers: int | Non
         cannot be read.
     """
     paths = [os.fsdecode(path) for path in paths]  # bytes would be taken for an image's content
-    workers = min(8, os.cpu_count() or 1) if workers is None else max(1, workers)
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
     with ThreadPoolExecutor(workers) as pool:
         return pd.DataFrame(list(pool.map(_fingerprint, paths)), columns=COLUMNS)
 

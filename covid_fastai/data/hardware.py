@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from fastai.torch_core import defaults
 
-from covid_fastai.errors import UnavailableError, UsageError
+from covid_fastai.errors import UnavailableError
+from covid_fastai.options import Device, check_option, refuse_option
 
 __all__ = ["resolve_device", "resolve_workers"]
 
@@ -32,17 +33,15 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         UsageError: There is no such kind of device.
         UnavailableError: This machine has none of that kind.
     """
+    device = check_option("device", device, Device | torch.device)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if defaults.use_cuda is False:  # fastai then moves every batch to the CPU, whatever its loader says
         available.update(cuda=False, mps=False)
     if device == "auto":
         device = next(name for name, there in available.items() if there)
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(f"device={device!r}.", hint="Choose one of auto, cpu, cuda, mps.") from error
+    device = torch.device(device)
     if device.type not in available:
-        raise UsageError(f"device={str(device)!r}.", hint="Choose one of auto, cpu, cuda, mps.")
+        raise refuse_option("device", str(device), Device)
     if not available[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise UnavailableError(
             f"There is no device {str(device)!r} that torch {torch.__version__} can use here.",

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 from covid_fastai.data.images import read_image
 from covid_fastai.errors import ImageError, ModelFormatError, UsageError
+from covid_fastai.options import WorkerCount, checked
 
 __all__ = ["InputRemark", "RemarkKind", "check_input", "check_inputs", "fit_look", "ood_score"]
 
@@ -88,7 +89,8 @@ def check_input(image: str | os.PathLike | bytes | Image.Image) -> list[InputRem
     return _check(image)[0]
 
 
-def check_inputs(paths: Iterable[str | os.PathLike], *, workers: int | None = None) -> pd.DataFrame:
+@checked
+def check_inputs(paths: Iterable[str | os.PathLike], *, workers: WorkerCount | None = None) -> pd.DataFrame:
     """Check many image files.
 
     Args:
@@ -100,7 +102,7 @@ def check_inputs(paths: Iterable[str | os.PathLike], *, workers: int | None = No
         `ood_score`, 1 at the limit of the usual, NaN where the file cannot be read; `remarks`, the sentences.
     """
     paths = [os.fsdecode(path) for path in paths]
-    workers = min(8, os.cpu_count() or 1) if workers is None else max(1, workers)
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
     with ThreadPoolExecutor(workers) as pool:
         checked = list(pool.map(_check, paths))
     rows = [

@@ -19,8 +19,9 @@ from covid_fastai.data.pretraining_overlap import Manifest, mark_pretraining_ove
 from covid_fastai.data.problems import ProblemLog, count_kinds, printable
 from covid_fastai.data.tasks import Task, canonical_finding, fold_text, get_task
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.options import CheckImages, NegativesPerPositive, OnProblem, Seed, Switch, WorkerCount, checked
 
-__all__ = ["read_cohort", "summarise_cohort"]
+__all__ = ["check_positive", "read_cohort", "summarise_cohort"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -29,6 +30,7 @@ LATERAL = {fold_text(view) for view in ("L", "LL", "RL", "LAT", "lateral", "left
 SEEN = "seen by the package's weights"  # the note of a row of the official TEST that is excluded for it
 
 
+@checked
 def read_cohort(
     data: str | Path | pd.DataFrame,
     *,
@@ -41,12 +43,12 @@ def read_cohort(
     source_column: str | None = None,
     view_column: str | None = None,
     encoding: str | None = None,
-    negatives_per_positive: float | None = None,
-    seed: int = 42,
-    on_problem: str = "error",
-    check_images: bool | int = True,
-    exclude_pretraining_overlap: bool = True,
-    workers: int | None = None,
+    negatives_per_positive: NegativesPerPositive | None = None,
+    seed: Seed = 42,
+    on_problem: OnProblem = "error",
+    check_images: CheckImages = True,
+    exclude_pretraining_overlap: Switch = True,
+    workers: WorkerCount | None = None,
 ) -> Cohort:
     """Read a data set into a cohort, and check every row of it before anything is learnt from it.
 
@@ -94,13 +96,8 @@ def read_cohort(
         UsageError: An option has a value that is not allowed.
     """
     task = get_task(task)
-    _check_options(
-        task,
-        negatives_per_positive=negatives_per_positive,
-        on_problem=on_problem,
-        seed=seed,
-        check_images=check_images,
-    )
+    if negatives_per_positive is not None:
+        check_positive(task)
     manifests = [read_manifest(file) for file in package_manifests()] if exclude_pretraining_overlap else []
     problems = ProblemLog()
     columns = {"path": path_column, "label": label_column, "patient": patient_column}
@@ -153,20 +150,15 @@ def summarise_cohort(cohort: pd.DataFrame) -> pd.DataFrame:
     return counts.loc[ranks.sort_values(["split", "label"], kind="stable").index].reset_index(drop=True)
 
 
-def _check_options(
-    task: Task, *, negatives_per_positive: float | None, on_problem: str, seed: int, check_images: bool | int
-) -> None:
-    if on_problem not in ("error", "skip"):
-        raise UsageError(f"on_problem={on_problem!r}.", hint="Choose 'error' or 'skip'.")
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
-        raise UsageError(f"seed={seed!r}.", hint="Give a whole number, 0 or more.")
-    if not isinstance(check_images, (bool, int, np.integer)) or check_images < 0:
-        raise UsageError(f"check_images={check_images!r}.", hint="Give True, False, or how many images to open.")
-    if negatives_per_positive is None:
-        return
-    number = isinstance(negatives_per_positive, (int, float, np.number))
-    if not number or not 0 < negatives_per_positive < float("inf"):
-        raise UsageError(f"negatives_per_positive={negatives_per_positive!r}.", hint="Give a number above 0.")
+def check_positive(task: Task) -> None:
+    """Raise unless negatives can be drawn for the positives of a task.
+
+    Args:
+        task: The task.
+
+    Raises:
+        UsageError: It has no positive class, or more than two classes.
+    """
     if task.positive is None or len(task.classes) != 2:
         raise UsageError(
             f"negatives_per_positive needs a task of two classes, one of them positive; {task.name!r} is none.",

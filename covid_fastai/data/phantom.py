@@ -22,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.files import make_folder, write_csv, write_json
+from covid_fastai.options import Finding, Hospital, PhantomSize, Probability, Seed, Severity, Shortcut, Switch, checked
 
 __all__ = ["Anatomy", "FINDINGS", "Phantom", "SHORTCUTS", "draw_anatomy", "draw_phantom", "write_phantom"]
 
@@ -106,14 +107,15 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     )
 
 
+@checked
 def draw_phantom(
     rng: np.random.Generator,
     *,
-    finding: str = "Normal",
+    finding: Finding = "Normal",
     anatomy: Anatomy | None = None,
-    hospital: str = "hospital-A",
-    image_size: int = 128,
-    severity: float = 1.0,
+    hospital: Hospital = "hospital-A",
+    image_size: PhantomSize = 128,
+    severity: Severity = 1.0,
 ) -> Phantom:
     """Draw one frontal radiograph.
 
@@ -135,11 +137,6 @@ def draw_phantom(
     Raises:
         UsageError: An argument has a value that is not allowed.
     """
-    if finding not in FINDINGS:
-        raise UsageError(f"finding={finding!r}.", hint=f"Findings: {', '.join(FINDINGS)}.")
-    if hospital not in HOSPITALS:
-        raise UsageError(f"hospital={hospital!r}.", hint=f"Hospitals: {', '.join(HOSPITALS)}.")
-    _check_drawing(image_size=image_size, severity=severity)
     anatomy = draw_anatomy(rng) if anatomy is None else anatomy
     x, y = _position(rng, int(image_size))
     lungs = _lungs(x, y, anatomy)
@@ -284,17 +281,18 @@ def _expose(rng: np.random.Generator, density: np.ndarray, hospital: str) -> np.
     return np.clip(grey, 0, 255).round().astype(np.uint8)
 
 
+@checked
 def write_phantom(
     root: str | Path,
     *,
     patients: int | Mapping[str, int] = 400,
-    seed: int = 0,
-    image_size: int = 128,
-    severity: float = 1.0,
-    masks: bool = False,
-    shortcut: str | None = None,
-    strength: float = 1.0,
-    signal: bool = True,
+    seed: Seed = 0,
+    image_size: PhantomSize = 128,
+    severity: Severity = 1.0,
+    masks: Switch = False,
+    shortcut: Shortcut | None = None,
+    strength: Probability = 1.0,
+    signal: Switch = True,
 ) -> Path:
     """Write a synthetic data set in CoronaHack's layout.
 
@@ -325,8 +323,6 @@ def write_phantom(
         DataError: The folder holds something else.
     """
     counts = _counts(patients)
-    _check_drawing(image_size=image_size, severity=severity)
-    _check_plan(seed=seed, shortcut=shortcut, strength=strength)
     root = Path(root)
     settings = {"patients": counts, "seed": int(seed), "image_size": int(image_size), "severity": float(severity)}
     settings |= {"masks": bool(masks), "shortcut": shortcut, "strength": float(strength), "signal": bool(signal)}
@@ -362,22 +358,6 @@ def _counts(patients: int | Mapping[str, int]) -> dict[str, int]:
 
 def _is_whole(number: object) -> bool:
     return isinstance(number, (int, np.integer)) and not isinstance(number, bool) and number >= 0
-
-
-def _check_drawing(*, image_size: int, severity: float) -> None:
-    if not _is_whole(image_size) or image_size < 32:
-        raise UsageError(f"image_size={image_size!r}.", hint="Give a whole number of pixels, 32 or more.")
-    if not 0 <= severity < math.inf:
-        raise UsageError(f"severity={severity!r}.", hint="Give 0 or more; 1 is well seen.")
-
-
-def _check_plan(*, seed: int, shortcut: str | None, strength: float) -> None:
-    if not _is_whole(seed):
-        raise UsageError(f"seed={seed!r}.", hint="Give a whole number, 0 or more.")
-    if shortcut is not None and shortcut not in SHORTCUTS:
-        raise UsageError(f"shortcut={shortcut!r}.", hint=f"Shortcuts: {', '.join(SHORTCUTS)}, or None.")
-    if not 0 <= strength <= 1:
-        raise UsageError(f"strength={strength!r}.", hint="Give the share of images that carry it, 0 to 1.")
 
 
 def _is_complete(root: Path, settings: dict) -> bool:

@@ -17,6 +17,7 @@ from sklearn.model_selection import train_test_split
 
 from covid_fastai.data.cohort import Cohort, as_cohort
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.options import Folds, Seed, ValidPct, checked
 
 __all__ = ["fold_by_patient", "fold_cohort", "leaked_patients", "split_by_image", "split_by_patient"]
 
@@ -26,7 +27,8 @@ MOST_OF_UNSEEN = 0.5  # of a class's unseen images go to validation, where weigh
 DEALS = 50  # where groups hold several classes, one order of dealing can fail and another succeed
 
 
-def split_by_patient(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int = 42) -> Cohort:
+@checked
+def split_by_patient(cohort: pd.DataFrame, *, valid_pct: ValidPct = 0.2, seed: Seed = 42) -> Cohort:
     """Split the training rows into training and validation, no patient on both sides.
 
     Whole groups (patients, joined where they share a picture) are dealt in random order, class by class from the
@@ -47,7 +49,6 @@ def split_by_patient(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int 
             has the counts.
         UsageError: An option has a value that is not allowed.
     """
-    _check_options(valid_pct=valid_pct, seed=seed)
     cohort = _checked(cohort)
     rows = _training_rows(cohort)
     counts = _count_groups(rows, _classes(cohort), least=2, what="a training and a validation part")
@@ -58,7 +59,8 @@ def split_by_patient(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int 
     return split
 
 
-def split_by_image(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int = 42) -> Cohort:
+@checked
+def split_by_image(cohort: pd.DataFrame, *, valid_pct: ValidPct = 0.2, seed: Seed = 42) -> Cohort:
     """Split the training rows by image, as the article did: patients can stand on both sides.
 
     What is measured on such a split is too good by an unknown amount. It is here to show by how much. Seen images stay
@@ -77,7 +79,6 @@ def split_by_image(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int = 
         DataError: There is one class only, or a class has fewer than two images, or than two unseen ones.
         UsageError: An option has a value that is not allowed.
     """
-    _check_options(valid_pct=valid_pct, seed=seed)
     cohort = _checked(cohort)
     rows = _training_rows(cohort).sort_values("path")
     unseen, classes = rows[~rows["in_pretraining"]], _classes(cohort)
@@ -100,7 +101,8 @@ def split_by_image(cohort: pd.DataFrame, *, valid_pct: float = 0.2, seed: int = 
     return split.with_facts(leaked_fraction=len(leaked) / patients)
 
 
-def fold_by_patient(cohort: pd.DataFrame, *, folds: int = 5, seed: int = 42) -> Cohort:
+@checked
+def fold_by_patient(cohort: pd.DataFrame, *, folds: Folds = 5, seed: Seed = 42) -> Cohort:
     """Deal the training rows into folds for cross-validation, no patient in two of them.
 
     Args:
@@ -117,9 +119,6 @@ def fold_by_patient(cohort: pd.DataFrame, *, folds: int = 5, seed: int = 42) -> 
             counts.
         UsageError: An option has a value that is not allowed.
     """
-    _check_options(seed=seed)
-    if not isinstance(folds, (int, np.integer)) or isinstance(folds, bool) or folds < 2:
-        raise UsageError(f"folds={folds!r}.", hint="Give a whole number, 2 or more.")
     cohort = _checked(cohort)
     rows = _training_rows(cohort)
     counts = _count_groups(rows, _classes(cohort), least=folds, what=f"{folds} folds")
@@ -167,13 +166,6 @@ def leaked_patients(cohort: pd.DataFrame) -> list[str]:
     trained = set(cohort.loc[cohort["split"] == "train", unit])
     held_out = cohort[cohort["split"].isin(["valid", "test"])]
     return sorted(held_out.loc[held_out[unit].isin(trained), "patient"].unique())
-
-
-def _check_options(*, seed: int, valid_pct: float = 0.2) -> None:
-    if not 0 < valid_pct < 1:
-        raise UsageError(f"valid_pct={valid_pct!r}.", hint="Give a share between 0 and 1, e.g. 0.2.")
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise UsageError(f"seed={seed!r}.", hint="Give a whole number from 0 to 4294967295.")
 
 
 def _checked(cohort: pd.DataFrame) -> Cohort:

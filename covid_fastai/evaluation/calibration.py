@@ -25,6 +25,7 @@ from covid_fastai.evaluation.prediction_table import (
 )
 from covid_fastai.evaluation.weighted_metrics import SMALLEST_P, compute_in_blocks, confidence, list_measures
 from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.options import Bins, NResamples, Seed, Temperature, check_option, checked
 from covid_fastai.plotting import GREY, class_colours
 
 __all__ = [
@@ -70,13 +71,14 @@ class Calibration(ResultDisplay):
         yield f"Temperature {self.temperature:.2f}; above 1 it makes the model less certain. {RESEARCH_USE}"
 
 
+@checked
 def calibrate(
     predictions: str | Path | pd.DataFrame,
     *,
     fitted_on: str | Path | pd.DataFrame | None = None,
     positive: str | None = None,
-    n_resamples: int = 2000,
-    seed: int = 0,
+    n_resamples: NResamples = 2000,
+    seed: Seed = 0,
 ) -> Calibration:
     """Scale probabilities by a temperature (Guo et al., ICML 2017) that was fitted on other patients, and judge both.
 
@@ -170,15 +172,15 @@ def apply_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataF
     Raises:
         UsageError: The temperature is not greater than 0.
     """
-    if not temperature > 0:
-        raise UsageError(f"temperature={temperature!r}.", hint="Give a number greater than 0.")
+    temperature = check_option("temperature", temperature, Temperature)
     scaled = predictions.copy()
     columns = [PROBABILITY + name for name in class_columns(predictions)]
     scaled[columns] = _softmax(_logits(predictions) / temperature)
     return scaled
 
 
-def reliability_table(source: Evaluation | pd.DataFrame | str | Path, *, bins: int = BINS) -> pd.DataFrame:
+@checked
+def reliability_table(source: Evaluation | pd.DataFrame | str | Path, *, bins: Bins = BINS) -> pd.DataFrame:
     """Compare the probability that was given with the share that came true, in bins of equal counts.
 
     Args:
@@ -193,8 +195,6 @@ def reliability_table(source: Evaluation | pd.DataFrame | str | Path, *, bins: i
         UsageError: `bins` is not allowed, or the evaluation holds no predictions.
         DataError: The table is faulty.
     """
-    if bins < 2:
-        raise UsageError(f"bins={bins!r}.", hint="Give 2 or more.")
     result = _judged(source)
     units = score_units(result.predictions, positive=result.positive, unit=result.unit).table
     given, hit = confidence(units, result.classes, result.positive)
@@ -207,7 +207,8 @@ def reliability_table(source: Evaluation | pd.DataFrame | str | Path, *, bins: i
     return found.reset_index(drop=True)[["probability", "fraction", "low", "high", "n"]]
 
 
-def plot_reliability(source: Calibration | Evaluation | pd.DataFrame | str | Path, *, bins: int = BINS) -> Figure:
+@checked
+def plot_reliability(source: Calibration | Evaluation | pd.DataFrame | str | Path, *, bins: Bins = BINS) -> Figure:
     """Plot the share that came true by the probability that was given, with intervals, and how many got which.
 
     Args:

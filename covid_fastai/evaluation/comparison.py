@@ -33,6 +33,7 @@ from covid_fastai.evaluation.prediction_table import PROBABILITY
 from covid_fastai.evaluation.runs import Run
 from covid_fastai.evaluation.weighted_metrics import LOWER_IS_BETTER, Measure, compute_in_blocks, list_measures
 from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.options import NResamples, Probability, Seed, check_option, checked
 from covid_fastai.plotting import class_colours
 
 __all__ = [
@@ -139,13 +140,14 @@ class Comparison(ResultDisplay):
         return [*said, *self.notes]
 
 
+@checked
 def compare(
     *models: str | Path | pd.DataFrame | Run,
     names: Sequence[str] | None = None,
     positive: str | None = None,
     threshold: float | Sequence[float] = 0.5,
-    n_resamples: int = 2000,
-    seed: int = 0,
+    n_resamples: NResamples = 2000,
+    seed: Seed = 0,
 ) -> Comparison:
     """Compare two or more models on the images, or else the patients, that all of them have judged.
 
@@ -173,7 +175,8 @@ def compare(
             the same image.
     """
     paired = pair_predictions(models, names=names)
-    thresholds = [float(threshold)] * len(models) if isinstance(threshold, (int, float)) else list(threshold)
+    given = [threshold] * len(models) if isinstance(threshold, (int, float)) else list(threshold)
+    thresholds: list[float] = [check_option("threshold", value, Probability) for value in given]
     if len(thresholds) != len(models):
         raise UsageError(f"{len(thresholds)} thresholds for {len(models)} models.", hint="Give one, or one each.")
     results = {

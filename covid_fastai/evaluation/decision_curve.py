@@ -15,6 +15,7 @@ from covid_fastai.evaluation.intervals import ratio_interval, wilson
 from covid_fastai.evaluation.metrics import Evaluation, evaluate
 from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.evaluation.thresholds import OperatingPoint, positive_scores
+from covid_fastai.options import OpenFraction, check_option, checked
 from covid_fastai.plotting import class_colours, draw_band
 
 __all__ = ["decision_curve", "plot_decision_curve", "predictive_values"]
@@ -48,9 +49,7 @@ def predictive_values(
         UsageError: A prevalence is not allowed, the figures count images, or the class is not named.
         DataError: The table is faulty.
     """
-    wrong = [value for value in prevalences if not 0 < value < 1]
-    if wrong:
-        raise UsageError(f"prevalences={wrong[0]!r}.", hint="Give shares between 0 and 1, such as 0.05.")
+    prevalences = [check_option("prevalences", value, OpenFraction) for value in prevalences]
     result = result if isinstance(result, (Evaluation, OperatingPoint)) else evaluate(result, n_resamples=100)
     metrics = ("sensitivity", "specificity")
     if isinstance(result, OperatingPoint):
@@ -83,11 +82,12 @@ def predictive_values(
     return pd.DataFrame(rows)
 
 
+@checked
 def decision_curve(
     predictions: str | Path | pd.DataFrame,
     *,
     thresholds: Sequence[float] = GRID,
-    prevalence: float | None = None,
+    prevalence: OpenFraction | None = None,
     positive: str | None = None,
 ) -> pd.DataFrame:
     """Compute the net benefit of acting on a model's probabilities (Vickers and Elkin, Medical Decision Making 2006).
@@ -117,11 +117,9 @@ def decision_curve(
         UsageError: An option has a value that is not allowed.
         DataError: The table is faulty, or one class has no patient.
     """
-    wrong = [value for value in thresholds if not 0 < value < 1]
-    if wrong or len(thresholds) == 0:
-        raise UsageError(f"thresholds={list(wrong)!r}.", hint="Give probabilities between 0 and 1, one or more.")
-    if prevalence is not None and not 0 < prevalence < 1:
-        raise UsageError(f"prevalence={prevalence!r}.", hint="Give a share between 0 and 1, such as 0.05.")
+    thresholds = [check_option("thresholds", value, OpenFraction) for value in thresholds]
+    if not thresholds:
+        raise UsageError("There are no thresholds.", hint="Give one or more probabilities.")
     units, positive = positive_scores(read_predictions(predictions), positive=positive)
     of_class = units["of_class"].to_numpy()
     if of_class.all() or not of_class.any():

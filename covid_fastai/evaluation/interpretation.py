@@ -21,6 +21,7 @@ from covid_fastai.evaluation.prediction_table import (
     has_label_and_prediction,
     read_predictions,
 )
+from covid_fastai.options import TopK, checked
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
@@ -54,7 +55,8 @@ def confusion_matrix(source: Learner | Evaluation | pd.DataFrame) -> pd.DataFram
     return counts.rename_axis(index="true", columns="predicted").astype(int)
 
 
-def top_losses(source: Learner | Evaluation | pd.DataFrame, *, k: int = 9) -> pd.DataFrame:
+@checked
+def top_losses(source: Learner | Evaluation | pd.DataFrame, *, k: TopK = 9) -> pd.DataFrame:
     """Return the images whose true class got the smallest probability, the worst first.
 
     Args:
@@ -109,7 +111,8 @@ def plot_confusion_matrix(source: Learner | Evaluation | pd.DataFrame) -> Figure
     return figure
 
 
-def plot_top_losses(source: Learner | Evaluation | pd.DataFrame, *, k: int = 9) -> Figure:
+@checked
+def plot_top_losses(source: Learner | Evaluation | pd.DataFrame, *, k: TopK = 9) -> Figure:
     """Plot the images with the largest losses, each with its true and predicted class, probability and file.
 
     Args:

@@ -37,6 +37,7 @@ from covid_fastai.evaluation.weighted_metrics import (
     list_measures,
 )
 from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.options import NResamples, Probability, Seed, Unit, checked
 
 __all__ = [
     "Evaluation",
@@ -153,14 +154,15 @@ class Evaluation(ResultDisplay):
         yield f"{self.n_images} images.{lost} {RESEARCH_USE}"
 
 
+@checked
 def evaluate(
     predictions: str | Path | pd.DataFrame,
     *,
     positive: str | None = None,
-    threshold: float = 0.5,
-    n_resamples: int = 2000,
-    seed: int = 0,
-    unit: str = "patient",
+    threshold: Probability = 0.5,
+    n_resamples: NResamples = 2000,
+    seed: Seed = 0,
+    unit: Unit = "patient",
 ) -> Evaluation:
     """Judge a predictions table: every figure with its n and 95% interval.
 
@@ -188,7 +190,7 @@ def evaluate(
     """
     table = read_predictions(predictions)
     classes = class_columns(table)
-    positive = _check(classes, positive=positive, threshold=threshold, n_resamples=n_resamples, unit=unit)
+    positive = choose_positive(classes, positive)
     scores = score_units(table, positive=positive, threshold=threshold, unit=unit)
     units = scores.table
     confusion = pd.crosstab(units["label"], units["predicted"]).reindex(classes, fill_value=0)
@@ -284,18 +286,6 @@ def summarise_figures(metrics: pd.DataFrame) -> pd.DataFrame:
             "n": [f"{n} {unit}s" for n, unit in zip(metrics["n"], metrics["unit"], strict=True)],
         }
     )
-
-
-def _check(classes: list[str], *, positive: str | None, threshold: float, n_resamples: int, unit: str) -> str | None:
-    """Check the options and return the positive class, None where there are more than two classes."""
-    positive = choose_positive(classes, positive)
-    if not 0 <= threshold <= 1:
-        raise UsageError(f"threshold={threshold!r}.", hint="Give a probability, 0 to 1.")
-    if n_resamples < 100:
-        raise UsageError(f"n_resamples={n_resamples!r}.", hint="Give 100 or more; 2000 is usual.")
-    if unit not in ("patient", "image"):
-        raise UsageError(f"unit={unit!r}.", hint="Choose 'patient' or 'image'.")
-    return positive
 
 
 def _row(measure: Measure, units: pd.DataFrame, weights: np.ndarray, *, unit: str) -> dict[str, Any]:

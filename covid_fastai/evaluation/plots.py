@@ -15,6 +15,7 @@ from covid_fastai.evaluation.bootstrap import patient_draws, precision_at, sensi
 from covid_fastai.evaluation.formatting import format_estimate
 from covid_fastai.evaluation.metrics import Evaluation, score_units
 from covid_fastai.evaluation.prediction_table import PROBABILITY
+from covid_fastai.options import Seed, checked
 from covid_fastai.plotting import COLOURS, GREY, class_colours, draw_band
 
 __all__ = [
@@ -91,7 +92,8 @@ def plot_learning_rate(steps: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_roc(evaluation: Evaluation, *, seed: int = 0) -> Figure:
+@checked
+def plot_roc(evaluation: Evaluation, *, seed: Seed = 0) -> Figure:
     """Plot the ROC curve with its 95% band, a curve for each class where there are more than two.
 
     The band holds, at each false positive rate, the middle 95% of 500 bootstrap draws of patients.
@@ -116,7 +118,8 @@ def plot_roc(evaluation: Evaluation, *, seed: int = 0) -> Figure:
     return figure
 
 
-def plot_precision_recall(evaluation: Evaluation, *, seed: int = 0) -> Figure:
+@checked
+def plot_precision_recall(evaluation: Evaluation, *, seed: Seed = 0) -> Figure:
     """Plot precision by recall with its 95% band, a curve for each class where there are more than two.
 
     Precision depends on how frequent the class is in these data (the dotted line), which is not how frequent it is in

@@ -26,6 +26,7 @@ from covid_fastai.evaluation.prediction_table import (
 )
 from covid_fastai.evaluation.weighted_metrics import compute_in_blocks
 from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.options import NResamples, OpenFraction, Probability, Seed, Uncertainty, checked
 from covid_fastai.plotting import class_colours, draw_band
 
 __all__ = [
@@ -39,7 +40,6 @@ __all__ = [
 ]
 
 SHARES = (0.8, 0.9, 1.0)
-UNCERTAINTIES = ("probability", "spread")
 CURVE = ["coverage", "certainty", "answered", "errors", "risk", "low", "high"]
 POINTS = ["fraction", "coverage", "certainty", "answered", "accuracy", "low", "high"]
 
@@ -82,14 +82,15 @@ class RiskCoverage(ResultDisplay):
         yield f"Certainty by {self.uncertainty}; n = {self.metrics['n'].iloc[0]} patients. {RESEARCH_USE}"
 
 
+@checked
 def risk_coverage(
     predictions: str | Path | pd.DataFrame,
     *,
-    uncertainty: str = "probability",
+    uncertainty: Uncertainty = "probability",
     positive: str | None = None,
-    threshold: float = 0.5,
-    n_resamples: int = 2000,
-    seed: int = 0,
+    threshold: Probability = 0.5,
+    n_resamples: NResamples = 2000,
+    seed: Seed = 0,
 ) -> RiskCoverage:
     """Compute the risk-coverage curve (El-Yaniv and Wiener, JMLR 2010): the error rate by the share that is answered.
 
@@ -114,8 +115,6 @@ def risk_coverage(
         UsageError: An option has a value that is not allowed.
         DataError: The table is faulty, or a spread is missing or negative.
     """
-    if n_resamples < 100:
-        raise UsageError(f"n_resamples={n_resamples!r}.", hint="Give 100 or more; 2000 is usual.")
     table = read_predictions(predictions)
     units = certain_units(table, uncertainty=uncertainty, positive=positive, threshold=threshold)
     certainty, error = units["certainty"].to_numpy(), units["error"].to_numpy()
@@ -128,12 +127,13 @@ def risk_coverage(
     return RiskCoverage(curve, _points(curve), _metrics(certainty, error, weights), uncertainty)
 
 
+@checked
 def certain_units(
     predictions: pd.DataFrame,
     *,
-    uncertainty: str = "probability",
+    uncertainty: Uncertainty = "probability",
     positive: str | None = None,
-    threshold: float = 0.5,
+    threshold: Probability = 0.5,
 ) -> pd.DataFrame:
     """Return one row a patient with how certain its answer is, and whether it is wrong.
 
@@ -153,11 +153,7 @@ def certain_units(
         DataError: No row has both a label and a prediction, or a spread is missing or negative.
     """
     classes = class_columns(predictions)
-    if uncertainty not in UNCERTAINTIES:
-        raise UsageError(f"uncertainty={uncertainty!r}.", hint=f"Choose one of {', '.join(UNCERTAINTIES)}.")
     positive = choose_positive(classes, positive)
-    if not 0 <= threshold <= 1:
-        raise UsageError(f"threshold={threshold!r}.", hint="Give a probability, 0 to 1.")
     units = score_units(predictions, positive=positive, threshold=threshold).table
     if uncertainty == "spread":
         certainty = -_spreads(predictions, units)
@@ -306,13 +302,14 @@ class Abstention(ResultDisplay):
         yield from (summarise_figures(self.metrics), f"{self.describe()} {RESEARCH_USE}")
 
 
+@checked
 def abstain_by_fold(
     predictions: str | Path | pd.DataFrame,
     *,
-    risk: float = 0.05,
-    uncertainty: str = "probability",
+    risk: OpenFraction = 0.05,
+    uncertainty: Uncertainty = "probability",
     positive: str | None = None,
-    threshold: float = 0.5,
+    threshold: Probability = 0.5,
     fitted_on: str | Path | pd.DataFrame | None = None,
 ) -> Abstention:
     """Choose for each fold on the others which answers to leave out, and judge what is left.
@@ -352,7 +349,8 @@ def abstain_by_fold(
     return Abstention(float(risk), certainty, uncertainty, pd.DataFrame(rows), metrics)
 
 
-def choose_certainty(units: pd.DataFrame, *, risk: float) -> float | None:
+@checked
+def choose_certainty(units: pd.DataFrame, *, risk: OpenFraction) -> float | None:
     """Choose the certainty that leaves most patients an answer and keeps the share of wrong ones.
 
     One error more than there was is counted, (errors + 1) / (answered + 1), so that a few patients without an error
@@ -368,8 +366,6 @@ def choose_certainty(units: pd.DataFrame, *, risk: float) -> float | None:
     Raises:
         UsageError: The risk is not allowed.
     """
-    if not 0 < risk < 1:
-        raise UsageError(f"risk={risk!r}.", hint="Give a share between 0 and 1, such as 0.05.")
     counts = units.groupby("certainty")["error"].agg(["sum", "size"]).iloc[::-1].cumsum()
     kept = np.flatnonzero((counts["sum"] + 1) / (counts["size"] + 1) <= risk + 1e-12)  # 1 / 20 is no more than 0.05
     if len(kept) == 0:

@@ -24,6 +24,7 @@ from covid_fastai.evaluation.prediction_table import (
 )
 from covid_fastai.evaluation.weighted_metrics import list_measures
 from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.options import Probability, checked
 from covid_fastai.plotting import class_colours
 
 __all__ = ["AGE_BANDS", "FEWEST", "Subgroups", "evaluate_subgroups", "plot_subgroups"]
@@ -68,13 +69,14 @@ class Subgroups(ResultDisplay):
         yield from (self.summary(), *self.notes, RESEARCH_USE)
 
 
+@checked
 def evaluate_subgroups(
     predictions: str | Path | pd.DataFrame,
     cohort: pd.DataFrame | None = None,
     *,
     by: Sequence[str] | None = None,
     positive: str | None = None,
-    threshold: float = 0.5,
+    threshold: Probability = 0.5,
 ) -> Subgroups:
     """Judge predictions in each part of the patients, with the number of patients beside every figure.
 
@@ -104,8 +106,6 @@ def evaluate_subgroups(
     table = read_predictions(predictions)
     classes = class_columns(table)
     positive = choose_positive(classes, positive)
-    if not 0 <= threshold <= 1:
-        raise UsageError(f"threshold={threshold!r}.", hint="Give a probability, 0 to 1.")
     facts, notes = _join(table, cohort)
     if "age" in facts and "age_band" not in facts:
         facts["age_band"] = _age_bands(facts["age"], notes)

@@ -24,6 +24,7 @@ from covid_fastai.evaluation.prediction_table import (
     read_predictions,
 )
 from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.options import Fraction, checked
 
 __all__ = [
     "OperatingPoint",
@@ -101,11 +102,12 @@ class OperatingPoint(ResultDisplay):
         return f"{text}{came} {where[self.judged_on]}.{'' if self.kept else ' The promise was not kept.'}"
 
 
+@checked
 def choose_threshold(
     predictions: str | Path | pd.DataFrame,
     *,
-    sensitivity: float | None = None,
-    specificity: float | None = None,
+    sensitivity: Fraction | None = None,
+    specificity: Fraction | None = None,
     positive: str | None = None,
 ) -> float:
     """Choose the threshold that keeps a promised sensitivity (or specificity) and loses least of the other.
@@ -134,11 +136,12 @@ def choose_threshold(
     return _choose(units, promise, promised, positive)
 
 
+@checked
 def thresholds_by_fold(
     predictions: str | Path | pd.DataFrame,
     *,
-    sensitivity: float | None = None,
-    specificity: float | None = None,
+    sensitivity: Fraction | None = None,
+    specificity: Fraction | None = None,
     positive: str | None = None,
     fitted_on: str | Path | pd.DataFrame | None = None,
     same_patients: bool = False,
@@ -219,8 +222,6 @@ def _promise(sensitivity: float | None, specificity: float | None) -> tuple[str,
         raise UsageError("Both sensitivity and specificity are promised.", hint="Give one of them.")
     promise = "specificity" if specificity is not None else "sensitivity"
     promised = specificity if specificity is not None else 0.9 if sensitivity is None else sensitivity
-    if not 0 < promised <= 1:
-        raise UsageError(f"{promise}={promised!r}.", hint="Give a share above 0, to 1.")
     return promise, float(promised)
 
 

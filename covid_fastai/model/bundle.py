@@ -47,16 +47,18 @@ from covid_fastai.model.learner import body_and_head, build_learner
 from covid_fastai.model.onnx_export import OPSET, export_onnx
 from covid_fastai.model.predictor import open_session
 from covid_fastai.model.weights import Weights
+from covid_fastai.options import Device, OpenFraction, SavedTemperature, checked
 
 __all__ = ["load_model", "save_model"]  # guard: no_pickle, no_archive, telemetry
 
 
+@checked
 def save_model(
     learn: Learner,
     folder: str | Path,
     *,
-    threshold: float | None = None,
-    temperature: float = 1.0,
+    threshold: OpenFraction | None = None,
+    temperature: SavedTemperature = 1.0,
     training_manifest: str | Path | None = None,
     onnx: bool = True,
 ) -> Path:
@@ -120,7 +122,8 @@ def save_model(
     return folder
 
 
-def load_model(folder: str | Path, *, revision: str | None = None, device: str | torch.device = "auto") -> Learner:
+@checked
+def load_model(folder: str | Path, *, revision: str | None = None, device: Device | torch.device = "auto") -> Learner:
     """Read a model that `save_model` wrote, and test that it answers as it did then.
 
     Nothing in the folder is executed: the weights are plain tensors, the JSON is checked field by field. The ONNX
@@ -162,8 +165,6 @@ def _judged(
     learn: Learner, model: nn.Module, *, threshold: float | None, temperature: float, manifest: str | Path | None
 ) -> dict[str, Any]:
     """Return what was found out about the weights; of weights that were trained on since, nothing is kept."""
-    if not 0.01 <= temperature <= 100:  # NaN too
-        raise UsageError(f"temperature={temperature!r}.", hint="Give a number from 0.01 to 100; 1 changes nothing.")
     before: BundleConfig | None = getattr(learn, "bundle", None)
     if before is not None and before.sha256 != _sha256(_tensors(model)):
         before = None
@@ -315,7 +316,8 @@ def _build(config: BundleConfig, path: Path, *, device: str | torch.device) -> L
         weights = Weights(**config.weights.model_dump(), state=None)
         learn = build_learner(dls, arch=config.arch, weights=weights)
     except UsageError as error:
-        raise no_model(path, error.message, "Check that it was saved by this version of covid_fastai.") from error
+        hint = "Check that it was saved by this version of covid_fastai."
+        raise no_model(path, error.message.rstrip("."), hint) from error
     if _layers(learn.model) != config.head:
         raise no_model(path, f"its head is {config.head}, this version builds {_layers(learn.model)}")
     return learn

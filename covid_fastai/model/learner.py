@@ -29,6 +29,7 @@ from covid_fastai.errors import UsageError
 from covid_fastai.model.optimiser import FusedAdam
 from covid_fastai.model.precision import precision_callbacks
 from covid_fastai.model.weights import ARCHITECTURES, TIMM_PREFIX, Weights, empty_body, resolve_weights
+from covid_fastai.options import Arch, Balance, GradientNorm, LabelSmoothing, Precision, WeightDecay, checked
 
 __all__ = [
     "ARCHITECTURES",
@@ -44,22 +45,22 @@ logger = logging.getLogger("covid_fastai")
 
 HEAD_DROPOUT = 0.5  # fastai's own before a last layer
 MODEL_DIR = "models"  # inside the learner's path: where learn.save and lr_find write
-BALANCES = ("none", "loss", "sampler")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+@checked
 def build_learner(
     dls: DataLoaders,
     *,
-    arch: str = "resnet18",
+    arch: Arch = "resnet18",
     weights: str | Path | Weights | None = "auto",
     path: str | Path | None = None,
-    balance: str = "none",
-    weight_decay: float = 1e-2,
-    gradient_clip: float | None = None,
-    precision: str = "auto",
+    balance: Balance = "none",
+    weight_decay: WeightDecay = 1e-2,
+    gradient_clip: GradientNorm | None = None,
+    precision: Precision = "auto",
     callbacks: Sequence[Callback] = (),
-    label_smoothing: float = 0.0,
+    label_smoothing: LabelSmoothing = 0.0,
 ) -> Learner:
     """Build a fastai learner: a body of one grey channel with verified weights, and a linear head.
 
@@ -89,7 +90,8 @@ def build_learner(
         OfflineError: The weights have to be fetched and no network answers.
         UnavailableError: timm is asked for and not installed.
     """
-    _check_options(dls, balance=balance, gradient_clip=gradient_clip)
+    if len(dls.vocab) < 2:
+        raise UsageError(f"There is one class only: {list(dls.vocab)}.", hint="A classifier needs two or more.")
     mixed = precision_callbacks(precision, torch.device(getattr(dls, "device", None) or "cpu"))
     found = resolve_weights(weights, arch=arch)
     head = linear_head(*_features(dls, arch), classes=len(dls.vocab))
@@ -247,15 +249,6 @@ def _agree(found: Sequence[tuple[float, float]], weights: Weights) -> bool:
     return abs(found[0][0] - weights.mean) < 1e-5 and abs(found[0][1] - weights.std) < 1e-5  # float32 rounding
 
 
-def _check_options(dls: DataLoaders, *, balance: str, gradient_clip: float | None) -> None:
-    if balance not in BALANCES:
-        raise UsageError(f"balance={balance!r} is not allowed.", hint=f"Allowed: {', '.join(BALANCES)}.")
-    if gradient_clip is not None and not gradient_clip > 0:
-        raise UsageError(f"gradient_clip={gradient_clip} is not above 0.", hint="Give a norm, such as 0.1, or None.")
-    if len(dls.vocab) < 2:
-        raise UsageError(f"There is one class only: {list(dls.vocab)}.", hint="A classifier needs two or more.")
-
-
 def _features(dls: DataLoaders, arch: str) -> tuple[int, bool]:
     """Return the channels of the body's output and whether the head has to pool them.
 
@@ -278,8 +271,6 @@ def _features(dls: DataLoaders, arch: str) -> tuple[int, bool]:
 
 
 def _loss(dls: DataLoaders, *, balance: str, label_smoothing: float) -> CrossEntropyLossFlat:
-    if not 0 <= label_smoothing < 1:
-        raise UsageError(f"label_smoothing={label_smoothing} is not in 0 to below 1.", hint="0.1 is usual.")
     weight = None
     if balance == "loss":
         found = getattr(dls, "class_weights", None)

@@ -7,10 +7,9 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 
 from covid_fastai.errors import UsageError
+from covid_fastai.options import Precision, check_option
 
-__all__ = ["PRECISIONS", "TrainingPrecision", "choose_precision", "has_amx", "precision_callbacks"]
-
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+__all__ = ["TrainingPrecision", "choose_precision", "has_amx", "precision_callbacks"]
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
@@ -28,11 +27,12 @@ def choose_precision(precision: str, device: torch.device) -> str:
     Raises:
         UsageError: There is no such format, or the device does not compute in it.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision={precision!r} is not allowed.", hint=f"Allowed: {', '.join(PRECISIONS)}.")
+    check_option("precision", precision, Precision)
     kind = device.type
     if precision == "fp16" and kind != "cuda" or precision == "bf16" and kind not in ("cuda", "cpu"):
-        raise UsageError(f"precision={precision!r} cannot be had on the device {kind}.", hint="Use 'auto' or 'fp32'.")
+        raise UsageError(
+            f"The device {kind} does not compute in precision={precision!r}.", hint="Use 'auto' or 'fp32'."
+        )
     if precision != "auto":
         return precision
     if kind == "cuda":

@@ -34,6 +34,7 @@ from covid_fastai.model.bundle_config import (
 )
 from covid_fastai.model.hub import find_model
 from covid_fastai.model.runtime import onnxruntime
+from covid_fastai.options import WorkerCount, checked
 
 __all__ = ["Examination", "Predictor", "open_session"]
 
@@ -100,7 +101,8 @@ class Predictor:
         UsageError: `threads` is not allowed.
     """
 
-    def __init__(self, folder: str | Path, *, threads: int | None = None, revision: str | None = None):
+    @checked
+    def __init__(self, folder: str | Path, *, threads: WorkerCount | None = None, revision: str | None = None):
         folder = find_model(folder, revision=revision)
         self.config = read_config(folder / CONFIG_FILE)
         if self.config.onnx is None:
@@ -277,13 +279,10 @@ def open_session(
 
     Raises:
         ModelFormatError: It cannot be read, takes or gives something else, names other classes, or answers otherwise.
-        UsageError: `threads` is not allowed.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal ones only: errors are raised, which is enough
     if threads is not None:
-        if not isinstance(threads, int) or threads < 1:
-            raise UsageError(f"threads={threads!r}.", hint="Give 1 or more, or None for all cores.")
         options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -39,12 +38,20 @@ from covid_fastai.model.checkpoint import (
 )
 from covid_fastai.model.features import features_of_frozen_body, needs_body
 from covid_fastai.model.learner import FrozenBody
+from covid_fastai.options import (
+    Epochs,
+    FrozenAugmentations,
+    ImageSize,
+    LearningRate,
+    LearningRateRatio,
+    Switch,
+    checked,
+)
 
 __all__ = ["ProgressiveResizing", "fit"]
 
 logger = logging.getLogger("covid_fastai")
 
-SMALLEST = 32  # pixels: a ResNet's last map is then one cell
 PRETRAINED_SPREAD = 100.0  # fastai's fine_tune: the first layers, which changed least, learn 100 times slower
 CYCLES = {  # share of the warm-up, and where it begins as a part of the peak
     FROZEN: {"pct_start": 0.25, "div": 25.0},  # fastai's fit_one_cycle
@@ -52,19 +59,20 @@ CYCLES = {  # share of the warm-up, and where it begins as a part of the peak
 }
 
 
+@checked
 def fit(
     learn: Learner,
     *,
-    frozen_epochs: int = 5,
-    unfrozen_epochs: int = 5,
-    learning_rate: float = 2e-3,
-    unfrozen_learning_rate: float | None = None,
-    lr_ratio: float | None = None,
-    frozen_augmentations: int | None = None,
-    initial_image_size: int | None = None,
+    frozen_epochs: Epochs = 5,
+    unfrozen_epochs: Epochs = 5,
+    learning_rate: LearningRate = 2e-3,
+    unfrozen_learning_rate: LearningRate | None = None,
+    lr_ratio: LearningRateRatio | None = None,
+    frozen_augmentations: FrozenAugmentations | None = None,
+    initial_image_size: ImageSize | None = None,
     checkpoints: str | Path | None = None,
-    resume: bool = False,
-    stop_on_divergence: bool = True,
+    resume: Switch = False,
+    stop_on_divergence: Switch = True,
 ) -> None:
     """Train in two one-cycles: the head on a body that is truly frozen, then everything.
 
@@ -145,35 +153,20 @@ def fit(
 
 
 def _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learning_rate, lr_ratio) -> list[Phase]:
-    """Check the numbers and return the phases that have epochs."""
-    for name, value in {"frozen_epochs": frozen_epochs, "unfrozen_epochs": unfrozen_epochs}.items():
-        if int(value) != value or value < 0:
-            raise UsageError(f"{name}={value} is not a count of epochs.", hint="Give 0 or more.")
+    """Return the phases that have epochs."""
     if frozen_epochs + unfrozen_epochs == 0:
-        raise UsageError("frozen_epochs and unfrozen_epochs are both 0.", hint="Train for one epoch at least.")
+        raise UsageError("frozen_epochs and unfrozen_epochs are both 0.", hint="Train for at least one epoch.")
     pretrained = getattr(getattr(learn, "weights", None), "pretrained", True)
     spread = (PRETRAINED_SPREAD if pretrained else 1.0) if lr_ratio is None else lr_ratio
     peak = learning_rate / 2 if unfrozen_learning_rate is None else unfrozen_learning_rate
-    for name, value in {"learning_rate": learning_rate, "unfrozen_learning_rate": peak}.items():
-        if not (math.isfinite(value) and value > 0):
-            raise UsageError(f"{name}={value} is not above 0.", hint="2e-3 is usual.")
-    if not (math.isfinite(spread) and spread >= 1):
-        raise UsageError(f"lr_ratio={spread} is below 1.", hint="1 gives all layers the same rate.")
     rates = peak if spread == 1 else slice(peak / spread, peak)
     plan = [Phase(FROZEN, frozen_epochs, learning_rate, 0), Phase(UNFROZEN, unfrozen_epochs, rates, frozen_epochs)]
     return [phase for phase in plan if phase.epochs]
 
 
 def _views(frozen_augmentations: int | None, frozen_epochs: int) -> int:
-    """Check the number of views and return how many there are."""
-    if frozen_augmentations is None:
-        return frozen_epochs
-    if not isinstance(frozen_augmentations, int) or frozen_augmentations < 1:
-        raise UsageError(
-            f"frozen_augmentations={frozen_augmentations!r}.",
-            hint="Give 1 or more, or None for a fresh view each epoch.",
-        )
-    return min(frozen_augmentations, frozen_epochs)
+    """Return how many views of each image there are."""
+    return frozen_epochs if frozen_augmentations is None else min(frozen_augmentations, frozen_epochs)
 
 
 @contextmanager
@@ -192,8 +185,6 @@ def _resizing(learn: Learner, size: int | None, epochs: int) -> list[Callback]:
     """Check the size and return what shrinks the images of the first half of the epochs."""
     if size is None:
         return []
-    if not isinstance(size, int) or size < SMALLEST:
-        raise UsageError(f"initial_image_size={size!r}.", hint=f"Give a whole number of pixels, {SMALLEST} or more.")
     full = getattr(learn.dls, "radiograph_config", {}).get("image_size")
     if full is not None and size >= full:
         raise UsageError(f"initial_image_size={size} is not below image_size={full}.", hint="Leave it out.")

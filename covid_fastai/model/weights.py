@@ -25,6 +25,7 @@ from covid_fastai.model.weight_files import (
     read_safetensors,
     read_torch_file,
 )
+from covid_fastai.options import Arch, check_option
 
 __all__ = ["ARCHITECTURES", "Weights", "check_arch", "empty_body", "resolve_weights"]
 
@@ -114,11 +115,9 @@ def check_arch(arch: str) -> None:
         UsageError: The name is not known.
         UnavailableError: It is a timm name, and timm is not installed.
     """
+    check_option("arch", arch, Arch)
     if arch in ARCHITECTURES:
         return
-    if not arch.startswith(TIMM_PREFIX):
-        known = [*ARCHITECTURES, f"{TIMM_PREFIX}<name>"]
-        raise UsageError(f"There is no architecture {arch!r}.", hint=_suggest(arch, ARCHITECTURES, known))
     timm, name = _import_timm(), arch.removeprefix(TIMM_PREFIX)
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)

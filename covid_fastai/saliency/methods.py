@@ -21,6 +21,7 @@ from torch import nn
 
 from covid_fastai.data.images import open_square
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.options import Repeats, SaliencyMethod, Seed, TopK, checked
 from covid_fastai.saliency.maps import activation_maps, draw_anew, evaluating, gradient_maps, occlusion_maps, stages
 from covid_fastai.saliency.overlay import against_rest
 from covid_fastai.saliency.region_fraction import draw_heat, share_heat
@@ -110,11 +111,12 @@ def occlusion_map(
     return _explain(learn, _table(rows), "occlusion", {"patch_size": patch_size, "stride": stride})[0]
 
 
+@checked
 def saliency_fraction(
     learn: Learner,
     rows: pd.DataFrame | Sequence[str | Path],
     *,
-    method: str = "cam",
+    method: SaliencyMethod = "cam",
     of: str | None = None,
     masks: str | Path | None = None,
     **options: Any,
@@ -148,14 +150,15 @@ def saliency_fraction(
     return share_heat(table, heat, classes, masks=masks)
 
 
+@checked
 def randomisation_check(
     learn: Learner,
     rows: pd.DataFrame | Sequence[str | Path],
     *,
-    method: str = "cam",
+    method: SaliencyMethod = "cam",
     of: str | None = None,
-    repeats: int = 5,
-    seed: int = 0,
+    repeats: Repeats = 5,
+    seed: Seed = 0,
     **options: Any,
 ) -> pd.DataFrame:
     """Compare the maps with those of the same model after its weights were drawn anew (Adebayo et al., NeurIPS 2018).
@@ -181,8 +184,6 @@ def randomisation_check(
         UsageError: `method`, `of` or `repeats` is not allowed; else as in the method.
         ImageError: An image cannot be read.
     """
-    if repeats < 1:
-        raise UsageError(f"repeats={repeats!r}.", hint="Give 1 or more.")
     size, classes, model = _facts(learn)
     function, table = _function(method, options, size), _table(rows)
     x = torch.cat(list(_batches(table["path"].tolist(), size, learn)))
@@ -201,12 +202,13 @@ def randomisation_check(
     return pd.DataFrame([_likeness_row(name, np.array(values)) for name, values in found.items()])
 
 
+@checked
 def plot_saliency(
     learn: Learner,
     rows: pd.DataFrame | Sequence[str | Path],
     *,
-    k: int = 6,
-    method: str = "cam",
+    k: TopK = 6,
+    method: SaliencyMethod = "cam",
     of: str | None = None,
     masks: str | Path | None = None,
     **options: Any,
@@ -274,8 +276,6 @@ def _batches(paths: Sequence[str], size: int, learn: Learner) -> Iterator[torch.
 def _function(method: str, options: dict[str, Any], size: int) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
     """Return what makes maps of a model and a batch, or raise for a method or option that does not exist."""
     allowed = {"cam": set(), "grad_cam": {"layer"}, "occlusion": {"patch_size", "stride"}}
-    if method not in allowed:
-        raise UsageError(f"method={method!r}.", hint=f"Choose one of {', '.join(allowed)}.")
     if odd := sorted(options.keys() - allowed[method]):
         known = ", ".join(sorted(allowed[method])) or "none"
         raise UsageError(f"{method} has no option {odd[0]!r}.", hint=f"Its options: {known}.")

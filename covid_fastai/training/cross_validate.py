@@ -15,7 +15,7 @@ from fastai.torch_core import no_random
 from covid_fastai.audit.probes import write_probes
 from covid_fastai.config import TrainConfig
 from covid_fastai.data.splits import fold_cohort
-from covid_fastai.errors import CovidFastaiError, ResourceError, UnavailableError, UsageError
+from covid_fastai.errors import CovidFastaiError, ResourceError, UnavailableError
 from covid_fastai.evaluation.predict import predict
 from covid_fastai.files import make_folder, write_csv
 from covid_fastai.model.bundle import save_model
@@ -54,12 +54,9 @@ def train_folds(
         The number of each fold that is done.
 
     Raises:
-        UsageError: `n_jobs` is not allowed.
         UnavailableError: Ray is not installed.
         ResourceError: A fold's process died again and again.
     """
-    if not isinstance(n_jobs, int) or n_jobs < 1:
-        raise UsageError(f"n_jobs={n_jobs!r}.", hint="Give 1 or more.")
     if n_jobs == 1:
         for fold in folds:
             logger.info("fold %d", fold + 1)

@@ -28,6 +28,7 @@ from covid_fastai.evaluation.runs import TRAINING_MANIFEST, Run, log_event, read
 from covid_fastai.files import make_folder, write_json
 from covid_fastai.model.bundle import load_model
 from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.options import NResamples, Seed, checked
 from covid_fastai.reporting.documents import write_documents
 
 __all__ = ["Validation", "judge_sources", "validate"]
@@ -115,14 +116,15 @@ class Validation(ResultDisplay):
         ]
 
 
+@checked
 def validate(
     model: str | Path | Run,
     data: str | Path | pd.DataFrame,
     *,
     labels: Mapping[str, str] | None = None,
     keep: bool = True,
-    n_resamples: int = 2000,
-    seed: int = 0,
+    n_resamples: NResamples = 2000,
+    seed: Seed = 0,
     **reading: Any,
 ) -> Validation:
     """Judge a run's model on other data, with its threshold as it was; images that it was trained on are out first.

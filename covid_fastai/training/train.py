@@ -32,6 +32,7 @@ from covid_fastai.model.distributed import (
     is_main_process,
     join_processes,
 )
+from covid_fastai.options import Folds, NJobs, checked
 from covid_fastai.reporting.documents import write_documents
 from covid_fastai.reporting.report import render_report, write_report
 from covid_fastai.training.cross_validate import train_folds
@@ -55,13 +56,11 @@ def _with_choices(function):
     """Show the fields of `TrainConfig` in the function's signature and docstring, for help and completion."""
     signature = inspect.signature(function)
     fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    fields = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
-        for name, field in TrainConfig.model_fields.items()
-    ]
+    fields = [parameter for parameter in inspect.signature(TrainConfig).parameters.values()]
     function.__signature__ = signature.replace(parameters=[*fixed, *fields])
     lines = [
-        f"{name}: {field.description} Default {field.default!r}." for name, field in TrainConfig.model_fields.items()
+        f"{name}: {TrainConfig.describe(name)} Default {field.default!r}."
+        for name, field in TrainConfig.model_fields.items()
     ]
     function.__doc__ = function.__doc__.replace(CHOICES_LINE, "\n        ".join(lines))
     return function
@@ -154,11 +153,12 @@ def _rows_of(cohort: pd.DataFrame) -> list[tuple]:
 
 
 @_with_choices
+@checked
 def cross_validate(
     data: str | Path | pd.DataFrame | None = None,
     *,
-    folds: int = 5,
-    n_jobs: int = 1,
+    folds: Folds = 5,
+    n_jobs: NJobs = 1,
     preset: str | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,

@@ -322,7 +322,7 @@ def test_a_cohort_in_memory_can_be_read_again(simple):
         ("data.csv", {"patient_column": "zzz"}, DataError, "Its columns: 'image', 'label'"),
         ("data.csv", {"image_root": "nowhere"}, DataError, "image_root nowhere is no folder"),
         ("data.csv", {"encoding": "utf-99"}, UsageError, "encoding='utf-99' is not known"),
-        ("data.csv", {"on_problem": "ignore"}, UsageError, "Choose 'error' or 'skip'"),
+        ("data.csv", {"on_problem": "ignore"}, UsageError, "on_problem='ignore' is not one of 'error', 'skip'"),
         ("data.csv", {"seed": -1}, UsageError, "seed=-1"),
         ("data.csv", {"seed": "1"}, UsageError, "seed='1'"),
         ("data.csv", {"task": "covd"}, UsageError, "Did you mean 'covid'"),

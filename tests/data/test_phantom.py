@@ -468,7 +468,7 @@ def test_every_image_is_another(phantom_root):
         ({"severity": -0.1}, "severity=-0.1"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": None}, "seed=None"),
-        ({"shortcut": "watermark"}, "corner, border, jpeg_quality, aspect, gain"),
+        ({"shortcut": "watermark"}, "one of 'corner', 'border', 'jpeg_quality', 'aspect', 'gain', or None"),
         ({"strength": 1.1}, "strength=1.1"),
         ({"strength": float("nan")}, "strength=nan"),
     ],

@@ -311,7 +311,7 @@ def test_misspelt_names():
         resolve_weights("imagnet", arch="resnet18")
     with pytest.raises(UsageError, match="Did you mean 'resnet18'"):
         check_arch("resnet-18")
-    with pytest.raises(UsageError, match="Known: resnet18"):
+    with pytest.raises(UsageError, match="arch='vgg' is not one of 'resnet18'"):
         check_arch("vgg")
 
 

@@ -24,6 +24,7 @@ from covid_fastai.errors import DataError, ResourceError, UnavailableError, Usag
 from covid_fastai.files import atomic_write, claim_folder, make_folder, write_json
 from covid_fastai.model.bundle_config import CONFIG_FILE, read_config
 from covid_fastai.model.hub import find_model
+from covid_fastai.options import Engine, Switch, WorkerCount, checked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,14 +37,15 @@ PART = 256  # images: some seconds of work, what a killed run loses at most in e
 PLAN = "plan.json"
 
 
+@checked
 def predict_batch(
     model: str | Path,
     inputs: str | os.PathLike | Sequence[str | os.PathLike],
     out: str | Path,
     *,
-    workers: int | None = None,
-    resume: bool = True,
-    engine: str = "local",
+    workers: WorkerCount | None = None,
+    resume: Switch = True,
+    engine: Engine = "local",
     revision: str | None = None,
 ) -> dict[str, int]:
     """Predict any number of images into one table, a row an image in the order of the inputs.
@@ -75,8 +77,6 @@ def predict_batch(
     ending = out.suffix.lower()
     if ending not in PART_ENDINGS:
         raise UsageError(f"{out} ends neither as .csv nor as .parquet.", hint="Name the table so.")
-    if engine not in ("local", "ray"):
-        raise UsageError(f"engine={engine!r}.", hint="Choose local or ray.")
     workers = workers or os.cpu_count() or 1
     folder = find_model(model, revision=revision)
     config = read_config(folder / CONFIG_FILE)

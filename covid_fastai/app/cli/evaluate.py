@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from covid_fastai.app.cli.options import AsJson, Data, Debug, Quiet
+from covid_fastai.app.cli.options import AsJson, Data, Debug, Quiet, option
 from covid_fastai.app.cli.output import listen, print_figures, print_json, print_table
 from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.options import Fraction, NResamples, OpenFraction, Probability, Seed, Unit
 
 __all__ = ["compare", "evaluate", "runs", "validate"]
 
@@ -19,15 +20,19 @@ __all__ = ["compare", "evaluate", "runs", "validate"]
 def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS.csv", help="label, p_<class> ..., patient.")],
     positive: Annotated[str | None, typer.Option(help="The class that sensitivity is about; the last of two.")] = None,
-    threshold: Annotated[float, typer.Option(help="The positive class is predicted from this probability on.")] = 0.5,
-    n_resamples: Annotated[int, typer.Option(help="Bootstrap draws.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    unit: Annotated[str, typer.Option(help="What is counted: patient or image.")] = "patient",
+    threshold: Annotated[
+        float, option(Probability, help="The positive class is predicted from this probability on.")
+    ] = 0.5,
+    n_resamples: Annotated[int, option(NResamples, help="Bootstrap resamples.")] = 2000,
+    seed: Annotated[int, option(Seed, help="Seed of the bootstrap.")] = 0,
+    unit: Annotated[str, option(Unit, help="What is counted.")] = "patient",
     sensitivity: Annotated[
-        float | None, typer.Option(help="Choose a threshold for this sensitivity, on other folds where there are any.")
+        float | None,
+        option(Fraction, help="Choose a threshold for this sensitivity, on other folds where there are any."),
     ] = None,
     prevalence: Annotated[
-        list[float] | None, typer.Option(help="What answers are worth where this share has the class; may be repeated.")
+        list[float] | None,
+        option(OpenFraction, help="Predictive values where this fraction has the class; may be repeated."),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Also write a page: figures, shortcuts, worst cases.")] = None,
     as_json: AsJson = False,
@@ -76,10 +81,11 @@ def compare(
     name: Annotated[list[str] | None, typer.Option(help="A name each, in their order; once a model.")] = None,
     positive: Annotated[str | None, typer.Option(help="The class that sensitivity is about; the last of two.")] = None,
     threshold: Annotated[
-        list[float] | None, typer.Option(help="The positive class is predicted from it on; once, or once a model.")
+        list[float] | None,
+        option(Probability, help="The positive class is predicted from it on; once, or once a model."),
     ] = None,
-    n_resamples: Annotated[int, typer.Option(help="Bootstrap draws.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    n_resamples: Annotated[int, option(NResamples, help="Bootstrap resamples.")] = 2000,
+    seed: Annotated[int, option(Seed, help="Seed of the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Where to write the differences, as CSV.")] = None,
     cases: Annotated[Path | None, typer.Option(help="Where to write the patients they part on, as CSV.")] = None,
     as_json: AsJson = False,

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from covid_fastai.app.cli import audit, cache, evaluate, predict, serve
-from covid_fastai.app.cli.options import READING, AsJson, Data, Debug, Quiet, given, options_of_config, reading
+from covid_fastai.app.cli.options import READING, AsJson, Data, Debug, Quiet, given, option, options_of_config, reading
 from covid_fastai.app.cli.output import (
     count,
     listen,
@@ -24,6 +24,7 @@ from covid_fastai.app.cli.output import (
 )
 from covid_fastai.errors import CovidFastaiError, DataError, ResourceError, UnavailableError
 from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.options import Folds, NJobs, Seed, TopK
 
 __all__ = ["app", "main"]
 
@@ -113,7 +114,7 @@ def _start(version: Annotated[bool, typer.Option("--version", help="Print the ve
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/<time>-... if not given.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the drawing, the split and the training.")] = 0,
+    seed: Annotated[int, option(Seed, help="Seed of the drawing, the split and the training.")] = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -135,7 +136,7 @@ def check(
         "problems.csv"
     ),
     sample: Annotated[
-        int | None, typer.Option(help="Open a random sample of so many images; all if not given.")
+        int | None, option(TopK, help="Open a random sample of so many images; all if not given.")
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -207,8 +208,8 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/<time>-<task>-... if not given.")] = None,
     resume: Annotated[Path | None, typer.Option(help="The folder of an unfinished run, to be continued.")] = None,
     preset: Annotated[str | None, typer.Option(help="article: the article's settings, its faults left out.")] = None,
-    folds: Annotated[int | None, typer.Option(help="Cross-validate by patient in so many folds.", min=2)] = None,
-    n_jobs: Annotated[int, typer.Option(help="Folds trained at the same time, on Ray.", min=1)] = 1,
+    folds: Annotated[int | None, option(Folds, help="Cross-validate by patient in so many folds.")] = None,
+    n_jobs: Annotated[int, option(NJobs, help="Folds trained at the same time, on Ray.")] = 1,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,

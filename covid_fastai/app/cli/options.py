@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import types
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["AsJson", "Data", "Debug", "Quiet", "READING", "given", "options_of_config", "reading"]
+from covid_fastai.options import describe_option, option_choices, parse_option, plain_type
+
+__all__ = ["AsJson", "Data", "Debug", "Quiet", "READING", "given", "option", "options_of_config", "reading"]
 
 READING = ("task", "image_root", "path_column", "label_column", "patient_column", "split_column", "source_column")
 READING += ("view_column", "encoding", "negatives_per_positive", "seed", "exclude_pretraining_overlap")
@@ -24,6 +24,42 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print results, warnings an
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+def option(kind: Any, *flags: str, help: str, metavar: str | None = None) -> Any:
+    """Return a typer option whose value is checked as the same option of a Python function is.
+
+    Args:
+        kind: A type of `covid_fastai.options`.
+        *flags: The option's names; those of the parameter if none are given.
+        help: What it is, one sentence.
+        metavar: What stands for the value in the help; None to derive it from the type.
+    """
+    choices = option_choices(kind)
+    # the text is kept as it is and checked by the callback: typer would say of a wrong value what Python does not say
+    return typer.Option(
+        *flags,
+        help=help if choices else f"{help[:-1]} ({describe_option(kind).removesuffix(', or None')}).",
+        parser=_keep_text,
+        callback=_check_option(kind),
+        metavar=metavar or (f"[{'|'.join(choices)}]" if choices else "NUMBER"),
+        autocompletion=(lambda: list(choices)) if choices else None,
+    )
+
+
+def _keep_text(value: str) -> str:
+    return value
+
+
+def _check_option(kind: Any) -> Callable:
+    def check(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+        if value is None or ctx.resilient_parsing:
+            return value
+        if isinstance(value, (list, tuple)):
+            return [parse_option(str(param.name), text, kind) for text in value]
+        return parse_option(str(param.name), value, kind)
+
+    return check
+
+
 def options_of_config(*names: str) -> Callable[[Callable], Callable]:
     """Give a command an option for each field of `TrainConfig` (or for those named); None stands for not given."""
     from covid_fastai.config import TrainConfig
@@ -32,11 +68,10 @@ def options_of_config(*names: str) -> Callable[[Callable], Callable]:
         signature = inspect.signature(command, eval_str=True)
         parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         for name in names or TrainConfig.model_fields:
-            annotation, option = _option(name, TrainConfig.model_fields[name])
+            kind, default = TrainConfig.option_types()[name], TrainConfig.model_fields[name].default
+            annotation = Annotated[(bool if plain_type(kind) is bool else str) | None, _option(name, kind, default)]
             parameters.append(
-                inspect.Parameter(
-                    name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
-                )
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
             )
         command.__signature__ = signature.replace(parameters=parameters)
         command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
@@ -45,36 +80,25 @@ def options_of_config(*names: str) -> Callable[[Callable], Callable]:
     return decorate
 
 
-def _option(name: str, field: Any) -> tuple[Any, Any]:
-    """Return type and typer option of a field."""
-    kinds, choices = _kinds(field.annotation)
-    default = "none" if field.default is None else field.default
-    text = f"{field.description} (default: {default})"
+def _option(name: str, kind: Any, default: Any) -> Any:
+    """Return the typer option of a field of `TrainConfig`."""
+    from covid_fastai.config import TrainConfig
+
+    choices = option_choices(kind)
+    text = TrainConfig.model_fields[name].description if choices else TrainConfig.describe(name)
+    text = f"{text} Default: {'none' if default is None else default}."
     flag = f"--{name.replace('_', '-')}"
-    if kinds == {bool}:
-        flag = f"{flag}/--no-{name.replace('_', '-')}" if field.default else flag
-        return bool | None, typer.Option(flag, help=text, show_default=False)
-    if choices and kinds <= {str}:
-        return typing.Literal[tuple(choices)] | None, typer.Option(flag, help=text, show_default=False)
-    if kinds in ({int}, {float}):
-        return next(iter(kinds)) | None, typer.Option(flag, help=text, show_default=False)
-    return str | None, typer.Option(flag, help=text, show_default=False)
-
-
-def _kinds(annotation: Any) -> tuple[set[type], list[str]]:
-    """Return the plain types in an annotation, without None, and the texts of its Literal."""
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:
-        return _kinds(typing.get_args(annotation)[0])
-    if origin is typing.Literal:
-        return {str}, list(typing.get_args(annotation))
-    if origin in (typing.Union, types.UnionType):
-        kinds, choices = set(), []
-        for part in typing.get_args(annotation):
-            found, more = _kinds(part)
-            kinds, choices = kinds | found, choices + more
-        return kinds, choices
-    return ({annotation} - {type(None)}) if isinstance(annotation, type) else {str}, []
+    if plain_type(kind) is bool:
+        return typer.Option(f"{flag}/--no-{flag[2:]}" if default else flag, help=text, show_default=False)
+    return typer.Option(
+        flag,
+        help=text,
+        show_default=False,
+        parser=_keep_text,
+        callback=_check_option(kind) if name != "task" else None,
+        metavar=f"[{'|'.join(choices)}]" if choices else "VALUE",
+        autocompletion=(lambda: list(choices)) if choices else None,
+    )
 
 
 def given(choices: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from covid_fastai.app.cli.options import AsJson, Debug, Quiet
+from covid_fastai.app.cli.options import AsJson, Debug, Quiet, option
 from covid_fastai.app.cli.output import count, listen, print_json, print_table
 from covid_fastai.evaluation.formatting import format_metric
 from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.options import Engine, Fraction, WorkerCount
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +68,7 @@ def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run, a saved model, or a name on the Hub: user/model.")],
     target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
     sensitivity: Annotated[
-        float | None, typer.Option(help="Choose the threshold for it, above 0 to 1, on the run's held-out patients.")
+        float | None, option(Fraction, help="Choose the threshold for it on the run's held-out patients.")
     ] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Fit a temperature on them.")] = False,
     revision: Annotated[str | None, typer.Option(help="The commit, tag or branch of a model on the Hub.")] = None,
@@ -88,9 +89,9 @@ def batch(
     model: Model,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUTS...", help="Folders, CSVs, patterns, addresses.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The table to write: .csv or .parquet.")],
-    workers: Annotated[int | None, typer.Option(help="Processes; one a processor core if not given.", min=1)] = None,
+    workers: Annotated[int | None, option(WorkerCount, help="Processes; one a processor core if not given.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted batch ended.")] = True,
-    engine: Annotated[str, typer.Option(help="local, or ray for many machines.")] = "local",
+    engine: Annotated[str, option(Engine, help="Where to compute: ray is for many machines.")] = "local",
     revision: Annotated[str | None, typer.Option(help="The commit, tag or branch of a model on the Hub.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

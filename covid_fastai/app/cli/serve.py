@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from covid_fastai.app.cli.options import Debug, Quiet
+from covid_fastai.app.cli.options import Debug, Quiet, option
 from covid_fastai.app.cli.output import listen
 from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.options import Count, Pixels, Port, PositiveCount, Seconds, WorkerCount
 
 __all__ = ["serve"]
 
@@ -22,18 +23,18 @@ def serve(
         str, typer.Argument(metavar="MODEL", help="A run, a saved model, or a name on the Hub: user/model.")
     ],
     host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 lets other machines ask.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen at.", min=1, max=65535)] = 8000,
+    port: Annotated[int, option(Port, help="The port to listen at.")] = 8000,
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A name that other machines call this one by; repeatable.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="The commit, tag or branch of a model on the Hub.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that read and answer files.", min=1)] = 1,
-    max_mib: Annotated[int, typer.Option(help="Of one file, MiB.", min=1)] = 20,
-    max_files: Annotated[int, typer.Option(help="Files in one request.", min=1)] = 8,
-    max_pixels: Annotated[int, typer.Option(help="Of one picture.", min=1024)] = 25_000_000,
-    seconds: Annotated[float, typer.Option(help="That one picture may take.", min=0.1)] = 20,
-    queue: Annotated[int, typer.Option(help="Requests that may wait.", min=0)] = 16,
-    per_minute: Annotated[int, typer.Option(help="Requests of one address a minute; 0 for any.", min=0)] = 600,
+    workers: Annotated[int, option(WorkerCount, help="Processes that read and answer files.")] = 1,
+    max_mib: Annotated[int, option(PositiveCount, help="Largest size of one file, MiB.")] = 20,
+    max_files: Annotated[int, option(PositiveCount, help="Most files in one request.")] = 8,
+    max_pixels: Annotated[int, option(Pixels, help="Largest size of one image.")] = 25_000_000,
+    seconds: Annotated[float, option(Seconds, help="Longest time that one image may take.")] = 20,
+    queue: Annotated[int, option(Count, help="Requests that may wait.")] = 16,
+    per_minute: Annotated[int, option(Count, help="Requests of one address a minute; 0 for no limit.")] = 600,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:

@@ -29,6 +29,7 @@ from covid_fastai.app.server.schemas import (
 from covid_fastai.app.server.uploads import RateLimiter, RequestRejected, read_uploads
 from covid_fastai.app.server.workers import Workers
 from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.options import WorkerCount, checked
 
 __all__ = ["create_app"]
 
@@ -36,12 +37,13 @@ STATIC = Path(__file__).with_name("static")
 ASSETS = {"app.css": "text/css", "app.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
+@checked
 def create_app(
     model: str | Path,
     *,
     name: str | None = None,
     allow_host: Iterable[str] = (),
-    workers: int = 1,
+    workers: WorkerCount = 1,
     limits: Limits | None = None,
 ) -> Starlette:
     """Make the web application of a saved model, for uvicorn or any other ASGI server.

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from covid_fastai.app.server.schemas import ImageAnswer, ImageAnswerWithMaps
 from covid_fastai.app.server.worker_process import refusal, run_worker
-from covid_fastai.errors import ModelFormatError, UnavailableError, UsageError
+from covid_fastai.errors import ModelFormatError, UnavailableError
 
 __all__ = ["Workers"]
 
@@ -43,12 +43,9 @@ class Workers:
     Raises:
         ModelFormatError: The model cannot be used.
         UnavailableError: No process can be started.
-        UsageError: A number is not allowed.
     """
 
     def __init__(self, folder: str | Path, *, number: int, seconds: float, memory: int, max_pixels: int):
-        if number < 1:
-            raise UsageError(f"workers={number}.", hint="Give 1 or more.")
         self.number = number
         self._seconds = seconds
         self._options = {"folder": str(folder), "max_pixels": max_pixels, "memory": memory}

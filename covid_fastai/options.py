@@ -1,0 +1,450 @@
+"""The options that functions, `TrainConfig` and the command line share: one type, one range and one message for each.
+
+An option is an `Annotated` type: a plain type for type checkers, with its bounds and a hint. `checked` checks the
+options that a function takes, `check_option` one value, and `parse_option` a text from the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import numbers
+import operator
+import os
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+
+from annotated_types import Ge, Gt, Interval, Le, Lt
+from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from covid_fastai.errors import UsageError
+
+__all__ = [
+    "Arch",
+    "Augmentation",
+    "Balance",
+    "BatchSize",
+    "Bins",
+    "CheckImages",
+    "Count",
+    "Device",
+    "Engine",
+    "Epochs",
+    "Finding",
+    "Folds",
+    "Fraction",
+    "FrozenAugmentations",
+    "GradientNorm",
+    "Hospital",
+    "ImageSize",
+    "LabelSmoothing",
+    "LearningRate",
+    "LearningRateRatio",
+    "Mean",
+    "NJobs",
+    "NResamples",
+    "NegativesPerPositive",
+    "NumWorkers",
+    "OnProblem",
+    "OpenFraction",
+    "Option",
+    "PathText",
+    "PhantomSize",
+    "Pixels",
+    "Port",
+    "PositiveCount",
+    "Precision",
+    "Probability",
+    "Repeats",
+    "SaliencyMethod",
+    "SavedTemperature",
+    "Seconds",
+    "Seed",
+    "Severity",
+    "Shortcut",
+    "SplitUnit",
+    "StandardDeviation",
+    "Switch",
+    "Temperature",
+    "TopK",
+    "Uncertainty",
+    "Unit",
+    "ValidPct",
+    "WeightDecay",
+    "WorkerCount",
+    "check_option",
+    "checked",
+    "describe_option",
+    "option_choices",
+    "parse_option",
+    "plain_type",
+    "refuse_option",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+NEAR = 0.7  # of difflib: "samplr" is near to "sampler", "gpu" is not near to "cpu"
+LONGEST_VALUE = 80  # characters of a refused value that a message shows
+
+
+@dataclass(frozen=True)
+class Option:
+    """Mark a type as that of an option, and say what its bounds do not.
+
+    Attributes:
+        hint: What to give instead, or why the range is as it is; one sentence.
+        unit: What a number counts, such as `"pixels"`.
+        allowed: What is allowed, in words that complete "is not ..."; "" to derive them from the bounds.
+        names: Values among which the nearest is suggested; those of a `Literal` need not be repeated.
+    """
+
+    hint: str
+    unit: str = ""
+    allowed: str = ""
+    names: tuple[str, ...] = ()
+
+
+def _parse_number(text: str) -> int | float | str:
+    """Return a text as the number that Python would read, else as it is."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _as_whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError("not a whole number")
+    return int(value)  # numpy's integers too, which JSON does not know
+
+
+def _as_number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError("not a number")
+    return float(value)
+
+
+def _as_switch(value: Any) -> bool:
+    if type(value).__name__ not in ("bool", "bool_"):  # numpy's has either name
+        raise ValueError("neither True nor False")
+    return bool(value)
+
+
+def _as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+# Pydantic alone would take "5", 5.0 and True for 5; a text is parsed by `parse_option`, and only there.
+_WHOLE = BeforeValidator(_as_whole)
+_NUMBER = (AllowInfNan(False), BeforeValidator(_as_number))
+
+Switch = Annotated[bool, BeforeValidator(_as_switch), Option("Give one of the two.", allowed="True or False")]
+PathText = Annotated[str, BeforeValidator(_as_text), Option("Give a path or a name.", allowed="a text or a path")]
+
+# of a cohort and its split
+OnProblem = Annotated[Literal["error", "skip"], Option("'skip' leaves faulty rows out and lists them.")]
+NegativesPerPositive = Annotated[float, Gt(0), *_NUMBER, Option("1 draws as many negative images as positive ones.")]
+SplitUnit = Annotated[Literal["patient", "image"], Option("Only 'patient' keeps every patient on one side.")]
+ValidPct = Annotated[float, Interval(gt=0, lt=1), *_NUMBER, Option("0.2 holds out a fifth of the images.")]
+Folds = Annotated[int, Ge(2), _WHOLE, Option("5 is usual.")]
+Seed = Annotated[int, Interval(ge=0, lt=2**32), _WHOLE, Option("Any seed in this range will do; 42 is the default.")]
+
+# of images and loaders
+ImageSize = Annotated[
+    int,
+    Interval(ge=32, le=1024),
+    _WHOLE,
+    Option("128 and 224 are usual.", "pixels"),
+]
+PhantomSize = Annotated[int, Ge(32), _WHOLE, Option("128 is the default.", "pixels")]
+Severity = Annotated[float, Ge(0), *_NUMBER, Option("1 is well visible, 0 shows no opacity.")]
+Augmentation = Annotated[Literal["default", "article", "none"], Option("AUGMENTATIONS says what each one does.")]
+BatchSize = Annotated[int, Interval(ge=2, le=4096), _WHOLE, Option("BatchNorm cannot learn from one image.", "images")]
+Balance = Annotated[Literal["none", "loss", "sampler"], Option("'loss' weights classes, 'sampler' draws them equally.")]
+NumWorkers = Annotated[
+    Annotated[int, Ge(0), _WHOLE] | Literal["auto"], Option("'auto' suits the machine; 0 loads in this process.")
+]
+Device = Annotated[
+    str,
+    Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"),
+    Option(
+        "'auto' takes a GPU where there is one.",
+        allowed="one of 'auto', 'cpu', 'cuda', 'cuda:<number>', 'mps'",
+        names=("auto", "cpu", "cuda", "mps"),
+    ),
+]
+
+Mean = Annotated[float, Interval(ge=0, le=1), *_NUMBER, Option("Intensities are scaled to 0 (black) to 1 (white).")]
+StandardDeviation = Annotated[
+    float, Interval(ge=0.01, le=10), *_NUMBER, Option("Intensities are scaled to 0 (black) to 1 (white).")
+]
+
+# of synthetic radiographs
+Finding = Annotated[Literal["COVID-19", "Normal", "bacteria", "virus"], Option("'Normal' has no opacity.")]
+Hospital = Annotated[
+    Literal["hospital-A", "hospital-B", "hospital-C", "hospital-D"], Option("HOSPITALS says how they differ.")
+]
+Shortcut = Annotated[Literal["corner", "border", "jpeg_quality", "aspect", "gain"], Option("None plants no shortcut.")]
+
+# of a model and its training
+Arch = Annotated[
+    str,
+    Field(pattern=r"^(resnet(18|34|50)|timm/.+)$"),
+    Option(
+        "A convolutional network of timm is named 'timm/<name>'.",
+        allowed="one of 'resnet18', 'resnet34', 'resnet50', 'timm/<name>'",
+        names=("resnet18", "resnet34", "resnet50"),
+    ),
+]
+Epochs = Annotated[int, Interval(ge=0, le=1000), _WHOLE, Option("0 leaves the phase out.", "epochs")]
+LearningRate = Annotated[float, Gt(0), *_NUMBER, Option("2e-3 is usual; learn.lr_find() suggests one.")]
+LearningRateRatio = Annotated[float, Ge(1), *_NUMBER, Option("1 gives all layers the same rate.")]
+FrozenAugmentations = Annotated[int, Ge(1), _WHOLE, Option("None draws a fresh view in each epoch.", "views")]
+WeightDecay = Annotated[float, Ge(0), *_NUMBER, Option("1e-2 is usual; 0 turns it off.")]
+GradientNorm = Annotated[float, Gt(0), *_NUMBER, Option("0.1 is the article's norm; None does not clip.")]
+LabelSmoothing = Annotated[float, Interval(ge=0, lt=1), *_NUMBER, Option("0.1 is usual; 0 turns it off.")]
+Precision = Annotated[Literal["auto", "fp32", "fp16", "bf16"], Option("'auto' takes 16 bits where they are faster.")]
+
+# of an evaluation
+Probability = Annotated[float, Interval(ge=0, le=1), *_NUMBER, Option("0.5 is usual.")]
+Fraction = Annotated[float, Interval(gt=0, le=1), *_NUMBER, Option("0.9 is usual.")]
+OpenFraction = Annotated[float, Interval(gt=0, lt=1), *_NUMBER, Option("Such as 0.05.")]
+NResamples = Annotated[int, Ge(100), _WHOLE, Option("2000 is usual; fewer make the interval depend on the seed.")]
+Unit = Annotated[Literal["patient", "image"], Option("'patient' counts each patient once.")]
+Uncertainty = Annotated[Literal["probability", "spread"], Option("'spread' needs a column of that name.")]
+Bins = Annotated[int, Ge(2), _WHOLE, Option("10 is usual.")]
+Temperature = Annotated[float, Gt(0), *_NUMBER, Option("1 changes nothing.")]
+TopK = Annotated[int, Ge(1), _WHOLE, Option("9 fill a page.", "images")]
+Repeats = Annotated[int, Ge(1), _WHOLE, Option("More repeats make the answer depend less on the seed.")]
+
+# of saved models, explanations and audits
+SaliencyMethod = Annotated[Literal["cam", "grad_cam", "occlusion"], Option("'cam' is exact for this package's models.")]
+SavedTemperature = Annotated[float, Interval(ge=0.01, le=100), *_NUMBER, Option("1 changes nothing.")]
+CheckImages = Annotated[
+    Switch | Annotated[int, Ge(0), _WHOLE],
+    Option("True opens all images.", allowed="True, False or a whole number of images, 0 or more"),
+]
+
+# of processes and servers
+NJobs = Annotated[int, Ge(1), _WHOLE, Option("1 trains the folds one after the other.")]
+WorkerCount = Annotated[int, Ge(1), _WHOLE, Option("The number of processor cores is a good choice.")]
+Engine = Annotated[Literal["local", "ray"], Option("'ray' is for a cluster.")]
+PositiveCount = Annotated[int, Ge(1), _WHOLE, Option("Give 1 or more.")]
+Count = Annotated[int, Ge(0), _WHOLE, Option("Give 0 or more.")]
+Seconds = Annotated[float, Gt(0), *_NUMBER, Option("20 is the default.", "seconds")]
+Pixels = Annotated[int, Ge(1024), _WHOLE, Option("25 million suit the largest usual detectors.", "pixels")]
+Port = Annotated[int, Interval(ge=1, le=65535), _WHOLE, Option("8000 is the default.")]
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Check the options among a function's keyword arguments before it runs.
+
+    An option is a parameter whose annotation is one of the types above, alone or in a union. Its value is passed on as
+    the plain type (numpy's numbers become Python's); all other arguments are passed on untouched. Defaults are trusted.
+
+    Args:
+        function: A function or method whose options are keyword-only.
+
+    Returns:
+        The function, which raises `UsageError` where a value is not allowed. Its signature shows plain types.
+    """
+    signature = inspect.signature(function)
+    options = _options_of(function, signature)
+    shown = [
+        parameter.replace(annotation=plain_type(options[name])) if name in options else parameter
+        for name, parameter in signature.parameters.items()
+    ]
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs.keys() & options.keys():
+            kwargs[name] = check_option(name, kwargs[name], options[name])
+        return function(*args, **kwargs)
+
+    call.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    return call
+
+
+def check_option(name: str, value: Any, option: Any) -> Any:
+    """Return an option's value as its plain type.
+
+    Args:
+        name: The option's name, for the message.
+        value: The value.
+        option: Its type.
+
+    Raises:
+        UsageError: The value is not allowed; the message names it and what is allowed.
+    """
+    try:
+        return _adapter(option).validate_python(value)
+    except ValidationError:
+        raise refuse_option(name, value, option) from None
+
+
+def refuse_option(name: str, value: Any, option: Any) -> UsageError:
+    """Return the error that refuses a value: the same in Python and on the command line.
+
+    Args:
+        name: The option's name.
+        value: The value that is not allowed.
+        option: Its type.
+    """
+    if type(value).__module__ == "numpy" and hasattr(value, "item"):
+        value = value.item() if getattr(value, "size", 1) == 1 else value
+    text = " ".join(repr(value).split())
+    shown = text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+    near = (
+        difflib.get_close_matches(str(value).lower(), _names(option), n=1, cutoff=NEAR)
+        if isinstance(value, str)
+        else []
+    )
+    hint = f"Did you mean {near[0]!r}?" if near else " ".join(mark.hint for mark in _marks(option)[:1])
+    return UsageError(f"{name}={shown} is not {describe_option(option)}.", hint=hint)
+
+
+def describe_option(option: Any) -> str:
+    """Return what an option allows, in words: `"a whole number of pixels from 32 to 1024"`.
+
+    Args:
+        option: Its type.
+    """
+    return _describe(option, "")
+
+
+def option_choices(option: Any) -> tuple[str, ...]:
+    """Return the texts of an option that allows these only; none for any other option.
+
+    Args:
+        option: Its type.
+    """
+    inner = _without_marks(option)
+    return typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
+
+
+def parse_option(name: str, text: str, option: Any) -> Any:
+    """Return the value of an option that was given as text.
+
+    Args:
+        name: The option's name, for the message.
+        text: What stands on the command line.
+        option: Its type.
+
+    Raises:
+        UsageError: The text is no such value, or the value is not allowed.
+    """
+    return check_option(name, _parse_number(text) if _kinds(option) & {int, float} else text, option)
+
+
+def plain_type(annotation: Any) -> Any:
+    """Return an annotation without the metadata of `Annotated`, as signatures show it.
+
+    Args:
+        annotation: A type, or a union of types.
+    """
+    if typing.get_origin(annotation) is Annotated:
+        return plain_type(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return functools.reduce(operator.or_, map(plain_type, typing.get_args(annotation)))
+    return annotation
+
+
+@functools.cache
+def _adapter(option: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(option, config=ConfigDict(arbitrary_types_allowed=True))
+
+
+def _options_of(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:
+    """Return the parameters that are options, with their types; annotations of other modules stay unresolved."""
+    named = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if isinstance(parameter.annotation, str) and set(_words(parameter.annotation)) & set(__all__)
+    }
+    holder = types.SimpleNamespace(__annotations__=named)
+    hints = typing.get_type_hints(holder, globalns=function.__globals__, include_extras=True)
+    options = {name: hint for name, hint in hints.items() if _marks(hint)}
+    for name in options:
+        if signature.parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY:
+            raise TypeError(f"{function.__qualname__}: the option {name} is not keyword-only")
+    return options
+
+
+def _words(text: str) -> list[str]:
+    return "".join(letter if letter.isidentifier() or letter.isdigit() else " " for letter in text).split()
+
+
+def _parts(option: Any) -> tuple[Any, ...]:
+    """Return the members of a union, else the type itself."""
+    inner = _without_marks(option)
+    return typing.get_args(inner) if typing.get_origin(inner) in (typing.Union, types.UnionType) else (inner,)
+
+
+def _without_marks(option: Any) -> Any:
+    return typing.get_args(option)[0] if typing.get_origin(option) is Annotated else option
+
+
+def _marks(option: Any) -> list[Option]:
+    """Return the marks of an option and of the members of its union."""
+    own = typing.get_args(option)[1:] if typing.get_origin(option) is Annotated else ()
+    marks = [mark for mark in own if isinstance(mark, Option)]
+    inner = _without_marks(option)
+    if typing.get_origin(inner) in (typing.Union, types.UnionType):
+        marks += [mark for part in typing.get_args(inner) for mark in _marks(part)]
+    return marks
+
+
+def _names(option: Any) -> list[str]:
+    literals = [text for part in _parts(option) for text in option_choices(part)]
+    return [*literals, *(name for mark in _marks(option) for name in mark.names)]
+
+
+def _kinds(option: Any) -> set[Any]:
+    """Return the plain types that an option's value can have."""
+    parts = _parts(option)
+    return set(parts) if len(parts) == 1 else {kind for part in parts for kind in _kinds(part)}
+
+
+def _describe(option: Any, unit: str) -> str:
+    marks = [mark for mark in typing.get_args(option)[1:] if isinstance(mark, Option)]
+    if marks and marks[0].allowed:
+        return marks[0].allowed
+    inner = _without_marks(option)
+    if typing.get_origin(inner) in (typing.Union, types.UnionType):
+        return ", or ".join(_describe(part, unit) for part in typing.get_args(inner))
+    if typing.get_origin(inner) is Literal:
+        texts = [repr(text) for text in typing.get_args(inner)]
+        return texts[0] if len(texts) == 1 else f"one of {', '.join(texts)}"
+    if inner in (int, float):
+        return _describe_number(option, whole=inner is int, unit=marks[0].unit if marks else unit)
+    if inner is types.NoneType:
+        return "None"
+    name = getattr(inner, "__name__", str(inner))
+    return f"a {inner.__module__}.{name}" if isinstance(inner, type) and inner.__module__ != "builtins" else f"a {name}"
+
+
+def _describe_number(option: Any, *, whole: bool, unit: str) -> str:
+    bounds = [
+        bound
+        for mark in typing.get_args(option)[1:]
+        for bound in (mark if isinstance(mark, Interval) else (mark,))  # an Interval yields its bounds
+    ]
+    noun = f"a {'whole ' if whole else ''}number{f' of {unit}' if unit else ''}"
+    ge, gt, le, lt = (
+        next((getattr(bound, kind.__name__.lower()) for bound in bounds if isinstance(bound, kind)), None)
+        for kind in (Ge, Gt, Le, Lt)
+    )
+    if whole and lt is not None:
+        le, lt = lt - 1, None
+    if ge is not None and le is not None:
+        return f"{noun} from {ge:g} to {le:g}" if not whole else f"{noun} from {ge} to {le}"
+    low = f", {ge:g} or more" if ge is not None else f" above {gt:g}" if gt is not None else ""
+    high = f"up to {le:g}" if le is not None else f"below {lt:g}" if lt is not None else ""
+    return f"{noun}{low}{' and ' if low and high else ' ' if high else ''}{high}"
