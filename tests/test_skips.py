@@ -62,7 +62,7 @@ def test_what_nothing_could_spare_is_allowed(run, tmp_path):
 
 
 def test_what_is_missing_fails_the_run_and_is_named_once(run, tmp_path):
-    """In two processes, as the suite runs: a package that is missing, and real data that are not where they were named."""
+    """In two processes, as the suite runs: a package that is missing, real data that are not where they were named."""
     (tmp_path / "test_one.py").write_text(TESTS)
     (tmp_path / "test_two.py").write_text(MODULE)
     status, output = run(**{NO_SKIPS: "1", "COVID_FASTAI_DATA": str(tmp_path), "PYTEST_ADDOPTS": "-n 2"})
