@@ -86,8 +86,7 @@ def saved_model() -> Path:
     from covid_fastai.model.bundle import save_model
     from covid_fastai.model.learner import build_learner
 
-    attrs = {"positive": "COVID-19"}
-    dls = empty_dataloaders(classes=["Normal", "COVID-19"], image_size=SIZE, attrs=attrs, device="cpu")
+    dls = empty_dataloaders(classes=["Normal", "COVID-19"], image_size=SIZE, positive="COVID-19", device="cpu")
     return save_model(build_learner(dls, weights=None), _folder() / "model")
 
 

@@ -210,10 +210,11 @@ def audit_run(folder: str | Path | Run, *, seed: Seed | None = None, most: int =
     found = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted((run.path / EXTERNAL_FOLDER).glob("*.json"))
     ]
+    text = {"label": str, "patient": str}
     audit = audit_predictions(
         result.predictions,
         run.cohort,
-        probes=pd.read_csv(probes, keep_default_na=False, dtype={"label": str}) if probes.is_file() else None,
+        probes=pd.read_csv(probes, keep_default_na=False, dtype=text) if probes.is_file() else None,
         retrained=retrained,
         external=[one for data_set in found for one in data_set["same_source"]],
         positive=result.positive,

@@ -173,8 +173,8 @@ def other_folds(
         DataError: Tables share a patient, or the rows to fit on are of one class.
     """
     if fitted_on is not None:
-        both = sorted(set(judged["patient"]) & set(fitted_on["patient"]))
-        if both and judged.attrs["patients_known"] and fitted_on.attrs["patients_known"]:
+        named = (set(table.loc[table["patient_known"], "patient"]) for table in (judged, fitted_on))
+        if both := sorted(set.intersection(*named)):
             raise DataError(
                 f"{len(both)} patients are in both tables, such as {both[0]}.",
                 hint="What is judged must not be fitted on: give predictions of other patients.",

@@ -110,8 +110,8 @@ def decision_curve(
 
     Returns:
         A row a threshold: `threshold`, `net_benefit` with `low` and `high` (95%, given the prevalence), `treat_all`,
-        `treat_none`, `gain` (over the better of the two) with `gain_low` and `gain_high`; `attrs` names `positive`,
-        `prevalence` and `n` (patients).
+        `treat_none`, `gain` (over the better of the two) with `gain_low` and `gain_high`; and, the same in each row,
+        `positive`, `prevalence` and `n` (patients).
 
     Raises:
         UsageError: An option has a value that is not allowed.
@@ -140,8 +140,7 @@ def decision_curve(
     curve = pd.DataFrame({"threshold": grid, "net_benefit": value, "low": low, "high": high})
     curve = curve.assign(treat_all=treat_all, treat_none=0.0)
     curve = curve.assign(gain=value - best, gain_low=low - best, gain_high=high - best)
-    curve.attrs = {"positive": positive, "prevalence": frequent, "n": len(units)}
-    return curve
+    return curve.assign(positive=positive, prevalence=frequent, n=len(units))
 
 
 def plot_decision_curve(curves: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Figure:
@@ -157,7 +156,7 @@ def plot_decision_curve(curves: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Fi
         UsageError: The curves are of different prevalences, so that they cannot be compared.
     """
     shown = {"model": curves} if isinstance(curves, pd.DataFrame) else dict(curves)
-    facts = [curve.attrs for curve in shown.values()]
+    facts = [curve.iloc[0] for curve in shown.values()]
     if len({(fact["positive"], round(fact["prevalence"], 9)) for fact in facts}) > 1:
         raise UsageError("The curves are of different classes or prevalences.", hint="Give the same to decision_curve.")
     figure = Figure(figsize=(6.2, 4.2), layout="constrained")

@@ -81,7 +81,7 @@ class Evaluation(ResultDisplay):
         n_images: Images that were judged.
         n_failed: Images without a prediction, which no figure counts.
         n_unlabelled: Images without a label, which no figure counts.
-        patients_known: False where the table named no patients, so that each image counts as one.
+        patients_known: Whether each image that counts names its patient; one that does not is a patient of its own.
         predictions: The table that was judged; empty where only the figures were read back.
     """
 
@@ -208,7 +208,7 @@ def evaluate(
         n_images=int(judged.sum()),
         n_failed=int(table["status"].ne("ok").sum()),
         n_unlabelled=int(table["label"].eq("").sum()),
-        patients_known=table.attrs["patients_known"],
+        patients_known=bool(table.loc[judged, "patient_known"].all()),
         predictions=table,
     )
 

@@ -11,6 +11,7 @@ import pandas as pd
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.prediction_table import (
     PROBABILITY,
+    UNKNOWN_PATIENTS,
     class_columns,
     has_label_and_prediction,
     read_predictions,
@@ -81,13 +82,10 @@ def pair_predictions(
     if keyed is None:
         tables, more = _by_patient(usable)
     else:
-        tables, more = _by_image(keyed, known=[table.attrs["patients_known"] for table in read.values()])
+        tables, more = _by_image(keyed)
         more = [*more, *([how] if how else [])]
-    known = any(table.attrs["patients_known"] for table in read.values())
-    for table in tables.values():
-        table.attrs = {"patients_known": known}
-    if not known:
-        notes.append("No patients are named: each row counts as one.")
+    if not all(table["patient_known"].all() for table in tables.values()):
+        notes.append(UNKNOWN_PATIENTS)
     return Paired(tables, keyed is not None and _same_folds(tables), [*notes, *more])
 
 
@@ -111,9 +109,7 @@ def _read(model: str | Path | pd.DataFrame | Run) -> pd.DataFrame:
     if not isinstance(model, Run):
         return read_predictions(model)
     table = model.predictions
-    held_out = table[table["split"] == "valid"].reset_index(drop=True)
-    held_out.attrs = dict(table.attrs)
-    return held_out
+    return table[table["split"] == "valid"].reset_index(drop=True)
 
 
 def _keyed(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame] | None, str]:
@@ -134,8 +130,8 @@ def _keyed(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame] | N
     return None, ""
 
 
-def _by_image(keyed: dict[str, pd.DataFrame], *, known: list[bool]) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """Keep the images of all tables, in one order, with the patients of the first table that names them."""
+def _by_image(keyed: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Keep the images of all tables, in one order, with the patients of the table that names most of them."""
     names = list(keyed)
     common = sorted(set.intersection(*(set(table["image"]) for table in keyed.values())))
     tables = {name: table.set_index("image").loc[common].reset_index(drop=True) for name, table in keyed.items()}
@@ -155,9 +151,9 @@ def _by_image(keyed: dict[str, pd.DataFrame], *, known: list[bool]) -> tuple[dic
                 hint="Judge both against the same labels.",
                 details=rows,
             )
-    names_patients = names[known.index(True)] if any(known) else names[0]
-    patients = tables[names_patients]["patient"]
-    tables = {name: table.assign(patient=patients) for name, table in tables.items()}
+    source = max(tables.values(), key=lambda table: table["patient_known"].sum())  # the first of equals
+    patients = {name: source[name] for name in ("patient", "patient_known")}
+    tables = {name: table.assign(**patients) for name, table in tables.items()}
     notes = [
         f"{name}: {len(table) - len(common)} of {len(table)} images are not in all tables and are left out."
         for name, table in keyed.items()

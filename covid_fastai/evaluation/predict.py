@@ -38,16 +38,17 @@ def predict(
 
     Args:
         learn: A learner of `train_classifier`, `build_learner` or `load_model`.
-        cohort: Rows with `path`, and where they are known `label`, `patient`, `split`, `source`, `view`; or a list of
-            files. None for the rows that the learner was trained with.
+        cohort: Rows with `path`, and where they are known `label`, `patient`, `patient_known`, `split`, `source`,
+            `view`; or a list of files. None for the rows that the learner was trained with.
         split: Only the rows of that split; None for all rows of `cohort`, or for `valid` where no cohort is given.
         fold: Written to the column `fold`: which model of a cross-validation has predicted.
         tta: Average over augmented copies of each image (fastai's test-time augmentation), about five times the work.
 
     Returns:
-        The columns `path`, `label` ("" where unknown), `patient`, `split`, `source`, `view`, `fold`, a `p_<class>` for
-        each class in the order of the vocabulary (0 to 1, sum 1, NaN where there is no prediction), `prediction` (the
-        most probable class) and `status` (`ok`, `unreadable` or `failed`).
+        The columns `path`, `label` ("" where unknown), `patient` (the path where none is named), `patient_known`
+        (bool), `split`, `source`, `view`, `fold`, a `p_<class>` for each class in the order of the vocabulary (0 to 1,
+        sum 1, NaN where there is no prediction), `prediction` (the most probable class) and `status` (`ok`,
+        `unreadable` or `failed`).
 
     Raises:
         UsageError: No row has that split.
@@ -97,9 +98,11 @@ def _rows(learn: Learner, cohort: Any, split: str | None) -> pd.DataFrame:
             raise UsageError(f"No row has the split {split!r}.", hint=f"There are: {', '.join(found) or 'none'}.")
         cohort = cohort[cohort["split"] == split]
     rows = pd.DataFrame({"path": cohort["path"].astype(str)})
-    for name in ("label", "patient", "split", "source", "view"):
+    for name in ("label", "patient", "patient_known", "split", "source", "view"):
         rows[name] = cohort[name].fillna("").astype(str) if name in cohort else ""
-    rows["patient"] = rows["patient"].where(rows["patient"] != "", rows["path"])
+    named = rows["patient"] != ""
+    rows["patient_known"] = named & (cohort["patient_known"].eq(True) if "patient_known" in cohort else True)
+    rows["patient"] = rows["patient"].where(named, rows["path"])
     return rows.reset_index(drop=True)
 
 

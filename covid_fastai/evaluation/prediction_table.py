@@ -15,6 +15,7 @@ __all__ = [
     "PROBABILITY",
     "PredictionStatus",
     "STATUSES",
+    "UNKNOWN_PATIENTS",
     "choose_positive",
     "class_columns",
     "has_label_and_prediction",
@@ -24,6 +25,7 @@ __all__ = [
 PROBABILITY = "p_"  # before a class's name: the column with its probability
 PredictionStatus = Literal["ok", "unreadable", "failed"]
 STATUSES: tuple[PredictionStatus, ...] = get_args(PredictionStatus)
+UNKNOWN_PATIENTS = "Not every image names its patient: one without counts as a patient of its own."
 SUM_TOLERANCE = 1e-3  # probabilities written with three or four digits
 
 
@@ -32,11 +34,11 @@ def read_predictions(source: str | Path | pd.DataFrame) -> pd.DataFrame:
 
     Args:
         source: A CSV file or a table with `label` and a column `p_<class>` for each class (0 to 1, sum 1), the negative
-            class first. `path`, `patient`, `split`, `fold`, `source`, `view` and `status` are taken where they are;
-            without `patient` each row is a patient of its own.
+            class first. `path`, `patient`, `patient_known`, `split`, `fold`, `source`, `view` and `status` are taken
+            where they are; without `patient`, or where `patient_known` is False, a row may be a patient of its own.
 
     Returns:
-        The table with all columns of `predict`, a RangeIndex, and `attrs["patients_known"]`.
+        The table with all columns of `predict` and a RangeIndex.
 
     Raises:
         DataError: A column is missing, or rows are faulty; `details` has a dictionary a fault, all of them.
@@ -52,7 +54,6 @@ def read_predictions(source: str | Path | pd.DataFrame) -> pd.DataFrame:
         )
     if table.empty:
         raise DataError(f"{name} has no row.", hint="Give at least one prediction.")
-    patients_known = "patient" in table
     table = _complete(table.reset_index(drop=True))
     faults = list(_faults(table, columns))
     if faults:
@@ -66,7 +67,6 @@ def read_predictions(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     table.loc[lost, columns] = np.nan
     best = table[columns].fillna(-1).to_numpy(dtype=float).argmax(axis=1)
     table["prediction"] = np.where(lost, "", np.array(class_columns(table), dtype=object)[best])
-    table.attrs = {"patients_known": patients_known}
     return table
 
 
@@ -112,21 +112,30 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _complete(table: pd.DataFrame) -> pd.DataFrame:
     """Add the columns that are not there, and make text text."""
     numbers = pd.Series(range(1, len(table) + 1), index=table.index).map("row {}".format)
-    defaults = {"path": numbers, "patient": None, "split": "valid", "fold": 0, "source": "", "view": "", "status": "ok"}
-    for name, value in defaults.items():
+    known = "patient" in table
+    defaults = {"path": numbers, "patient": "", "patient_known": known, "split": "valid", "fold": 0, "source": ""}
+    for name, value in {**defaults, "view": "", "status": "ok"}.items():
         if name not in table:
-            table[name] = table["path"] if name == "patient" else value
+            table[name] = value
+    table["patient_known"] = table["patient_known"].map(_as_flag)
     for name in ("path", "label", "patient", "split", "source", "view", "status"):
         table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str)
     table["status"] = table["status"].replace("", "ok")
+    alone = table["patient"].eq("") & table["patient_known"].eq(False)
+    table["patient"] = table["patient"].mask(alone, table["path"])
     for name in class_columns(table):
         table[PROBABILITY + name] = pd.to_numeric(table[PROBABILITY + name], errors="coerce").astype(float)
-    order = ["path", "label", "patient", "split", "source", "view", "fold"]
+    order = ["path", "label", "patient", "patient_known", "split", "source", "view", "fold"]
     order += [PROBABILITY + name for name in class_columns(table)]
     if "prediction" not in table:
         table["prediction"] = ""
     order += ["prediction", "status"]
     return table[[*order, *(name for name in table if name not in order)]]
+
+
+def _as_flag(value: Any) -> Any:
+    """Return a value of `patient_known` as a boolean where it is one, or its text, as a CSV may have it."""
+    return {"true": True, "false": False}.get(str(value).strip().casefold(), value)
 
 
 def _faults(table: pd.DataFrame, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -139,8 +148,10 @@ def _faults(table: pd.DataFrame, columns: list[str]) -> Iterator[dict[str, Any]]
             reason, remedy = f"status {row['status']!r} is unknown", f"Choose one of {', '.join(STATUSES)}."
         elif row["label"] not in ("", *classes):
             reason, remedy = f"label {row['label']!r} has no column", f"Classes: {', '.join(classes)}."
+        elif not isinstance(row["patient_known"], bool):
+            reason, remedy = f"patient_known is {row['patient_known']!r}", "Give True or False."
         elif row["patient"] == "":
-            reason, remedy = "it names no patient", "Name one, or leave the column out."
+            reason, remedy = "it names no patient", "Name one, or set its patient_known to False."
         elif row["status"] == "ok" and not np.isfinite(p).all():
             reason, remedy = "a probability is missing or no number", "Give it, or the status 'failed'."
         elif row["status"] == "ok" and ((p < 0).any() or (p > 1).any()):

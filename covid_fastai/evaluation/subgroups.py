@@ -180,7 +180,7 @@ def _join(table: pd.DataFrame, cohort: pd.DataFrame | None) -> tuple[pd.DataFram
         facts, notes = table.copy(), []
         keyed = cohort.set_index(pd.Index(theirs.to_numpy(), name="key"))
         keyed = keyed[keyed.index.isin(set(own))]
-        for column in keyed.columns.difference(["path", "label", "patient", "split", "fold"]):
+        for column in keyed.columns.difference(["path", "label", "patient", "patient_known", "split", "fold"]):
             if kind == "patient" and keyed.groupby(level=0)[column].nunique().max() > 1:
                 notes.append(f"{column} differs between images of a patient; the cohort names no image.")
                 continue

@@ -114,7 +114,8 @@ def _patients(facts: RunFacts) -> str:
 def _crosstab(facts: RunFacts, column: str) -> pd.DataFrame | None:
     if not facts.known(column):
         return None
-    values = facts.used[column].str.strip().replace("", "unknown")
+    values = facts.used[column].astype(object).where(facts.used[column].notna(), "").astype(str)
+    values = values.str.strip().replace("", "unknown")
     return pd.crosstab(values, facts.used["label"]).reset_index().rename_axis(columns=None)
 
 

@@ -138,7 +138,7 @@ def saliency_fraction(
     Returns:
         A row an image: `path`, `patient`, `label`, `of`, `inside` and `border` (shares of the heat, 0 to 1, NaN where
         nothing speaks for the class), `inside_area` and `border_area` (what an even map would give). See
-        `summarise_saliency_fraction`. `attrs["region"]` says what `inside` is.
+        `summarise_saliency_fraction`. `lung` says what `inside` is: the central box, or a lung mask.
 
     Raises:
         UsageError: `method` or `of` is not known; else as in the method.

@@ -59,10 +59,10 @@ def share_heat(
         sums = {"inside": float((one * lung).sum()), "border": float((one * border).sum())}
         row = {name: value / total if total > 0 else np.nan for name, value in sums.items()}
         rows.append(row | {"inside_area": float(lung.mean()), "border_area": float(border.mean())})
-    found = pd.concat([table[["path", "patient", "label"]].assign(of=classes), pd.DataFrame(rows)], axis=1)
     low, high = CENTRAL_BOX
-    found.attrs["region"] = f"central box, {low:.4g} to {high:.4g} of each side" if masks is None else "lung mask"
-    return found
+    lung = f"central box, {low:.4g} to {high:.4g} of each side" if masks is None else "lung mask"
+    about = pd.DataFrame(table)[["path", "patient", "label"]].assign(of=classes)
+    return pd.concat([about, pd.DataFrame(rows).assign(lung=lung)], axis=1)
 
 
 def summarise_saliency_fraction(table: pd.DataFrame, *, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:

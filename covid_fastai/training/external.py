@@ -23,7 +23,7 @@ from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric
 from covid_fastai.evaluation.metrics import Evaluation, evaluate
 from covid_fastai.evaluation.predict import predict
-from covid_fastai.evaluation.prediction_table import PROBABILITY, class_columns
+from covid_fastai.evaluation.prediction_table import PROBABILITY, UNKNOWN_PATIENTS, class_columns
 from covid_fastai.evaluation.runs import TRAINING_MANIFEST, Run, log_event, read_run
 from covid_fastai.files import make_folder, write_json
 from covid_fastai.model.bundle import load_model
@@ -87,7 +87,7 @@ class Validation(ResultDisplay):
                 "class; these figures are no evidence for a finding, and are merged with no others."
             )
         if self.unknown_patients:
-            said.append("Some images name no patient: each of them counts as one.")
+            said.append(UNKNOWN_PATIENTS)
         return [*said, RESEARCH_USE]
 
     def _display_parts(self) -> Iterator[pd.DataFrame | str]:

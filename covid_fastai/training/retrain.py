@@ -23,6 +23,7 @@ from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.data.splits import fold_cohort
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.predict import predict
+from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.evaluation.runs import Run, log_event, read_run
 from covid_fastai.files import claim_folder, make_folder, write_csv
 from covid_fastai.model.checkpoint import clear_checkpoints
@@ -116,7 +117,7 @@ def _one(fold: int, rows: Cohort, change: str, own: Path, config: TrainConfig) -
     """Train one network and return its held-out predictions, with the paths of the images as they were."""
     part = own / f"fold-{fold}"
     if (part / "predictions.csv").exists():
-        return pd.read_csv(part / "predictions.csv", keep_default_na=False)
+        return read_predictions(part / "predictions.csv")
     make_folder(part)
     with no_random(config.seed + fold):
         if change == UNTRAINED:
@@ -141,8 +142,8 @@ def _frozen(rows: Cohort, config: TrainConfig, part: Path, *, fold: int) -> pd.D
     features = _features(learn, rows["path"])
     train, valid = (rows["split"] == split for split in ("train", "valid"))
     p = fit_and_predict(features[train], rows.loc[train, "label"], features[valid], rows.facts.classes)
-    about = ["path", "label", "patient", "split", "source", "view"]
-    table = pd.DataFrame(rows[valid]).reindex(columns=about).assign(fold=fold)
+    about = ["path", "label", "patient", "patient_known", "split", "source", "view"]
+    table = pd.DataFrame(rows[valid])[about].assign(fold=fold)
     for number, name in enumerate(rows.facts.classes):
         table[f"p_{name}"] = p[:, number]
     return table.assign(status="ok")

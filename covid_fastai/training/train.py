@@ -211,7 +211,9 @@ def cross_validate(
         _judge(predictions, cohort, folder)
         if config.audit:
             for name in (PROBES_FILE, HEAT_FILE):
-                parts = [pd.read_csv(path, keep_default_na=False) for path in sorted(folder.glob(f"fold-*/{name}"))]
+                text = {"patient": str, "label": str}  # a patient "007" is no number
+                files = sorted(folder.glob(f"fold-*/{name}"))
+                parts = [pd.read_csv(path, keep_default_na=False, dtype=text) for path in files]
                 if parts:
                     write_csv(folder / name, pd.concat(parts, ignore_index=True))
             audit_run(folder)

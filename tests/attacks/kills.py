@@ -72,8 +72,7 @@ class Slow(Callback):
 
 def save_over_and_over(folder: Path) -> None:
     """Save one of two models over the other, until somebody kills the process."""
-    attrs = {"positive": "b"}
-    dls = empty_dataloaders(classes=["a", "b"], image_size=32, attrs=attrs, device="cpu")
+    dls = empty_dataloaders(classes=["a", "b"], image_size=32, positive="b", device="cpu")
     learn = build_learner(dls, weights=None)
     number = 0
     while True:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from covid_fastai import predict
+from covid_fastai import evaluate, predict
 from covid_fastai.errors import DataError, UsageError
 
 
@@ -26,8 +27,21 @@ def test_new_files_without_labels(covid_learner, covid_cohort):
     paths = covid_cohort["path"].head(3).tolist()
     table = predict(covid_learner, paths)
     assert table["path"].tolist() == paths and table["label"].tolist() == [""] * 3
-    assert table["patient"].tolist() == paths
+    assert table["patient"].tolist() == paths and not table["patient_known"].any()
     assert set(table["prediction"]) <= {"Normal", "COVID-19"}
+
+
+def test_whose_patient_is_not_known_goes_along(covid_learner, covid_cohort):
+    rows = covid_cohort[covid_cohort["split"] == "valid"].head(4)
+    assert predict(covid_learner, rows)["patient_known"].tolist() == [True] * 4
+    known = [True, False, True, False]
+    table = predict(covid_learner, rows.assign(patient_known=known))
+    assert table["patient_known"].tolist() == known and table["patient"].tolist() == rows["patient"].tolist()
+    assert not evaluate(table).patients_known
+    bare = rows.drop(columns="patient_known").assign(patient=["a", "", None, "b"])
+    table = predict(covid_learner, bare)
+    assert table["patient_known"].tolist() == [True, False, False, True] and table["patient_known"].dtype == bool
+    assert table["patient"].tolist() == ["a", *rows["path"][1:3], "b"] and type(table) is pd.DataFrame
 
 
 def test_an_image_that_cannot_be_read_keeps_its_row(covid_learner, covid_cohort, tmp_path):

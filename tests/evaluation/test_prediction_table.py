@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evaluation.metrics import evaluate
 from covid_fastai.evaluation.prediction_table import (
     choose_positive,
     class_columns,
@@ -20,7 +21,30 @@ def test_the_least_table_that_can_be_judged():
     assert class_columns(table) == ["a", "b"]
     assert table["prediction"].tolist() == ["b", "a"]
     assert table["status"].tolist() == ["ok", "ok"]
-    assert table["patient"].is_unique and table.attrs["patients_known"] is False
+    assert table["patient"].is_unique and table["patient_known"].tolist() == [False, False]
+
+
+KNOWN = pd.DataFrame({"label": ["b", "a", "a"], "p_a": 0.5, "p_b": 0.5, "patient": ["007", "x", ""]})
+
+
+@pytest.mark.parametrize("known", [[True, True, False], ["True", "true", "False"], np.array([1, 1, 0], dtype=bool)])
+def test_a_row_may_say_that_its_patient_is_not_known(known, tmp_path):
+    given = KNOWN.assign(patient_known=known)
+    given.to_csv(tmp_path / "p.csv", index=False)
+    for source in (given, tmp_path / "p.csv"):
+        table = read_predictions(source)
+        assert table["patient_known"].tolist() == [True, True, False] and table["patient_known"].dtype == bool
+        assert table["patient"].tolist() == ["007", "x", "row 3"]
+        assert not evaluate(table).patients_known and evaluate(table[:2]).patients_known
+        pd.testing.assert_frame_equal(read_predictions(table), table)
+    assert read_predictions(KNOWN[:2])["patient_known"].all()
+
+
+@pytest.mark.parametrize("wrong", ["maybe", "", None, 2])
+def test_a_flag_that_is_none_is_named(wrong):
+    with pytest.raises(DataError, match="row 2: patient_known is") as caught:
+        read_predictions(KNOWN.assign(patient_known=[True, wrong, False]))
+    assert caught.value.details[0]["remedy"] == "Give True or False."
 
 
 def test_a_row_is_evaluated_with_a_label_and_a_prediction_only():

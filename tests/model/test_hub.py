@@ -289,7 +289,7 @@ def test_a_real_model_comes_back_as_a_learner(hub, tmp_path):
     from covid_fastai.model.bundle import save_model
     from covid_fastai.model.learner import build_learner
 
-    dls = empty_dataloaders(classes=["Normal", "COVID-19"], image_size=64, attrs={"positive": "COVID-19"}, device="cpu")
+    dls = empty_dataloaders(classes=["Normal", "COVID-19"], image_size=64, positive="COVID-19", device="cpu")
     folder = save_model(build_learner(dls, weights="cxr"), tmp_path / "real")
     (folder / CARD_FILE).write_text("---\nlibrary_name: covid_fastai\nlicense: unknown\n---\n# Real\n")
     run(hub, tmp_path / "a", PUSH, folder)

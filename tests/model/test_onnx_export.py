@@ -139,7 +139,7 @@ def test_a_browsers_runtime_gives_the_same_answer(tmp_path):
     """ONNX Runtime Web under Node.js: the WebAssembly that a page would load."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("Node.js and npm are not installed")
-    dls = empty_dataloaders(classes=["Normal", "COVID-19"], image_size=64, attrs={"positive": "COVID-19"}, device="cpu")
+    dls = empty_dataloaders(classes=["Normal", "COVID-19"], image_size=64, positive="COVID-19", device="cpu")
     folder = save_model(build_learner(dls, weights="cxr"), tmp_path / "model")
     (tmp_path / "package.json").write_text('{"private": true}')
     subprocess.run(["npm", "install", "--no-audit", "--no-fund", "onnxruntime-web@1"], cwd=tmp_path, check=True)

@@ -40,9 +40,8 @@ THRESHOLD = 0.4
 @pytest.fixture(scope="module")
 def learn():
     """Random weights, with statistics and a last layer that make the answers differ from picture to picture."""
-    attrs = {"task": "covid", "positive": "COVID-19"}
     with no_random(1):
-        dls = empty_dataloaders(classes=CLASSES, image_size=SIZE, device="cpu", attrs=attrs)
+        dls = empty_dataloaders(classes=CLASSES, image_size=SIZE, device="cpu", task="covid", positive="COVID-19")
         learn = build_learner(dls, weights=None)
         for norm in learn.model.modules():
             if isinstance(norm, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):

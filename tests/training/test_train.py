@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from covid_fastai import read_cohort, read_run, train_classifier
 from covid_fastai.config import TrainConfig
 from covid_fastai.data.cohort import load_cohort
 from covid_fastai.errors import DataError, UsageError
@@ -21,8 +24,6 @@ FILES |= {"training.manifest.safetensors", "predictions.csv", "metrics.json", "r
 
 @pytest.fixture(scope="module")
 def learn(phantom_root, tmp_path_factory):
-    from covid_fastai import train_classifier
-
     return train_classifier(phantom_root, out=tmp_path_factory.mktemp("runs") / "first", quiet=True, **QUICK)
 
 
@@ -34,8 +35,6 @@ def test_the_run_folder_holds_everything(learn):
 
 
 def test_the_run_reads_back(learn):
-    from covid_fastai import read_run
-
     run = read_run(learn.path)
     assert len(run.history) == 2
     assert run.config["config"]["image_size"] == 32
@@ -51,6 +50,35 @@ def test_no_patient_is_on_two_sides(learn):
     pd.testing.assert_frame_equal(cohort, learn.dls.cohort)
     used = cohort[cohort["split"].isin(["train", "valid", "test"])]
     assert used.groupby("patient")["split"].nunique().max() == 1
+
+
+def test_a_folder_a_class_names_no_patient_and_every_page_says_so(phantom_root, tmp_path):
+    rows = read_cohort(phantom_root)
+    for name, images in rows[rows["split"] == "train"].groupby("label"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number, path in enumerate(images["path"][:12]):
+            shutil.copy(path, tmp_path / "data" / name / f"{number}{Path(path).suffix}")
+    learn = train_classifier(tmp_path / "data", out=tmp_path / "run", quiet=True, audit=False, **QUICK)
+    run = read_run(learn.path)
+    assert not run.cohort["patient_known"].any() and not run.predictions["patient_known"].any()
+    assert not run.metrics.patients_known and "Not every image" in (learn.path / "report.html").read_text()
+    assert "Not every image names its patient" in (learn.path / "datasheet.md").read_text()
+
+
+def test_a_table_of_many_types_is_trained_on_and_comes_back(phantom_root, tmp_path):
+    rows = read_cohort(phantom_root)[["path", "label", "patient", "split", "source"]]
+    rows = pd.DataFrame(rows[rows["split"] == "train"]).reset_index(drop=True)
+    number = np.arange(len(rows))
+    rows = rows.assign(sex=np.where(number % 5, number % 2, np.nan), age=number % 90, ward=number % 3 == 0)
+    rows = rows.assign(taken=pd.Timestamp("2020-03-01") + pd.to_timedelta(number, unit="D"))
+    rows = rows.assign(weight=np.where(number % 5, 70.5, np.nan), code=[f"{n:03d}" for n in number])
+    learn = train_classifier(rows, out=tmp_path / "run", quiet=True, audit=False, **QUICK)
+    again = read_run(learn.path).cohort
+    names = ["age", "ward", "taken", "weight", "code"]
+    pd.testing.assert_frame_equal(pd.DataFrame(again[names]), rows[names], check_dtype=False)
+    assert [again[name].dtype.kind for name in names[:4]] == ["i", "b", "M", "f"]
+    pd.testing.assert_frame_equal(again, learn.dls.cohort)
+    assert f"- Sex: known of {int((number % 5 > 0).sum())} of" in (learn.path / "datasheet.md").read_text()
 
 
 def test_the_saved_model_gives_the_same_probabilities(learn):
@@ -101,7 +129,6 @@ def test_the_same_seed_gives_the_same_run(learn, phantom_root, tmp_path):
 
 
 def test_a_second_run_never_touches_the_first(learn, phantom_root):
-    from covid_fastai import train_classifier
     from covid_fastai.errors import ResourceError
 
     before = (learn.path / "metrics.json").stat().st_mtime_ns
@@ -145,15 +172,11 @@ def test_the_official_test_is_touched_on_request_only_and_logged(phantom_root, t
 
 
 def test_covid_has_no_official_test_to_touch(phantom_root, tmp_path):
-    from covid_fastai import train_classifier
-
     with pytest.raises(UsageError, match="no official TEST"):
         train_classifier(phantom_root, task="covid", evaluate_test=True, out=tmp_path / "run", quiet=True, **QUICK)
 
 
 def test_faulty_rows_stop_the_run_and_are_written_down(phantom_root, tmp_path):
-    from covid_fastai import train_classifier
-
     table = pd.read_csv(phantom_root / "Chest_xray_Corona_Metadata.csv", dtype=str, keep_default_na=False)
     table.loc[0, "X_ray_image_name"] = "gone.jpeg"
     copy = tmp_path / "data"
@@ -217,8 +240,6 @@ def test_cross_validation_refuses_what_it_cannot_do(phantom_root):
 
 
 def test_the_report_says_which_weights_and_that_random_ones_transfer_nothing(learn, phantom_root, tmp_path):
-    from covid_fastai import train_classifier
-
     options = {**QUICK, "weights": "auto", "frozen_epochs": 0}
     own = train_classifier(phantom_root, out=tmp_path / "run", quiet=True, **options)
     assert own.weights.name == "cxr"
@@ -238,8 +259,6 @@ def test_the_signature_shows_every_choice():
 
 def test_seeding_leaves_the_callers_random_numbers_alone(learn, phantom_root, tmp_path):
     import torch
-
-    from covid_fastai import train_classifier
 
     torch.manual_seed(7)
     expected = torch.rand(1)

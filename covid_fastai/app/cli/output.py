@@ -42,8 +42,10 @@ def listen(*, quiet: bool, as_json: bool) -> Any:
 def print_figures(result: Evaluation, *, title: str) -> None:
     """Print an evaluation's figures, and what they leave out."""
     print_table(result.summary(), title=title)
+    from covid_fastai.evaluation.prediction_table import UNKNOWN_PATIENTS
+
     lost = f" {result.n_failed} images have no prediction and are not counted." if result.n_failed else ""
-    unknown = "" if result.patients_known else " No patients are named: each row counts as one."
+    unknown = "" if result.patients_known else f" {UNKNOWN_PATIENTS}"
     typer.echo(f"{result.n_images} images.{lost}{unknown} {RESEARCH_USE}")
 
 
