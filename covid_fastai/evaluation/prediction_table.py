@@ -112,8 +112,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _complete(table: pd.DataFrame) -> pd.DataFrame:
     """Add the columns that are not there, and make text text."""
     numbers = pd.Series(range(1, len(table) + 1), index=table.index).map("row {}".format)
-    known = "patient" in table
-    defaults = {"path": numbers, "patient": "", "patient_known": known, "split": "valid", "fold": 0, "source": ""}
+    if "patient" not in table:
+        table["patient_known"] = False
+    defaults = {"path": numbers, "patient": "", "patient_known": True, "split": "valid", "fold": 0, "source": ""}
     for name, value in {**defaults, "view": "", "status": "ok"}.items():
         if name not in table:
             table[name] = value

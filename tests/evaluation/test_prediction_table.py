@@ -38,6 +38,7 @@ def test_a_row_may_say_that_its_patient_is_not_known(known, tmp_path):
         assert not evaluate(table).patients_known and evaluate(table[:2]).patients_known
         pd.testing.assert_frame_equal(read_predictions(table), table)
     assert read_predictions(KNOWN[:2])["patient_known"].all()
+    assert not read_predictions(KNOWN.assign(patient_known=True).drop(columns="patient"))["patient_known"].any()
 
 
 @pytest.mark.parametrize("wrong", ["maybe", "", None, 2])
