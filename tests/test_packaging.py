@@ -9,6 +9,8 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).parents[1]
 SETTINGS = ConfigParser(delimiters=("=",), interpolation=None)
@@ -30,6 +32,19 @@ def test_every_core_requirement_has_a_floor():
     lines = [line for line in SETTINGS["DEFAULT"]["requirements"].splitlines() if line.strip()]
     assert len(lines) >= 10
     assert all(">=" in line for line in lines)
+
+
+def test_the_constraints_hold_a_version_of_every_requirement():
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    pinned = {canonicalize_name(name): version for name, version in pinned.items()}
+    texts = [SETTINGS["DEFAULT"]["requirements"]]
+    texts += [text for name, text in SETTINGS["extras"].items() if name not in ("gradio", *SETTINGS.defaults())]
+    wanted = [Requirement(line) for text in texts for line in text.splitlines() if re.match(r"\s*\w", line)]
+    assert len(wanted) > 40
+    for requirement in wanted:
+        if requirement.name != "covid_fastai":
+            assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
 
 
 @pytest.mark.parametrize("module", ["covid_fastai.data.splits", "tests.test_packaging", "sklearn.linear_model"])
