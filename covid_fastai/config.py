@@ -41,7 +41,7 @@ from covid_fastai.options import (
     refuse_option,
 )
 
-__all__ = ["PRESETS", "TrainConfig", "TrainOptions"]
+__all__ = ["PRESETS", "TrainConfig", "TrainOptions", "merge_options"]
 
 # The article "COVID-19 Classifier With Transfer Learning", its faults left out: its softmax before the cross-entropy,
 # its misspelt `requires_grad` (here the frozen body is frozen), its image-level split, its 4 lateral views, its
@@ -286,6 +286,32 @@ class TrainConfig(BaseModel):
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
         """Make a config from what `to_dict` returned."""
         return cls.build(**fields)
+
+
+def merge_options(
+    config: TrainConfig | None, options: TrainOptions, *, preset: str | None = None, resume: str | Path | None = None
+) -> dict[str, Any]:
+    """Return the choices of a config with the options that replace some of them.
+
+    Args:
+        config: All choices of a training, or None.
+        options: Choices by name, not yet checked.
+        preset: The preset that is asked for.
+        resume: The run that is to be resumed.
+
+    Raises:
+        UsageError: A config is given beside a preset or a run to resume, which have choices of their own; or it is no
+            `TrainConfig`.
+    """
+    if config is None:
+        return dict(options)
+    if not isinstance(config, TrainConfig):
+        raise UsageError(f"config is a {type(config).__name__}.", hint="Give a TrainConfig, or options by name.")
+    for name, value in {"preset": preset, "resume": resume}.items():
+        if value is not None:
+            hint = "Make the config with TrainConfig.build(preset=...)." if name == "preset" else "Leave out config."
+            raise UsageError(f"config and {name}={str(value)!r} are mutually exclusive.", hint=hint)
+    return {**dict(config), **options}
 
 
 TrainConfig.__signature__ = inspect.Signature(  # pydantic's own shows the bounds of each field as Python objects

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from covid_fastai.config import PRESETS, TrainConfig
+from covid_fastai.config import PRESETS, TrainConfig, merge_options
 from covid_fastai.data.tasks import Task, get_task
 from covid_fastai.errors import UsageError
 
@@ -111,3 +111,26 @@ def test_a_task_of_ones_own_is_kept_as_its_fields():
 def test_every_field_says_what_it_is():
     for name, field in TrainConfig.model_fields.items():
         assert field.description and field.description.endswith("."), name
+
+
+def test_options_replace_those_of_a_config():
+    config = TrainConfig(seed=3, arch="resnet34")
+    assert TrainConfig(**merge_options(config, {"seed": 4})) == TrainConfig(seed=4, arch="resnet34")
+    assert merge_options(None, {"seed": 4}, preset="article") == {"seed": 4}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"preset": "article"}, "config and preset='article' are mutually exclusive"),
+        ({"resume": Path("run")}, "config and resume='run' are mutually exclusive"),
+    ],
+)
+def test_a_config_stands_alone(other, message):
+    with pytest.raises(UsageError, match=message):
+        merge_options(TrainConfig(), {}, **other)
+
+
+def test_a_config_is_a_train_config():
+    with pytest.raises(UsageError, match="config is a dict"):
+        merge_options({"seed": 3}, {})

@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 from fastai.callback.core import Callback
@@ -15,7 +15,7 @@ from fastai.torch_core import no_random, num_distrib, rank_distrib
 
 from covid_fastai.audit.audit import HEAT_FILE, PROBES_FILE, audit_run
 from covid_fastai.audit.probes import write_probes
-from covid_fastai.config import TrainConfig
+from covid_fastai.config import TrainConfig, TrainOptions, merge_options
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.splits import fold_by_patient, split_by_image, split_by_patient
 from covid_fastai.errors import DataError, UsageError
@@ -70,12 +70,13 @@ def _with_choices(function):
 def train_classifier(
     data: str | Path | pd.DataFrame | None = None,
     *,
+    config: TrainConfig | None = None,
     preset: str | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
-    **choices: Any,
+    **choices: Unpack[TrainOptions],
 ) -> Learner:
     """Train a classifier of chest radiographs, judge it on patients that it has not seen, and write a report.
 
@@ -85,6 +86,7 @@ def train_classifier(
     Args:
         data: CoronaHack's folder or CSV, any CSV (name its columns), a folder that holds a folder a class, or a
             DataFrame of rows. May be left out with `resume`.
+        config: All choices at once; options given by name replace those of the config. Not with `preset` or `resume`.
         preset: `"article"` for the settings of the article that this package follows, its faults left out.
         out: The run's folder, new or empty; None for `runs/<UTC time>-<task>-<4 letters>`.
         resume: The folder of an unfinished run, which is continued from its last whole epoch.
@@ -102,10 +104,11 @@ def train_classifier(
         ResourceError: The folder is in use, holds something else, or cannot be written.
         OfflineError: Weights were asked for that must be fetched, and no network answers.
     """
-    with join_processes(choices.get("device", "auto")):
+    options = merge_options(config, choices, preset=preset, resume=resume)
+    with join_processes(options.get("device", "auto")):
         if not is_main_process():
-            return _follow(data, preset=preset, resume=resume, choices=choices, callbacks=callbacks)
-        return _lead(data, preset=preset, out=out, resume=resume, choices=choices, callbacks=callbacks, quiet=quiet)
+            return _follow(data, preset=preset, resume=resume, choices=options, callbacks=callbacks)
+        return _lead(data, preset=preset, out=out, resume=resume, choices=options, callbacks=callbacks, quiet=quiet)
 
 
 def _lead(data, *, preset, out, resume, choices, callbacks, quiet) -> Learner:
@@ -159,12 +162,13 @@ def cross_validate(
     *,
     folds: Folds = 5,
     n_jobs: NJobs = 1,
+    config: TrainConfig | None = None,
     preset: str | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
-    **choices: Any,
+    **choices: Unpack[TrainOptions],
 ) -> Run:
     """Train once a fold and predict every patient by the one model that has not seen them.
 
@@ -173,6 +177,7 @@ def cross_validate(
         folds: How many parts the patients are dealt into, 2 or more; `valid` and `evaluate_test` have no meaning here.
         n_jobs: How many folds are trained at the same time, each in a process of its own on Ray (extra `ray`), which
             may be a cluster whose machines share the run's folder. The processor cores are dealt out among them.
+        config: As in `train_classifier`.
         preset: As in `train_classifier`.
         out: The run's folder; each fold has its own folder `fold-<k>` in it, with its model.
         resume: The folder of an unfinished cross-validation; finished folds are kept, the one begun goes on.
@@ -193,7 +198,8 @@ def cross_validate(
     """
     if num_distrib() > 1:
         raise UsageError("Folds are not trained by several processes.", hint="Use n_jobs=, or start one process.")
-    data, config, folder = resolve_run(data, preset=preset, out=out, resume=resume, choices=choices, folds=folds)
+    options = merge_options(config, choices, preset=preset, resume=resume)
+    data, config, folder = resolve_run(data, preset=preset, out=out, resume=resume, choices=options, folds=folds)
     resuming = resume is not None
     with run_context(folder, config, data, resuming=resuming, quiet=quiet, folds=folds):
         cohort = _read(data, config, folder)

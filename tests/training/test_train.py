@@ -123,7 +123,8 @@ def test_export_chooses_on_the_held_out_patients_and_says_so(learn, tmp_path):
 def test_the_same_seed_gives_the_same_run(learn, phantom_root, tmp_path):
     from covid_fastai import read_run, train_classifier
 
-    again = train_classifier(phantom_root, out=tmp_path / "again", quiet=True, **QUICK)
+    config = TrainConfig(**{**QUICK, "seed": 1})  # the same choices as an object, one of them replaced
+    again = train_classifier(phantom_root, config=config, seed=42, out=tmp_path / "again", quiet=True)
     first, second = (read_run(folder).predictions for folder in (learn.path, again.path))
     pd.testing.assert_frame_equal(first, second)
 
@@ -255,6 +256,16 @@ def test_the_signature_shows_every_choice():
         parameters = inspect.signature(function).parameters
         assert set(TrainConfig.model_fields) <= set(parameters)
         assert all(p.kind is p.KEYWORD_ONLY for name, p in parameters.items() if name != "data")
+
+
+def test_a_config_stands_alone(phantom_root, tmp_path):
+    from covid_fastai import cross_validate, train_classifier
+
+    for function in (train_classifier, cross_validate):
+        for other in ({"preset": "article"}, {"resume": tmp_path}):
+            with pytest.raises(UsageError, match="config and .* are mutually exclusive"):
+                function(phantom_root, config=TrainConfig(), out=tmp_path / "run", **other)
+    assert not (tmp_path / "run").exists()
 
 
 def test_seeding_leaves_the_callers_random_numbers_alone(learn, phantom_root, tmp_path):
