@@ -242,7 +242,8 @@ class TrainConfig(BaseModel):
         Args:
             **choices: Fields by name.
         """
-        return type(self)(**{**dict(self), **choices})
+        fields: dict[str, Any] = {**dict(self), **choices}
+        return type(self)(**fields)
 
     @property
     def task_name(self) -> str:

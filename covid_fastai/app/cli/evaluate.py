@@ -25,7 +25,7 @@ def evaluate(
     ] = 0.5,
     n_resamples: Annotated[int, option(NResamples, help="Bootstrap resamples.")] = 2000,
     seed: Annotated[int, option(Seed, help="Seed of the bootstrap.")] = 0,
-    unit: Annotated[str, option(Unit, help="What is counted.")] = "patient",
+    unit: Annotated[Unit, option(Unit, help="What is counted.")] = "patient",
     sensitivity: Annotated[
         float | None,
         option(Fraction, help="Choose a threshold for this sensitivity, on other folds where there are any."),

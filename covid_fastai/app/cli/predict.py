@@ -91,7 +91,7 @@ def batch(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The table to write: .csv or .parquet.")],
     workers: Annotated[int | None, option(WorkerCount, help="Processes; one a processor core if not given.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted batch ended.")] = True,
-    engine: Annotated[str, option(Engine, help="Where to compute: ray is for many machines.")] = "local",
+    engine: Annotated[Engine, option(Engine, help="Where to compute: ray is for many machines.")] = "local",
     revision: Annotated[str | None, typer.Option(help="The commit, tag or branch of a model on the Hub.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
