@@ -282,7 +282,7 @@ def _as_cohort(table: pd.DataFrame, classes: list[str]) -> Cohort:
     """Return predictions as a cohort; their folds are kept where there are several."""
     rows = table[has_label_and_prediction(table)].assign(split="train")
     rows = rows if rows["fold"].nunique() > 1 else rows.drop(columns="fold")
-    return Cohort(rows, facts=CohortInfo(classes=classes))
+    return Cohort(rows, facts=CohortInfo(classes=tuple(classes)))
 
 
 def _versus(table: pd.DataFrame, shortcuts: ShortcutAudit, positive: str | None) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -140,8 +140,12 @@ class Cohort(pd.DataFrame):
     _metadata = ["_facts"]  # pandas hands on what is named here, and pickles it
     _facts: CohortInfo | None = None
 
+    if TYPE_CHECKING:  # pandas' stubs describe the constructor here, without `facts`
+
+        def __new__(cls, data: Any = None, *args: Any, facts: CohortInfo | None = None, **kwargs: Any) -> Self: ...
+
     def __init__(self, data: Any = None, *args: Any, facts: CohortInfo | None = None, **kwargs: Any):
-        super().__init__(data, *args, **kwargs)
+        super().__init__(data, *args, **kwargs)  # pyright: ignore[reportCallIssue]: the stubs have __new__ only
         if facts is None and isinstance(data, Cohort):
             facts = data._facts
         self._facts = facts
@@ -151,7 +155,7 @@ class Cohort(pd.DataFrame):
         return Cohort
 
     def __finalize__(self, other: Any, method: str | None = None, **kwargs: Any) -> Self:
-        super().__finalize__(other, method=method, **kwargs)
+        super().__finalize__(other, method=method, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]: no stub
         if not isinstance(other, pd.DataFrame | pd.Series):  # pandas' record of a concat or merge
             tables = getattr(other, "input_objs", None) or getattr(other, "objs", None)  # pandas 3, pandas 2
             tables = tables or [getattr(other, side, None) for side in ("left", "right")]
@@ -235,7 +239,7 @@ def as_cohort(table: pd.DataFrame) -> Cohort:
         return table
     labels = table.loc[table["split"] != "excluded", "label"] if "split" in table else table["label"]
     classes = sorted({label for label in labels if isinstance(label, str)} - {""})
-    return Cohort(table.copy(), facts=CohortInfo(classes=classes))
+    return Cohort(table.copy(), facts=CohortInfo(classes=tuple(classes)))
 
 
 def _join_facts(facts: Sequence[CohortInfo | None]) -> CohortInfo | None:
@@ -243,15 +247,16 @@ def _join_facts(facts: Sequence[CohortInfo | None]) -> CohortInfo | None:
     first = next(iter(facts), None)
     if first is None or all(other is first for other in facts):
         return first
+    known = [one for one in facts if one is not None]
     same = ("task", "classes", "positive")
-    if any(other is None or any(getattr(other, name) != getattr(first, name) for name in same) for other in facts):
+    if len(known) < len(facts) or any(getattr(one, name) != getattr(first, name) for one in known for name in same):
         return None
-    problems = {tuple(row.items()): row for one in facts for row in one.problems}
-    leaked = {one.leaked_fraction for one in facts}
+    problems = {tuple(row.items()): row for one in known for row in one.problems}
+    leaked = {one.leaked_fraction for one in known}
     return first.model_copy(
         update={
-            "data": ", ".join(dict.fromkeys(one.data for one in facts if one.data)),
-            "root": _common_folder([one.root for one in facts]),
+            "data": ", ".join(dict.fromkeys(one.data for one in known if one.data)),
+            "root": _common_folder([one.root for one in known]),
             "problems": tuple(problems.values()),
             "leaked_fraction": leaked.pop() if len(leaked) == 1 else None,
         }
@@ -400,13 +405,12 @@ def _write_column(name: str, values: pd.Series) -> tuple[list[str], _Column]:
         fields = {"categories": categories, "ordered": bool(values.cat.ordered)}
     else:
         texts, dtype, holds = _to_text(values)
+    token = MISSING if "" in texts else ""
+    while token and token in texts:
+        token = f"<{token}>"
     if None in texts:
-        token = MISSING if "" in texts else ""
-        while token and token in texts:
-            token = f"<{token}>"
         fields["missing"] = token
-        texts = [token if text is None else text for text in texts]
-    return texts, _Column(name=name, dtype=dtype, holds=holds, **fields)
+    return [token if text is None else text for text in texts], _Column(name=name, dtype=dtype, holds=holds, **fields)
 
 
 def _to_text(values: pd.Series) -> tuple[list[str | None], str, str]:
@@ -448,7 +452,7 @@ def _from_text(column: _Column, texts: Sequence[str | None]) -> pd.Series:
         return pd.Series([np.nan if text is None else read(text) for text in texts], dtype=object)
     if isinstance(dtype, pd.DatetimeTZDtype):
         moments = np.array([text or "NaT" for text in texts], dtype=f"datetime64[{dtype.unit}]")
-        return pd.Series(moments).dt.tz_localize("UTC").dt.tz_convert(dtype.tz)
+        return pd.Series(pd.DatetimeIndex(moments).tz_localize("UTC").tz_convert(dtype.tz))
     if isinstance(dtype, np.dtype) and dtype.kind in "mM":
         read = int if dtype.kind == "m" else str
         return pd.Series(np.array(["NaT" if text is None else read(text) for text in texts], dtype=dtype))

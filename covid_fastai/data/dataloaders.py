@@ -228,7 +228,7 @@ def empty_dataloaders(
     rows = {name: pd.Series(dtype=str) for name in ("path", "label", "patient", "split")}
     return _describe(
         dls,
-        Cohort(rows, facts=CohortInfo(classes=classes, positive=positive, task=task)),
+        Cohort(rows, facts=CohortInfo(classes=tuple(classes), positive=positive, task=task)),
         class_weights=None,
         classes=list(classes),
         image_size=image_size,

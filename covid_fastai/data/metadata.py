@@ -358,7 +358,7 @@ def _facts(table: pd.DataFrame, task: Task, rows: Rows, problems: ProblemLog) ->
         task=task.name,
         data=printable(rows.data),
         root=printable(str(root)),
-        problems=problems.rows,
+        problems=tuple(problems.rows),
     )
 
 
