@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from covid_fastai.data.problems import PROBLEM_COLUMNS
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.files import write_csv, write_json
+from covid_fastai.run_folder import RunFolder
 
 __all__ = [
     "COHORT_COLUMNS",
@@ -31,7 +32,7 @@ __all__ = [
 
 COHORT_COLUMNS = ["path", "label", "patient", "patient_known", "group", "split", "source", "view", "finding", "note"]
 COHORT_COLUMNS += ["in_pretraining"]
-COHORT_CSV, COHORT_JSON = "cohort.csv", "cohort.json"
+COHORT_CSV, COHORT_JSON = RunFolder.cohort, RunFolder.cohort_info
 FLAGS = ("patient_known", "in_pretraining")  # a text "False" in one of these would count as true
 TAKES_PART = ("train", "valid", "test")
 FORMAT = 1  # of the two files; a reader refuses any other
@@ -142,7 +143,7 @@ class Cohort(pd.DataFrame):
 
     if TYPE_CHECKING:  # pandas' stubs describe the constructor here, without `facts`
 
-        def __new__(cls, data: Any = None, *args: Any, facts: CohortInfo | None = None, **kwargs: Any) -> Self: ...
+        def __new__(cls, data: Any = None, *args: Any, facts: CohortInfo | None = None, **kwargs: Any) -> Self: ...  # noqa: D102
 
     def __init__(self, data: Any = None, *args: Any, facts: CohortInfo | None = None, **kwargs: Any):
         super().__init__(data, *args, **kwargs)  # pyright: ignore[reportCallIssue]: the stubs have __new__ only
