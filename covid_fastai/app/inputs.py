@@ -18,7 +18,7 @@ PATTERN = set("*?[")
 COLUMN = "path"
 
 
-def list_images(inputs: str | os.PathLike | Sequence[str | os.PathLike]) -> Iterator[str]:
+def list_images(inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Iterator[str]:
     """List images one by one, so that a million of them need no more memory than one.
 
     Args:
@@ -36,8 +36,9 @@ def list_images(inputs: str | os.PathLike | Sequence[str | os.PathLike]) -> Iter
         UnavailableError: An address needs a package that is not installed, or its system does not answer.
     """
     several = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
-    for one in map(os.fspath, several):
-        yield from _remote(one) if is_address(one) else _local(one)
+    for one in several:
+        path = os.fspath(one)
+        yield from _remote(path) if is_address(path) else _local(path)
 
 
 def is_address(path: str) -> bool:

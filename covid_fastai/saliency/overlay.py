@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -25,7 +27,7 @@ VIRIDIS = np.array(
 )
 
 
-def against_rest(maps: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def against_rest(maps: np.ndarray, wanted: np.ndarray | Sequence[int]) -> np.ndarray:
     """Return what speaks for each image's class rather than another, since softmax weighs differences only.
 
     Args:

@@ -136,9 +136,12 @@ def _begin(folder: str) -> None:
 
 def _end_with_parent() -> None:
     """End this process when its parent is gone, however that ended: otherwise it would wait for work for ever."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this process is spawned
+    parent.join()
     os._exit(1)
 
 
 def _work(paths: list[str]) -> pd.DataFrame:
+    assert _predictor is not None  # `_begin` has made it
     return predict_paths(_predictor, paths)

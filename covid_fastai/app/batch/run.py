@@ -181,8 +181,8 @@ def write_part(path: Path, table: pd.DataFrame) -> None:
     arrow, parquet = _pyarrow()
     with atomic_write(path, mode="wb") as file:
         # the same bytes whatever pandas: no index, no metadata of its own, text as text even where all of it is empty
-        fields = [(name, arrow.float64() if name.startswith("p_") else arrow.string()) for name in table]
-        columns = {name: table[name].tolist() for name in table}
+        columns = {str(name): column.tolist() for name, column in table.items()}
+        fields = [(name, arrow.float64() if name.startswith("p_") else arrow.string()) for name in columns]
         parquet.write_table(arrow.Table.from_pydict(columns, schema=arrow.schema(fields)), file)
 
 

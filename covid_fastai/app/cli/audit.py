@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,9 @@ def audit(
         raise UsageError(
             f"{data} is no run: there is no network to train anew.", hint="Train first, then audit the run's folder."
         )
+    from covid_fastai.audit.leaks import find_leaks
+
+    find = partial(find_leaks, against=against or (), name=data.resolve().name)
     if is_run:
         from covid_fastai.audit.audit import audit_run
         from covid_fastai.reporting.documents import write_documents
@@ -52,30 +56,23 @@ def audit(
             from covid_fastai.training.retrain import retrain
 
             retrain(data)
-        found = audit_run(data)
-        cohort, page = read_run(data).cohort, render_report(data)
+        audited = audit_run(data)
+        leaks, page = find(read_run(data).cohort), render_report(data)
         write_documents(data)
-        said = {**found.to_dict(), "report": str(page)}
+        said, notes = audited.to_dict(), [*audited.notes(), str(audited.verdict)]
     else:
         from covid_fastai.audit.baselines import find_shortcuts
         from covid_fastai.data.metadata import read_cohort
-
-        cohort = read_cohort(data, on_problem="skip", **reading(choices))
-        found = find_shortcuts(cohort)
-        said = {"shortcuts": found.to_dict()}
-    from covid_fastai.audit.leaks import find_leaks
-
-    leaks = find_leaks(cohort, against=against or (), name=data.resolve().name)
-    if not is_run:
         from covid_fastai.reporting.data_pages import write_audit
 
-        page = write_audit(cohort, found, leaks, out or Path("audit.html"))
-        said["report"] = str(page)
-    said["leaks"] = {"images": dict(leaks.images), "crossings": leaks.crossings.to_dict("records")}
-    said["leaks"]["groups"] = leaks.groups.to_dict("records")
+        cohort = read_cohort(data, on_problem="skip", **reading(choices))
+        audited = find_shortcuts(cohort)
+        leaks = find(cohort)
+        page = write_audit(cohort, audited, leaks, out or Path("audit.html"))
+        said, notes = {"shortcuts": audited.to_dict()}, audited.notes()
     if as_json:
-        print_json(said)
+        listed = {name: getattr(leaks, name).to_dict("records") for name in ("crossings", "groups")}
+        print_json({**said, "report": str(page), "leaks": {"images": dict(leaks.images), **listed}})
         return
-    print_table(found.summary(), title=f"{data}: what baselines reach without a lung")
-    lines = [*found.notes(), *([str(found.verdict)] if is_run else []), str(leaks), f"Page: {page}"]
-    typer.echo("\n".join(lines))
+    print_table(audited.summary(), title=f"{data}: what baselines reach without a lung")
+    typer.echo("\n".join([*notes, str(leaks), f"Page: {page}"]))

@@ -133,8 +133,14 @@ def validate(
     if wrong:
         raise UsageError(f"--label {wrong[0]} has no =.", hint="Write --label positive=COVID-19.")
     labels = dict(text.split("=", 1) for text in label or [])
-    columns = {"patient_column": patient_column, "source_column": source_column, "image_root": image_root}
-    result = judge(model, data, labels=labels, **columns)
+    result = judge(
+        model,
+        data,
+        labels=labels,
+        patient_column=patient_column,
+        source_column=source_column,
+        image_root=image_root,
+    )
     if out is not None:
         write_csv(out, result.predictions)
     if as_json:

@@ -55,6 +55,7 @@ def main() -> None:
     """
     debug = "--debug" in sys.argv
     terminated = _end_as_if_interrupted()
+    status = 0
     try:
         app()  # ends the process itself, with 2 for wrong usage and 130 for an interrupt
     except CovidFastaiError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -49,7 +50,7 @@ def print_figures(result: Evaluation, *, title: str) -> None:
     typer.echo(f"{result.n_images} images.{lost}{unknown} {RESEARCH_USE}")
 
 
-def print_problems(problems: list[dict[str, Any]], *, most: int = 50) -> None:
+def print_problems(problems: Sequence[Mapping[str, Any]], *, most: int = 50) -> None:
     """Print a line a problem, the gravest first."""
     from covid_fastai.data.problems import SEVERITIES
 

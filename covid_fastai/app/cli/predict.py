@@ -116,7 +116,7 @@ def batch(
 
 def _print_predictions(table: pd.DataFrame, *, title: str) -> None:
     shown = table[["path"]].copy()
-    for name in (name for name in table if name.startswith("p_")):
+    for name in (str(name) for name in table if str(name).startswith("p_")):
         shown[name] = [format_metric(p) for p in table[name]]
     print_table(shown.assign(prediction=table["prediction"], status=table["status"]), title=title)
     for row in table.to_dict("records"):
