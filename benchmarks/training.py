@@ -36,7 +36,7 @@ def measure_frozen(*, repeats: int, quick: bool) -> list[Measurement]:
             with fresh_cache(), tempfile.TemporaryDirectory() as folder:
                 learn = _learner(cohort, "resnet18", folder)
                 seconds = timed(lambda: fit(learn, frozen_epochs=epochs, unfrozen_epochs=0, frozen_augmentations=views))
-                accuracies["ours"].append(float(learn.history["accuracy"].iloc[-1]))
+                accuracies["ours"].append(float(learn.facts.history["accuracy"].iloc[-1]))
             return seconds
 
         return run
@@ -69,7 +69,7 @@ def measure_step(*, repeats: int, quick: bool) -> list[Measurement]:
 
             def ours(learn=learn) -> float:
                 fit(learn, frozen_epochs=0, unfrozen_epochs=1, lr_ratio=1)
-                return float(learn.history["seconds"].iloc[-1])
+                return float(learn.facts.history["seconds"].iloc[-1])
 
             def bare(learn=learn, batches=batches, held_out=held_out) -> float:
                 model = copy.deepcopy(learn.model).train()

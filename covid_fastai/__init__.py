@@ -39,7 +39,7 @@ _MODULE_OF = {
     "check_input": "data.input_check",
     "choose_threshold": "evaluation.thresholds",
     "compare": "evaluation.comparison",
-    "cross_validate": "training.train",
+    "cross_validate": "training.cross_validate",
     "decision_curve": "evaluation.decision_curve",
     "download_coronahack": "data.download",
     "evaluate": "evaluation.metrics",

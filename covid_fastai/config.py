@@ -7,7 +7,7 @@ import functools
 import inspect
 import shlex
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -244,6 +244,16 @@ class TrainConfig(BaseModel):
         """
         fields: dict[str, Any] = {**dict(self), **choices}
         return type(self)(**fields)
+
+    def options_of(self, function: Callable[..., Any], **replaced: Any) -> dict[str, Any]:
+        """Return the fields that a function takes as keywords of the same name.
+
+        Args:
+            function: Such as `read_cohort`, `build_dataloaders`, `build_learner` or `fit`.
+            **replaced: Values that take the place of the fields' own.
+        """
+        names = inspect.signature(function).parameters.keys() & type(self).model_fields.keys()
+        return {name: getattr(self, name) for name in sorted(names)} | replaced
 
     @property
     def task_name(self) -> str:

@@ -135,7 +135,9 @@ def judge_few(rows: pd.DataFrame, *, seed: int, weights: str | None, **options: 
         learn = build_learner(dls, weights=weights)
         fit(learn, frozen_epochs=5, unfrozen_epochs=5, **options)
         result = evaluate(predict(learn, split="test"))
-    return {metric: result.value(metric) for metric in ("accuracy", "auc")} | {"seconds": learn.history.seconds.sum()}
+    return {metric: result.value(metric) for metric in ("accuracy", "auc")} | {
+        "seconds": learn.facts.history.seconds.sum()
+    }
 
 
 def each_once(file: Path, wanted: Iterable[tuple[dict[str, Any], Callable[[], dict[str, float]]]]) -> pd.DataFrame:

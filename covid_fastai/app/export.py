@@ -18,6 +18,7 @@ from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE, LARGEST_CARD, read
 from covid_fastai.model.hub import find_model
 from covid_fastai.model.predictor import Predictor
 from covid_fastai.options import Fraction, checked
+from covid_fastai.run_folder import RunFolder
 
 __all__ = ["export_model"]
 
@@ -56,7 +57,7 @@ def export_model(
     if sensitivity is not None or calibrate:
         return _export_judged(folder, Path(target), sensitivity=sensitivity, calibrate=calibrate)
     name = folder.resolve()
-    title = name.parent.name if name.name == "model" else name.name
+    title = name.parent.name if name.name == RunFolder.model else name.name
     config = read_config(folder / CONFIG_FILE)
     findings, card = read_findings(folder, config), folder / CARD_FILE
     if config.onnx is None:  # what has to be made by torch is made by it; all else needs none
@@ -90,14 +91,14 @@ def _export_judged(folder: Path, target: Path, *, sensitivity: float | None, cal
     from covid_fastai.model.bundle import load_model, save_model
 
     _check_new(target)
-    table = folder.parent / "predictions.csv"
-    if folder.name != "model" or not table.is_file():
+    table = RunFolder(folder.parent).predictions
+    if folder.name != RunFolder.model or not table.is_file():
         raise UsageError(
             f"{folder} is not the model of a run: there are no held-out patients to choose on.",
             hint="Name the run's folder, or save_model(learn, folder, threshold=..., temperature=...) in Python.",
         )
     learn = load_model(folder, device="cpu")
-    if sensitivity is not None and learn.bundle.positive is None:
+    if sensitivity is not None and learn.facts.bundle.positive is None:
         raise UsageError("The model knows no positive class, so there is no sensitivity.", hint="Leave it out.")
     held_out = read_predictions(table)
     held_out = held_out[held_out["split"] == "valid"]
@@ -105,7 +106,7 @@ def _export_judged(folder: Path, target: Path, *, sensitivity: float | None, cal
     threshold = None
     if sensitivity is not None:
         scaled = apply_temperature(held_out, temperature)
-        threshold = choose_threshold(scaled, sensitivity=sensitivity, positive=learn.bundle.positive)
+        threshold = choose_threshold(scaled, sensitivity=sensitivity, positive=learn.facts.bundle.positive)
     save_model(learn, target, threshold=threshold, temperature=temperature)
     findings, n = read_findings(folder, read_config(folder / CONFIG_FILE)), held_out["patient"].nunique()
     what = [f"the temperature {temperature:.3g}"] if calibrate else []

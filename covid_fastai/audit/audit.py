@@ -30,26 +30,16 @@ from covid_fastai.evaluation.runs import Run, read_run
 from covid_fastai.files import write_json
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Seed, checked
+from covid_fastai.run_folder import RunFolder
 
 __all__ = [
-    "AUDIT_FILE",
     "Audit",
-    "EXTERNAL_FOLDER",
-    "HEAT_FILE",
-    "PROBES_FILE",
-    "RETRAINED_FOLDER",
-    "SALIENCY_PICTURE",
     "audit_predictions",
     "audit_run",
     "negative_control_rows",
     "read_audit",
 ]
 
-AUDIT_FILE = "audit.json"
-PROBES_FILE = "probes.csv"  # the network's predictions of images that were altered, and of the negative controls
-HEAT_FILE, SALIENCY_PICTURE = "heat.csv", "saliency.png"  # where the class activation maps lie, and some of them
-EXTERNAL_FOLDER = "external"  # what validate found, a file a data set
-RETRAINED_FOLDER = "retrained"  # networks that were trained on altered images, a folder each
 OWN_SHARE = 0.95  # of a class's images from a source that the other classes hardly have: it is that class's own
 DRAWS = 500  # of the bootstrap, which only the mean AUC of more than two classes needs
 BLIND, PERMUTED, NEGATIVE_CONTROL, UNTRAINED = "black centre", "permuted labels", "negative control", "frozen backbone"
@@ -201,15 +191,12 @@ def audit_run(folder: str | Path | Run, *, seed: Seed | None = None, most: int =
         DataError: The folder is no run, or as in `audit_predictions`.
     """
     run = folder if isinstance(folder, Run) else read_run(folder)
-    result = run.metrics
-    probes = run.path / PROBES_FILE
+    result, probes = run.metrics, run.folder.probes
     retrained = {
         path.parent.name.replace("-", " "): read_predictions(path)
-        for path in sorted((run.path / RETRAINED_FOLDER).glob("*/predictions.csv"))
+        for path in sorted(run.folder.retrained.glob(f"*/{RunFolder.predictions}"))
     }
-    found = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted((run.path / EXTERNAL_FOLDER).glob("*.json"))
-    ]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in run.folder.external_results().values()]
     text = {"label": str, "patient": str}
     audit = audit_predictions(
         result.predictions,
@@ -221,7 +208,7 @@ def audit_run(folder: str | Path | Run, *, seed: Seed | None = None, most: int =
         seed=(run.config.get("config") or {}).get("seed", 0) if seed is None else seed,
         most=most,
     )
-    write_json(run.path / AUDIT_FILE, audit.to_dict())
+    write_json(run.folder.audit, audit.to_dict())
     return audit
 
 
@@ -237,7 +224,7 @@ def read_audit(folder: str | Path) -> Audit | None:
     Raises:
         DataError: `audit.json` is damaged.
     """
-    path = Path(folder) / AUDIT_FILE
+    path = RunFolder(folder).audit
     if not path.is_file():
         return None
     try:

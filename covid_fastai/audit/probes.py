@@ -14,10 +14,7 @@ from PIL import Image
 
 from covid_fastai.audit.audit import (
     BLIND,
-    HEAT_FILE,
     NEGATIVE_CONTROL,
-    PROBES_FILE,
-    SALIENCY_PICTURE,
     negative_control_rows,
 )
 from covid_fastai.data.images import open_image, open_square
@@ -25,6 +22,7 @@ from covid_fastai.errors import ImageError, UsageError
 from covid_fastai.evaluation.predict import predict
 from covid_fastai.files import make_folder, write_csv
 from covid_fastai.plotting import save_figure
+from covid_fastai.run_folder import RunFolder
 from covid_fastai.saliency.methods import plot_saliency, saliency_fraction
 from covid_fastai.saliency.region_fraction import CENTRAL_BOX
 
@@ -83,9 +81,9 @@ def write_probes(
 ) -> None:
     """Write into a run's folder what the audit takes from the model itself.
 
-    `probes.csv` holds `predict_probes`; `heat.csv` how much of the class activation maps of held-out images lies in the
-    lungs' box and in the border; `saliency.png` shows some of them. Images below 128
-    pixels have maps too coarse for either.
+    `probes.csv` holds `predict_probes`; `saliency.csv` the fraction of the class activation maps of held-out images
+    that lies in the lungs' box and in the border; `saliency.png` shows some of them. Images below 128 pixels have maps
+    too coarse for either.
 
     Args:
         learn: As in `predict_probes`.
@@ -98,16 +96,16 @@ def write_probes(
     Raises:
         ResourceError: The folder cannot be written.
     """
-    folder = Path(folder)
-    write_csv(folder / PROBES_FILE, predict_probes(learn, cohort, positive=positive, fold=fold, seed=seed))
+    run = RunFolder(folder)
+    write_csv(run.probes, predict_probes(learn, cohort, positive=positive, fold=fold, seed=seed))
     held_out = cohort[cohort["split"] == "valid"].sample(frac=1, random_state=seed).head(MOST_MAPS)
     held_out = held_out[held_out["path"].map(_opens)]
     if _image_size(learn) < SMALLEST_FOR_MAPS:
         return
     try:
-        write_csv(folder / HEAT_FILE, saliency_fraction(learn, held_out))
+        write_csv(run.saliency, saliency_fraction(learn, held_out))
         shown = held_out.groupby("label", sort=False).head(-(-SHOWN // held_out["label"].nunique()))
-        save_figure(folder / SALIENCY_PICTURE, plot_saliency(learn, shown.sort_values("label"), k=SHOWN))
+        save_figure(run.saliency_picture, plot_saliency(learn, shown.sort_values("label"), k=SHOWN))
     except UsageError as error:
         logger.warning("No class activation maps: %s", error)
 
@@ -160,4 +158,4 @@ def write_altered(rows: pd.DataFrame, folder: str | Path, *, change: str, image_
 
 
 def _image_size(learn: Learner) -> int:
-    return int(learn.dls.radiograph_config["image_size"])
+    return int(learn.dls.facts.image_size)

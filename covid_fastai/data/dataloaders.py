@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,54 @@ from covid_fastai.options import (
     checked,
 )
 
-__all__ = ["RESIZE", "build_dataloaders", "empty_dataloaders", "radiograph_block"]
+__all__ = [
+    "LoaderFacts",
+    "RESIZE",
+    "build_dataloaders",
+    "empty_dataloaders",
+    "loader_facts",
+    "radiograph_block",
+    "set_batch_size",
+]
 
 logger = logging.getLogger("covid_fastai")
 
 RESIZE = "squash-bilinear-antialias"  # what `resize_image` does; saved with a model, which is worth little without it
 MEAN, STD = 0.5, 0.25  # on the 0 to 1 scale: about those of chest radiographs; a round number is easily said again
+
+
+@dataclass(frozen=True, eq=False)
+class LoaderFacts:
+    """What is known of loaders beside what fastai keeps, as `dls.facts`.
+
+    Attributes:
+        cohort: All rows, a copy.
+        classes: The vocabulary, in the order of the model's outputs.
+        image_size: Side of the images, pixels.
+        mean: What the normalisation subtracts, on the scale 0 to 1.
+        std: What it divides by.
+        augmentation: The name of the augmentation.
+        batch_size: Images in a batch.
+        balance: The answer to class imbalance: `"none"`, `"loss"` or `"sampler"`.
+        class_weights: Float tensor `(classes,)` with `balance="loss"`, else None.
+        resize: How images are brought to their size.
+    """
+
+    cohort: Cohort
+    classes: list[str]
+    image_size: int
+    mean: float
+    std: float
+    augmentation: str
+    batch_size: int
+    balance: str
+    class_weights: torch.Tensor | None
+    resize: str = RESIZE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the images and batches are made with as plain values, without cohort and class weights."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("cohort", "class_weights")]
+        return {name: getattr(self, name) for name in names}
 
 
 @checked
@@ -136,16 +180,15 @@ def build_dataloaders(
             those that its weights were trained with.
         std: Its standard deviation; None for 0.25.
         balance: `"sampler"` draws each class equally often, with replacement; `"loss"` leaves it to the loss, with the
-            weights in `dls.class_weights`; `"none"` leaves the classes as they are.
+            weights in `dls.facts.class_weights`; `"none"` leaves the classes as they are.
         num_workers: Processes that open images; `"auto"` is 0 on the CPU, on Windows and macOS and for small data, and
             up to 4 elsewhere.
         device: `"auto"` (CUDA, else Apple's MPS, else the CPU), `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"` or a device.
         path: Folder for what a `Learner` writes; never the data's own, which may be read-only.
 
     Returns:
-        fastai `DataLoaders` with batches (`(n, 1, image_size, image_size)`, `(n,)`), and besides `.cohort` (all rows,
-        a copy), `.radiograph_config` (what the images went through) and `.class_weights` (float tensor, one a class,
-        or None). `dls.test_dl(rows, with_labels=True)` opens any rows in their order.
+        fastai `DataLoaders` with batches (`(n, 1, image_size, image_size)`, `(n,)`); `dls.facts` is a `LoaderFacts`:
+        the cohort, and what the images go through. `dls.test_dl(rows, with_labels=True)` opens any rows in their order.
 
     Raises:
         DataError: There are no rows to train on or to validate on, or a class is missing from one of the two sides.
@@ -212,11 +255,11 @@ def empty_dataloaders(
         batch_size: Images in a batch of `dls.test_dl`.
         device: Where the batches go.
         path: Folder for what a `Learner` writes.
-        task: Name of the task, for the facts of the empty `dls.cohort`.
+        task: Name of the task, for the facts of the empty `dls.facts.cohort`.
         positive: The positive class, for the same.
 
     Returns:
-        fastai `DataLoaders` with the attributes of `build_dataloaders`. To run over its training or validation images
+        fastai `DataLoaders` with the `facts` of `build_dataloaders`. To run over its training or validation images
         is an error, since there are none.
     """
     block = radiograph_block(classes=classes, image_size=image_size, augmentation=augmentation, mean=mean, std=std)
@@ -240,11 +283,32 @@ def empty_dataloaders(
     )
 
 
-def _describe(dls: DataLoaders, cohort: Cohort, *, class_weights: torch.Tensor | None, **config: Any) -> DataLoaders:
-    config |= {key: int(config[key]) for key in ("image_size", "batch_size")}  # numpy's numbers do not go into JSON
-    config |= {key: float(config[key]) for key in ("mean", "std")}
-    dls.cohort, dls.class_weights, dls.radiograph_config = cohort, class_weights, {**config, "resize": RESIZE}
+def _describe(dls: DataLoaders, cohort: Cohort, **facts: Any) -> DataLoaders:
+    facts |= {key: int(facts[key]) for key in ("image_size", "batch_size")}  # numpy's numbers do not go into JSON
+    facts |= {key: float(facts[key]) for key in ("mean", "std")}
+    dls.facts = LoaderFacts(cohort, **facts)
     return dls
+
+
+def loader_facts(dls: DataLoaders) -> LoaderFacts | None:
+    """Return the facts of loaders; None for loaders that this package did not make."""
+    facts = getattr(dls, "facts", None)
+    return facts if isinstance(facts, LoaderFacts) else None
+
+
+def set_batch_size(dls: DataLoaders, batch_size: int) -> None:
+    """Change the batch size of loaders in place, as `build_dataloaders` would have fitted it to the training images.
+
+    Args:
+        dls: Loaders of training and validation images.
+        batch_size: Images in a batch, 2 or more.
+    """
+    batch_size, drop_last = _fitting_batch_size(dls.train.n, batch_size)
+    for loader in dls.loaders:
+        loader.bs = batch_size
+    dls.train.drop_last = drop_last
+    if facts := loader_facts(dls):
+        dls.facts = dataclasses.replace(facts, batch_size=batch_size)
 
 
 def _checked(cohort: pd.DataFrame) -> Cohort:

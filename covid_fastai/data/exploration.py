@@ -179,7 +179,7 @@ def plot_batch(dls: DataLoaders, *, images: int = 8) -> Figure:
         The figure.
     """
     x, y = dls.train.one_batch()
-    mean, std = dls.radiograph_config["mean"], dls.radiograph_config["std"]
+    mean, std = dls.facts.mean, dls.facts.std
     pictures = np.asarray((x[:images, 0].detach().cpu() * std + mean) * 255).clip(0, 255)
     titles = [str(dls.vocab[int(label)]) for label in y[:images]]
     return plot_pictures(list(pictures), titles, columns=min(images, 8, len(pictures)))

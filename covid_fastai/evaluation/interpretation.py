@@ -150,7 +150,8 @@ def _learner_losses(learn: Learner, k: int) -> pd.DataFrame:
     found = _interpret(learn)
     with learn.no_bar(), learn.no_logging():
         losses, indices = found.top_losses(min(k, len(learn.dls.valid_ds)))
-    rows = learn.dls.cohort[learn.dls.cohort["split"] == "valid"].reset_index(drop=True).iloc[indices.tolist()]
+    cohort = learn.dls.facts.cohort
+    rows = cohort[cohort["split"] == "valid"].reset_index(drop=True).iloc[indices.tolist()]
     probability = np.exp(-np.asarray(losses, dtype=float))
     with learn.no_bar(), learn.no_logging():
         predicted = learn.get_preds(dl=learn.dls.valid)[0].argmax(dim=1)[indices]

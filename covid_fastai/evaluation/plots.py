@@ -35,7 +35,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
     """Plot loss and metrics by epoch; the frozen phase is shaded.
 
     Args:
-        history: A row an epoch, as in `learn.history` or a run's `history.csv`; with `fold` a line a fold.
+        history: A row an epoch, as in `learn.facts.history` or a run's `history.csv`; with `fold` a line a fold.
 
     Returns:
         The figure: the losses, and a panel for each metric.
@@ -72,7 +72,7 @@ def plot_learning_rate(steps: pd.DataFrame) -> Figure:
     """Plot the head's learning rate and the smoothed training loss by step.
 
     Args:
-        steps: A row a step, as in `learn.steps` or a run's `steps.csv`.
+        steps: A row a step, as in `learn.facts.steps` or a run's `steps.csv`.
 
     Returns:
         The figure, two panels.

@@ -87,7 +87,7 @@ def predict(
 def _rows(learn: Learner, cohort: Any, split: str | None) -> pd.DataFrame:
     """Return the rows to predict with the columns that a prediction carries on."""
     if cohort is None:
-        cohort, split = learn.dls.cohort, split or "valid"
+        cohort, split = learn.dls.facts.cohort, split or "valid"
     if not isinstance(cohort, pd.DataFrame):
         cohort = pd.DataFrame({"path": [str(path) for path in cohort]})
     if "path" not in cohort:

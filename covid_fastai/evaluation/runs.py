@@ -1,10 +1,9 @@
-"""What a run has left in its folder: read it back, list runs, and the record of what was done when."""
+"""Read a run back from its folder, and list runs."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import sys
 from collections.abc import Iterable
@@ -16,27 +15,15 @@ from typing import Any
 
 import pandas as pd
 
-from covid_fastai.data.cohort import COHORT_CSV, Cohort, load_cohort
-from covid_fastai.errors import DataError, ResourceError, UsageError
+from covid_fastai.data.cohort import Cohort, load_cohort
+from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.formatting import ResultDisplay
 from covid_fastai.evaluation.metrics import LOWER_IS_BETTER, Evaluation
 from covid_fastai.evaluation.prediction_table import read_predictions
-from covid_fastai.files import utc_now
+from covid_fastai.run_folder import FINISHED, TEST_EVALUATED, RunFolder
 
-__all__ = [
-    "HALVED",
-    "Run",
-    "TRAINING_MANIFEST",
-    "collect_versions",
-    "list_runs",
-    "log_event",
-    "read_record",
-    "read_run",
-]
+__all__ = ["Run", "collect_versions", "list_runs", "read_run"]
 
-RECORD = "record.jsonl"
-HALVED = "batch halved"  # the event of a training that the memory did not do for
-TRAINING_MANIFEST = "training.manifest.safetensors"  # what the model was trained on, without a picture
 PACKAGES = ("covid_fastai", "fastai", "fastcore", "torch", "torchvision", "timm", "numpy", "pandas", "scipy")
 PACKAGES += ("scikit-learn", "matplotlib", "pillow", "safetensors")
 RUN_COLUMNS = ["run", "task", "arch", "started", "status", "metric", "value", "low", "high", "n", "unit"]
@@ -52,47 +39,52 @@ class Run(ResultDisplay):
 
     path: Path
 
+    @property
+    def folder(self) -> RunFolder:
+        """The folder as an object that knows the names of its files."""
+        return RunFolder(self.path)
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """`data`, `config` (the fields of `TrainConfig`), `python` and `command`, which do the same again."""
-        return self._json("config.json")
+        return self._json(RunFolder.config)
 
     @cached_property
     def versions(self) -> dict[str, Any]:
         """The versions of Python and of the packages that the run was made with."""
-        return self._json("versions.json")
+        return self._json(RunFolder.versions)
 
     @cached_property
     def cohort(self) -> Cohort:
         """The cohort with its split, a row an image."""
-        self._file(COHORT_CSV)
+        self._file(RunFolder.cohort)
         return load_cohort(self.path)
 
     @cached_property
     def problems(self) -> pd.DataFrame:
         """What was found in the data: row, path, kind, severity, reason, remedy."""
-        return self._table("problems.csv", text=True)
+        return self._table(RunFolder.problems, text=True)
 
     @cached_property
     def history(self) -> pd.DataFrame:
         """A row an epoch: phase, epoch, train_loss, valid_loss, accuracy, seconds; of a cross-validation also fold."""
-        return self._table("history.csv")
+        return self._table(RunFolder.history)
 
     @cached_property
     def steps(self) -> pd.DataFrame:
         """A row a step: step, phase, learning_rate, train_loss (smoothed). A cross-validation has them by fold."""
-        return self._table("steps.csv")
+        return self._table(RunFolder.steps)
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """The predictions, a row an image."""
-        return read_predictions(self._file("predictions.csv"))
+        return read_predictions(self._file(RunFolder.predictions))
 
     @cached_property
     def evaluations(self) -> dict[str, Evaluation]:
         """The evaluation of each split that was judged: `valid`, and `test` where it was touched."""
         found = {}
-        for split, fields in self._json("metrics.json").items():
+        for split, fields in self._json(RunFolder.metrics).items():
             rows = self.predictions[self.predictions["split"] == split].reset_index(drop=True)
             found[split] = Evaluation.from_dict(fields, predictions=rows)
         return found
@@ -105,32 +97,32 @@ class Run(ResultDisplay):
     @cached_property
     def record(self) -> list[dict[str, Any]]:
         """What happened when: started, resumed, test evaluated, finished ..."""
-        return read_record(self.path)
+        return self.folder.read_record()
 
     @cached_property
     def built(self) -> dict[str, Any]:
         """`arch`, `device` and `weights` of the model as it was built; of a cross-validation its first one's."""
-        events = [*self.record, *read_record(self.path / "fold-0")]
+        events = [*self.record, *self.folder.fold(0).read_record()]
         return next((event for event in events if "weights" in event), {})
 
     @property
     def status(self) -> str:
         """`finished`, or the last thing that is known: `started`, `interrupted`, `failed`, `diverged` ..."""
         events = [event["event"] for event in self.record]
-        if "finished" in events:
-            return "finished"
-        return next((event for event in reversed(events) if event != "test evaluated"), "unknown")
+        if FINISHED in events:
+            return FINISHED
+        return next((event for event in reversed(events) if event != TEST_EVALUATED), "unknown")
 
     @property
     def report(self) -> Path:
         """The report's file."""
-        return self._file("report.html")
+        return self._file(RunFolder.report)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.status})"
 
     def _display_parts(self) -> Iterable[pd.DataFrame | str | list[str]]:
-        return self.metrics._display_parts() if (self.path / "metrics.json").exists() else (repr(self),)
+        return self.metrics._display_parts() if self.folder.metrics.exists() else (repr(self),)
 
     def _file(self, name: str) -> Path:
         path = self.path / name
@@ -168,7 +160,7 @@ def read_run(folder: str | Path) -> Run:
         DataError: The folder is no run.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file() or not (folder / RECORD).is_file():
+    if not RunFolder(folder).is_run():
         raise DataError(f"{folder} is not the folder of a run.", hint="Name a folder that train_classifier wrote.")
     return Run(folder)
 
@@ -194,7 +186,7 @@ def list_runs(root: str | Path = "runs", *, metric: str = "auc") -> pd.DataFrame
     if not root.is_dir():
         raise DataError(f"There is no folder {root}.", hint="Name the folder that holds the runs, or train first.")
     rows, known = [], set()
-    for folder in sorted(path.parent for path in root.glob(f"*/{RECORD}")):
+    for folder in sorted(path.parent for path in root.glob(f"*/{RunFolder.record}")):
         run = Run(folder)
         config = run.config.get("config") or {}
         task = config.get("task", "")
@@ -202,7 +194,7 @@ def list_runs(root: str | Path = "runs", *, metric: str = "auc") -> pd.DataFrame
         row |= {"run": str(folder), "task": task["name"] if isinstance(task, dict) else task, "metric": metric}
         row |= {"arch": config.get("arch", ""), "started": run.record[0].get("time", "") if run.record else ""}
         row |= {"status": run.status, "value": math.nan, "low": math.nan, "high": math.nan, "n": 0, "unit": ""}
-        if (folder / "metrics.json").is_file():
+        if run.folder.metrics.is_file():
             figures = run.metrics.metrics["metric"]
             known |= set(figures)
             if metric in set(figures):
@@ -215,53 +207,6 @@ def list_runs(root: str | Path = "runs", *, metric: str = "auc") -> pd.DataFrame
     return table.sort_values("value", ascending=metric in LOWER_IS_BETTER, kind="stable").reset_index(drop=True)
 
 
-def log_event(folder: str | Path, event: str, **facts: Any) -> None:
-    """Add a line to the run's record: what happened, when (UTC), and facts about it.
-
-    Args:
-        folder: The run's folder.
-        event: What happened, a few words.
-        **facts: Plain values.
-
-    Raises:
-        ResourceError: The record cannot be written.
-    """
-    line = json.dumps({"time": utc_now(), "event": event, **facts}, ensure_ascii=False)
-    try:
-        with open(Path(folder) / RECORD, "a+", encoding="utf-8") as file:
-            if file.tell() and not _ends_a_line(Path(folder) / RECORD):
-                file.write("\n")  # a crash tore the last line; the next one shall not be lost with it
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise ResourceError(
-            f"{Path(folder) / RECORD} cannot be written: {error.strerror}.", hint="Free some space, check your rights."
-        ) from error
-
-
-def read_record(folder: str | Path) -> list[dict[str, Any]]:
-    """Return a run's record, a dictionary an event; a line that a crash has torn is the event `unreadable`.
-
-    Args:
-        folder: The run's folder.
-
-    Returns:
-        The events in their order; none where there is no record.
-    """
-    path = Path(folder) / RECORD
-    if not path.is_file():
-        return []
-    events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:  # guard: torn_line
-            event = None
-        events.append(event if isinstance(event, dict) and "event" in event else {"event": "unreadable", "line": line})
-    return events
-
-
 def collect_versions() -> dict[str, Any]:
     """Return the versions of Python, the system and the packages that figures depend on."""
     found = {}
@@ -271,9 +216,3 @@ def collect_versions() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {"python": sys.version.split()[0], "system": platform.platform(), "packages": found}
-
-
-def _ends_a_line(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"

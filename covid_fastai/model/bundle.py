@@ -44,6 +44,7 @@ from covid_fastai.model.bundle_config import (
 from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE
 from covid_fastai.model.hub import find_model
 from covid_fastai.model.learner import body_and_head, build_learner
+from covid_fastai.model.learner_facts import facts_of, require_facts
 from covid_fastai.model.onnx_export import OPSET, export_onnx
 from covid_fastai.model.predictor import open_session
 from covid_fastai.model.weights import Weights
@@ -93,8 +94,7 @@ def save_model(
             written as ONNX.
     """
     folder = Path(folder)
-    if not all(hasattr(learn, name) for name in ("arch", "weights")) or not hasattr(learn.dls, "radiograph_config"):
-        raise UsageError("This learner was not made by build_learner.", hint="Use fastai's learn.export for it.")
+    require_facts(learn)
     model = copy.deepcopy(get_model(learn.model)).float().cpu()  # out of its wrapper, when trained on several GPUs
     wild = _not_finite(model.state_dict())  # guard: save_nan
     if wild:
@@ -154,7 +154,7 @@ def load_model(folder: str | Path, *, revision: str | None = None, device: Devic
     learn = _build(config, folder / CONFIG_FILE, device=device)
     _fill(learn.model, state, folder / WEIGHTS_FILE)
     check_golden(config, _answer(learn.model, config.image_size, mean=config.mean, std=config.std), folder)
-    learn.bundle = config
+    facts_of(learn).bundle = config
     return learn
 
 
@@ -165,7 +165,7 @@ def _judged(
     learn: Learner, model: nn.Module, *, threshold: float | None, temperature: float, manifest: str | Path | None
 ) -> dict[str, Any]:
     """Return what was found out about the weights; of weights that were trained on since, nothing is kept."""
-    before: BundleConfig | None = getattr(learn, "bundle", None)
+    before = facts_of(learn).bundle
     if before is not None and before.sha256 != _sha256(_tensors(model)):
         before = None
     digest = "" if before is None else before.training_manifest
@@ -214,26 +214,26 @@ def _onnx(model: nn.Module, fields: dict[str, Any], path: Path) -> bytes:
 
 
 def _describe(learn: Learner, model: nn.Module) -> dict[str, Any]:
-    data, facts, weights = learn.dls.radiograph_config, learn.dls.cohort.facts, learn.weights
+    facts, weights, data = require_facts(learn)
     origin = Path(weights.origin).name if weights.sha256 else weights.origin  # a file's folder may name its owner
     return {
         "format": FORMAT,
         "covid_fastai": _version("covid_fastai"),
-        "arch": learn.arch,
+        "arch": facts.arch,
         "head": _layers(model),
         "n_in": 1,
-        "classes": list(data["classes"]),
-        "positive": facts.positive,
-        "task": facts.task,
-        **{key: data[key] for key in ("image_size", "resize", "mean", "std", "augmentation", "batch_size")},
+        "classes": list(data.classes),
+        "positive": data.cohort.facts.positive,
+        "task": data.cohort.facts.task,
+        **{name: getattr(data, name) for name in ("image_size", "resize", "mean", "std", "augmentation", "batch_size")},
         "weights": {**weights.to_dict(), "origin": origin},
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in ("torch", "torchvision", "fastai", "onnxscript")},
         },
         "golden": {
-            "image_sha256": golden_sha256(data["image_size"]),
-            **_answer(model, data["image_size"], mean=data["mean"], std=data["std"]),
+            "image_sha256": golden_sha256(data.image_size),
+            **_answer(model, data.image_size, mean=data.mean, std=data.std),
         },
     }
 

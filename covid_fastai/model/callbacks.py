@@ -18,6 +18,7 @@ from fastai.torch_core import get_model, rank_distrib
 
 from covid_fastai.errors import DivergenceError
 from covid_fastai.model.checkpoint import Checkpoint, restore_random, save_checkpoint
+from covid_fastai.model.learner_facts import facts_of
 
 __all__ = [
     "CheckpointCallback",
@@ -30,6 +31,7 @@ __all__ = [
     "Record",
     "Resumption",
     "UNFROZEN",
+    "copied_state",
 ]
 
 logger = logging.getLogger("covid_fastai")
@@ -58,10 +60,11 @@ class Record:
     train_loss: list[torch.Tensor] = field(default_factory=list)
 
     def publish(self, learn: Learner) -> None:
-        """Show the record as `learn.history` and `learn.steps`."""
+        """Show the record as `learn.facts.history` and `learn.facts.steps`."""
         columns = ["phase", "epoch", "train_loss", "valid_loss", *learn.metrics.attrgot("name"), "seconds"]
-        learn.history = pd.DataFrame(self.history, columns=columns)
-        learn.steps = pd.DataFrame(
+        facts = facts_of(learn)
+        facts.history = pd.DataFrame(self.history, columns=columns)
+        facts.steps = pd.DataFrame(
             {
                 "step": range(1, len(self.phase) + 1),
                 "phase": [PHASES[index] for index in self.phase],
@@ -155,7 +158,7 @@ class NonFiniteGuard(Callback):
     order = 54  # after Recorder (50) and mixed precision (10), before the journal (55) writes down a bad epoch
 
     def __init__(self, learn: Learner, epoch: int):
-        self.good, self.good_epoch = _copied_state(learn), epoch
+        self.good, self.good_epoch = copied_state(learn), epoch
 
     def restore(self, learn: Learner) -> str:
         """Put the kept model back and say which one it is."""
@@ -188,7 +191,7 @@ class NonFiniteGuard(Callback):
         if self.learn.final_record and loss is not None and not math.isfinite(loss):
             self._fail(f"the validation loss is {loss}")
         if self.learn.final_record:
-            self.good, self.good_epoch = _copied_state(self.learn), self.good_epoch + 1
+            self.good, self.good_epoch = copied_state(self.learn), self.good_epoch + 1
 
 
 class CheckpointCallback(Callback):
@@ -250,6 +253,7 @@ def _say_nothing(*_: Any) -> None:
     """Take the place of a logger."""
 
 
-def _copied_state(learn: Learner) -> dict[str, torch.Tensor]:
+def copied_state(learn: Learner) -> dict[str, torch.Tensor]:
+    """Return a copy of the model's weights and buffers on the CPU."""
     state = get_model(learn.model).state_dict()
     return {key: value.detach().to("cpu", copy=True) for key, value in state.items()}

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from covid_fastai.files import atomic_write, write_json
 from covid_fastai.model.bundle_config import (
+    CONFIG_FILE,
     LARGEST_CONFIG,
     ONNX_FILE,
     WEIGHTS_FILE,
@@ -108,7 +109,7 @@ def build_card(
         f"{', '.join(_line(name) for name in config.classes)}{_line(positive)}.",
         f"- **What it is**: {config.arch} on one grey channel, {config.image_size} x {config.image_size} pixels, "
         f"temperature {config.temperature:.3g}; first weights: {_line(config.weights.name)}.",
-        f"- **Files**: `{WEIGHTS_FILE}` (plain tensors), `config.json`"
+        f"- **Files**: `{WEIGHTS_FILE}` (plain tensors), `{CONFIG_FILE}`"
         + (f", `{ONNX_FILE}` (the same model; pixels in, probabilities and maps out)." if config.onnx else "."),
         f"- **Fingerprint**: `{config.fingerprint[:16]}`, saved by covid_fastai {_line(config.covid_fastai)}.",
         "",

@@ -212,7 +212,7 @@ def _optimiser_state(opt: Optimizer) -> tuple[dict[str, Any], dict[str, torch.Te
     if not isinstance(opt, Optimizer):
         raise UsageError(
             f"Checkpoints know fastai's optimisers only, not {type(opt).__name__}.",
-            hint="Use fastai's Adam or SGD, or checkpoints=None.",
+            hint="Use fastai's Adam or SGD, or out=None.",
         )
     state, plain, tensors = opt.state_dict(), [], {}
     for number, values in enumerate(state["state"]):

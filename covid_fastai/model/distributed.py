@@ -19,7 +19,15 @@ from torch import distributed
 
 from covid_fastai.errors import ResourceError, UnavailableError, UsageError
 
-__all__ = ["agree", "batch_per_process", "broadcast_text", "data_parallel", "is_main_process", "join_processes"]
+__all__ = [
+    "agree",
+    "batch_per_process",
+    "broadcast_text",
+    "data_parallel",
+    "is_main_process",
+    "join_processes",
+    "main_process_first",
+]
 
 TIMEOUT = timedelta(minutes=60)  # others wait so long for the one that reads the data; a dead one shows at once
 
@@ -112,6 +120,19 @@ def agree(what: str, value: object) -> None:
             f"{what} of this process ({rank_distrib()}) is not that of the first one.",
             hint="Start all of them with the same command, on the same files.",
         )
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """Let the first process run a `with` block before the others, which then find its images in the cache.
+
+    Where the first one fails, the others end with a `ResourceError` that says so.
+    """
+    if not is_main_process():
+        broadcast_text("")
+    yield
+    if is_main_process():
+        broadcast_text("done")
 
 
 def batch_per_process(batch_size: int) -> int:

@@ -13,6 +13,7 @@ from covid_fastai.errors import ModelFormatError, OfflineError, UnavailableError
 from covid_fastai.files import restore_folder
 from covid_fastai.model.bundle_config import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, read_config, read_verified
 from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE, LIBRARY, build_card, read_findings
+from covid_fastai.run_folder import RunFolder
 
 __all__ = ["HUB_FILES", "fetch_model", "find_model", "push_to_hub"]
 
@@ -133,9 +134,10 @@ def find_model(model: str | Path, *, revision: str | None = None) -> Path:
         return fetch_model(model, revision=revision)
     if revision is not None:
         raise UsageError(f"revision={revision!r}, but {model} is a folder.", hint="Name user/model on the Hub.")
-    for place in (folder, folder / "model"):
+    of_run = RunFolder(folder).model
+    for place in (folder, of_run):
         restore_folder(place)
-    return folder / "model" if (folder / "model" / CONFIG_FILE).is_file() else folder
+    return of_run if (of_run / CONFIG_FILE).is_file() else folder
 
 
 def _check_name(repo: str) -> None:

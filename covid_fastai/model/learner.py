@@ -25,7 +25,9 @@ from fastai.metrics import accuracy
 from fastai.vision.learner import TimmBody, vision_learner
 from torch import nn
 
+from covid_fastai.data.dataloaders import loader_facts
 from covid_fastai.errors import UsageError
+from covid_fastai.model.learner_facts import LearnerFacts, facts_of
 from covid_fastai.model.optimiser import FusedAdam
 from covid_fastai.model.precision import precision_callbacks
 from covid_fastai.model.weights import ARCHITECTURES, TIMM_PREFIX, Weights, empty_body, resolve_weights
@@ -72,8 +74,8 @@ def build_learner(
         arch: `"resnet18"`, `"resnet34"`, `"resnet50"`, or `"timm/<name>"` for a convolutional network of timm.
         weights: `"auto"`, `"imagenet"`, `"cxr"`, a file, None for random ones; see `resolve_weights`.
         path: The folder that the learner may write to (the run's); the current folder if None, never the data's.
-        balance: `"loss"` weights the classes in the loss by `dls.class_weights`; `"sampler"` is the loaders' business
-            and changes nothing here; `"none"`.
+        balance: `"loss"` weights the classes in the loss by `dls.facts.class_weights`; `"sampler"` changes the loaders
+            only; `"none"` leaves the classes as they are.
         weight_decay: Decoupled weight decay, 0 or more; not applied to biases and norms.
         gradient_clip: The largest norm of the gradient, above 0; None to leave it as it is.
         precision: What training computes in: `"auto"`, `"fp32"`, `"fp16"` or `"bf16"`; see `choose_precision`.
@@ -82,7 +84,7 @@ def build_learner(
         label_smoothing: The share of the target that is spread over all classes, 0 to below 1.
 
     Returns:
-        The learner. `learn.arch` is the architecture's name, `learn.weights` the facts about the first weights.
+        The learner. `learn.facts` has the architecture's name and the facts about the first weights.
 
     Raises:
         UsageError: An argument has a value that is not allowed.
@@ -117,7 +119,7 @@ def build_learner(
     if getattr(dls.device, "type", "cpu") in ("cpu", "cuda"):
         # measured on 2 CPU cores, ResNet-18, 64 to 224 pixels: a training step takes 16 to 27% less time
         learn.model.to(memory_format=torch.channels_last)
-    learn.arch, learn.weights = arch, dataclasses.replace(found, state=None)
+    learn.facts = LearnerFacts(arch, dataclasses.replace(found, state=None))
     _normalise(dls, found)
     return learn
 
@@ -210,11 +212,11 @@ class CheckNormalisation(Callback):
         self._check()
 
     def _check(self) -> None:
-        weights = self.learn.weights
+        weights = facts_of(self.learn).weights
         if not hasattr(getattr(self.dl, "after_batch", None), "fs"):  # a list of batches, as show_results gives
             return
         found = _normalisations(self.dl)
-        if not _agree(found, weights):  # guard: normalised
+        if weights is not None and not _agree(found, weights):  # guard: normalised
             raise UsageError(
                 f"These loaders normalise by {found or 'nothing'}, this learner's weights need "
                 f"mean {weights.mean}, std {weights.std}.",
@@ -234,7 +236,8 @@ def _normalise(dls: DataLoaders, weights: Weights) -> None:
         for step in steps:  # the object stays, for the pipeline refers to it by more than one way
             step.mean = torch.full((1, 1, 1, 1), weights.mean, device=dls.device)
             step.std = torch.full((1, 1, 1, 1), weights.std, device=dls.device)
-    dls.radiograph_config = {**getattr(dls, "radiograph_config", {}), "mean": weights.mean, "std": weights.std}
+    if loaders := loader_facts(dls):
+        dls.facts = dataclasses.replace(loaders, mean=weights.mean, std=weights.std)
 
 
 def _normalisations(loader: DataLoader) -> list[tuple[float, float]]:
@@ -257,8 +260,8 @@ def _features(dls: DataLoaders, arch: str) -> tuple[int, bool]:
     """
     if arch in ARCHITECTURES:
         return ARCHITECTURES[arch], True
-    body = cast(TimmBody, empty_body(arch))
-    size = getattr(dls, "radiograph_config", {}).get("image_size", 224)
+    body, loaders = cast(TimmBody, empty_body(arch)), loader_facts(dls)
+    size = loaders.image_size if loaders else 224
     hint = "Use a convolutional network (ConvNeXt, EfficientNet, RegNet, DenseNet), or image_size=224."
     try:
         shape = body(torch.zeros(2, 1, size, size, device="meta")).shape
@@ -271,13 +274,13 @@ def _features(dls: DataLoaders, arch: str) -> tuple[int, bool]:
 
 
 def _loss(dls: DataLoaders, *, balance: str, label_smoothing: float) -> CrossEntropyLossFlat:
-    weight = None
+    weight, loaders = None, loader_facts(dls)
+    found = loaders.class_weights if loaders else None
     if balance == "loss":
-        found = getattr(dls, "class_weights", None)
         if found is None:
             raise UsageError("These loaders carry no class weights.", hint="Build them with balance='loss'.")
         weight = torch.as_tensor(found, dtype=torch.float32, device=dls.device)
-    elif getattr(dls, "class_weights", None) is not None:
+    elif found is not None:
         logger.warning("The loaders were built with balance='loss' and the learner was not: classes are not weighted.")
     return CrossEntropyLossFlat(weight=weight, label_smoothing=label_smoothing)
 

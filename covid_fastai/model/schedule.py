@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastai.callback.core import Callback
 from fastai.imports import IN_NOTEBOOK
 from fastai.learner import Learner
-from fastai.torch_core import num_distrib
+from fastai.torch_core import get_model, get_random_states, num_distrib, set_random_states
 from torch.nn import functional
 
+from covid_fastai.data.dataloaders import loader_facts, set_batch_size
 from covid_fastai.errors import DataError, DivergenceError, ResourceError, UsageError
-from covid_fastai.files import make_folder
+from covid_fastai.files import make_folder, write_csv
 from covid_fastai.model.callbacks import (
     FROZEN,
     UNFROZEN,
@@ -27,17 +31,21 @@ from covid_fastai.model.callbacks import (
     Phase,
     Record,
     Resumption,
+    copied_state,
 )
 from covid_fastai.model.checkpoint import (
     Checkpoint,
     check_room,
+    clear_checkpoints,
     list_checkpoints,
     read_checkpoint,
     restore_model,
     restore_optimiser,
 )
+from covid_fastai.model.distributed import data_parallel, is_main_process
 from covid_fastai.model.features import features_of_frozen_body, needs_body
 from covid_fastai.model.learner import FrozenBody
+from covid_fastai.model.learner_facts import facts_of, log_model
 from covid_fastai.options import (
     Epochs,
     FrozenAugmentations,
@@ -47,11 +55,13 @@ from covid_fastai.options import (
     Switch,
     checked,
 )
+from covid_fastai.run_folder import BATCH_HALVED, RunFolder
 
-__all__ = ["ProgressiveResizing", "fit"]
+__all__ = ["ProgressiveResizing", "fit", "is_out_of_memory"]
 
 logger = logging.getLogger("covid_fastai")
 
+HALVINGS = 3  # of the batch: below an eighth of what was asked for, BatchNorm learns little
 PRETRAINED_SPREAD = 100.0  # fastai's fine_tune: the first layers, which changed least, learn 100 times slower
 CYCLES = {  # share of the warm-up, and where it begins as a part of the peak
     FROZEN: {"pct_start": 0.25, "div": 25.0},  # fastai's fit_one_cycle
@@ -70,7 +80,7 @@ def fit(
     lr_ratio: LearningRateRatio | None = None,
     frozen_augmentations: FrozenAugmentations | None = None,
     initial_image_size: ImageSize | None = None,
-    checkpoints: str | Path | None = None,
+    out: str | Path | None = None,
     resume: Switch = False,
     stop_on_divergence: Switch = True,
 ) -> None:
@@ -80,9 +90,13 @@ def fit(
     layers learn at rates from `unfrozen_learning_rate / lr_ratio` (first layers) to `unfrozen_learning_rate`
     (head), in equal factors. (One-cycle: Smith, arXiv:1803.09820; discriminative rates: Howard and Ruder, ACL 2018.)
 
-    Afterwards, and after an error too, `learn.history` is a table with a row an epoch (phase, epoch counted from 1 over
-    both phases, train_loss, valid_loss, the metrics, seconds) and `learn.steps` one with a row a step (step, phase,
-    learning_rate of the head, train_loss smoothed). Each epoch is logged; a bar is shown in a notebook only.
+    Afterwards, and after an error too, `learn.facts.history` is a table with a row an epoch (phase, epoch counted from
+    1 over both phases, train_loss, valid_loss, the metrics, seconds) and `learn.facts.steps` one with a row a step
+    (step, phase, learning_rate of the head, train_loss smoothed). Each epoch is logged; a bar is shown in a notebook
+    only.
+
+    Out of memory, the training begins anew with half as many images in a step, up to three times; the log and the
+    run's record say so. Where several processes have joined (`join_processes`), each trains on its part of every batch.
 
     Args:
         learn: The learner, as `build_learner` makes it.
@@ -98,7 +112,8 @@ def fit(
             that may look at images or into the body (`needs_body`) get the slow way, and the log says why.
         initial_image_size: Side of the training images in the first half of the unfrozen epochs, pixels (progressive
             resizing); None for the loaders' own size throughout. Validation sees the loaders' own size always.
-        checkpoints: A folder for a checkpoint an epoch, of which the last two are kept; None for none.
+        out: The run's folder, for a checkpoint after each epoch (in `checkpoints/`, the last two are kept),
+            `history.csv` and `steps.csv`; None to write nothing.
         resume: Continue from the newest checkpoint there; from the beginning, where there is none yet. Callbacks of
             one's own and what they remember are not in it.
         stop_on_divergence: Stop at the first loss or weight that is not a finite number, and go back to the model of
@@ -108,55 +123,131 @@ def fit(
         UsageError: An argument has a value that is not allowed, or the checkpoint is of a run with other settings.
         DataError: The training images are fewer than one batch.
         DivergenceError: A loss or a weight became NaN or infinite; says at which epoch and step.
-        ResourceError: The folder holds another run's checkpoints, or the disk has no room.
+        ResourceError: The folder holds another run's checkpoints, the disk has no room, or the memory is too small for
+            an eighth of the batch, too.
         ModelFormatError: No checkpoint there can be read.
     """
     phases = _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learning_rate, lr_ratio)
     _check_data(learn)
-    views = _views(frozen_augmentations, frozen_epochs)
-    config = _describe(learn, phases) | ({"initial_image_size": initial_image_size} if initial_image_size else {})
-    config |= {"frozen_augmentations": views} if frozen_augmentations else {}
-    resizing = _resizing(learn, initial_image_size, unfrozen_epochs)
-    checkpoint = _open_checkpoints(learn, checkpoints, resume=resume, config=config)
+    plan = _Plan(
+        phases,
+        views=_views(frozen_augmentations, frozen_epochs),
+        resizing=_resizing(learn, initial_image_size, unfrozen_epochs),
+        choices={"initial_image_size": initial_image_size, "frozen_augmentations": frozen_augmentations},
+        out=None if out is None else RunFolder(out),
+        stop_on_divergence=stop_on_divergence,
+    )
     if not any(isinstance(callback, FrozenBody) for callback in learn.cbs):
         learn.add_cb(FrozenBody())
     learn.train_bn = False  # read when the optimiser is made: a frozen body's BatchNorm is frozen too
+    if plan.out is not None and is_main_process():
+        make_folder(plan.out.path)
+        log_model(learn, plan.out)
+    start, batch_size = _Start(learn), learn.dls.train.bs
+    for halvings in range(HALVINGS + 1):
+        try:
+            with data_parallel(learn):
+                _fit_phases(learn, plan, resume=resume and not halvings)
+            return
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):  # guard: oom
+                raise
+            if halvings == HALVINGS or learn.dls.train.bs < 4 or num_distrib() > 1:  # guard: oom_end
+                raise ResourceError(
+                    f"Out of memory, with {learn.dls.train.bs} images in a step.",
+                    hint="Take a smaller batch_size or image_size, or another device.",
+                ) from error
+        # outside of `except`, whose error holds the tensors that filled the memory
+        start.restore(learn)
+        set_batch_size(learn.dls, learn.dls.train.bs // 2)
+        logger.warning("Out of memory: the training begins anew with %d images in a step.", learn.dls.train.bs)
+        if plan.out is not None:
+            plan.out.log(BATCH_HALVED, batch_size=learn.dls.train.bs, asked=batch_size)
+            clear_checkpoints(plan.out.checkpoints)  # of the larger batches
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a call of `fit` has chosen, checked."""
+
+    phases: list[Phase]
+    views: int
+    resizing: list[Callback]
+    choices: dict[str, Any]
+    out: RunFolder | None
+    stop_on_divergence: bool
+
+
+class _Start:
+    """The state of a learner before its training, to begin anew from: weights and random numbers."""
+
+    def __init__(self, learn: Learner):
+        self.weights = copied_state(learn)
+        self.random = get_random_states()
+        self.shuffling = [loader.rng.getstate() for loader in learn.dls.loaders]
+
+    def restore(self, learn: Learner) -> None:
+        """Put the state back, and free the memory that the training took."""
+        learn.opt = None
+        learn.model.zero_grad(set_to_none=True)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        get_model(learn.model).load_state_dict(self.weights)
+        set_random_states(**self.random)
+        for loader, state in zip(learn.dls.loaders, self.shuffling, strict=True):
+            loader.rng.setstate(state)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error is one of memory: CUDA's has a type, MPS's and the CPU allocator's have words."""
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error).lower() for word in words)
+
+
+def _fit_phases(learn: Learner, plan: _Plan, *, resume: bool) -> None:
+    """Train the phases, from the newest checkpoint on where a training is resumed."""
+    config = _describe(learn, plan.phases) | {name: value for name, value in plan.choices.items() if value}
+    checkpoint = _open_checkpoints(learn, plan.out, resume=resume, config=config)
     learn.opt = None
     if checkpoint is not None:
         restore_model(learn, checkpoint)
     record = Record.of(checkpoint)
-    guard = NonFiniteGuard(learn, checkpoint.facts["epoch"] if checkpoint else 0) if stop_on_divergence else None
+    guard = NonFiniteGuard(learn, checkpoint.facts["epoch"] if checkpoint else 0) if plan.stop_on_divergence else None
     try:
         with _logging_only(learn):
-            for phase in phases:
+            for phase in plan.phases:
                 done = _done(phase, checkpoint)
                 if done < phase.epochs:
                     callbacks = [
                         HistoryRecorder(record, phase, done),
-                        EpochLog(phase.before, sum(p.epochs for p in phases), phase.name),
+                        EpochLog(phase.before, sum(p.epochs for p in plan.phases), phase.name),
                     ]
                     callbacks += [guard] if guard else []
-                    callbacks += resizing if phase.name == UNFROZEN else []
-                    if checkpoints is not None:
-                        callbacks.append(CheckpointCallback(record, phase, Path(checkpoints), config))
-                    with _without_body(learn, views) if phase.name == FROZEN else nullcontext([]) as feeding:
+                    callbacks += plan.resizing if phase.name == UNFROZEN else []
+                    if plan.out is not None:
+                        callbacks.append(CheckpointCallback(record, phase, plan.out.checkpoints, config))
+                    with _without_body(learn, plan.views) if phase.name == FROZEN else nullcontext([]) as feeding:
                         _run(learn, phase, done=done, checkpoint=checkpoint, callbacks=[*callbacks, *feeding])
     except DivergenceError as error:
         assert guard is not None  # it is what raises them
-        learn.opt = None  # its moments are no numbers either
+        learn.opt = None  # its moments are NaN, too
         back = guard.restore(learn)
         raise DivergenceError(f"{error.message} {back}", hint=error.hint, details=error.details) from None
     finally:
         if hasattr(learn, "training_precision"):
             learn.training_precision.leave()  # guard: leave
         record.publish(learn)
+        if plan.out is not None and is_main_process():  # the epochs that there were, also where the last one failed
+            write_csv(plan.out.history, facts_of(learn).history)
+            write_csv(plan.out.steps, facts_of(learn).steps)
 
 
 def _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learning_rate, lr_ratio) -> list[Phase]:
     """Return the phases that have epochs."""
     if frozen_epochs + unfrozen_epochs == 0:
         raise UsageError("frozen_epochs and unfrozen_epochs are both 0.", hint="Train for at least one epoch.")
-    pretrained = getattr(getattr(learn, "weights", None), "pretrained", True)
+    pretrained = getattr(facts_of(learn).weights, "pretrained", True)
     spread = (PRETRAINED_SPREAD if pretrained else 1.0) if lr_ratio is None else lr_ratio
     peak = learning_rate / 2 if unfrozen_learning_rate is None else unfrozen_learning_rate
     rates = peak if spread == 1 else slice(peak / spread, peak)
@@ -185,9 +276,11 @@ def _resizing(learn: Learner, size: int | None, epochs: int) -> list[Callback]:
     """Check the size and return what shrinks the images of the first half of the epochs."""
     if size is None:
         return []
-    full = getattr(learn.dls, "radiograph_config", {}).get("image_size")
-    if full is not None and size >= full:
-        raise UsageError(f"initial_image_size={size} is not below image_size={full}.", hint="Leave it out.")
+    loaders = loader_facts(learn.dls)
+    if loaders is not None and size >= loaders.image_size:
+        raise UsageError(
+            f"initial_image_size={size} is not below image_size={loaders.image_size}.", hint="Leave it out."
+        )
     return [ProgressiveResizing(size, epochs // 2)]
 
 
@@ -203,10 +296,11 @@ def _check_data(learn: Learner) -> None:
 
 def _describe(learn: Learner, phases: list[Phase]) -> dict[str, Any]:
     """Say what makes this run this run, for its checkpoints: the schedule, the model, the data."""
-    weights, cohort = getattr(learn, "weights", None), getattr(learn.dls, "cohort", None)
+    own, loaders = facts_of(learn), loader_facts(learn.dls)
+    weights, cohort = own.weights, loaders.cohort if loaders else None
     facts = {phase.name: [phase.epochs, str(phase.learning_rate)] for phase in phases}
     facts |= {
-        "arch": str(getattr(learn, "arch", "")),
+        "arch": own.arch,
         "weight_decay": learn.wd,
         "batch_size": learn.dls.train.bs * max(1, num_distrib()),
     }
@@ -218,13 +312,15 @@ def _describe(learn: Learner, phases: list[Phase]) -> dict[str, Any]:
     return facts
 
 
-def _open_checkpoints(learn, folder, *, resume: bool, config: dict[str, Any]) -> Checkpoint | None:
+def _open_checkpoints(
+    learn: Learner, out: RunFolder | None, *, resume: bool, config: dict[str, Any]
+) -> Checkpoint | None:
     """Make the folder ready and return the checkpoint to resume from, if there is one."""
-    if folder is None:
+    if out is None:
         if resume:
-            raise UsageError("resume=True needs checkpoints.", hint="Name the folder that they lie in.")
+            raise UsageError("resume=True needs the run's folder.", hint="Pass the folder to resume as out.")
         return None
-    folder = make_folder(folder)
+    folder = make_folder(out.checkpoints)
     if list_checkpoints(folder) and not resume:
         raise ResourceError(
             f"{folder} holds the checkpoints of another training.", hint="Name another folder, or resume=True."

@@ -20,6 +20,7 @@ from safetensors.torch import load as load_safetensors
 
 from covid_fastai.errors import ModelFormatError, OfflineError, ResourceError
 from covid_fastai.files import atomic_write, make_folder
+from covid_fastai.model.bundle_config import CONFIG_FILE, WEIGHTS_FILE
 
 __all__ = ["TIMEOUT", "download", "facts_file", "read_facts", "read_safetensors", "read_torch_file"]
 
@@ -33,7 +34,7 @@ CHUNK = 1 << 20  # bytes
 
 def facts_file(path: Path) -> Path:
     """Return where a weights file's facts stand: a saved model's in config.json, a lone file's in its own .json."""
-    return path.with_name("config.json") if path.name == "model.safetensors" else path.with_suffix(".json")
+    return path.with_name(CONFIG_FILE) if path.name == WEIGHTS_FILE else path.with_suffix(".json")
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Weights:
     Attributes:
         name: `"imagenet"`, `"cxr"`, `"file"` or `"random"`.
         state: The body's tensors under the body's names, stem of one channel; None for random weights, and in
-            `learn.weights`, once they are in the model.
+            `learn.facts.weights`, once they are in the model.
         mean: What the normalisation subtracts, on the 0..1 scale of a grey pixel.
         std: What the normalisation divides by, on the same scale.
         origin: The file that they were read from, or how they were made.

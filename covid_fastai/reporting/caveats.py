@@ -11,7 +11,8 @@ import pandas as pd
 from covid_fastai.data.cohort import Cohort, as_cohort
 from covid_fastai.data.metadata import SEEN
 from covid_fastai.evaluation.metrics import Evaluation
-from covid_fastai.evaluation.runs import HALVED, Run
+from covid_fastai.evaluation.runs import Run
+from covid_fastai.run_folder import BATCH_HALVED, TEST_EVALUATED
 
 __all__ = ["FEW", "Remark", "cohort_remarks", "limits", "result_remarks", "run_remarks", "source_table"]
 
@@ -158,14 +159,14 @@ def _of_run(run: Run) -> Iterator[Remark]:
             "The split was made by image. The figures are too good by an unknown amount.",
         )
     yield from _of_few(run.metrics)
-    halved = [event for event in run.record if event["event"] == HALVED]
+    halved = [event for event in run.record if event["event"] == BATCH_HALVED]
     if halved:
         yield Remark(
             "care",
             f"The memory did not do for {halved[0]['asked']} images in a step; {halved[-1]['batch_size']} were taken.",
             "The learning rates are those of the larger batches.",
         )
-    touches = sum(event["event"] == "test evaluated" for event in run.record)
+    touches = sum(event["event"] == TEST_EVALUATED for event in run.record)
     if touches > 1:  # guard: touches
         yield Remark(
             "alarm",

@@ -11,6 +11,7 @@ from covid_fastai.evaluation.subgroups import AGE_BANDS
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.reporting.caveats import cohort_remarks, source_table
 from covid_fastai.reporting.run_facts import KNOWN_COLUMNS, RunFacts, markdown_table, say_counts
+from covid_fastai.run_folder import RunFolder
 
 __all__ = ["build_datasheet"]
 
@@ -42,11 +43,11 @@ def build_datasheet(facts: RunFacts) -> str:
         "What weights have seen": _seen(facts),
         "Uses": _uses(facts),
         "Terms": _terms(facts),
-        "Maintenance": f"{UNKNOWN} `training.manifest.safetensors` recognises the training images without showing one.",
+        "Maintenance": f"{UNKNOWN} `{RunFolder.training_manifest}` recognises the training images without showing one.",
     }
     name = facts.run.config.get("data") or "rows of a table in memory"
-    head = f"# Data sheet\n\nOf the data `{name}`, as this run read them. Counted from `cohort.csv`, which lists every "
-    head += f"image. {RESEARCH_USE}\n"
+    head = f"# Data sheet\n\nOf the data `{name}`, as this run read them. Counted from `{RunFolder.cohort}`, "
+    head += f"which lists every image. {RESEARCH_USE}\n"
     return "\n".join([head, *(f"## {title}\n\n{text}\n" for title, text in sections.items())])
 
 
@@ -138,7 +139,7 @@ def _files(facts: RunFacts) -> str:
 
 
 def _copies(facts: RunFacts) -> str:
-    if not (facts.run.path / "problems.csv").is_file():
+    if not facts.run.folder.problems.is_file():
         return UNKNOWN
     rows = facts.run.problems
     if (rows["kind"] == "not_opened").any():
@@ -152,7 +153,7 @@ def _copies(facts: RunFacts) -> str:
 
 
 def _problems(facts: RunFacts) -> str:
-    if not (facts.run.path / "problems.csv").is_file():
+    if not facts.run.folder.problems.is_file():
         return UNKNOWN
     rows = facts.run.problems
     if rows.empty:

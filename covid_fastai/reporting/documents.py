@@ -14,12 +14,15 @@ from covid_fastai.reporting.caveats import limits, run_remarks
 from covid_fastai.reporting.datasheet import build_datasheet
 from covid_fastai.reporting.guidelines import ITEMS, SOURCES, Item
 from covid_fastai.reporting.run_facts import SPLIT_TITLES, RunFacts, markdown_table, say_figure
+from covid_fastai.run_folder import RunFolder
 
-__all__ = ["DATASHEET_FILE", "ITEMS_FILE", "write_documents"]
+__all__ = ["write_documents"]
 
-DATASHEET_FILE, ITEMS_FILE = "datasheet.md", "reporting-items.md"
 ANSWERED, PARTLY, MISSING = "answered", "in part", "missing"
-BESIDE = f"In the run's folder: `{DATASHEET_FILE}` (the data) and `{ITEMS_FILE}` (CLAIM 2024, TRIPOD+AI)."
+BESIDE = (
+    f"In the run's folder: `{RunFolder.datasheet}` (the data) and `{RunFolder.reporting_items}` (CLAIM 2024 and "
+    "TRIPOD+AI)."
+)
 NO_AUDIT = "Not audited: whether the model looks at lungs, or at what tells the collections apart, was not tried."
 
 
@@ -49,8 +52,8 @@ def write_documents(run: str | Path | Run) -> dict[str, Path]:
         fold = folder.parent.name.removeprefix("fold-") if facts.folds else ""
         name = f"model card, fold {fold}" if facts.folds else "model card"
         written[name] = _write_card(facts, folder, fold=fold)
-    written["data sheet"] = _write(facts.run.path / DATASHEET_FILE, build_datasheet(facts))
-    written["reporting items"] = _write(facts.run.path / ITEMS_FILE, _reporting_items(facts))
+    written["data sheet"] = _write(facts.run.folder.datasheet, build_datasheet(facts))
+    written["reporting items"] = _write(facts.run.folder.reporting_items, _reporting_items(facts))
     return written
 
 

@@ -12,8 +12,10 @@ import pandas as pd
 
 from covid_fastai.data.tables import as_rows
 from covid_fastai.evaluation.subgroups import Subgroups
+from covid_fastai.model.bundle_config import CONFIG_FILE
 from covid_fastai.reporting.caveats import limits
 from covid_fastai.reporting.run_facts import KNOWN_COLUMNS, RunFacts, say_counts, say_figure
+from covid_fastai.run_folder import RunFolder
 
 __all__ = ["Answer", "CLAIM", "ITEMS", "Item", "SOURCES", "TRIPOD_AI"]
 
@@ -81,13 +83,17 @@ def summary(facts: RunFacts) -> Answer | None:
 def aims(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
-    return Answer("config.json", f"To tell {' from '.join(facts.result.classes)}.", "a hypothesis, stated beforehand")
+    return Answer(
+        RunFolder.config, f"To tell {' from '.join(facts.result.classes)}.", "a hypothesis, stated beforehand"
+    )
 
 
 def retrospective(facts: RunFacts) -> Answer | None:
     if facts.used.empty:
         return None
-    return Answer("datasheet.md", "Retrospective: the images were there first.", "how their collection was planned")
+    return Answer(
+        RunFolder.datasheet, "Retrospective: the images were there first.", "how their collection was planned"
+    )
 
 
 def goal(facts: RunFacts) -> Answer | None:
@@ -98,7 +104,7 @@ def goal(facts: RunFacts) -> Answer | None:
         if facts.external
         else "; no external evaluation"
     )
-    return Answer("metrics.json", f"Development of a model with internal evaluation{outside}.")
+    return Answer(RunFolder.metrics, f"Development of a model with internal evaluation{outside}.")
 
 
 # the data
@@ -109,7 +115,7 @@ def sources(facts: RunFacts) -> Answer | None:
         return None
     counts = facts.used["source"].replace("", "unknown").value_counts()
     text = "; ".join(f"{name}: {n:,} images" for name, n in counts.items())
-    return Answer("datasheet.md, Where the images come from", text, "dates, places, and whom they represent")
+    return Answer(f"{RunFolder.datasheet}, Where the images come from", text, "dates, places, and whom they represent")
 
 
 def centres(facts: RunFacts) -> Answer | None:
@@ -117,7 +123,7 @@ def centres(facts: RunFacts) -> Answer | None:
         return None
     names = sorted(set(facts.used["source"]) - {"", "unknown"})
     text = f"{len(names)} sources are named: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}."
-    return Answer("cohort.csv", text, "setting and place; a source may be a collection of many hospitals")
+    return Answer(RunFolder.cohort, text, "setting and place; a source may be a collection of many hospitals")
 
 
 def eligibility(facts: RunFacts) -> Answer | None:
@@ -126,7 +132,9 @@ def eligibility(facts: RunFacts) -> Answer | None:
     reasons = facts.excluded["note"].replace("", "no reason given").value_counts()
     out = "; ".join(f"{note} ({n:,})" for note, n in reasons.items()) or "none"
     text = f"{len(facts.used):,} images let in; {len(facts.excluded):,} are excluded: {out}."
-    return Answer("datasheet.md, What is excluded", text, "by which rule the collections chose their patients")
+    return Answer(
+        f"{RunFolder.datasheet}, What is excluded", text, "by which rule the collections chose their patients"
+    )
 
 
 def subsets(facts: RunFacts) -> Answer | None:
@@ -136,7 +144,7 @@ def subsets(facts: RunFacts) -> Answer | None:
     text = "No subset was drawn: every row that the task lets in was used."
     if ratio:
         text = f"{ratio:g} images of the negative class were drawn for each positive one, seed {facts.fields['seed']}."
-    return Answer("config.json", text)
+    return Answer(RunFolder.config, text)
 
 
 def preprocessing(facts: RunFacts) -> Answer | None:
@@ -146,15 +154,15 @@ def preprocessing(facts: RunFacts) -> Answer | None:
     text = (
         f"One grey channel, {model.image_size} x {model.image_size} pixels ({model.resize}), mean {model.mean:g} and "
     )
-    return Answer("model's config.json", text + f"deviation {model.std:g} of grey values from 0 to 1.")
+    return Answer(f"model's {CONFIG_FILE}", text + f"deviation {model.std:g} of grey values from 0 to 1.")
 
 
 def preparation(facts: RunFacts) -> Answer | None:
-    if not (facts.run.path / "problems.csv").is_file():
+    if not facts.run.folder.problems.is_file():
         return None
     rows = facts.run.problems
     text = f"Every row and image was checked; {len(rows)} findings, {int((rows['severity'] == 'error').sum())} errors."
-    return Answer("problems.csv", text)
+    return Answer(RunFolder.problems, text)
 
 
 def missing_data(facts: RunFacts) -> Answer | None:
@@ -162,7 +170,7 @@ def missing_data(facts: RunFacts) -> Answer | None:
         return None
     known = [f"{name} known of {facts.known(column):,}" for column, name in KNOWN_COLUMNS.items()]
     text = f"Of {len(facts.used):,} images: {', '.join(known)}. {facts.result.n_failed} got no prediction and are "
-    return Answer("datasheet.md", text + "counted nowhere. Nothing was imputed: the model sees pixels only.")
+    return Answer(RunFolder.datasheet, text + "counted nowhere. Nothing was imputed: the model sees pixels only.")
 
 
 def acquisition(facts: RunFacts) -> Answer | None:
@@ -170,7 +178,7 @@ def acquisition(facts: RunFacts) -> Answer | None:
         return None
     counts = facts.used["view"].replace("", "unknown").value_counts()
     views = ", ".join(f"{name} {n:,}" for name, n in counts.items())
-    return Answer("datasheet.md", f"Projection: {views}.", "machine, exposure, who acquired them and how")
+    return Answer(RunFolder.datasheet, f"Projection: {views}.", "machine, exposure, who acquired them and how")
 
 
 def partition(facts: RunFacts) -> Answer | None:
@@ -179,15 +187,15 @@ def partition(facts: RunFacts) -> Answer | None:
     how = f"{facts.folds} folds" if facts.folds else f"{facts.fields['valid_pct']:.0%} held out"
     parts = ". ".join(f"{name}: {say_counts(rows)}" for name, rows in facts.parts())
     text = f"At random by {facts.fields['split']}, stratified by class, seed {facts.fields['seed']}, {how}. {parts}."
-    return Answer("cohort.csv", text)
+    return Answer(RunFolder.cohort, text)
 
 
 def disjoint(facts: RunFacts) -> Answer | None:
     if facts.used.empty or facts.used.get("fold", facts.used["split"]).nunique() < 2:
         return None
-    text = f"Patients: {facts.both_sides} are on two sides (counted in cohort.csv)."
+    text = f"Patients: {facts.both_sides} are on two sides (counted in {RunFolder.cohort})."
     lacks = "" if facts.patients_known else "not every image names its patient: each of those counts as one"
-    return Answer("cohort.csv", text, lacks)
+    return Answer(RunFolder.cohort, text, lacks)
 
 
 def flow(facts: RunFacts) -> Answer | None:
@@ -196,7 +204,7 @@ def flow(facts: RunFacts) -> Answer | None:
     everybody, taking_part = (rows["patient"].nunique() for rows in (facts.cohort, facts.used))
     text = f"{len(facts.cohort):,} images of {everybody:,} patients; {len(facts.excluded):,} images are excluded; "
     text += f"{len(facts.used):,} images of {taking_part:,} patients are used ({say_counts(facts.used)})."
-    return Answer("datasheet.md", text)
+    return Answer(RunFolder.datasheet, text)
 
 
 def patients(facts: RunFacts) -> Answer | None:
@@ -204,7 +212,9 @@ def patients(facts: RunFacts) -> Answer | None:
     if not known:
         return None
     text = "; ".join(f"{name} known of {n:,} of {len(facts.used):,} images" for name, n in known.items())
-    return Answer("datasheet.md, Who the patients are", text, "clinical characteristics, and what is not known above")
+    return Answer(
+        f"{RunFolder.datasheet}, Who the patients are", text, "clinical characteristics, and what is not known above"
+    )
 
 
 def counts(facts: RunFacts) -> Answer | None:
@@ -213,7 +223,7 @@ def counts(facts: RunFacts) -> Answer | None:
     found = facts.result.confusion.sum(axis=1)
     judged = ", ".join(f"{n} {name}" for name, n in found.items())
     trained = facts.used[facts.used["split"] == "train"]
-    return Answer("metrics.json", f"Trained on: {say_counts(trained)}. Judged, {facts.result.unit}s: {judged}.")
+    return Answer(RunFolder.metrics, f"Trained on: {say_counts(trained)}. Judged, {facts.result.unit}s: {judged}.")
 
 
 def differences(facts: RunFacts) -> Answer | None:
@@ -221,7 +231,7 @@ def differences(facts: RunFacts) -> Answer | None:
         return None
     text = "Held-out patients are dealt from the same collections."
     if not facts.external:
-        return Answer("cohort.csv", text, "data of another setting")
+        return Answer(RunFolder.cohort, text, "data of another setting")
     return Answer("external/", f"{text} External: {', '.join(facts.external)}.", "how the settings differ")
 
 
@@ -230,7 +240,7 @@ def batch_effect(facts: RunFacts) -> Answer | None:
         return None
     rows = facts.audit.batch_effect.rename(columns={"auc": "value"}).assign(unit="patient")
     said = "; ".join(say_figure(row, name=f"{row['class']}, thumbnail's AUC") for row in as_rows(rows))
-    return Answer("audit.json, batch_effect", f"Official TEST told from training within a class: {said}.")
+    return Answer(f"{RunFolder.audit}, batch_effect", f"Official TEST told from training within a class: {said}.")
 
 
 # the model
@@ -250,16 +260,16 @@ def architecture(facts: RunFacts) -> Answer | None:
     model = facts.model
     head = ", ".join(model.head)
     return Answer(
-        "model's config.json", f"{model.arch}, {model.n_in} channel; head: {head}; {len(model.classes)} classes."
+        f"model's {CONFIG_FILE}", f"{model.arch}, {model.n_in} channel; head: {head}; {len(model.classes)} classes."
     )
 
 
 def software(facts: RunFacts) -> Answer | None:
-    if not (facts.run.path / "versions.json").is_file():
+    if not facts.run.folder.versions.is_file():
         return None
     found = facts.run.versions
     text = ", ".join(f"{name} {number}" for name, number in found["packages"].items())
-    return Answer("versions.json", f"Python {found['python']}; {text}.")
+    return Answer(RunFolder.versions, f"Python {found['python']}; {text}.")
 
 
 def first_weights(facts: RunFacts) -> Answer | None:
@@ -267,24 +277,24 @@ def first_weights(facts: RunFacts) -> Answer | None:
         return None
     sha = facts.weights.get("sha256") or ""
     text = f"{facts.weights['name']}" + (f", sha256 {sha[:SHORTEST_SHA]}..." if sha else "")
-    return Answer("model's config.json", f"First weights: {text}; the head at random.")
+    return Answer(f"model's {CONFIG_FILE}", f"First weights: {text}; the head at random.")
 
 
 def training(facts: RunFacts) -> Answer | None:
-    if not facts.fields or not (facts.run.path / "history.csv").is_file():
+    if not facts.fields or not facts.run.folder.history.is_file():
         return None
     get, models = facts.fields.get, facts.folds or 1
     text = f"One-cycle, {get('frozen_epochs')} epochs with the body frozen and {get('unfrozen_epochs')} unfrozen, peak "
     text += f"rate {get('learning_rate'):g}, batches of {get('batch_size')}, weight decay {get('weight_decay'):g}, "
     text += f"augmentation {get('augmentation')}, seed {get('seed')}; {models} model{'s' if models > 1 else ''}."
-    return Answer("config.json, history.csv", text)
+    return Answer(f"{RunFolder.config}, {RunFolder.history}", text)
 
 
 def final_model(facts: RunFacts) -> Answer | None:
-    if facts.model is None or not (facts.run.path / "history.csv").is_file():
+    if facts.model is None or not facts.run.folder.history.is_file():
         return None
     text = "The weights after the last epoch; no epoch was chosen on held-out patients."
-    return Answer("history.csv", text, "whether options were chosen after earlier runs on the same patients")
+    return Answer(RunFolder.history, text, "whether options were chosen after earlier runs on the same patients")
 
 
 def ensemble(facts: RunFacts) -> Answer | None:
@@ -294,14 +304,14 @@ def ensemble(facts: RunFacts) -> Answer | None:
     if facts.folds:
         text = f"None inside: each patient is judged by the one of {facts.folds} models that has not seen them."
         text += " On external data their mean." if facts.external else ""
-    return Answer("predictions.csv", text)
+    return Answer(RunFolder.predictions, text)
 
 
 def imbalance(facts: RunFacts) -> Answer | None:
     if not facts.fields:
         return None
     way = {"none": "No correction", "loss": "Class weights in the loss", "sampler": "A weighted sampler"}
-    return Answer("config.json", f"{way[facts.fields['balance']]}; trained on {say_counts(facts.used)}.")
+    return Answer(RunFolder.config, f"{way[facts.fields['balance']]}; trained on {say_counts(facts.used)}.")
 
 
 def output(facts: RunFacts) -> Answer | None:
@@ -310,21 +320,21 @@ def output(facts: RunFacts) -> Answer | None:
     rule = "the most probable class is called"
     if facts.result.threshold is not None:
         rule = f"{facts.result.positive} is called from {facts.result.threshold:g} on, chosen on no data"
-    return Answer("metrics.json", f"A probability of each class; {rule}.")
+    return Answer(RunFolder.metrics, f"A probability of each class; {rule}.")
 
 
 def predicting(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
     text = "By the frozen model, once an image; a patient's score is the mean over their images."
-    return Answer("predictions.csv", text)
+    return Answer(RunFolder.predictions, text)
 
 
 def updating(facts: RunFacts) -> Answer | None:
     if facts.model is None or facts.model.temperature == 1:
         return None
     text = f"Temperature scaling, {facts.model.temperature:.3g}."
-    return Answer("model's config.json", text, "figures before and after: calibrate")
+    return Answer(f"model's {CONFIG_FILE}", text, "figures before and after: calibrate")
 
 
 def model_files(facts: RunFacts) -> Answer | None:
@@ -337,14 +347,14 @@ def model_files(facts: RunFacts) -> Answer | None:
 def protocol(facts: RunFacts) -> Answer | None:
     if not facts.command:
         return None
-    return Answer("config.json", f"Every option, and the call: `{facts.command}`", "a protocol written beforehand")
+    return Answer(RunFolder.config, f"Every option, and the call: `{facts.command}`", "a protocol written beforehand")
 
 
 def code(facts: RunFacts) -> Answer | None:
-    if not (facts.run.path / "versions.json").is_file():
+    if not facts.run.folder.versions.is_file():
         return None
     number = facts.run.versions["packages"].get("covid_fastai", "of an unknown version")
-    return Answer("versions.json", f"covid_fastai {number}.", "where it and the authors' own code can be had")
+    return Answer(RunFolder.versions, f"covid_fastai {number}.", "where it and the authors' own code can be had")
 
 
 def availability(facts: RunFacts) -> Answer | None:
@@ -360,7 +370,7 @@ def measures(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
     names = ", ".join(dict.fromkeys(facts.result.summary()["figure"]))
-    return Answer("metrics.json; plots in report.html", f"{names}.")
+    return Answer(f"{RunFolder.metrics}; plots in {RunFolder.report}", f"{names}.")
 
 
 def uncertainty(facts: RunFacts) -> Answer | None:
@@ -368,7 +378,7 @@ def uncertainty(facts: RunFacts) -> Answer | None:
         return None
     ways = "; ".join(dict.fromkeys(facts.result.metrics["method"]))
     unit = facts.result.unit
-    return Answer("metrics.json, method", f"95% intervals by {unit} ({ways}); no test of significance.")
+    return Answer(f"{RunFolder.metrics}, method", f"95% intervals by {unit} ({ways}); no test of significance.")
 
 
 def robustness(facts: RunFacts) -> Answer | None:
@@ -381,7 +391,7 @@ def robustness(facts: RunFacts) -> Answer | None:
     said = "; ".join(say_figure(row, name=f"{row['change']}, {row['when']}: AUC") for row in rows)
     flags = ", ".join(facts.audit.shortcuts.flags) or "none"
     text = f"Baselines that see no lung, flagged: {flags}. {said}".strip()
-    return Answer("audit.json", text, "other seeds and options" + ("" if said else "; altered images"))
+    return Answer(RunFolder.audit, text, "other seeds and options" + ("" if said else "; altered images"))
 
 
 def explanations(facts: RunFacts) -> Answer | None:
@@ -397,7 +407,7 @@ def internal(facts: RunFacts) -> Answer | None:
     names = {"valid": "held-out patients", "test": "official TEST"}
     found = facts.run.evaluations.items()
     said = "; ".join(f"{names.get(split, split)}: {say_figure(one.row('auc'))}" for split, one in found)
-    return Answer("metrics.json", f"{said}.")
+    return Answer(RunFolder.metrics, f"{said}.")
 
 
 def external(facts: RunFacts) -> Answer | None:
@@ -418,14 +428,14 @@ def figures(facts: RunFacts) -> Answer | None:
         return None
     lacks = "" if "test" in facts.run.evaluations or facts.external else "a test part that was never looked at before"
     rows = [facts.result.row(name) for name in ("auc", "brier", "ece")]
-    return Answer("metrics.json", f"{'; '.join(map(say_figure, rows))}; all others there.", lacks)
+    return Answer(RunFolder.metrics, f"{'; '.join(map(say_figure, rows))}; all others there.", lacks)
 
 
 def accuracy(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
     names = ("sensitivity", "specificity") if facts.result.positive else ("accuracy", "balanced_accuracy")
-    return Answer("metrics.json", f"{'; '.join(say_figure(facts.result.row(name)) for name in names)}.")
+    return Answer(RunFolder.metrics, f"{'; '.join(say_figure(facts.result.row(name)) for name in names)}.")
 
 
 def performance(facts: RunFacts) -> Answer | None:
@@ -433,7 +443,7 @@ def performance(facts: RunFacts) -> Answer | None:
         return None
     judged = [text for by in dict.fromkeys(facts.subgroups.table["by"]) if (text := _by_group(facts.subgroups, by))]
     lacks = "" if judged[1:] else "subgroups: none is known, or none has ten patients and both classes"
-    return Answer("metrics.json; model card", "; ".join(judged), lacks)
+    return Answer(f"{RunFolder.metrics}; model card", "; ".join(judged), lacks)
 
 
 def clusters(facts: RunFacts) -> Answer | None:
@@ -450,7 +460,7 @@ def failures(facts: RunFacts) -> Answer | None:
         f"{int(wrong)} of {int(facts.result.confusion.to_numpy().sum())} {facts.result.unit}s are called wrongly; the "
     )
     return Answer(
-        "report.html, Where it was most wrong", text + "worst are shown.", "why: somebody has to look at them"
+        f"{RunFolder.report}, Where it was most wrong", text + "worst are shown.", "why: somebody has to look at them"
     )
 
 
@@ -464,7 +474,7 @@ def limitations(facts: RunFacts) -> Answer | None:
 def verdict(facts: RunFacts) -> Answer | None:
     if facts.audit is None:
         return None
-    return Answer("audit.json, verdict", facts.audit.verdict.sentence, "earlier studies beside it; fairness")
+    return Answer(f"{RunFolder.audit}, verdict", facts.audit.verdict.sentence, "earlier studies beside it; fairness")
 
 
 def next_steps(facts: RunFacts) -> Answer | None:
@@ -472,7 +482,7 @@ def next_steps(facts: RunFacts) -> Answer | None:
         return None
     untried = [one.text for one in facts.audit.verdict.conditions if one.outcome == "not shown"]
     said = f"Not tried yet: {' '.join(untried)}" if untried else "Every condition of the verdict was tried."
-    return Answer("audit.json, verdict", said, "what should follow from the result")
+    return Answer(f"{RunFolder.audit}, verdict", said, "what should follow from the result")
 
 
 def poor_input(facts: RunFacts) -> Answer | None:
@@ -480,7 +490,7 @@ def poor_input(facts: RunFacts) -> Answer | None:
         return None
     seen = facts.result.n_images + facts.result.n_failed
     text = f"An image that cannot be read gets no answer: {facts.result.n_failed} of {seen}."
-    return Answer("predictions.csv, status", text, "what readable but poor images do to the answers")
+    return Answer(f"{RunFolder.predictions}, status", text, "what readable but poor images do to the answers")
 
 
 def _judged_groups(subgroups: Subgroups, by: str) -> pd.DataFrame:

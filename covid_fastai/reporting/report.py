@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from PIL import Image
 
-from covid_fastai.audit.audit import HEAT_FILE, SALIENCY_PICTURE, Audit, audit_predictions, read_audit
+from covid_fastai.audit.audit import Audit, audit_predictions, read_audit
 from covid_fastai.audit.baselines import ShortcutAudit, plot_shortcuts
-from covid_fastai.data.cohort import COHORT_CSV, Cohort, save_cohort
+from covid_fastai.data.cohort import Cohort, save_cohort
 from covid_fastai.data.exploration import plot_batch, plot_class_counts, shorten
 from covid_fastai.data.metadata import summarise_cohort
 from covid_fastai.data.problems import SEVERITIES
@@ -28,12 +28,13 @@ from covid_fastai.evaluation.plots import (
     plot_roc,
 )
 from covid_fastai.evaluation.prediction_table import has_label_and_prediction
-from covid_fastai.evaluation.runs import Run, collect_versions, log_event, read_run
+from covid_fastai.evaluation.runs import Run, collect_versions, read_run
 from covid_fastai.files import write_csv, write_json
 from covid_fastai.plotting import as_data_uri, embed_image, save_figure
 from covid_fastai.reporting.caveats import limits, result_remarks, run_remarks, source_table
 from covid_fastai.reporting.html import draw_chart, write_page
 from covid_fastai.reporting.run_facts import SPLIT_TITLES, count_shared_patients
+from covid_fastai.run_folder import RunFolder
 from covid_fastai.saliency.region_fraction import summarise_saliency_fraction
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ __all__ = [
     "write_report",
 ]
 
-BATCH_PICTURE = "batch.png"
 CASES = 12  # of the largest loss, shown with their pictures
 VERDICT_TEXT = {
     "good": "The rules and what was found for each stand below. Other hospitals and other readers may still differ.",
@@ -72,10 +72,10 @@ def write_report(learn: Learner, result: Evaluation) -> Path:
     Raises:
         ResourceError: The folder cannot be written.
     """
-    folder = Path(learn.path)
+    folder = RunFolder(learn.path)
     _write_missing(learn, result, folder)
-    save_figure(folder / BATCH_PICTURE, plot_batch(learn.dls))
-    return render_report(folder)
+    save_figure(folder.batch_picture, plot_batch(learn.dls))
+    return render_report(folder.path)
 
 
 def render_report(folder: str | Path) -> Path:
@@ -100,8 +100,9 @@ def render_report(folder: str | Path) -> Path:
         f"Each was predicted by the one of {folds} models that had not seen them." if folds else "None was trained on."
     )
     return write_page(
-        run.path / "report.html",
-        "report.html",
+        run.folder.report,
+        "run.html",
+        files=RunFolder,
         title=f"{_task_title(fields.get('task'), result)}: what the model is worth",
         name=run.path.resolve().name,
         started=run.record[0].get("time", "").replace("T", " ").replace("Z", " UTC") if run.record else "",
@@ -306,8 +307,8 @@ def _plain(value: Any) -> str:
 
 def _data_figures(run: Run, cohort: Cohort) -> list[dict[str, Any]]:
     shown = [draw_chart(plot_class_counts(cohort), "Images and patients by class and part", wide=True)]
-    if (run.path / BATCH_PICTURE).is_file():
-        source = as_data_uri((run.path / BATCH_PICTURE).read_bytes(), "image/png")
+    if run.folder.batch_picture.is_file():
+        source = as_data_uri(run.folder.batch_picture.read_bytes(), "image/png")
         text = "A training batch after augmentation, as the model gets it"
         shown.append({"source": source, "alt": text, "caption": text + ".", "wide": True})
     return shown
@@ -316,9 +317,9 @@ def _data_figures(run: Run, cohort: Cohort) -> list[dict[str, Any]]:
 def _looked(run: Run) -> dict[str, Any]:
     """Return where the class activation maps lie, and some of them; None where they were not measured."""
     table = picture = None
-    if (run.path / HEAT_FILE).is_file():
+    if run.folder.saliency.is_file():
         found = summarise_saliency_fraction(
-            pd.read_csv(run.path / HEAT_FILE, keep_default_na=False, na_values={"inside": "", "border": ""})
+            pd.read_csv(run.folder.saliency, keep_default_na=False, na_values={"inside": "", "border": ""})
         )
         interval = [format_interval(*bounds, spec=PERCENT) for bounds in found[["low", "high"]].to_numpy()]
         table = pd.DataFrame({"heat for": found["of"], "in the": found["region"].replace({"inside": "lungs' box"})})
@@ -327,8 +328,8 @@ def _looked(run: Run) -> dict[str, Any]:
         )
         table["an even map"] = [format_metric(value, spec=PERCENT) for value in found["area"]]
         table["images"] = found["images"]
-    if (run.path / SALIENCY_PICTURE).is_file():
-        source = as_data_uri((run.path / SALIENCY_PICTURE).read_bytes(), "image/png")
+    if run.folder.saliency_picture.is_file():
+        source = as_data_uri(run.folder.saliency_picture.read_bytes(), "image/png")
         alt = "Held-out radiographs and the heat of their class activation maps"
         picture = {"source": source, "alt": alt, "caption": "", "wide": True}
     return {"looked": table, "saliency": picture}
@@ -336,7 +337,7 @@ def _looked(run: Run) -> dict[str, Any]:
 
 def _training_figures(run: Run) -> list[dict[str, Any]]:
     shown = [draw_chart(plot_history(run.history), "Loss and accuracy by epoch", wide=True)]
-    if (run.path / "steps.csv").is_file():
+    if run.folder.steps.is_file():
         shown.append(draw_chart(plot_learning_rate(run.steps), "Learning rate and training loss by step", wide=True))
     return shown
 
@@ -344,31 +345,33 @@ def _training_figures(run: Run) -> list[dict[str, Any]]:
 # writing
 
 
-def _write_missing(learn: Learner, result: Evaluation, folder: Path) -> None:
-    """Write what a report is made from, where the story was told by hand rather than by `train_classifier`."""
-    cohort = learn.dls.cohort
-    tables = {"predictions.csv": result.predictions}
-    for name in ("history", "steps"):
-        if not (folder / f"{name}.csv").exists():
-            if not hasattr(learn, name):
+def _write_missing(learn: Learner, result: Evaluation, folder: RunFolder) -> None:
+    """Write what a report is made from, where the steps were called by hand rather than by `train_classifier`."""
+    from covid_fastai.model.learner_facts import facts_of, log_model  # here: a report is written anew without torch
+
+    facts, cohort = facts_of(learn), learn.dls.facts.cohort
+    tables = {folder.predictions: result.predictions, folder.problems: cohort.facts.problem_table()}
+    for path in (folder.history, folder.steps):
+        if not path.exists():
+            table = getattr(facts, path.stem)
+            if table is None:
                 raise UsageError(
-                    f"This learner was not fitted here: it has no {name}, and {folder} holds none.",
+                    f"This learner was not fitted here: it has no {path.stem}, and {folder.path} holds none.",
                     hint="Set learn.path to its run's folder, or use write_evaluation for predictions alone.",
                 )
-            tables[f"{name}.csv"] = getattr(learn, name)
-    tables["problems.csv"] = cohort.facts.problem_table()
-    if not (folder / COHORT_CSV).exists():
-        save_cohort(cohort, folder)
-    for name, table in tables.items():
-        if not (folder / name).exists():
-            write_csv(folder / name, table)
-    if not (folder / "metrics.json").exists():
-        write_json(folder / "metrics.json", {"valid": result.to_dict()})
-    if not (folder / "versions.json").exists():
-        write_json(folder / "versions.json", collect_versions())
-    if not (folder / "config.json").exists():
-        write_json(folder / "config.json", {"data": cohort.facts.data, "config": None})
-        log_event(folder, "model built", arch=learn.arch, device=str(learn.dls.device), weights=learn.weights.to_dict())
+            tables[path] = table
+    if not folder.cohort.exists():
+        save_cohort(cohort, folder.path)
+    for path, table in tables.items():
+        if not path.exists():
+            write_csv(path, table)
+    if not folder.metrics.exists():
+        write_json(folder.metrics, {"valid": result.to_dict()})
+    if not folder.versions.exists():
+        write_json(folder.versions, collect_versions())
+    if not folder.config.exists():
+        write_json(folder.config, {"data": cohort.facts.data, "config": None})
+        log_model(learn, folder)
 
 
 def describe_result(result: Evaluation, *, how: str) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from covid_fastai.audit.audit import EXTERNAL_FOLDER, Audit, read_audit
+from covid_fastai.audit.audit import Audit, read_audit
 from covid_fastai.data.cohort import Cohort
 from covid_fastai.data.exploration import header_facts
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.formatting import MISSING, format_interval, format_metric, format_metric_name
 from covid_fastai.evaluation.metrics import Evaluation
-from covid_fastai.evaluation.runs import Run, read_record
+from covid_fastai.evaluation.runs import Run
 from covid_fastai.evaluation.subgroups import Subgroups, evaluate_subgroups
 from covid_fastai.model.bundle_config import CONFIG_FILE, BundleConfig, read_config
 
@@ -66,7 +66,7 @@ class RunFacts:
     @property
     def judged(self) -> bool:
         """Whether there are figures."""
-        return (self.run.path / "metrics.json").is_file() and (self.run.path / "predictions.csv").is_file()
+        return self.run.folder.metrics.is_file() and self.run.folder.predictions.is_file()
 
     @property
     def result(self) -> Evaluation:
@@ -81,8 +81,8 @@ class RunFacts:
     @cached_property
     def external(self) -> dict[str, dict[str, Any]]:
         """What `validate` kept, by the name of the data."""
-        files = sorted((self.run.path / EXTERNAL_FOLDER).glob("*.json"))
-        return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+        results = self.run.folder.external_results()
+        return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in results.items()}
 
     @property
     def audit_is_older(self) -> bool:
@@ -93,7 +93,7 @@ class RunFacts:
     @cached_property
     def models(self) -> dict[Path, BundleConfig]:
         """The saved models by their folders, one a fold of a cross-validation."""
-        folders = [self.run.path / "model", *(self.run.path / f"fold-{k}" / "model" for k in range(self.folds))]
+        folders = [self.run.folder.model, *(self.run.folder.fold(k).model for k in range(self.folds))]
         return {folder: read_config(folder / CONFIG_FILE) for folder in folders if (folder / CONFIG_FILE).is_file()}
 
     @property
@@ -104,7 +104,7 @@ class RunFacts:
     @cached_property
     def weights(self) -> Mapping[str, Any]:
         """Where the first weights came from: `name`, `origin`, `sha256`; empty where nothing says so."""
-        records = [self.run.record, *(read_record(self.run.path / f"fold-{k}") for k in range(self.folds))]
+        records = [self.run.record, *(self.run.folder.fold(k).read_record() for k in range(self.folds))]
         named = next((event["weights"] for events in records for event in events if "weights" in event), {})
         return self.model.weights.model_dump() if self.model else named
 

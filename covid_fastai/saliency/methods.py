@@ -21,6 +21,7 @@ from torch import nn
 
 from covid_fastai.data.images import open_square
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.model.learner_facts import require_facts
 from covid_fastai.options import Repeats, SaliencyMethod, Seed, TopK, checked
 from covid_fastai.saliency.maps import activation_maps, draw_anew, evaluating, gradient_maps, occlusion_maps, stages
 from covid_fastai.saliency.overlay import against_rest
@@ -259,18 +260,17 @@ def _table(rows: pd.DataFrame | Sequence[str | Path]) -> pd.DataFrame:
 
 def _facts(learn: Learner) -> tuple[int, list[str], nn.Module]:
     """Return the image size, the classes and the model out of its wrapper."""
-    if not hasattr(learn, "weights") or not hasattr(learn.dls, "radiograph_config"):
-        raise UsageError("This learner was not made by build_learner.", hint="Train or load one with covid_fastai.")
-    return learn.dls.radiograph_config["image_size"], [str(name) for name in learn.dls.vocab], get_model(learn.model)
+    _, _, loaders = require_facts(learn)
+    return loaders.image_size, [str(name) for name in learn.dls.vocab], get_model(learn.model)
 
 
 def _batches(paths: Sequence[str], size: int, learn: Learner) -> Iterator[torch.Tensor]:
     """Yield normalised images `(n, 1, size, size)`, by the numbers of the model's own weights, on its device."""
-    device = next(learn.model.parameters()).device
+    device, (_, weights, _) = next(learn.model.parameters()).device, require_facts(learn)
     for begin in range(0, len(paths), BATCH):
         pixels = [np.asarray(open_square(path, size)) for path in paths[begin : begin + BATCH]]
         batch = torch.from_numpy(np.stack(pixels)).float()[:, None].to(device) / 255
-        yield (batch - learn.weights.mean) / learn.weights.std
+        yield (batch - weights.mean) / weights.std
 
 
 def _function(method: str, options: dict[str, Any], size: int) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from covid_fastai.audit.audit import EXTERNAL_FOLDER
 from covid_fastai.audit.baselines import predict_shortcuts
 from covid_fastai.data.fingerprints import fingerprint_images
 from covid_fastai.data.metadata import read_cohort
@@ -24,7 +23,7 @@ from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, f
 from covid_fastai.evaluation.metrics import Evaluation, evaluate
 from covid_fastai.evaluation.predict import predict
 from covid_fastai.evaluation.prediction_table import PROBABILITY, UNKNOWN_PATIENTS, class_columns
-from covid_fastai.evaluation.runs import TRAINING_MANIFEST, Run, log_event, read_run
+from covid_fastai.evaluation.runs import Run, read_run
 from covid_fastai.files import make_folder, write_json
 from covid_fastai.model.bundle import load_model
 from covid_fastai.notices import RESEARCH_USE
@@ -156,9 +155,9 @@ def validate(
     run = model if isinstance(model, Run) else read_run(model)
     cohort = read_cohort(data, task=_task(run, labels or {}), exclude_pretraining_overlap=False, **reading)
     cohort = cohort[cohort["split"] != "excluded"]
-    folders = [run.path / f"fold-{fold}" for fold in range(run.config.get("folds") or 0)] or [run.path]
-    learners = [load_model(folder / "model") for folder in folders]
-    seen = _seen(run, cohort, learners[0].weights.name)
+    folders = [run.folder.fold(number) for number in range(run.config.get("folds") or 0)] or [run.folder]
+    learners = [load_model(folder.model) for folder in folders]
+    seen = _seen(run, cohort, learners[0].facts.weights.name)
     rows = cohort[~seen].assign(split="valid")
     if rows.empty:
         raise DataError(
@@ -174,9 +173,9 @@ def validate(
     found = Validation(table, predictions, thumbnail, cohort[seen], threshold, unknown)
     if keep:
         name = "rows" if isinstance(data, pd.DataFrame) else _name(Path(data).resolve())
-        folder = make_folder(run.path / EXTERNAL_FOLDER)
+        folder = make_folder(run.folder.external)
         write_json(folder / f"{name}.json", found.to_dict())
-        log_event(run.path, "validated", data=name, images=len(rows))
+        run.folder.log("validated", data=name, images=len(rows))
         write_documents(run)
     return found
 
@@ -264,7 +263,7 @@ def _task(run: Run, labels: Mapping[str, str]) -> Task:
 
 def _seen(run: Run, cohort: pd.DataFrame, weights: str) -> pd.Series:
     """Say of each row whether the model, or the weights that it began from, know its picture or its patient."""
-    file = run.path / TRAINING_MANIFEST
+    file = run.folder.training_manifest
     if not file.is_file():
         raise DataError(f"{run.path} does not say what its model was trained on.", hint="Train it anew.")
     manifests = [read_manifest(file)]

@@ -14,7 +14,7 @@ import torch
 from fastai.learner import Learner
 from fastai.torch_core import no_random
 
-from covid_fastai.audit.audit import PERMUTED, RETRAINED_FOLDER, UNTRAINED
+from covid_fastai.audit.audit import PERMUTED, UNTRAINED
 from covid_fastai.audit.baselines import fit_and_predict
 from covid_fastai.audit.probes import CHANGES, write_altered
 from covid_fastai.config import TrainConfig
@@ -24,10 +24,11 @@ from covid_fastai.data.splits import fold_cohort
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.predict import predict
 from covid_fastai.evaluation.prediction_table import read_predictions
-from covid_fastai.evaluation.runs import Run, log_event, read_run
+from covid_fastai.evaluation.runs import Run, read_run
 from covid_fastai.files import claim_folder, make_folder, write_csv
 from covid_fastai.model.checkpoint import clear_checkpoints
 from covid_fastai.model.learner import build_learner
+from covid_fastai.run_folder import RunFolder
 from covid_fastai.training.fit_cohort import fit_cohort
 
 __all__ = ["retrain"]
@@ -63,19 +64,19 @@ def retrain(folder: str | Path | Run, *, changes: Sequence[str] = ALL) -> Path:
         raise DataError(f"{run.path} does not say how it was trained.", hint="Train with train_classifier.")
     config = TrainConfig.from_dict(run.config["config"])
     cohort = _cohort(run)
-    root = make_folder(run.path / RETRAINED_FOLDER)
+    root = make_folder(run.folder.retrained)
     with claim_folder(root):
         for change in changes:
-            own = root / change.replace(" ", "-")
-            if (own / "predictions.csv").exists():
+            own = run.folder.retrained_network(change)
+            if own.predictions.exists():
                 continue
             logger.info("Audit: %s", change)
-            make_folder(own)
+            make_folder(own.path)
             with tempfile.TemporaryDirectory(prefix="covid_fastai-") as images:
                 rows = _altered(cohort, change, Path(images) / "altered", config)
                 tables = [_one(fold, part, change, own, config) for fold, part in _parts(rows, run)]
-            write_csv(own / "predictions.csv", pd.concat(tables, ignore_index=True))
-            log_event(run.path, "retrained", change=change)
+            write_csv(own.predictions, pd.concat(tables, ignore_index=True))
+            run.folder.log("retrained", change=change)
     return root
 
 
@@ -113,32 +114,37 @@ def _parts(rows: Cohort, run: Run):
         yield fold, fold_cohort(rows, fold)
 
 
-def _one(fold: int, rows: Cohort, change: str, own: Path, config: TrainConfig) -> pd.DataFrame:
+def _one(fold: int, rows: Cohort, change: str, own: RunFolder, config: TrainConfig) -> pd.DataFrame:
     """Train one network and return its held-out predictions, with the paths of the images as they were."""
-    part = own / f"fold-{fold}"
-    if (part / "predictions.csv").exists():
-        return read_predictions(part / "predictions.csv")
-    make_folder(part)
+    part = own.fold(fold)
+    if part.predictions.exists():
+        return read_predictions(part.predictions)
+    make_folder(part.path)
     with no_random(config.seed + fold):
         if change == UNTRAINED:
             table = _frozen(rows, config, part, fold=fold)
         else:
-            learn = fit_cohort(rows, config, part, callbacks=(), resuming=True)
+            learn = fit_cohort(rows, config, part, resuming=True)
             table = predict(learn, fold=fold)
             held_out = rows.set_index("path")["original"]
             table["path"] = table["path"].map(held_out)
-    write_csv(part / "predictions.csv", table)
-    shutil.rmtree(part / "model", ignore_errors=True)
-    clear_checkpoints(part / "checkpoints")
+    write_csv(part.predictions, table)
+    shutil.rmtree(part.model, ignore_errors=True)
+    clear_checkpoints(part.checkpoints)
     return table
 
 
-def _frozen(rows: Cohort, config: TrainConfig, part: Path, *, fold: int) -> pd.DataFrame:
+def _frozen(rows: Cohort, config: TrainConfig, part: RunFolder, *, fold: int) -> pd.DataFrame:
     """Predict the held-out rows by a logistic regression on the features of the first weights."""
     dls = build_dataloaders(
-        rows, image_size=config.image_size, batch_size=config.batch_size, device=config.device, path=part, num_workers=0
+        rows,
+        image_size=config.image_size,
+        batch_size=config.batch_size,
+        device=config.device,
+        path=part.path,
+        num_workers=0,
     )
-    learn = build_learner(dls, arch=config.arch, weights=config.weights, path=part)
+    learn = build_learner(dls, arch=config.arch, weights=config.weights, path=part.path)
     features = _features(learn, rows["path"])
     train, valid = (rows["split"] == split for split in ("train", "valid"))
     p = fit_and_predict(features[train], rows.loc[train, "label"], features[valid], rows.facts.classes)

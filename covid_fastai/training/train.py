@@ -1,58 +1,42 @@
-"""`train_classifier` and `cross_validate`: the package's story, and the one place where its layers meet."""
+"""`train_classifier`: the package's story, from rows to a report."""
 
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import pandas as pd
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from fastai.torch_core import no_random, num_distrib, rank_distrib
 
-from covid_fastai.audit.audit import HEAT_FILE, PROBES_FILE, audit_run
+from covid_fastai.audit.audit import audit_run
 from covid_fastai.audit.probes import write_probes
 from covid_fastai.config import TrainConfig, TrainOptions, merge_options
+from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.data.metadata import read_cohort
-from covid_fastai.data.splits import fold_by_patient, split_by_image, split_by_patient
-from covid_fastai.errors import DataError, UsageError
-from covid_fastai.evaluation.metrics import evaluate
+from covid_fastai.data.splits import split_by_image, split_by_patient
+from covid_fastai.errors import UsageError
+from covid_fastai.evaluation.metrics import Evaluation, evaluate
 from covid_fastai.evaluation.predict import predict
-from covid_fastai.evaluation.prediction_table import read_predictions
-from covid_fastai.evaluation.runs import TRAINING_MANIFEST, Run, log_event, read_run
 from covid_fastai.files import write_csv, write_json
 from covid_fastai.model.bundle import save_model
 from covid_fastai.model.checkpoint import clear_checkpoints
-from covid_fastai.model.distributed import (
-    agree,
-    broadcast_text,
-    is_main_process,
-    join_processes,
-)
-from covid_fastai.options import Folds, NJobs, checked
+from covid_fastai.model.distributed import is_main_process, join_processes, main_process_first
+from covid_fastai.model.learner import build_learner
+from covid_fastai.model.schedule import fit
 from covid_fastai.reporting.documents import write_documents
-from covid_fastai.reporting.report import render_report, write_report
-from covid_fastai.training.cross_validate import train_folds
-from covid_fastai.training.fit_cohort import fit_cohort
-from covid_fastai.training.run_context import keep_cohort, resolve_run, run_context
+from covid_fastai.reporting.report import write_report
+from covid_fastai.run_folder import FINISHED, TEST_EVALUATED, RunFolder
+from covid_fastai.training.run_context import RunPlan, batch_size_of, keep_cohort, resolve_run, run_context
 
-__all__ = ["cross_validate", "train_classifier"]
-
-logger = logging.getLogger("covid_fastai")
-
-READING = (  # the fields of TrainConfig that read_cohort takes under the same name
-    *("task", "image_root", "path_column", "label_column", "patient_column", "split_column", "source_column"),
-    *("view_column", "encoding", "negatives_per_positive", "exclude_pretraining_overlap", "seed", "on_problem"),
-)
-
+__all__ = ["keep_results", "train_classifier", "with_choices"]
 
 CHOICES_LINE = "**choices: The fields of `TrainConfig`, by name."
 
 
-def _with_choices(function):
+def with_choices(function):
     """Show the fields of `TrainConfig` in the function's signature and docstring, for help and completion."""
     signature = inspect.signature(function)
     fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -66,7 +50,7 @@ def _with_choices(function):
     return function
 
 
-@_with_choices
+@with_choices
 def train_classifier(
     data: str | Path | pd.DataFrame | None = None,
     *,
@@ -106,164 +90,58 @@ def train_classifier(
     """
     options = merge_options(config, choices, preset=preset, resume=resume)
     with join_processes(options.get("device", "auto")):
-        if not is_main_process():
-            return _follow(data, preset=preset, resume=resume, choices=options, callbacks=callbacks)
-        return _lead(data, preset=preset, out=out, resume=resume, choices=options, callbacks=callbacks, quiet=quiet)
+        run = resolve_run(data, preset=preset, out=out, resume=resume, choices=options)
+        config, folder = run.config, run.folder
+        with run_context(run, quiet=quiet):
+            with main_process_first():
+                cohort = read_cohort(run.data, **config.options_of(read_cohort))
+            split = split_by_patient if config.split == "patient" else split_by_image
+            cohort = split(cohort, valid_pct=config.valid_pct, seed=config.seed)
+            keep_cohort(cohort, run)
+            batch_size = batch_size_of(folder, config, resuming=run.resuming)
+            dls = build_dataloaders(
+                cohort, path=folder.path, **config.options_of(build_dataloaders, batch_size=batch_size)
+            )
+            learn = build_learner(dls, path=folder.path, callbacks=callbacks, **config.options_of(build_learner))
+            fit(learn, out=folder.path, resume=run.resuming, **config.options_of(fit))
+            if not is_main_process():
+                return learn
+            preds = predict(learn)
+            result = evaluate(preds, positive=cohort.facts.positive)
+            keep_results(learn, run, preds, result)
+            if config.audit:
+                write_probes(learn, cohort, folder.path, positive=cohort.facts.positive, seed=config.seed)
+                audit_run(folder.path)
+            folder.log(FINISHED)
+            write_report(learn, result)
+            write_documents(folder.path)
+        return learn
 
 
-def _lead(data, *, preset, out, resume, choices, callbacks, quiet) -> Learner:
-    """Do all of `train_classifier`: as the only process, or as the one of several that writes."""
-    data, config, folder = resolve_run(data, preset=preset, out=out, resume=resume, choices=choices)
-    with run_context(folder, config, data, resuming=resume is not None, quiet=quiet), no_random(config.seed):
-        cohort = _read(data, config, folder)
-        cohort = _split(cohort, config)
-        keep_cohort(cohort, folder, resuming=resume is not None)
-        broadcast_text(str(folder))
-        agree("The cohort", _rows_of(cohort))
-        learn = fit_cohort(cohort, config, folder, callbacks=callbacks, resuming=resume is not None)
-        predictions = predict(learn)
-        if config.evaluate_test:
-            predictions = pd.concat([predictions, _evaluate_test(learn, folder)], ignore_index=True)
-        write_csv(folder / "predictions.csv", predictions)
-        save_model(learn, folder / "model", training_manifest=folder / TRAINING_MANIFEST)
-        clear_checkpoints(folder / "checkpoints")
-        result = _judge(predictions, cohort, folder)
-        if config.audit:
-            write_probes(learn, cohort, folder, positive=cohort.facts.positive, seed=config.seed)
-            audit_run(folder)
-        log_event(folder, "finished")
-        write_report(learn, result)
-        write_documents(folder)
-    return learn
-
-
-def _follow(data, *, preset, resume, choices, callbacks) -> Learner:
-    """Take a share of a training that another process leads: the same rows, and nothing is written or said."""
-    logger.setLevel(logging.WARNING)
-    if resume is not None:
-        data, config, _ = resolve_run(data, preset=preset, out=None, resume=resume, choices=choices)
-    else:
-        config = TrainConfig.build(preset=preset, **choices)
-    folder = Path(broadcast_text(""))  # it comes when the first process has read and checked everything
-    with no_random(config.seed + rank_distrib()):  # its own draws; the first weights are those of the first process
-        cohort = _split(read_cohort(data, **{name: getattr(config, name) for name in READING}), config)
-        agree("The cohort", _rows_of(cohort))
-        return fit_cohort(cohort, config, folder, callbacks=callbacks, resuming=resume is not None)
-
-
-def _rows_of(cohort: pd.DataFrame) -> list[tuple]:
-    return list(cohort[["path", "label", "patient", "split"]].itertuples(index=False, name=None))
-
-
-@_with_choices
-@checked
-def cross_validate(
-    data: str | Path | pd.DataFrame | None = None,
-    *,
-    folds: Folds = 5,
-    n_jobs: NJobs = 1,
-    config: TrainConfig | None = None,
-    preset: str | None = None,
-    out: str | Path | None = None,
-    resume: str | Path | None = None,
-    callbacks: Sequence[Callback] = (),
-    quiet: bool = False,
-    **choices: Unpack[TrainOptions],
-) -> Run:
-    """Train once a fold and predict every patient by the one model that has not seen them.
-
-    Args:
-        data: As in `train_classifier`.
-        folds: How many parts the patients are dealt into, 2 or more; `valid` and `evaluate_test` have no meaning here.
-        n_jobs: How many folds are trained at the same time, each in a process of its own on Ray (extra `ray`), which
-            may be a cluster whose machines share the run's folder. The processor cores are dealt out among them.
-        config: As in `train_classifier`.
-        preset: As in `train_classifier`.
-        out: The run's folder; each fold has its own folder `fold-<k>` in it, with its model.
-        resume: The folder of an unfinished cross-validation; finished folds are kept, the one begun goes on.
-        callbacks: fastai callbacks; the same objects see every fold in turn.
-        quiet: Log nothing but warnings.
-        **choices: The fields of `TrainConfig`, by name.
-
-    Returns:
-        The run: `.predictions` holds the out-of-fold predictions with their `fold`, `.metrics` the figures over all of
-        them, each patient counted once.
+def keep_results(learn: Learner, run: RunPlan, preds: pd.DataFrame, result: Evaluation) -> None:
+    """Write the model, the predictions and their evaluation into the run; on request also those of the official TEST.
 
     Raises:
-        UsageError: An option does not exist, or `folds`, `split` or `evaluate_test` cannot be had together.
-        DataError: As in `train_classifier`; also where a class has fewer patients than there are folds.
-        DivergenceError: As in `train_classifier`.
-        ResourceError: As in `train_classifier`.
-        OfflineError: As in `train_classifier`.
+        UsageError: The TEST is asked for, and these data have none.
     """
-    if num_distrib() > 1:
-        raise UsageError("Folds are not trained by several processes.", hint="Use n_jobs=, or start one process.")
-    options = merge_options(config, choices, preset=preset, resume=resume)
-    data, config, folder = resolve_run(data, preset=preset, out=out, resume=resume, choices=options, folds=folds)
-    resuming = resume is not None
-    with run_context(folder, config, data, resuming=resuming, quiet=quiet, folds=folds):
-        cohort = _read(data, config, folder)
-        cohort = fold_by_patient(cohort, folds=folds, seed=config.seed)
-        keep_cohort(cohort, folder, resuming=resuming)
-        parts = [folder / f"fold-{fold}" for fold in range(folds)]
-        left = [fold for fold, part in enumerate(parts) if not (part / "predictions.csv").exists()]
-        for fold in train_folds(cohort, config, folder, left, n_jobs=n_jobs, callbacks=callbacks, resuming=resuming):
-            log_event(folder, "fold finished", fold=fold)
-        tables = [read_predictions(part / "predictions.csv") for part in parts]
-        histories = [pd.read_csv(part / "history.csv").assign(fold=fold) for fold, part in enumerate(parts)]
-        predictions = pd.concat(tables, ignore_index=True)
-        write_csv(folder / "predictions.csv", predictions)
-        write_csv(folder / "history.csv", pd.concat(histories, ignore_index=True))
-        _judge(predictions, cohort, folder)
-        if config.audit:
-            for name in (PROBES_FILE, HEAT_FILE):
-                text = {"patient": str, "label": str}  # a patient "007" is no number
-                files = sorted(folder.glob(f"fold-*/{name}"))
-                parts = [pd.read_csv(path, keep_default_na=False, dtype=text) for path in files]
-                if parts:
-                    write_csv(folder / name, pd.concat(parts, ignore_index=True))
-            audit_run(folder)
-        log_event(folder, "finished")
-        render_report(folder)
-        write_documents(folder)
-    return read_run(folder)
+    folder, evaluations = run.folder, {"valid": result}
+    if run.config.evaluate_test:
+        test_preds = _predict_test(learn, folder)
+        evaluations["test"] = evaluate(test_preds, positive=result.positive)
+        preds = pd.concat([preds, test_preds], ignore_index=True)
+    write_csv(folder.predictions, preds)
+    save_model(learn, folder.model, training_manifest=folder.training_manifest)
+    clear_checkpoints(folder.checkpoints)
+    write_json(folder.metrics, {split: found.to_dict() for split, found in evaluations.items()})
 
 
-def _read(data: Any, config: TrainConfig, folder: Path) -> pd.DataFrame:
-    """Read and check the rows; what is faulty is written to `problems.csv`, whether it stops the run or not."""
-    columns = ["row", "path", "kind", "severity", "reason", "remedy"]
-    try:
-        cohort = read_cohort(data, **{name: getattr(config, name) for name in READING})
-    except DataError as error:
-        write_csv(folder / "problems.csv", pd.DataFrame(error.details, columns=columns))
-        raise
-    write_csv(folder / "problems.csv", cohort.facts.problem_table())
-    log_event(folder, "data read", images=len(cohort), patients_known=cohort.patients_known)
-    return cohort
-
-
-def _split(cohort: pd.DataFrame, config: TrainConfig) -> pd.DataFrame:
-    split = split_by_patient if config.split == "patient" else split_by_image
-    return split(cohort, valid_pct=config.valid_pct, seed=config.seed)
-
-
-def _evaluate_test(learn: Learner, folder: Path) -> pd.DataFrame:
-    """Predict the official TEST, and write down that it was touched."""
-    cohort = learn.dls.cohort
+def _predict_test(learn: Learner, folder: RunFolder) -> pd.DataFrame:
+    """Predict the official TEST, and write into the record that it was evaluated."""
+    cohort = learn.dls.facts.cohort
     rows = cohort[cohort["split"] == "test"]
     if rows.empty:
         raise UsageError(
             f"The task {cohort.facts.task!r} has no official TEST in these data.", hint="Leave out evaluate_test."
         )
-    log_event(folder, "test evaluated", images=len(rows), patients=int(rows["patient"].nunique()))
+    folder.log(TEST_EVALUATED, images=len(rows), patients=int(rows["patient"].nunique()))
     return predict(learn, split="test")
-
-
-def _judge(predictions: pd.DataFrame, cohort: pd.DataFrame, folder: Path):
-    """Evaluate each split's predictions, write `metrics.json`, and return the evaluation of the held-out patients."""
-    results = {
-        split: evaluate(rows.reset_index(drop=True), positive=cohort.facts.positive)
-        for split, rows in predictions.groupby("split", sort=False)
-    }
-    write_json(folder / "metrics.json", {split: result.to_dict() for split, result in results.items()})
-    return results["valid"]

@@ -54,10 +54,10 @@ def train(folder: Path) -> None:
             splitter=lambda m: [params(m[0]), params(m[1])],
             cbs=Slow(),
         )
-        fit(learn, frozen_epochs=4, unfrozen_epochs=8, learning_rate=1e-2, checkpoints=folder / "c", resume=True)
+        fit(learn, frozen_epochs=4, unfrozen_epochs=8, learning_rate=1e-2, out=folder, resume=True)
     state = dict(learn.model.state_dict())
-    state["rates"] = torch.tensor(learn.steps["learning_rate"].to_numpy())
-    state["losses"] = torch.tensor(learn.history["valid_loss"].to_numpy())
+    state["rates"] = torch.tensor(learn.facts.steps["learning_rate"].to_numpy())
+    state["losses"] = torch.tensor(learn.facts.history["valid_loss"].to_numpy())
     with atomic_write(folder / "done.safetensors", mode="wb") as file:
         file.write(save_tensors(state))
 

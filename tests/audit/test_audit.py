@@ -12,8 +12,6 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from covid_fastai.audit.audit import (
-    AUDIT_FILE,
-    PROBES_FILE,
     audit_predictions,
     audit_run,
     negative_control_rows,
@@ -22,6 +20,7 @@ from covid_fastai.audit.audit import (
 from covid_fastai.audit.probes import write_altered
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.runs import read_run
+from covid_fastai.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def test_a_csv_of_another_system_is_audited_without_a_cohort(phantom_cohort, tmp
 
 def test_a_run_is_audited_by_default_and_read_back(run_folder):
     audit = read_audit(run_folder)
-    assert (run_folder / AUDIT_FILE).is_file() and (run_folder / PROBES_FILE).is_file()
+    assert RunFolder(run_folder).audit.is_file() and RunFolder(run_folder).probes.is_file()
     assert set(audit.altered["change"]) == {"black centre", "noise centre"}
     again = audit_run(run_folder)
     assert again.verdict == audit.verdict
@@ -90,10 +89,10 @@ def test_what_was_retrained_and_validated_is_taken_into_account(run):
 
 
 def test_a_damaged_audit_is_refused(run):
-    (run / AUDIT_FILE).write_text('{"network": 1}')
+    RunFolder(run).audit.write_text('{"network": 1}')
     with pytest.raises(DataError, match="is damaged"):
         read_audit(run)
-    (run / AUDIT_FILE).unlink()
+    RunFolder(run).audit.unlink()
     assert read_audit(run) is None
 
 

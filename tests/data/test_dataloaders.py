@@ -87,7 +87,7 @@ def test_vocabulary_keeps_its_order(cohort):
 
 def test_of_a_plain_table_the_labels_are_sorted(cohort):
     dls = build(pd.DataFrame(cohort))
-    assert list(dls.vocab) == sorted(CLASSES) and dls.cohort.facts.positive is None
+    assert list(dls.vocab) == sorted(CLASSES) and dls.facts.cohort.facts.positive is None
 
 
 def test_a_cohort_that_lost_its_classes_is_not_guessed_at(cohort):
@@ -98,10 +98,10 @@ def test_a_cohort_that_lost_its_classes_is_not_guessed_at(cohort):
 
 def test_keeps_what_it_was_made_of(cohort, tmp_path):
     dls = build(cohort, augmentation="article", path=tmp_path)
-    pd.testing.assert_frame_equal(dls.cohort, cohort)
-    assert dls.cohort is not cohort and dls.cohort.facts == cohort.facts
-    assert dls.path == tmp_path and dls.class_weights is None
-    assert dls.radiograph_config == {
+    pd.testing.assert_frame_equal(dls.facts.cohort, cohort)
+    assert dls.facts.cohort is not cohort and dls.facts.cohort.facts == cohort.facts
+    assert dls.path == tmp_path and dls.facts.class_weights is None
+    assert dls.facts.to_dict() == {
         "classes": CLASSES,
         "image_size": SIZE,
         "mean": 0.5,
@@ -204,7 +204,7 @@ def test_batches_are_whole_enough_for_batchnorm():
 def test_fewer_images_than_the_batch_size(cohort, caplog):
     caplog.set_level("INFO", "covid_fastai")
     dls = build(cohort, batch_size=64)
-    assert len(dls.train) == 1 and dls.radiograph_config["batch_size"] == 24
+    assert len(dls.train) == 1 and dls.facts.batch_size == 24
     assert "24 rather than 64" in caplog.text
 
 
@@ -298,7 +298,7 @@ def test_sampler_draws_classes_equally_and_reproducibly(cohort):
     assert len(epoch(dls.train)[1]) == 24
     assert torch.equal(epoch(dls.valid)[1], epoch(build(cohort).valid)[1])
     shown = epoch(dls.valid.new(shuffle=True))[0]
-    assert len({image.numpy().tobytes() for image in shown}) == 8 and dls.class_weights is None
+    assert len({image.numpy().tobytes() for image in shown}) == 8 and dls.facts.class_weights is None
 
 
 def test_loss_weights_are_sklearns_balanced_ones(cohort):
@@ -306,7 +306,7 @@ def test_loss_weights_are_sklearns_balanced_ones(cohort):
 
     labels = cohort.loc[cohort["split"] == "train", "label"].to_numpy()
     expected = compute_class_weight("balanced", classes=np.array(CLASSES), y=labels)
-    weights = build(cohort, balance="loss").class_weights
+    weights = build(cohort, balance="loss").facts.class_weights
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
     assert weights.dtype == torch.float32
 
@@ -373,8 +373,8 @@ def test_empty_loaders_open_new_rows_as_the_full_ones_do(cohort):
     (x, y), (x2, y2) = (epoch(dls.test_dl(rows, with_labels=True)) for dls in (full, empty))
     assert torch.equal(x, x2) and torch.equal(y, y2)
     assert list(empty.vocab) == CLASSES and empty.c == 2 and empty.device == torch.device("cpu")
-    assert len(empty.cohort) == 0 and empty.cohort.facts == cohort.facts
-    assert {**empty.radiograph_config, "batch_size": 8} == full.radiograph_config
+    assert len(empty.facts.cohort) == 0 and empty.facts.cohort.facts == cohort.facts
+    assert {**empty.facts.to_dict(), "batch_size": 8} == full.facts.to_dict()
 
 
 def test_empty_loaders_refuse_to_train(cohort):

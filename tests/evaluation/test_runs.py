@@ -9,7 +9,7 @@ import pytest
 
 from covid_fastai import list_runs, read_run
 from covid_fastai.errors import DataError, UsageError
-from covid_fastai.evaluation.runs import collect_versions, log_event, read_record
+from covid_fastai.evaluation.runs import collect_versions
 
 
 def test_a_run_reads_back(run_folder):
@@ -59,15 +59,6 @@ def test_an_unfinished_run_says_which_file_is_missing(run_folder, tmp_path):
     (tmp_path / "run" / "predictions.csv").unlink()
     with pytest.raises(DataError, match=r"holds no predictions\.csv"):
         _ = read_run(tmp_path / "run").predictions
-
-
-def test_a_torn_line_costs_that_line_only(tmp_path):
-    log_event(tmp_path, "started", seed=1)
-    with open(tmp_path / "record.jsonl", "a", encoding="utf-8") as file:
-        file.write('{"time": "2026')
-    log_event(tmp_path, "resumed")
-    assert [event["event"] for event in read_record(tmp_path)] == ["started", "unreadable", "resumed"]
-    assert read_record(tmp_path)[0]["seed"] == 1
 
 
 def test_versions_name_what_figures_depend_on():

@@ -121,9 +121,9 @@ def test_a_reloaded_model_gives_the_same_probabilities(learn, saved, cohort):
     rows = cohort[cohort["split"].isin(["valid", "test"])]
     again = load_model(saved, device="cpu")
     torch.testing.assert_close(probabilities(again, rows), probabilities(learn, rows), rtol=0, atol=1e-6)
-    assert isinstance(again, Learner) and again.arch == "resnet18" and list(again.dls.vocab) == CLASSES
-    assert again.weights == learn.weights and again.dls.cohort.facts == learn.dls.cohort.facts
-    assert again.dls.radiograph_config == learn.dls.radiograph_config
+    assert isinstance(again, Learner) and again.facts.arch == "resnet18" and list(again.dls.vocab) == CLASSES
+    assert again.facts.weights == learn.facts.weights and again.dls.facts.cohort.facts == learn.dls.facts.cohort.facts
+    assert again.dls.facts.to_dict() == learn.dls.facts.to_dict()
     name, index, p = again.predict(rows["path"].iloc[0])
     torch.testing.assert_close(p, probabilities(learn, rows)[0], rtol=0, atol=1e-6)
     assert name == CLASSES[int(index)]
@@ -152,7 +152,7 @@ def test_first_weights_are_remembered_by_name_alone(saved, cohort, tmp_path):
     config = read_config(save_model(next_one, tmp_path / "next", onnx=False) / "config.json")
     assert config.weights.origin == "model.safetensors" and config.weights.name == "file"
     assert config.weights.sha256 == read_config(saved / "config.json").sha256
-    assert load_model(tmp_path / "next", device="cpu").weights.origin == "model.safetensors"
+    assert load_model(tmp_path / "next", device="cpu").facts.weights.origin == "model.safetensors"
 
 
 def test_saving_what_was_loaded_changes_nothing(saved, tmp_path):
@@ -196,7 +196,7 @@ def test_a_temperature_is_in_all_that_is_saved(learn, saved, cohort, tmp_path):
     warm = load_model(save_model(learn, tmp_path / "a", temperature=2, onnx=False), device="cpu")
     torch.testing.assert_close(probabilities(warm, rows), (plain.log() / 2).softmax(dim=1), rtol=0, atol=1e-5)
     warmer = load_model(save_model(warm, tmp_path / "b", temperature=3, onnx=False), device="cpu")
-    assert (warm.bundle.temperature, warmer.bundle.temperature) == (2, 6)
+    assert (warm.facts.bundle.temperature, warmer.facts.bundle.temperature) == (2, 6)
     torch.testing.assert_close(probabilities(warmer, rows), (plain.log() / 6).softmax(dim=1), rtol=0, atol=1e-5)
 
 
@@ -205,11 +205,11 @@ def test_what_was_found_out_is_kept_while_the_weights_are_the_same(saved, tmp_pa
     manifest.write_bytes(b"these images")
     kept = {"threshold": 0.3, "temperature": 1.0, "training_manifest": ""}
     again = load_model(saved, device="cpu")
-    assert {name: getattr(again.bundle, name) for name in kept} == kept
+    assert {name: getattr(again.facts.bundle, name) for name in kept} == kept
     noted = save_model(again, tmp_path / "a", training_manifest=manifest, onnx=False)
     noted = load_model(noted, device="cpu")
-    assert noted.bundle.training_manifest == hashlib.sha256(b"these images").hexdigest()
-    assert noted.bundle.threshold == 0.3 and noted.bundle.onnx is None
+    assert noted.facts.bundle.training_manifest == hashlib.sha256(b"these images").hexdigest()
+    assert noted.facts.bundle.threshold == 0.3 and noted.facts.bundle.onnx is None
     warm = read_config(save_model(noted, tmp_path / "b", temperature=2, onnx=False) / "config.json")
     assert warm.threshold is None and warm.training_manifest  # of other probabilities it would be another threshold
     noted.model[1][-1].bias.data.add_(1)

@@ -82,14 +82,14 @@ def make_learner(tmp_path, seed=0) -> Learner:
     )
 
 
-def run(tmp_path, *, seed=0, kill_after=None, resume=False, folder="checkpoints", **options) -> Learner:
+def run(tmp_path, *, seed=0, kill_after=None, resume=False, folder=".", **options) -> Learner:
     learn = make_learner(tmp_path, seed)
     options = {"frozen_epochs": 3, "unfrozen_epochs": 4, "learning_rate": 1e-2, "lr_ratio": 4.0} | options
     if kill_after is not None:
         learn.add_cb(KillAfter(kill_after))
     with no_random(seed):
         try:
-            fit(learn, checkpoints=tmp_path / folder, resume=resume, **options)
+            fit(learn, out=tmp_path / folder, resume=resume, **options)
         except Killed:
             assert kill_after is not None
     return learn
@@ -108,12 +108,12 @@ def equal_states(first, second) -> bool:
 @pytest.mark.parametrize("kill_after", [0, 1, 2, 3, 4, 6], ids=lambda n: f"killed-after-{n}")
 def test_a_killed_training_ends_as_one_that_was_not(kill_after, tmp_path, undisturbed):
     killed = run(tmp_path, kill_after=kill_after)
-    assert len(killed.history) == kill_after
+    assert len(killed.facts.history) == kill_after
     resumed = run(tmp_path, seed=0 if kill_after == 0 else 99, resume=True)
     assert equal_states(resumed, undisturbed)
     columns = ["phase", "epoch", "train_loss", "valid_loss", "accuracy"]
-    pd.testing.assert_frame_equal(resumed.history[columns], undisturbed.history[columns], check_exact=True)
-    pd.testing.assert_frame_equal(resumed.steps, undisturbed.steps, check_exact=True)
+    pd.testing.assert_frame_equal(resumed.facts.history[columns], undisturbed.facts.history[columns], check_exact=True)
+    pd.testing.assert_frame_equal(resumed.facts.steps, undisturbed.facts.steps, check_exact=True)
 
 
 def test_killed_twice(tmp_path, undisturbed):
@@ -125,7 +125,7 @@ def test_killed_twice(tmp_path, undisturbed):
 def test_a_finished_training_has_nothing_left_to_do(tmp_path, undisturbed):
     run(tmp_path)
     again = run(tmp_path, seed=3, resume=True)
-    assert equal_states(again, undisturbed) and len(again.history) == 7 and len(again.steps) == 49
+    assert equal_states(again, undisturbed) and len(again.facts.history) == 7 and len(again.facts.steps) == 49
 
 
 def test_another_seed_gives_another_model(tmp_path, undisturbed):
@@ -203,7 +203,7 @@ def test_resuming_nothing_begins_at_the_beginning(tmp_path, undisturbed, caplog)
     with caplog.at_level(logging.INFO, logger="covid_fastai"):
         learn = run(tmp_path, resume=True)
     assert "no checkpoint" in caplog.text and equal_states(learn, undisturbed)
-    with pytest.raises(UsageError, match="needs checkpoints"):
+    with pytest.raises(UsageError, match="needs the run's folder"):
         fit(learn, resume=True)
 
 

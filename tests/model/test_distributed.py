@@ -57,10 +57,9 @@ with join_processes("cpu") as world, no_random(0):
     split = lambda m: [list(m[0].parameters()), list(m[1].parameters())]
     learn = Learner(DataLoaders(*loaders, path=sys.argv[1]), model, loss_func=loss, splitter=split, cbs=Seen())
     agree("The data", x.tolist())
-    with data_parallel(learn):
-        fit(learn, frozen_epochs=2, unfrozen_epochs=3, lr_ratio=1, checkpoints=sys.argv[1] + "/checkpoints")
+    fit(learn, frozen_epochs=2, unfrozen_epochs=3, lr_ratio=1, out=sys.argv[1])
     said = {"seen": learn.seen, "weights": [p.flatten().tolist() for p in learn.model.parameters()], "world": world,
-            "losses": learn.history["valid_loss"].tolist(), "kind": type(learn.model).__name__}
+            "losses": learn.facts.history["valid_loss"].tolist(), "kind": type(learn.model).__name__}
     with open(f"{sys.argv[1]}/said-{os.environ.get('RANK', 0)}.json", "w") as file:
         json.dump(said, file)
 """

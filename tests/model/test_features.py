@@ -67,8 +67,8 @@ def test_features_train_the_head_that_images_train(balance, phantom_cohort, tmp_
     for key, value in states(slow).items():
         torch.testing.assert_close(states(fast)[key], value, rtol=1e-4, atol=1e-5)
     columns = ["train_loss", "valid_loss", "accuracy"]
-    pd.testing.assert_frame_equal(fast.history[columns], slow.history[columns], rtol=1e-4)
-    pd.testing.assert_frame_equal(fast.steps, slow.steps, rtol=1e-4)
+    pd.testing.assert_frame_equal(fast.facts.history[columns], slow.facts.history[columns], rtol=1e-4)
+    pd.testing.assert_frame_equal(fast.facts.steps, slow.facts.steps, rtol=1e-4)
     images = int(phantom_cohort["split"].isin(["train", "valid"]).sum())
     assert (asked_slow, asked_fast) == (3 * images, images)
     assert "runs in every step: Looks may look at it" in caplog.text and "once for each of 1 views" in caplog.text
@@ -161,7 +161,7 @@ def test_a_killed_run_sees_the_same_views_again(phantom_cohort, tmp_path):
             frozen_epochs=4,
             frozen_augmentations=2,
             unfrozen_epochs=1,
-            checkpoints=tmp_path / name,
+            out=tmp_path / name,
             resume=resume,
         )
         return learn
@@ -172,7 +172,7 @@ def test_a_killed_run_sees_the_same_views_again(phantom_cohort, tmp_path):
     resumed = run("killed", resume=True)
     for key, value in states(whole).items():
         assert torch.equal(states(resumed)[key], value), key
-    pd.testing.assert_frame_equal(resumed.steps, whole.steps, check_exact=True)
+    pd.testing.assert_frame_equal(resumed.facts.steps, whole.facts.steps, check_exact=True)
 
 
 @pytest.mark.parametrize("views", [0, -1, 1.5])

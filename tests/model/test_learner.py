@@ -19,11 +19,15 @@ from fastai.vision.core import PILImageBW
 from fastai.vision.data import ImageBlock
 from PIL import Image
 
+from covid_fastai.data.dataloaders import LoaderFacts
 from covid_fastai.errors import UsageError
 from covid_fastai.model.learner import build_learner, linear_head, map_weights
 from covid_fastai.model.precision import choose_precision
 
 matplotlib.use("Agg")
+
+FACTS = {"classes": ["a", "b"], "image_size": 32, "mean": 0.5, "std": 0.25, "augmentation": "none", "batch_size": 7}
+FACTS |= {"balance": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,7 @@ def body_digest(learn) -> str:
 
 def test_what_is_built(dls, tmp_path):
     learn = build_learner(dls, weights=None, path=tmp_path / "run", weight_decay=0.05, gradient_clip=0.1)
-    assert learn.arch == "resnet18" and learn.weights.name == "random" and learn.weights.state is None
+    assert learn.facts.arch == "resnet18" and learn.facts.weights.name == "random" and learn.facts.weights.state is None
     assert learn.path == tmp_path / "run" and learn.wd == 0.05 and learn.gradient_clip.max_norm == 0.1
     assert [type(layer).__name__ for layer in learn.model[1]][-3:] == ["BatchNorm1d", "Dropout", "Linear"]
     assert not any(isinstance(layer, (torch.nn.Softmax, torch.nn.LogSoftmax)) for layer in flatten_model(learn.model))
@@ -94,7 +98,6 @@ def test_weights_reach_the_body_and_bring_their_normalisation(dls, imagenet_like
     assert torch.equal(learn.model[0][0].weight, state["conv1.weight"].sum(1, keepdim=True))
     assert torch.equal(learn.model[0][7][1].bn2.weight, state["layer4.1.bn2.weight"])
     assert normalisations(dls) == [(0.449, 0.226)] * 2
-    assert (dls.radiograph_config["mean"], dls.radiograph_config["std"]) == (0.449, 0.226)
     x, _ = dls.valid.one_batch()
     raw = torch.stack([torch.from_numpy(np.array(dls.valid_ds[i][0].resize((32, 32)))) for i in range(len(x))])
     assert abs(float(x.mean()) - (float(raw.float().mean()) / 255 - 0.449) / 0.226) < 0.02
@@ -169,7 +172,7 @@ def test_fine_tune_freezes_truly(dls):
 def test_class_weights_and_label_smoothing(dls, caplog):
     with pytest.raises(UsageError, match="no class weights"):
         build_learner(dls, weights=None, balance="loss")
-    dls.class_weights = torch.tensor([3.0, 1.0])
+    dls.facts = LoaderFacts(None, **FACTS, class_weights=torch.tensor([3.0, 1.0]))
     learn = build_learner(dls, weights=None, balance="loss", label_smoothing=0.1)
     logits, target = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
     oracle = torch.nn.functional.cross_entropy(logits, target, torch.tensor([3.0, 1.0]), label_smoothing=0.1)
@@ -213,7 +216,7 @@ def test_what_fastai_users_do(dls, images, tmp_path):
 @pytest.mark.slow  # needs an extra that [dev] does not have
 def test_timm_network(dls):
     pytest.importorskip("timm")
-    dls.radiograph_config = {"image_size": 32}
+    dls.facts = LoaderFacts(None, **FACTS, class_weights=None)
     learn = build_learner(dls, arch="timm/convnext_atto", weights=None)
     assert learn.model(torch.rand(2, 1, 32, 32)).shape == (2, 2) and len(list(learn.splitter(learn.model))) == 2
     with pytest.raises(UsageError, match="convolutional"):

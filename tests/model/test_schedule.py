@@ -20,6 +20,7 @@ from torch import nn
 
 from covid_fastai.errors import DataError, DivergenceError, UsageError
 from covid_fastai.model.callbacks import EpochLog
+from covid_fastai.model.learner_facts import LearnerFacts
 from covid_fastai.model.schedule import fit
 from covid_fastai.model.weights import Weights
 
@@ -44,7 +45,7 @@ def make_learner(tmp_path, *, name="imagenet", images=28, side=8, callbacks=()) 
         splitter=lambda m: [params(m[0][:3]), params(m[0][3:]), params(m[1])],
         cbs=list(callbacks),
     )
-    learn.weights = Weights(name, None, 0.5, 0.25, "", "", "tiny")
+    learn.facts = LearnerFacts("", Weights(name, None, 0.5, 0.25, "", "", "tiny"))
     return learn
 
 
@@ -119,7 +120,7 @@ def test_it_learns_and_says_what_it_did(tmp_path, caplog, capsys):
     learn = make_learner(tmp_path)
     with caplog.at_level(logging.INFO, logger="covid_fastai"):
         fit(learn, frozen_epochs=2, unfrozen_epochs=4, learning_rate=0.02)
-    history, steps = learn.history, learn.steps
+    history, steps = learn.facts.history, learn.facts.steps
     assert list(history) == ["phase", "epoch", "train_loss", "valid_loss", "accuracy", "seconds"]
     assert list(history["phase"]) == ["frozen"] * 2 + ["unfrozen"] * 4 and list(history["epoch"]) == [1, 2, 3, 4, 5, 6]
     assert history["valid_loss"].iloc[-1] < history["valid_loss"].iloc[0] and (history["seconds"] >= 0).all()
@@ -136,7 +137,7 @@ def test_it_learns_and_says_what_it_did(tmp_path, caplog, capsys):
 def test_either_phase_can_be_left_out(frozen, unfrozen, tmp_path):
     learn = make_learner(tmp_path)
     fit(learn, frozen_epochs=frozen, unfrozen_epochs=unfrozen)
-    assert list(learn.history["phase"]) == ["frozen" if frozen else "unfrozen"]
+    assert list(learn.facts.history["phase"]) == ["frozen" if frozen else "unfrozen"]
 
 
 def test_a_second_fit_begins_its_own_record(tmp_path):
@@ -144,7 +145,7 @@ def test_a_second_fit_begins_its_own_record(tmp_path):
     fit(learn, frozen_epochs=1, unfrozen_epochs=1)
     fit(learn, frozen_epochs=0, unfrozen_epochs=1)
     assert (
-        len(learn.history) == 1
+        len(learn.facts.history) == 1
         and learn.fit_one_cycle
         and sum(type(c).__name__ == "FrozenBody" for c in learn.cbs) == 1
     )
@@ -189,12 +190,12 @@ def test_divergence_stops_and_goes_back(what, epoch, value, tmp_path):
         fit(learn, frozen_epochs=2, unfrozen_epochs=3)
     good = before if epoch == 0 else learn.noted[epoch - 1]
     assert (digest(learn.model[0]), digest(learn.model[1])) == good
-    assert len(learn.history) == epoch and learn.history.drop(columns="phase").notna().all().all()
+    assert len(learn.facts.history) == epoch and learn.facts.history.drop(columns="phase").notna().all().all()
     assert caught.value.details[0]["epoch"] == epoch + 1 and "learning_rate" in caught.value.hint
     assert caught.value.details[0]["step"] == 3 or what != "loss"
     learn.remove_cb(learn.poison)
     fit(learn, frozen_epochs=0, unfrozen_epochs=1)
-    assert learn.history["valid_loss"].notna().all()
+    assert learn.facts.history["valid_loss"].notna().all()
 
 
 def test_a_rate_out_of_bounds_diverges(tmp_path):
@@ -206,11 +207,11 @@ def test_a_rate_out_of_bounds_diverges(tmp_path):
 
 def test_divergence_may_be_looked_at(tmp_path):
     learn = make_learner(tmp_path, callbacks=[Poison("loss", 0)])
-    fit(learn, frozen_epochs=0, unfrozen_epochs=1, stop_on_divergence=False, checkpoints=tmp_path / "c")
-    assert learn.history["train_loss"].isna().all()
+    fit(learn, frozen_epochs=0, unfrozen_epochs=1, stop_on_divergence=False, out=tmp_path / "c")
+    assert learn.facts.history["train_loss"].isna().all()
     resumed = make_learner(tmp_path)
-    fit(resumed, frozen_epochs=0, unfrozen_epochs=1, checkpoints=tmp_path / "c", resume=True)
-    assert resumed.history["train_loss"].isna().all(), "NaN survives a checkpoint"
+    fit(resumed, frozen_epochs=0, unfrozen_epochs=1, out=tmp_path / "c", resume=True)
+    assert resumed.facts.history["train_loss"].isna().all(), "NaN survives a checkpoint"
 
 
 @pytest.mark.parametrize(
@@ -237,4 +238,4 @@ def test_too_few_images_is_an_error_and_no_validation_a_warning(tmp_path, caplog
     learn = make_learner(tmp_path)
     learn.dls.valid = DataLoader([], bs=4)
     fit(learn, frozen_epochs=0, unfrozen_epochs=1)
-    assert "no validation images" in caplog.text and learn.history["valid_loss"].isna().all()
+    assert "no validation images" in caplog.text and learn.facts.history["valid_loss"].isna().all()

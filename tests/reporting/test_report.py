@@ -24,9 +24,9 @@ from covid_fastai.data.cohort import load_cohort, save_cohort
 from covid_fastai.data.metadata import SEEN
 from covid_fastai.errors import UsageError
 from covid_fastai.evaluation.prediction_table import read_predictions
-from covid_fastai.evaluation.runs import log_event
 from covid_fastai.reporting.caveats import cohort_remarks, run_remarks, source_table
 from covid_fastai.reporting.report import render_report
+from covid_fastai.run_folder import RunFolder
 
 
 class Page(html.parser.HTMLParser):
@@ -116,7 +116,7 @@ def test_unknown_patients_and_a_test_that_was_touched_twice_are_alarms(copy):
     cohort.loc[cohort.index[cohort["split"] == "train"][0], "patient_known"] = False
     save_cohort(cohort, copy)
     for _ in range(2):
-        log_event(copy, "test evaluated", images=3)
+        RunFolder(copy).log("test evaluated", images=3)
     titles = [remark.title for remark in run_remarks(read_run(copy)) if remark.level == "alarm"]
     assert "Not every image's patient is known." in titles
     assert "The official test set was touched 2 times." in titles

@@ -46,8 +46,8 @@ def test_the_run_reads_back(learn):
 
 def test_no_patient_is_on_two_sides(learn):
     cohort = load_cohort(learn.path)
-    assert cohort.facts == learn.dls.cohort.facts
-    pd.testing.assert_frame_equal(cohort, learn.dls.cohort)
+    assert cohort.facts == learn.dls.facts.cohort.facts
+    pd.testing.assert_frame_equal(cohort, learn.dls.facts.cohort)
     used = cohort[cohort["split"].isin(["train", "valid", "test"])]
     assert used.groupby("patient")["split"].nunique().max() == 1
 
@@ -77,7 +77,7 @@ def test_a_table_of_many_types_is_trained_on_and_comes_back(phantom_root, tmp_pa
     names = ["age", "ward", "taken", "weight", "code"]
     pd.testing.assert_frame_equal(pd.DataFrame(again[names]), rows[names], check_dtype=False)
     assert [again[name].dtype.kind for name in names[:4]] == ["i", "b", "M", "f"]
-    pd.testing.assert_frame_equal(again, learn.dls.cohort)
+    pd.testing.assert_frame_equal(again, learn.dls.facts.cohort)
     assert f"- Sex: known of {int((number % 5 > 0).sum())} of" in (learn.path / "datasheet.md").read_text()
 
 
@@ -85,7 +85,7 @@ def test_the_saved_model_gives_the_same_probabilities(learn):
     from covid_fastai import load_model, predict, read_run
 
     before = read_run(learn.path).predictions
-    after = predict(load_model(learn.path / "model"), learn.dls.cohort.query("split == 'valid'"))
+    after = predict(load_model(learn.path / "model"), learn.dls.facts.cohort.query("split == 'valid'"))
     columns = [column for column in before if column.startswith("p_")]
     np.testing.assert_allclose(after[columns], before[columns], atol=1e-5)
 
@@ -152,7 +152,7 @@ def test_what_fastai_users_do_goes_on_working(learn):
         probabilities, targets = learn.tta(n=2)
         assert probabilities.shape == (len(targets), 2)
         learn.fine_tune(1)
-        decision, _, scores = learn.predict(learn.dls.cohort["path"].iloc[0])
+        decision, _, scores = learn.predict(learn.dls.facts.cohort["path"].iloc[0])
     plt.close("all")
     assert decision in learn.dls.vocab and float(scores.sum()) == pytest.approx(1, abs=1e-5)
 
@@ -243,7 +243,7 @@ def test_cross_validation_refuses_what_it_cannot_do(phantom_root):
 def test_the_report_says_which_weights_and_that_random_ones_transfer_nothing(learn, phantom_root, tmp_path):
     options = {**QUICK, "weights": "auto", "frozen_epochs": 0}
     own = train_classifier(phantom_root, out=tmp_path / "run", quiet=True, **options)
-    assert own.weights.name == "cxr"
+    assert own.facts.weights.name == "cxr"
     assert "radiograph weights" in (own.path / "report.html").read_text()
     assert "began with random weights" not in (own.path / "report.html").read_text()
     assert "began with random weights" in (learn.path / "report.html").read_text()

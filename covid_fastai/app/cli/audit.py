@@ -28,7 +28,7 @@ def audit(
     full: Annotated[
         bool, typer.Option("--full", help="Of a run: also train anew without the lungs, and on permuted labels.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="The page to write; audit.html, or a run's report.html.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page to write about data; audit.html if not given.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -38,8 +38,9 @@ def audit(
     listen(quiet=quiet, as_json=as_json)
     from covid_fastai.errors import UsageError
     from covid_fastai.evaluation.runs import read_run
+    from covid_fastai.run_folder import RunFolder
 
-    is_run = (data / "record.jsonl").is_file()
+    is_run = RunFolder(data).is_run()
     if full and not is_run:
         raise UsageError(
             f"{data} is no run: there is no network to train anew.", hint="Train first, then audit the run's folder."

@@ -292,7 +292,8 @@ def _train(
     from covid_fastai.audit.audit import read_audit
     from covid_fastai.evaluation.runs import read_run
     from covid_fastai.model.distributed import is_main_process
-    from covid_fastai.training.train import cross_validate, train_classifier
+    from covid_fastai.training.cross_validate import cross_validate
+    from covid_fastai.training.train import train_classifier
 
     bar = TerminalProgress(console) if console is not None and console.is_terminal else None
     try:
