@@ -47,7 +47,7 @@ def everything(path: Path) -> bytes:
     while place >= 0:  # compressed text
         try:
             found.append(zlib.decompress(content[content.index(b"\0", place) + 2 :]))
-        except zlib.error:
+        except (zlib.error, ValueError):  # the four letters stand in base64 by chance
             pass
         place = content.find(b"zTXt", place + 4)
     return b"\n".join(found)
