@@ -120,7 +120,7 @@ def _candidates(features: _Features) -> Iterator[tuple[int, int, int]]:
     for start in range(0, units.shape[1], ROWS):
         for left in range(0, units.shape[1], COLUMNS):
             rows, columns = slice(start, start + ROWS), slice(left, left + COLUMNS)
-            squares, products = 0.0, 0.0
+            squares = products = np.zeros((), dtype=units.dtype)
             for tangent in range(5):
                 plain = even[tangent, rows] @ even_units[:, columns]
                 turned = odd[tangent, rows] @ odd_units[:, columns]

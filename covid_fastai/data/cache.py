@@ -238,7 +238,7 @@ def keep(path: str | os.PathLike, kind: str, make: Callable[[Source], bytes]) ->
         return make(path)  # which says what is wrong
     cache = default_cache()
     key = cache.known_key(path) if cache is not None else ""
-    kept = cache.read(kind, key) if key else None
+    kept = cache.read(kind, key) if cache is not None and key else None
     if kept is not None:
         return kept
     content = Path(path).read_bytes()  # hashed and decoded from one reading: the file may be changed in between

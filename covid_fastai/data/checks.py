@@ -82,7 +82,11 @@ class RowChecker:
         """Find names that are empty or no text, files that are missing, no files, or outside of `root`."""
         nearby = NearbyFiles(root)
         inside = None if root is None else os.path.join(os.path.realpath(root), "")
-        real_folder = cache(os.path.realpath)  # there are many files in a folder; each part of a path asks the disk
+
+        @cache  # there are many files in a folder; each part of a path asks the disk
+        def real_folder(folder: str) -> str:
+            return os.path.realpath(folder)
+
         for index, (path,) in self._rows("path"):
             fault = _name_fault(path, inside, real_folder) or _file_fault(path, nearby)
             if fault is not None:

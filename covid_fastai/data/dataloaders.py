@@ -201,17 +201,20 @@ def build_dataloaders(
     cohort = _checked(cohort)
     classes = list(cohort.facts.classes)
     counts = _check_split(cohort, classes)
-    batch_size, drop_last = _fitting_batch_size(int(counts.loc["train"].sum()), batch_size)
+    trained_on = counts.T["train"]  # images by class
+    batch_size, drop_last = _fitting_batch_size(int(trained_on.sum()), batch_size)
     block = radiograph_block(classes=classes, image_size=image_size, augmentation=augmentation, mean=mean, std=std)
     items = _training_rows(cohort)
     weights = None
     if balance == "sampler":
-        weights = (1 / items["label"][items["split"] == "train"].map(counts.loc["train"])).tolist()
+        weights = (1 / items["label"][items["split"] == "train"].map(trained_on)).tolist()
     dls = block.dataloaders(
         cohort,
         bs=batch_size,
         drop_last=drop_last,
-        num_workers=resolve_workers(num_workers, items["path"], batch_bytes=batch_size * image_size**2, device=device),
+        num_workers=resolve_workers(
+            num_workers, items["path"].tolist(), batch_bytes=batch_size * image_size**2, device=device
+        ),
         device=device,
         path=path,
         dl_kwargs=[{"weights": weights}, {}],
@@ -219,7 +222,7 @@ def build_dataloaders(
     return _describe(
         dls,
         cohort.copy(),
-        class_weights=_class_weights(counts.loc["train"]) if balance == "loss" else None,
+        class_weights=_class_weights(trained_on) if balance == "loss" else None,
         classes=classes,
         image_size=image_size,
         mean=mean,
@@ -337,7 +340,7 @@ def _check_split(cohort: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
             f"{split} has no {label!r}" for split, row in counts.iterrows() for label, n in row.items() if n == 0
         ]
         faults += ["there is one class only"] if len(classes) < 2 else []  # guard: one_class
-    if not faults and counts.loc["train"].sum() < 2:
+    if not faults and int(counts.T["train"].sum()) < 2:
         faults = ["train has one image only"]
     if faults:  # guard: empty_side
         hint = "Each class needs images in train and in valid, of two patients at least: add data, or change valid."

@@ -180,7 +180,7 @@ def _decode(ds: Dataset, name: str) -> np.ndarray:
             reason, hint = "JPEG of 12 bits, which no decoder at hand reads", "Export it without compression."
         # guard: no_decoder
         elif isinstance(error, NotImplementedError) or "missing required dependencies" in str(error):
-            kind = syntax.name if known else "unknown"
+            kind = getattr(syntax, "name", "unknown") if known else "unknown"
             reason = f"no decoder is installed for its compression ({kind})"
             hint = "pip install 'covid_fastai[dicom]', or export it without compression."
         else:
@@ -224,7 +224,7 @@ def _frame_size(frame: bytes) -> tuple[int, int] | None:
 
 def _to_picture(stored: np.ndarray, ds: Dataset) -> tuple[Image.Image, list[str]]:
     """Return the grey picture and what was done, from stored numbers to MONOCHROME2 in 8 bits."""
-    from pydicom.pixels import apply_modality_lut
+    from pydicom.pixels.processing import apply_modality_lut
 
     padding = _padding(stored, ds)
     inside = slice(None) if padding is None else ~padding

@@ -69,7 +69,8 @@ def plot_class_counts(cohort: pd.DataFrame) -> Figure:
     splits = [split for split in SPLITS if (rows["split"] == split).any()]
     figure = Figure(figsize=(8, 0.9 + 0.5 * len(classes) * max(1, len(splits)) / 1.6), layout="constrained")
     colours = class_colours(classes)
-    for axes, what in zip(figure.subplots(1, 2, sharey=True), ("images", "patients"), strict=True):
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, what in zip(panels, ("images", "patients"), strict=True):
         for place, split in enumerate(splits):
             part = rows[rows["split"] == split].groupby("label")["patient"]
             counts = (part.size() if what == "images" else part.nunique()).reindex(classes, fill_value=0)
@@ -87,7 +88,7 @@ def plot_class_counts(cohort: pd.DataFrame) -> Figure:
         axes.set(xlabel=what, title=what.capitalize(), yticks=range(len(classes)), yticklabels=classes)
         axes.margins(x=0.28)
         axes.spines[["top", "right"]].set_visible(False)
-    axes.invert_yaxis()
+    panels[0].invert_yaxis()
     return figure
 
 

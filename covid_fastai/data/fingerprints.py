@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -146,7 +146,7 @@ def _near(hashes: np.ndarray) -> Iterator[tuple[int, int, int]]:
                 yield start + int(row), start + int(column), int(distance[row, column])
 
 
-def _standardised(thumbnails: Sequence[bytes]) -> np.ndarray:
+def _standardised(thumbnails: Iterable[bytes]) -> np.ndarray:
     """Return the thumbnails as unit vectors around 0, so that a product of two is their correlation."""
     values = np.frombuffer(b"".join(thumbnails), dtype=np.uint8).reshape(-1, THUMBNAIL_SIDE**2).astype(np.float32)
     values -= values.mean(axis=1, keepdims=True)
@@ -178,7 +178,8 @@ def connect_pairs(pairs: pd.DataFrame, index: pd.Index) -> pd.Series:
         Group numbers from 0 under the index; a row in no pair has a number of its own.
     """
     position = pd.Series(np.arange(len(index)), index=index)
-    groups = _components(position[pairs["first"]], position[pairs["second"]], len(index))
+    first, second = (position[pairs[end]].to_numpy() for end in ("first", "second"))
+    groups = _components(first, second, len(index))
     return pd.Series(groups, index=index, name="group")
 
 
@@ -202,7 +203,7 @@ def join_groups(patients: pd.Series, duplicates: pd.Series) -> pd.Series:
     return pd.Series(first[patient], index=patients.index, name="group", dtype=object)
 
 
-def _components(first: Sequence[int], second: Sequence[int], nodes: int) -> np.ndarray:
+def _components(first: np.ndarray, second: np.ndarray, nodes: int) -> np.ndarray:
     ends = (np.asarray(first), np.asarray(second))
     edges = coo_array((np.ones(len(ends[0]), dtype=np.int8), ends), shape=(nodes, nodes))
     return connected_components(edges, directed=False)[1]

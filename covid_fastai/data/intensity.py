@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 __all__ = ["is_colour", "scale_deep", "to_grey"]
 
@@ -36,7 +37,7 @@ def to_grey(stored: Image.Image, bits: int) -> tuple[Image.Image, list[str]]:
         image = image.convert("RGBA")
     if image.mode in ("LA", "La", "RGBA", "RGBa"):
         image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
+        if np.asarray(image.getchannel("A")).min() < 255:
             notes.append("transparency laid over black")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image).convert("RGB")  # guard: alpha
@@ -62,7 +63,7 @@ def is_colour(image: Image.Image) -> bool:
 
 def _deep_values(stored: Image.Image) -> np.ndarray:
     values = np.asarray(stored, dtype=np.float64)
-    if stored.format == "TIFF" and stored.tag_v2.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:
+    if isinstance(stored, TiffImageFile) and stored.tag_v2.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO:
         return -values  # guard: white_is_zero
     return values
 

@@ -169,7 +169,7 @@ def check_positive(task: Task) -> None:
 def _identify(rows: Rows) -> pd.DataFrame:
     """Say of each row whose image it is and where it comes from: by the columns, else by the file's name."""
     table = rows.table.copy()
-    base = table["name"].map(lambda name: os.path.basename(name.replace("\\", "/")))
+    base = table["name"].map(lambda name: os.path.basename(str(name).replace("\\", "/")))
     key = base.map(patient_key).fillna("")
     given = table["patient"] != ""
     if "patient_known" in rows.extras:  # a cohort that was written and read again: its file names stand for patients
@@ -273,7 +273,7 @@ def _check(
             remedy="Say check_images=True.",
         )
     # guard: faulty_rows
-    kept = table.drop(index=checker.faulty | checker.repeated | set(table.index[table["unknown_split"]]))
+    kept = table.drop(index=[*(checker.faulty | checker.repeated | set(table.index[table["unknown_split"]]))])
     return kept, duplicates[kept.index]
 
 
@@ -367,7 +367,7 @@ def _log_cohort(cohort: Cohort) -> None:
     for split, part in counts.groupby("split", sort=False):
         what = "note" if split == "excluded" else "label"
         sums = part.groupby(what, sort=False)["images"].sum()
-        logger.info("%s: %s.", split.capitalize(), "; ".join(f"{name} {n}" for name, n in sums.items()))
+        logger.info("%s: %s.", str(split).capitalize(), "; ".join(f"{name} {n}" for name, n in sums.items()))
     if cohort["in_pretraining"].any():
         logger.info(
             "Seen by the package's weights, they or another image of their patient: %d images. Never evaluated on.",

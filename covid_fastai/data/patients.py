@@ -91,7 +91,7 @@ def _read_facts() -> pd.DataFrame:
 
 @lru_cache(maxsize=1)
 def _cohen_patients() -> dict[str, str]:
-    return {_fold(name): patient for name, patient in _read_facts()["patient"].items()}
+    return {_fold(str(name)): patient for name, patient in _read_facts()["patient"].items()}
 
 
 def _fold(name: str) -> str:

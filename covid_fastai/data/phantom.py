@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -345,19 +346,19 @@ def write_phantom(
 def _counts(patients: int | Mapping[str, int]) -> dict[str, int]:
     """Return how many patients of each finding, in the order of `FINDINGS`, on which the drawing depends."""
     counts = dict(patients) if isinstance(patients, Mapping) else {}
-    numbers = [*counts.values()] if counts else [patients]
+    numbers = [patients] if isinstance(patients, int | np.integer) else [*counts.values()]
     if set(counts) - set(FINDINGS) or not all(_is_whole(number) for number in numbers) or sum(numbers) < 1:
         raise UsageError(
             f"patients={patients!r}.", hint=f"Give a number, or numbers by finding: {', '.join(FINDINGS)}."
         )
-    if not counts:
+    if not isinstance(patients, Mapping):
         shares = np.cumsum([SHARES[finding] for finding in FINDINGS])
         counts = dict(zip(FINDINGS, np.diff((shares * patients).round(), prepend=0), strict=True))  # adds up
     return {finding: int(counts[finding]) for finding in FINDINGS if counts.get(finding)}
 
 
 def _is_whole(number: object) -> bool:
-    return isinstance(number, (int, np.integer)) and not isinstance(number, bool) and number >= 0
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool) and bool(number >= 0)
 
 
 def _is_complete(root: Path, settings: dict) -> bool:
@@ -389,8 +390,8 @@ def _patients(rng: np.random.Generator, counts: Mapping[str, int]) -> list[tuple
 
 def _write_patient(root: Path, rng, number: int, finding: str, test: bool, settings: Mapping) -> list[dict]:
     """Draw one patient's images, write them, and return their rows of the CSV."""
-    anatomy, hospital = draw_anatomy(rng), str(rng.choice(list(HOSPITALS)))
-    shown = finding if settings["signal"] else str(rng.choice(["Normal", "COVID-19"]))
+    anatomy, hospital = draw_anatomy(rng), cast(Hospital, str(rng.choice(list(HOSPITALS))))
+    shown = cast(Finding, finding if settings["signal"] else str(rng.choice(["Normal", "COVID-19"])))
     sex, age = str(rng.choice(["F", "M"])), int(rng.integers(18, 90))
     severity = settings["severity"] * rng.uniform(0.85, 1.15)
     label, second, first = FINDINGS[finding]

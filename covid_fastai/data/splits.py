@@ -203,7 +203,7 @@ def _classes(cohort: Cohort) -> list[str]:
 def _count_groups(rows: pd.DataFrame, classes: Sequence[str], *, least: int, what: str) -> pd.DataFrame:
     """Return the images by unseen group (rows, by name) and class; raise where a class has too few groups."""
     unseen, seen = (
-        pd.crosstab(part["group"], part["label"]).reindex(columns=classes, fill_value=0)
+        pd.crosstab(part["group"], part["label"]).reindex(columns=list(classes), fill_value=0)
         for part in (rows[~rows["in_pretraining"]], rows[rows["in_pretraining"]])
     )
     _refuse((unseen > 0).sum(), (seen > 0).sum(), least=least, unit="patient", what=what)
@@ -261,8 +261,8 @@ def _refuse(counts: pd.Series, kept_out: pd.Series, *, least: int, unit: str, wh
 def _refuse_guarded(counts: pd.Series, kept_out: pd.Series, *, least: int, unit: str, what: str) -> None:
     """Raise since the guard leaves too few; say how many it keeps out of evaluation."""
     few = counts[counts < least]
-    names = " and ".join(map(repr, few.index))
-    listed = ", ".join(f"{label!r} {n} and {kept_out[label]} kept out" for label, n in counts.items())
+    names, guarded = " and ".join(map(repr, few.index)), kept_out.to_dict()
+    listed = ", ".join(f"{label!r} {n} and {guarded[label]} kept out" for label, n in counts.items())
     hint = "To be judged on them, say exclude_pretraining_overlap=False, with weights=None or 'imagenet'"
     hint += ", or take fewer folds." if "folds" in what else "."
     details = [
@@ -271,7 +271,7 @@ def _refuse_guarded(counts: pd.Series, kept_out: pd.Series, *, least: int, unit:
             "path": "",
             "kind": "too_few",
             "severity": "error",
-            "reason": f"{label!r} has {n} unseen {unit}{'' if n == 1 else 's'}, and {kept_out[label]} kept out",
+            "reason": f"{label!r} has {n} unseen {unit}{'' if n == 1 else 's'}, and {guarded[label]} kept out",
             "remedy": hint,
         }
         for label, n in few.items()
@@ -306,6 +306,7 @@ def _deal(counts: pd.DataFrame, *, shares: np.ndarray, seed: int) -> pd.Series:
     rarest_first = np.argsort(images.sum(axis=0), kind="stable")
     owed = shares * images.sum(axis=0)  # images that each part has yet to get, by class
     rng = np.random.default_rng(int(seed))
+    missing: list[int] = []
     for attempt in range(DEALS):
         order = rng.permutation(rarest_first) if attempt else rarest_first
         part = _deal_once(images, owed.copy(), order, rng)

@@ -25,7 +25,7 @@ SPELLINGS = {
 }
 
 
-def fold_text(text: str) -> str:
+def fold_text(text: object) -> str:
     """Return `text` as findings are compared: lower case, without spaces, hyphens and underscores."""
     return re.sub(r"[-_\s]+", "", str(text).casefold())  # guard: fold_text
 

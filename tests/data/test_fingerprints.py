@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from pathlib import Path
 
 import imagehash
 import numpy as np
@@ -95,7 +96,7 @@ def test_names_as_bytes_are_names(originals, prints):
 
 def test_unreadable_images_have_an_error_and_no_fingerprint(originals, tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "cut.png").write_bytes(open(originals[0], "rb").read()[:3000])
+    (tmp_path / "cut.png").write_bytes(Path(originals[0]).read_bytes()[:3000])
     bad = [str(tmp_path / name) for name in ("empty.png", "cut.png", "absent.png")]
     table = fingerprint_images([originals[0], bad[0], originals[0], bad[1], bad[2]])
     unreadable = table.iloc[[1, 3, 4]]
