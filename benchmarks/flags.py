@@ -1,8 +1,8 @@
-"""How often the shortcut audit is right: `python -m benchmarks.flags --draws 200` draws as many data sets of each kind.
+"""How often the shortcut audit is right: `python -m benchmarks.flags --datasets 200` generates that many of each kind.
 
-Each data set has 40 patients of either class and about 130 images of 48 pixels, drawn anew from its own seed. The table
-says in how many of them something is flagged; for a clean one that is a false alarm. Results are kept in the file that
-`--out` names, so that an interrupted run goes on.
+Each data set has 40 patients of either class and about 130 images of 48 pixels, generated from its own seed. The table
+says how many of them are flagged; a flag of a clean one is a false alarm. Results are written to the file that
+`--out` names, so that an interrupted run can be continued.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def look(kind: str, strength: float, seed: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--datasets", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("runs") / "flags.csv")
     arguments = parser.parse_args()
     logging.getLogger("covid_fastai").setLevel(logging.ERROR)
@@ -54,7 +54,7 @@ def main() -> None:
         writer = csv.writer(file)
         if file.tell() == 0:
             writer.writerow(["kind", "strength", "seed", "flags"])
-        for seed in range(arguments.draws):
+        for seed in range(arguments.datasets):
             for kind, strength in PLANS:
                 if (kind, strength, seed) not in done:
                     writer.writerow([kind, strength, seed, "; ".join(look(kind, strength, seed))])

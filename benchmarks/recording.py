@@ -48,7 +48,7 @@ def as_markdown(table: pd.DataFrame) -> str:
         "",
         "Measured by `python -m benchmarks`; ratios are above 1 where we are faster.",
         "",
-        "| work | ours, s | beside | theirs, s | ratio | asked for | |",
+        "| work | ours, s | compared with | theirs, s | ratio | target | |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in table.to_dict("records"):
@@ -67,7 +67,7 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 def as_brief(table: pd.DataFrame) -> str:
     """Return the rows that have a peer, as the README shows them."""
-    lines = ["| work | ours, s | beside | theirs, s | times as fast |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| work | ours, s | compared with | theirs, s | speed-up |", "| --- | --- | --- | --- | --- |"]
     for row in _with_peer(table).to_dict("records"):
         ours, theirs = (_seconds(row[side]) for side in ("ours", "theirs"))
         ratio = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
@@ -87,7 +87,7 @@ def _seconds(value: float, around: float | None = None) -> str:
 
 
 def plot_ratios(table: pd.DataFrame, file: Path) -> None:
-    """Plot each ratio with the range of its pairs, and what is asked for."""
+    """Plot each ratio with the range of its pairs, and the target."""
     rows = _with_peer(table).iloc[::-1].reset_index(drop=True)
     if rows.empty:
         return
@@ -102,14 +102,14 @@ def plot_ratios(table: pd.DataFrame, file: Path) -> None:
         )
         if not pd.isna(row["target"]):
             axes.plot(row["target"], number, "|", color="black", ms=14, mew=2)
-    axes.set_yticks(rows.index, [f"{row['name']}\nbeside {row['peer']}" for _, row in rows.iterrows()], fontsize=8)
+    axes.set_yticks(rows.index, [f"{row['name']}\ncompared with {row['peer']}" for _, row in rows.iterrows()], fontsize=8)
     axes.set_xscale("log")
     ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100) if tick <= 1.5 * rows["high"].max()]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.axvline(1, color="grey", lw=0.8)
     figure.supxlabel(
-        "times as fast as the peer: median and range of the pairs; the bar is what is asked for", fontsize=9
+        "speed-up over the peer: median and range of the pairs; the bar is the target", fontsize=9
     )
     axes.margins(y=0.06)
     figure.savefig(file, dpi=130)

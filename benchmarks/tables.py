@@ -124,7 +124,7 @@ def measure_memory(*, repeats: int, quick: bool) -> list[Measurement]:
             def remark(said=said) -> str:
                 last = said[-1]
                 return (
-                    f"{last['peak'] - last['built']:.0f} MB beside the model ({last['built']:.0f} MB with all imports)"
+                    f"{last['peak'] - last['built']:.0f} MB in addition to the model ({last['built']:.0f} MB with all imports)"
                 )
 
             name = f"memory of 1 + 1 epochs on {copies * len(rows):,} full-resolution images"
@@ -166,8 +166,8 @@ def measure_bootstrap(*, repeats: int, quick: bool) -> list[Measurement]:
         compare(
             f"bootstrap of {n} patients, {draws:,} resamples",
             lambda: evaluate(table, positive="COVID-19", n_resamples=draws),
-            loop, peer="loop over scikit-learn, one figure", repeats=repeats,
-            remark="ours: every figure of the report",
+            loop, peer="loop over scikit-learn, one metric", repeats=repeats,
+            remark="ours: every metric of the report",
         )
     ]  # fmt: skip
 
