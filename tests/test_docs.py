@@ -94,3 +94,26 @@ def test_the_reference_is_written_from_the_docstrings(pages):
         assert page.exists(), name
     text = (pages / "reference/data.metadata.read_cohort.qmd").read_text(encoding="utf-8")
     assert "| on_problem" in text  # the table of the arguments
+
+
+CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_the_map_of_the_package_lists_every_module():
+    rows = [line.strip("| ").split(" | ") for line in CONTRIBUTING.splitlines() if line.startswith("| `")]
+    listed = {folder.strip("`/"): set(re.findall(r"`([a-z_]+)`", modules)) for folder, _, modules in rows}
+    listed["."] = set(re.findall(r"`([a-z_]+)`", next(r for r in CONTRIBUTING.splitlines() if "| top level" in r)))
+    package = REPOSITORY / "covid_fastai"
+    for folder, modules in listed.items():
+        found = {path.stem for path in (package / folder).glob("*.py") if not path.stem.startswith("__")}
+        assert found <= modules, f"{folder}: {sorted(found - modules)} are not in CONTRIBUTING.md"
+    folders = {str(path.parent.relative_to(package)) for path in package.rglob("*.py") if path.stem != "__init__"}
+    assert folders == set(listed)
+
+
+def test_what_to_change_names_files_that_exist():
+    table = CONTRIBUTING[CONTRIBUTING.index("## Where to change what") : CONTRIBUTING.index("## Rules")]
+    paths = re.findall(r"`((?:[a-z_]+/)+[a-z_.]*|[a-z_]+\.py)`", table)
+    assert len(paths) > 60
+    lost = [path for path in paths if not any((REPOSITORY / root / path).exists() for root in ("", "covid_fastai"))]
+    assert not lost
