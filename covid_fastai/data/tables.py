@@ -15,7 +15,7 @@ import pandas as pd
 from covid_fastai.data.problems import ProblemLog
 from covid_fastai.errors import DataError, UsageError
 
-__all__ = ["as_rows", "read_table"]
+__all__ = ["as_rows", "check_encoding", "read_table"]
 
 SEPARATORS = ",;\t|"
 # UTF-32 before UTF-16, whose mark it begins with
@@ -101,7 +101,26 @@ def as_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return cast("list[dict[str, Any]]", table.to_dict("records"))
 
 
+def check_encoding(encoding: str) -> None:
+    """Raise unless there is such a text encoding.
+
+    Args:
+        encoding: Its name, such as `"cp1252"`.
+
+    Raises:
+        UsageError: There is none.
+    """
+    try:
+        b" ".decode(encoding)
+    except LookupError:
+        raise UsageError(f"encoding={encoding!r} is not known.", hint="Try 'utf-8', 'cp1252' or 'utf-16'.") from None
+    except UnicodeError:  # one byte is no text in it
+        pass
+
+
 def _read_text(path: Path, encoding: str | None) -> str:
+    if encoding is not None:
+        check_encoding(encoding)
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -115,8 +134,6 @@ def _read_text(path: Path, encoding: str | None) -> str:
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), "utf-8")
     try:
         text = raw.decode(encoding)
-    except LookupError:
-        raise UsageError(f"encoding={encoding!r} is not known.", hint="Try 'utf-8', 'cp1252' or 'utf-16'.") from None
     except UnicodeError as error:  # guard: not_text
         line = raw[: getattr(error, "start", 0)].count(b"\n") + 1
         raise DataError(

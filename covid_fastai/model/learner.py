@@ -38,6 +38,7 @@ __all__ = [
     "CheckNormalisation",
     "FrozenBody",
     "body_and_head",
+    "body_features",
     "build_learner",
     "linear_head",
     "map_weights",
@@ -96,7 +97,10 @@ def build_learner(
         raise UsageError(f"There is one class only: {list(dls.vocab)}.", hint="A classifier needs two or more.")
     mixed = precision_callbacks(precision, torch.device(getattr(dls, "device", None) or "cpu"))
     found = resolve_weights(weights, arch=arch)
-    head = linear_head(*_features(dls, arch), classes=len(dls.vocab))
+    _log_weights(found)
+    loaders = loader_facts(dls)
+    features = body_features(arch, image_size=loaders.image_size if loaders else 224)
+    head = linear_head(*features, classes=len(dls.vocab))
     learn = vision_learner(
         dls,
         arch.removeprefix(TIMM_PREFIX) if arch not in ARCHITECTURES else getattr(torchvision.models, arch),
@@ -252,21 +256,36 @@ def _agree(found: Sequence[tuple[float, float]], weights: Weights) -> bool:
     return abs(found[0][0] - weights.mean) < 1e-5 and abs(found[0][1] - weights.std) < 1e-5  # float32 rounding
 
 
-def _features(dls: DataLoaders, arch: str) -> tuple[int, bool]:
-    """Return the channels of the body's output and whether the head has to pool them.
+def _log_weights(weights: Weights) -> None:
+    if weights.state is None:
+        return
+    if weights.name == "cxr":
+        said = "Starting from the package's own radiograph weights (cxr, sha256 %s), without a network."
+        logger.info(said, weights.sha256[:8])
+    if weights.assumed:
+        logger.warning(
+            "%s has no mean and std beside it: %s and %s are taken.", weights.origin, weights.mean, weights.std
+        )
+
+
+def body_features(arch: str, *, image_size: int) -> tuple[int, bool]:
+    """Return the channels of a body's output and whether the head has to pool them.
+
+    Args:
+        arch: The architecture.
+        image_size: Side of the images, pixels.
 
     Raises:
         UsageError: A timm network does not return `(n, features, h, w)` or `(n, features)` at this image size.
     """
     if arch in ARCHITECTURES:
         return ARCHITECTURES[arch], True
-    body, loaders = cast(TimmBody, empty_body(arch)), loader_facts(dls)
-    size = loaders.image_size if loaders else 224
+    body = cast(TimmBody, empty_body(arch))
     hint = "Use a convolutional network (ConvNeXt, EfficientNet, RegNet, DenseNet), or image_size=224."
     try:
-        shape = body(torch.zeros(2, 1, size, size, device="meta")).shape
+        shape = body(torch.zeros(2, 1, image_size, image_size, device="meta")).shape
     except (AssertionError, RuntimeError) as error:
-        raise UsageError(f"{arch} does not take images of {size} pixels: {error}.", hint=hint) from error
+        raise UsageError(f"{arch} does not take images of {image_size} pixels: {error}.", hint=hint) from error
     features = body.model.num_features
     if tuple(shape[:2]) != (2, features) or len(shape) != (4 if body.needs_pool else 2):
         raise UsageError(f"{arch} returns {tuple(shape)}, no feature maps (n, {features}, h, w).", hint=hint)

@@ -53,6 +53,7 @@ class Weights:
         origin: The file that they were read from, or how they were made.
         sha256: Of that file, 64 hexadecimal digits; empty for random weights.
         arch: The architecture that they belong to.
+        assumed: Whether mean and std are assumed, since the file has none beside it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Weights:
     origin: str
     sha256: str
     arch: str
+    assumed: bool = field(default=False, repr=False, compare=False)
 
     @property
     def pretrained(self) -> bool:
@@ -69,8 +71,8 @@ class Weights:
         return self.name != "random"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the facts, without the tensors, as plain values."""
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "state"}
+        """Return the facts that a saved model keeps, as plain values."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("state", "assumed")}
 
 
 def resolve_weights(weights: str | Path | Weights | None, *, arch: str) -> Weights:
@@ -158,7 +160,6 @@ def _package_weights(arch: str) -> Weights:
         raise ModelFormatError(
             f"{path} is damaged: its sha256 is not that in its .json.", hint="Reinstall the package."
         )
-    logger.info("Starting from the package's own radiograph weights (cxr, sha256 %s), without a network.", sha256[:8])
     return Weights("cxr", _fit(state, arch, path), facts["mean"], facts["std"], str(path), sha256, arch)
 
 
@@ -208,8 +209,8 @@ def _file_weights(path: Path, arch: str) -> Weights:
     body = _fit(state, arch, path)
     if "mean" not in facts:
         colour = any(tensor.ndim == 4 and tensor.shape[1] == 3 for tensor in _unwrap(state).values())
-        facts = dict(zip(("mean", "std"), IMAGENET_GREY if colour else NEUTRAL_GREY, strict=True))
-        logger.warning("%s has no mean and std beside it: %s and %s are taken.", path, facts["mean"], facts["std"])
+        mean, std = IMAGENET_GREY if colour else NEUTRAL_GREY
+        return Weights("file", body, mean, std, str(path), sha256, arch, assumed=True)
     return Weights("file", body, facts["mean"], facts["std"], str(path), sha256, arch)
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from covid_fastai.audit.baselines import predict_shortcuts
 from covid_fastai.data.fingerprints import fingerprint_images
 from covid_fastai.data.metadata import read_cohort
-from covid_fastai.data.pretraining_overlap import mark_pretraining_overlap, package_manifests, read_manifest
+from covid_fastai.data.pretraining_overlap import Manifest, mark_pretraining_overlap, package_manifests, read_manifest
 from covid_fastai.data.tasks import Task, get_task
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric
@@ -153,11 +153,13 @@ def validate(
         ModelFormatError: The model cannot be used.
     """
     run = model if isinstance(model, Run) else read_run(model)
-    cohort = read_cohort(data, task=_task(run, labels or {}), exclude_pretraining_overlap=False, **reading)
-    cohort = cohort[cohort["split"] != "excluded"]
+    task = _task(run, labels or {})
     folders = [run.folder.fold(number) for number in range(run.config.get("folds") or 0)] or [run.folder]
-    learners = [load_model(folder.model) for folder in folders]
-    seen = _seen(run, cohort, learners[0].facts.weights.name)
+    learners = [load_model(folder.model) for folder in folders]  # before the data, which take longer to read
+    manifests = _manifests(run, learners[0].facts.weights.name)
+    cohort = read_cohort(data, task=task, exclude_pretraining_overlap=False, **reading)
+    cohort = cohort[cohort["split"] != "excluded"]
+    seen = _seen(cohort, manifests)
     rows = cohort[~seen].assign(split="valid")
     if rows.empty:
         raise DataError(
@@ -261,13 +263,18 @@ def _task(run: Run, labels: Mapping[str, str]) -> Task:
     )
 
 
-def _seen(run: Run, cohort: pd.DataFrame, weights: str) -> pd.Series:
-    """Say of each row whether the model, or the weights that it began from, know its picture or its patient."""
+def _manifests(run: Run, weights: str) -> list[Manifest]:
+    """Return what the model, and the weights that it began from, were trained on."""
     file = run.folder.training_manifest
     if not file.is_file():
         raise DataError(f"{run.path} does not say what its model was trained on.", hint="Train it anew.")
     manifests = [read_manifest(file)]
     if weights == "cxr":
         manifests += [read_manifest(path) for path in package_manifests()]
+    return manifests
+
+
+def _seen(cohort: pd.DataFrame, manifests: Sequence[Manifest]) -> pd.Series:
+    """Say of each row whether one of the manifests has its picture or its patient."""
     prints = fingerprint_images(cohort["path"])
     return mark_pretraining_overlap(cohort, pd.Series(prints["phash"].to_numpy(), index=cohort.index), manifests)

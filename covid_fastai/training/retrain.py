@@ -27,6 +27,7 @@ from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.evaluation.runs import Run, read_run
 from covid_fastai.files import claim_folder, make_folder, write_csv
 from covid_fastai.model.checkpoint import clear_checkpoints
+from covid_fastai.model.environment import check_environment
 from covid_fastai.model.learner import build_learner
 from covid_fastai.run_folder import RunFolder
 from covid_fastai.training.fit_cohort import fit_cohort
@@ -63,6 +64,7 @@ def retrain(folder: str | Path | Run, *, changes: Sequence[str] = ALL) -> Path:
     if not run.config.get("config"):
         raise DataError(f"{run.path} does not say how it was trained.", hint="Train with train_classifier.")
     config = TrainConfig.from_dict(run.config["config"])
+    check_environment(config)
     cohort = _cohort(run)
     root = make_folder(run.folder.retrained)
     with claim_folder(root):

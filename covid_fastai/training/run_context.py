@@ -21,6 +21,7 @@ from covid_fastai.errors import DataError, DivergenceError, UsageError
 from covid_fastai.evaluation.runs import collect_versions
 from covid_fastai.files import claim_folder, new_run_folder, write_csv, write_json
 from covid_fastai.model.distributed import agree, batch_per_process, broadcast_text, is_main_process
+from covid_fastai.model.environment import check_environment
 from covid_fastai.run_folder import BATCH_HALVED, RunFolder
 
 __all__ = ["RunPlan", "batch_size_of", "keep_cohort", "resolve_run", "run_context"]
@@ -61,6 +62,7 @@ def resolve_run(data, *, preset, out, resume, choices, folds=None) -> RunPlan:
         if data is None:
             raise UsageError("There is no data.", hint="Name a folder or CSV, or resume a run.")
         config = TrainConfig.build(preset=preset, **choices)
+        check_environment(config)
         if not isinstance(data, pd.DataFrame):
             find_data(data)  # before a folder is made for a run that cannot begin
         folder = new_run_folder(out, task=config.task_name) if is_main_process() else ""
@@ -83,7 +85,9 @@ def resolve_run(data, *, preset, out, resume, choices, folds=None) -> RunPlan:
         data = saved["data"]
         if data is None:
             raise UsageError(f"{folder.path} was made from a DataFrame.", hint="Give the same DataFrame to resume it.")
-    return RunPlan(data, TrainConfig.from_dict(saved["config"]), folder, True, folds)
+    config = TrainConfig.from_dict(saved["config"])
+    check_environment(config)
+    return RunPlan(data, config, folder, True, folds)
 
 
 @contextmanager

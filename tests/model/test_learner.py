@@ -103,6 +103,14 @@ def test_weights_reach_the_body_and_bring_their_normalisation(dls, imagenet_like
     assert abs(float(x.mean()) - (float(raw.float().mean()) / 255 - 0.449) / 0.226) < 0.02
 
 
+def test_the_log_says_what_the_body_begins_with(dls, imagenet_like, caplog):
+    with caplog.at_level("INFO", logger="covid_fastai"):
+        build_learner(dls, weights="cxr")
+        assert "without a network" in caplog.text and "no mean and std" not in caplog.text
+        build_learner(dls, weights=imagenet_like)
+    assert f"{imagenet_like} has no mean and std beside it" in caplog.text
+
+
 def test_normalisation_follows_the_weights_and_an_older_learner_refuses(dls, imagenet_like, caplog):
     first = build_learner(dls, weights=None)
     assert normalisations(dls) == [(0.5, 0.25)] * 2

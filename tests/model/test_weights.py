@@ -252,10 +252,9 @@ def test_package_weights(monkeypatch, tmp_path):
         resolve_weights("auto", arch="resnet18")
 
 
-def test_the_weights_that_come_with_the_package(caplog):
-    with caplog.at_level(logging.INFO, logger="covid_fastai"):
-        found = resolve_weights("auto", arch="resnet18")
-    assert found.name == "cxr" and found.pretrained and "without a network" in caplog.text
+def test_the_weights_that_come_with_the_package():
+    found = resolve_weights("auto", arch="resnet18")
+    assert found.name == "cxr" and found.pretrained and not found.assumed
     assert resolve_weights("cxr", arch="resnet18").sha256 == found.sha256
     assert found.state["0.weight"].shape == (64, 1, 7, 7)
     path = module.PACKAGE_FOLDER / "cxr-resnet18.safetensors"
@@ -277,13 +276,12 @@ def test_a_saved_model_folder(tmp_path, reference):
         resolve_weights(tmp_path, arch="resnet34")
 
 
-def test_faulty_files(tmp_path, reference, pth, caplog):
+def test_faulty_files(tmp_path, reference, pth):
     state = reference.state_dict()
     good = tmp_path / "good.safetensors"
     save_file(state, good)
-    with caplog.at_level(logging.WARNING, logger="covid_fastai"):
-        assert resolve_weights(good, arch="resnet18").mean == IMAGENET_GREY[0]
-    assert "no mean and std" in caplog.text
+    found = resolve_weights(good, arch="resnet18")
+    assert found.mean == IMAGENET_GREY[0] and found.assumed and "assumed" not in found.to_dict()
     with pytest.raises(ModelFormatError, match="not a resnet34"):
         resolve_weights(good, arch="resnet34")
     for name, change in {

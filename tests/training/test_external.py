@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
 
 from covid_fastai import cross_validate, load_model, predict, read_run, train_classifier, validate, write_phantom
+from covid_fastai.app.cli import evaluate, main
 from covid_fastai.audit.baselines import predict_shortcuts
 from covid_fastai.data.cohort import load_cohort
-from covid_fastai.errors import DataError, UsageError
+from covid_fastai.errors import CovidFastaiError, DataError, UsageError
 from covid_fastai.training.external import CONFOUNDED, ONE_CLASS, SAME, judge_sources
 
 QUICK = {"image_size": 32, "batch_size": 8, "frozen_epochs": 0, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
@@ -125,3 +128,25 @@ def test_the_models_of_a_cross_validation_answer_by_their_mean(phantom_root, els
     mean = (each[0]["p_COVID-19"] + each[1]["p_COVID-19"]) / 2
     pd.testing.assert_series_equal(result.predictions["p_COVID-19"], mean, check_exact=False)
     assert not (folds.path / "external").exists()
+
+
+@pytest.mark.parametrize("fault", ["model", "manifest", "label"])
+def test_a_run_that_cannot_be_judged_is_refused_before_data_are_read(run, elsewhere, tmp_path, monkeypatch, fault):
+    copy, labels = shutil.copytree(run, tmp_path / "run"), {"positive": "COVID-19"}
+    if fault == "model":
+        (copy / "model" / "model.safetensors").unlink()
+    elif fault == "manifest":
+        (copy / "training.manifest.safetensors").unlink()
+    else:
+        labels = {"positive": "Covid"}
+
+    def read(*arguments, **options):
+        raise AssertionError("data were read")
+
+    monkeypatch.setattr("covid_fastai.data.metadata.read_rows", read)
+    monkeypatch.setattr(evaluate, "listen", lambda **options: None)  # it would set up logging for all tests
+    words = [f"--label={theirs}={ours}" for theirs, ours in labels.items()]
+    done = CliRunner().invoke(main.app, ["validate", str(copy), str(elsewhere), *words])
+    with pytest.raises(CovidFastaiError) as in_python:
+        validate(copy, elsewhere, labels=labels)
+    assert str(done.exception) == str(in_python.value) and type(done.exception) is type(in_python.value)
