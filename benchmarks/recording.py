@@ -102,15 +102,14 @@ def plot_ratios(table: pd.DataFrame, file: Path) -> None:
         )
         if not pd.isna(row["target"]):
             axes.plot(row["target"], number, "|", color="black", ms=14, mew=2)
-    axes.set_yticks(rows.index, [f"{row['name']}\ncompared with {row['peer']}" for _, row in rows.iterrows()], fontsize=8)
+    labels = [f"{row['name']}\ncompared with {row['peer']}" for _, row in rows.iterrows()]
+    axes.set_yticks(rows.index, labels, fontsize=8)
     axes.set_xscale("log")
     ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100) if tick <= 1.5 * rows["high"].max()]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.axvline(1, color="grey", lw=0.8)
-    figure.supxlabel(
-        "speed-up over the peer: median and range of the pairs; the bar is the target", fontsize=9
-    )
+    figure.supxlabel("speed-up over the peer: median and range of the pairs; the bar is the target", fontsize=9)
     axes.margins(y=0.06)
     figure.savefig(file, dpi=130)
     plt.close(figure)

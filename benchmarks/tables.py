@@ -123,9 +123,8 @@ def measure_memory(*, repeats: int, quick: bool) -> list[Measurement]:
 
             def remark(said=said) -> str:
                 last = said[-1]
-                return (
-                    f"{last['peak'] - last['built']:.0f} MB in addition to the model ({last['built']:.0f} MB with all imports)"
-                )
+                more = last["peak"] - last["built"]
+                return f"{more:.0f} MB in addition to the model ({last['built']:.0f} MB with all imports)"
 
             name = f"memory of 1 + 1 epochs on {copies * len(rows):,} full-resolution images"
             found.append(compare(name, ours, repeats=1, warm=False, remark=remark))
