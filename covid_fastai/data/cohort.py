@@ -111,7 +111,9 @@ class Cohort(pd.DataFrame):
     It is a `DataFrame`, and so is the result of every operation on it: slices, copies, merges, what another process
     unpickles. `facts` goes along. It is not called `info`, since `DataFrame.info()` is pandas' own summary.
 
-    `read_cohort` makes cohorts with these columns; the columns that the data came with stand behind them.
+    `read_cohort` makes cohorts with these columns. Behind them stand the columns that the data came with, as they are:
+    those of a CSV are text. Of the images that Cohen's collection describes there are also `sex` (text), `age` (years)
+    and `day` (since onset or admission; both float, NaN where not known), where the data do not have them already.
 
     ```text
     path            text   the image's file, absolute
@@ -125,9 +127,6 @@ class Cohort(pd.DataFrame):
     finding         text   the label as the data have it, in this package's spelling
     note            text   why the row is excluded; "" for the others
     in_pretraining  bool   whether the package's weights have seen the image or another one of its group
-    sex             text   where it is known
-    age             float  years, NaN where it is not known
-    day             float  days since onset or admission, NaN where it is not known
     fold            int    after fold_by_patient: the row's fold, -1 for rows that are never held out
     ```
 
@@ -136,6 +135,13 @@ class Cohort(pd.DataFrame):
         *args: As for a `DataFrame`.
         facts: What belongs to the rows; None to take over that of `data`, where it is a cohort.
         **kwargs: As for a `DataFrame`.
+
+    Example:
+        >>> from covid_fastai import Cohort, CohortInfo
+        >>> facts = CohortInfo(classes=("Normal", "COVID-19"), positive="COVID-19")
+        >>> cohort = Cohort({"path": ["a.png", "b.png"], "label": ["Normal", "COVID-19"]}, facts=facts)
+        >>> cohort[cohort["label"] == "Normal"].facts.positive
+        'COVID-19'
     """
 
     _metadata = ["_facts"]  # pandas hands on what is named here, and pickles it

@@ -63,3 +63,13 @@ def test_an_unfinished_run_says_which_file_is_missing(run_folder, tmp_path):
 
 def test_versions_name_what_figures_depend_on():
     assert {"torch", "fastai", "pandas", "covid_fastai"} <= set(collect_versions()["packages"])
+
+
+def test_a_run_reads_its_cohort_back_with_its_types_and_facts(run_folder, tmp_path):
+    cohort = read_run(run_folder).cohort
+    assert cohort["in_pretraining"].dtype == cohort["patient_known"].dtype == bool
+    assert cohort.facts.classes == ("Normal", "COVID-19") and cohort.facts.positive == "COVID-19"
+    shutil.copytree(run_folder, tmp_path / "run")
+    (tmp_path / "run" / "cohort.json").unlink()
+    with pytest.raises(DataError, match=r"run/cohort\.json cannot be read as a cohort.*Put back"):
+        _ = read_run(tmp_path / "run").cohort
