@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import runpy
@@ -45,8 +46,11 @@ def pages(tmp_path_factory) -> Path:
 
 
 def test_the_reference_lists_every_public_name():
-    names = [f"{module}.{name}" for name, module in covid_fastai._MODULE_OF.items()]
-    assert sorted(referenced()) == sorted(names)
+    values = {name: getattr(covid_fastai, name) for name in covid_fastai.__all__ if name != "__version__"}
+    listed = {path.rsplit(".", 1)[1]: path.rsplit(".", 1)[0] for path in referenced()}
+    assert sorted(listed) == sorted(values) and len(referenced()) == len(values)
+    for name, module in listed.items():
+        assert getattr(importlib.import_module(f"covid_fastai.{module}"), name) is values[name]
 
 
 def test_the_sidebar_follows_the_story(pages):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import os
 import pkgutil
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import covid_fastai
+from covid_fastai import errors
 
 MODULES = [
     module.name
@@ -19,14 +24,69 @@ MODULES = [
 ]
 
 
+STUB = ast.parse((Path(covid_fastai.__file__).with_suffix(".pyi")).read_text(encoding="utf-8"))
+STUB_IMPORTS = [node for node in STUB.body if isinstance(node, ast.ImportFrom)]
+
+
 def test_names_are_sorted_and_each_loads():
-    assert list(covid_fastai.__all__) == sorted(covid_fastai.__all__)
+    assert list(covid_fastai.__all__) == sorted(covid_fastai.__all__) == dir(covid_fastai)
     for name in covid_fastai.__all__:
         assert getattr(covid_fastai, name) is not None
 
 
+def test_the_stub_names_what_is_loaded():
+    """Editors and type checkers read the stub: each name stands in it once, as itself, and is exported."""
+    assert [(node.module, node.names[0].name) for node in STUB_IMPORTS] == sorted(
+        (node.module, node.names[0].name) for node in STUB_IMPORTS
+    )
+    names = []
+    for node in STUB_IMPORTS:
+        (alias,) = node.names
+        assert node.level == 1 and alias.asname == alias.name
+        value = getattr(importlib.import_module(f"covid_fastai.{node.module}"), alias.name)
+        assert getattr(covid_fastai, alias.name) is value
+        names.append(alias.name)
+    (exported,) = [ast.literal_eval(node.value) for node in STUB.body if isinstance(node, ast.Assign)]
+    assert exported == sorted([*names, "__version__"]) == covid_fastai.__all__
+
+
+def test_each_name_is_exported_by_the_module_that_the_stub_names():
+    for node in STUB_IMPORTS:
+        assert node.names[0].name in importlib.import_module(f"covid_fastai.{node.module}").__all__
+
+
+def test_every_error_is_public():
+    assert set(errors.__all__) <= set(covid_fastai.__all__)
+
+
+def test_a_type_checker_knows_the_public_names(tmp_path):
+    pyright = shutil.which("pyright", path=Path(sys.executable).parent) or shutil.which("pyright")
+    if pyright is None:
+        pytest.skip("pyright is not installed")
+    (tmp_path / "use.py").write_text(
+        "import covid_fastai\nreveal_type(covid_fastai.split_by_patient)\n"
+        "covid_fastai.train_classifier('data', seed='one')\ncovid_fastai.train_classifier('data', sede=1)\n"
+        "covid_fastai.train_clasifier\n"
+    )
+    done = subprocess.run(
+        [pyright, "--pythonpath", sys.executable, "use.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(covid_fastai.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert "(cohort: DataFrame, *, valid_pct: float = 0.2, seed: int = 42) -> Cohort" in done.stdout, done.stdout
+    assert """"Literal['one']" cannot be assigned to parameter "seed\"""" in done.stdout
+    assert 'No parameter named "sede"' in done.stdout and '"train_clasifier" is not a known attribute' in done.stdout
+
+
+def test_the_wheel_and_the_source_hold_the_stub():
+    setup = Path(covid_fastai.__file__).parents[1] / "MANIFEST.in"
+    assert {"*.pyi", "py.typed"} <= set(setup.read_text().split())
+
+
 def test_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no attribute 'train_clasifier'"):
+    with pytest.raises(AttributeError, match="No covid_fastai attribute train_clasifier"):
         covid_fastai.train_clasifier  # noqa: B018
 
 

@@ -12,11 +12,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 
-from covid_fastai.errors import DataError, UsageError
+from covid_fastai.errors import DataError
 from covid_fastai.evaluation.bootstrap import BINS, equal_mass_bins, other_folds, patient_draws
 from covid_fastai.evaluation.formatting import ResultDisplay, format_estimate
 from covid_fastai.evaluation.intervals import percentiles, wilson
-from covid_fastai.evaluation.metrics import Evaluation, evaluate, score_units
+from covid_fastai.evaluation.metrics import Evaluation, as_evaluation, evaluate, score_units
 from covid_fastai.evaluation.prediction_table import (
     PROBABILITY,
     class_columns,
@@ -195,7 +195,7 @@ def reliability_table(source: Evaluation | pd.DataFrame | str | Path, *, bins: B
         UsageError: `bins` is not allowed, or the evaluation holds no predictions.
         DataError: The table is faulty.
     """
-    result = _judged(source)
+    result = as_evaluation(source)
     units = score_units(result.predictions, positive=result.positive, unit=result.unit).table
     given, hit = confidence(units, result.classes, result.positive)
     table = pd.DataFrame({"bin": equal_mass_bins(given, bins), "probability": given, "fraction": hit})
@@ -223,7 +223,7 @@ def plot_reliability(source: Calibration | Evaluation | pd.DataFrame | str | Pat
         DataError: The table is faulty.
     """
     both = isinstance(source, Calibration)
-    shown = {"before": source.before, "after": source.after} if both else {"": _judged(source)}
+    shown = {"before": source.before, "after": source.after} if both else {"": as_evaluation(source)}
     colours = dict(zip(shown, class_colours(["first", "second"]).values(), strict=False))
     figure = Figure(figsize=(4.8, 5.6), layout="constrained")
     axes, counts = figure.subplots(2, 1, height_ratios=[3.4, 1], sharex=True)
@@ -264,13 +264,6 @@ def _figures(before: Evaluation, after: Evaluation, *, n_resamples: int, seed: i
         value = after.value(metric) - before.value(metric)
         rows.append({**rows[-1], "when": "difference", "value": value, "low": low, "high": high, "method": "bootstrap"})
     return rows
-
-
-def _judged(source: Evaluation | pd.DataFrame | str | Path) -> Evaluation:
-    result = source if isinstance(source, Evaluation) else evaluate(source)
-    if result.predictions.empty:
-        raise UsageError("This evaluation holds figures only.", hint="Read it with read_run, or evaluate the table.")
-    return result
 
 
 def _logits(table: pd.DataFrame) -> np.ndarray:

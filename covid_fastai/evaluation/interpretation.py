@@ -31,19 +31,19 @@ __all__ = ["confusion_matrix", "open_picture", "plot_confusion_matrix", "plot_to
 LOSSES = ["path", "patient", "label", "predicted", "probability", "loss"]
 
 
-def confusion_matrix(source: Learner | Evaluation | pd.DataFrame) -> pd.DataFrame:
+def confusion_matrix(source: Learner | Evaluation | pd.DataFrame | str | Path) -> pd.DataFrame:
     """Count images (of an evaluation: its units) by true and predicted class.
 
     Args:
         source: A learner, whose validation images are predicted anew through fastai's `ClassificationInterpretation`;
-            or an evaluation, or a predictions table.
+            or an evaluation, or predictions: a table or CSV that `read_predictions` accepts.
 
     Returns:
         Counts, true class by row, predicted class by column.
     """
     if isinstance(source, Evaluation):
         return source.confusion
-    if isinstance(source, pd.DataFrame):
+    if isinstance(source, (pd.DataFrame, str, Path)):
         table = read_predictions(source)
         classes = class_columns(table)
         table = table[has_label_and_prediction(table)]
@@ -56,7 +56,7 @@ def confusion_matrix(source: Learner | Evaluation | pd.DataFrame) -> pd.DataFram
 
 
 @checked
-def top_losses(source: Learner | Evaluation | pd.DataFrame, *, k: TopK = 9) -> pd.DataFrame:
+def top_losses(source: Learner | Evaluation | pd.DataFrame | str | Path, *, k: TopK = 9) -> pd.DataFrame:
     """Return the images whose true class got the smallest probability, the worst first.
 
     Args:
@@ -67,9 +67,12 @@ def top_losses(source: Learner | Evaluation | pd.DataFrame, *, k: TopK = 9) -> p
         `path`, `patient`, `label` (true), `predicted`, `probability` (of the true class, 0 to 1) and `loss`
         (cross-entropy, minus its natural logarithm).
     """
-    if not isinstance(source, (Evaluation, pd.DataFrame)):
+    if isinstance(source, (pd.DataFrame, str, Path)):
+        table = read_predictions(source)
+    elif isinstance(source, Evaluation):
+        table = source.predictions
+    else:
         return _learner_losses(source, k)
-    table = read_predictions(source) if isinstance(source, pd.DataFrame) else source.predictions
     table = table[has_label_and_prediction(table)] if len(table) else table
     if table.empty:
         raise UsageError("There is no labelled prediction to rank.", hint="Give a table with labels.")
@@ -83,7 +86,7 @@ def top_losses(source: Learner | Evaluation | pd.DataFrame, *, k: TopK = 9) -> p
     return losses.sort_values("loss", ascending=False, kind="stable").head(k).reset_index(drop=True)[LOSSES]
 
 
-def plot_confusion_matrix(source: Learner | Evaluation | pd.DataFrame) -> Figure:
+def plot_confusion_matrix(source: Learner | Evaluation | pd.DataFrame | str | Path) -> Figure:
     """Plot the confusion matrix: counts, and the share of each true class.
 
     Args:
@@ -112,7 +115,7 @@ def plot_confusion_matrix(source: Learner | Evaluation | pd.DataFrame) -> Figure
 
 
 @checked
-def plot_top_losses(source: Learner | Evaluation | pd.DataFrame, *, k: TopK = 9) -> Figure:
+def plot_top_losses(source: Learner | Evaluation | pd.DataFrame | str | Path, *, k: TopK = 9) -> Figure:
     """Plot the images with the largest losses, each with its true and predicted class, probability and file.
 
     Args:

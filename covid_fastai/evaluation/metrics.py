@@ -44,6 +44,7 @@ __all__ = [
     "LOWER_IS_BETTER",
     "SMALLEST_P",
     "Scores",
+    "as_evaluation",
     "evaluate",
     "find_row",
     "score_units",
@@ -211,6 +212,21 @@ def evaluate(
         patients_known=bool(table.loc[judged, "patient_known"].all()),
         predictions=table,
     )
+
+
+def as_evaluation(source: Evaluation | pd.DataFrame | str | Path) -> Evaluation:
+    """Return an evaluation that holds its predictions.
+
+    Args:
+        source: An evaluation, or predictions.
+
+    Raises:
+        UsageError: The evaluation holds metrics only.
+    """
+    result = source if isinstance(source, Evaluation) else evaluate(source)
+    if result.predictions.empty:
+        raise UsageError("This evaluation holds metrics only.", hint="Read it with read_run, or evaluate the table.")
+    return result
 
 
 def score_units(

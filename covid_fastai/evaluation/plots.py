@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,13 @@ from matplotlib.figure import Figure
 from covid_fastai.errors import UsageError
 from covid_fastai.evaluation.bootstrap import patient_draws, precision_at, sensitivity_at
 from covid_fastai.evaluation.formatting import format_estimate
-from covid_fastai.evaluation.metrics import Evaluation, score_units
+from covid_fastai.evaluation.metrics import Evaluation, as_evaluation, score_units
 from covid_fastai.evaluation.prediction_table import PROBABILITY
 from covid_fastai.options import Seed, checked
 from covid_fastai.plotting import COLOURS, GREY, class_colours, draw_band
+
+if TYPE_CHECKING:
+    from fastai.learner import Learner
 
 __all__ = [
     "plot_history",
@@ -31,15 +35,21 @@ BAND_DRAWS = 500  # enough for a band's two percentiles to be drawn
 GRID = np.linspace(0, 1, 201)
 
 
-def plot_history(history: pd.DataFrame) -> Figure:
+def plot_history(history: pd.DataFrame | Learner) -> Figure:
     """Plot loss and metrics by epoch; the frozen phase is shaded.
 
     Args:
-        history: A row an epoch, as in `learn.facts.history` or a run's `history.csv`; with `fold` a line a fold.
+        history: A row an epoch, as in `learn.facts.history` or a run's `history.csv`; with `fold` a line a fold. Or a
+            learner that `fit` has trained.
 
     Returns:
         The figure: the losses, and a panel for each metric.
+
+    Raises:
+        UsageError: The learner has no history.
     """
+    if not isinstance(history, pd.DataFrame):
+        history = _history_of(history)
     metrics = [
         name for name in history if name not in ("phase", "epoch", "train_loss", "valid_loss", "seconds", "fold")
     ]
@@ -93,13 +103,13 @@ def plot_learning_rate(steps: pd.DataFrame) -> Figure:
 
 
 @checked
-def plot_roc(evaluation: Evaluation, *, seed: Seed = 0) -> Figure:
+def plot_roc(evaluation: Evaluation | pd.DataFrame | str | Path, *, seed: Seed = 0) -> Figure:
     """Plot the ROC curve with its 95% band, a curve for each class where there are more than two.
 
     The band holds, at each false positive rate, the middle 95% of 500 bootstrap draws of patients.
 
     Args:
-        evaluation: What `evaluate` returned.
+        evaluation: What `evaluate` returned, or predictions.
         seed: Of the draws.
 
     Returns:
@@ -108,6 +118,7 @@ def plot_roc(evaluation: Evaluation, *, seed: Seed = 0) -> Figure:
     Raises:
         UsageError: The evaluation holds no predictions.
     """
+    evaluation = as_evaluation(evaluation)
     figure, axes = _square()
     axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
     for name, colour, curve, low, high in _curves(evaluation, sensitivity_at, seed=seed):
@@ -193,9 +204,15 @@ def _curves(evaluation: Evaluation, compute, *, seed: int):
         yield name, colours[name], compute(GRID, scores, of_class, once)[0], low, high
 
 
+def _history_of(learn: Learner) -> pd.DataFrame:
+    history = getattr(getattr(learn, "facts", None), "history", None)
+    if history is None or history.empty:
+        raise UsageError("This learner has no history.", hint="Train it with fit, or give the table of a run.")
+    return history
+
+
 def _units(evaluation: Evaluation) -> pd.DataFrame:
-    if evaluation.predictions.empty:
-        raise UsageError("This evaluation holds figures only.", hint="Read it with read_run, or evaluate the table.")
+    evaluation = as_evaluation(evaluation)
     return score_units(evaluation.predictions, positive=evaluation.positive, unit=evaluation.unit).table
 
 

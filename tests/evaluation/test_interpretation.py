@@ -61,3 +61,9 @@ def test_top_losses_are_drawn_with_names_and_gone_files_leave_a_gap(covid_learne
 def test_without_labels_nothing_can_be_ranked(predictions):
     with pytest.raises(UsageError):
         top_losses(predictions.assign(label=""))
+
+
+def test_a_file_of_predictions_is_taken_too(predictions, tmp_path):
+    predictions.to_csv(tmp_path / "predictions.csv", index=False)
+    pd.testing.assert_frame_equal(confusion_matrix(tmp_path / "predictions.csv"), confusion_matrix(predictions))
+    pd.testing.assert_frame_equal(top_losses(str(tmp_path / "predictions.csv"), k=4), top_losses(predictions, k=4))

@@ -95,7 +95,7 @@ def test_learning_rate(history):
 
 def test_figures_alone_cannot_be_plotted(predictions):
     bare = Evaluation.from_dict(evaluate(predictions).to_dict())
-    with pytest.raises(UsageError, match="figures only"):
+    with pytest.raises(UsageError, match="metrics only"):
         plot_roc(bare)
 
 
@@ -105,3 +105,19 @@ def test_no_figure_is_left_in_pyplots_hands(predictions):
     before = plt.get_fignums()
     plot_roc(evaluate(predictions))
     assert plt.get_fignums() == before
+
+
+def test_roc_takes_predictions_too(predictions, tmp_path):
+    predictions.to_csv(tmp_path / "predictions.csv", index=False)
+    wanted = plot_roc(evaluate(predictions)).axes[0].get_legend().get_texts()[0].get_text()
+    for source in (predictions, tmp_path / "predictions.csv"):
+        assert plot_roc(source).axes[0].get_legend().get_texts()[0].get_text() == wanted
+
+
+def test_history_takes_a_learner_too(history):
+    from types import SimpleNamespace
+
+    learn = SimpleNamespace(facts=SimpleNamespace(history=history))
+    assert len(plot_history(learn).axes) == len(plot_history(history).axes)
+    with pytest.raises(UsageError, match="no history"):
+        plot_history(SimpleNamespace(facts=SimpleNamespace(history=None)))
