@@ -6,7 +6,7 @@ import logging
 import tempfile
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["CHANGES", "predict_probes", "write_altered", "write_probes"]
 
 logger = logging.getLogger("covid_fastai")
+
+Table = TypeVar("Table", bound=pd.DataFrame)  # a cohort stays one
 
 CHANGES = (BLIND, "noise centre")
 SMALLEST_FOR_MAPS = 128  # pixels; below it a map of a ResNet has fewer than 4 x 4 cells, which tell no place
@@ -118,7 +120,7 @@ def _opens(path: str) -> bool:
     return True
 
 
-def write_altered(rows: pd.DataFrame, folder: str | Path, *, change: str, image_size: int) -> pd.DataFrame:
+def write_altered(rows: Table, folder: str | Path, *, change: str, image_size: int) -> Table:
     """Write copies of images with the lungs' region altered, squashed to the size that the model takes.
 
     Args:

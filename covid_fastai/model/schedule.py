@@ -307,7 +307,7 @@ def _describe(learn: Learner, phases: list[Phase]) -> dict[str, Any]:
     facts |= {"weights": (weights.sha256 or weights.name) if weights else "", "images": learn.dls.train.n}
     facts |= {"classes": [str(name) for name in getattr(learn.dls, "vocab", [])]}
     if cohort is not None:
-        rows = zip(cohort["path"].map(lambda path: Path(path).name), cohort["label"], cohort["split"], strict=True)
+        rows = zip(cohort["path"].map(lambda path: Path(str(path)).name), cohort["label"], cohort["split"], strict=True)
         facts["rows"] = hashlib.sha256(repr(list(rows)).encode()).hexdigest()
     return facts
 

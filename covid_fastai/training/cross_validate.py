@@ -193,11 +193,12 @@ def _train_on_ray(
     """Train folds as tasks of the Ray cluster that this process belongs to, or of one that Ray starts here."""
     try:
         import ray
+        from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
         raise UnavailableError("n_jobs needs Ray.", hint="pip install 'covid_fastai[ray]'") from error
     started = not ray.is_initialized()
     if started:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)) // n_jobs)
     gpus = ray.cluster_resources().get("GPU", 0) / n_jobs
     task = ray.remote(num_cpus=cores, num_gpus=min(1, gpus), max_retries=TRIES - 1, max_calls=1)(_fold_task)
@@ -213,10 +214,10 @@ def _train_on_ray(
                 fold = waiting.pop(one)
                 try:
                     yield ray.get(one)
-                except ray.exceptions.RayTaskError as error:
+                except RayTaskError as error:
                     cause = error.cause if isinstance(error.cause, CovidFastaiError) else error
                     raise cause from None
-                except ray.exceptions.RayError as error:
+                except RayError as error:
                     raise ResourceError(
                         f"The process of fold {fold} died {TRIES} times: {str(error).splitlines()[0][:200]}",
                         hint="Memory may be short: fewer n_jobs. Finished folds are kept; go on with resume=.",

@@ -17,6 +17,7 @@ from covid_fastai.audit.baselines import predict_shortcuts
 from covid_fastai.data.fingerprints import fingerprint_images
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.pretraining_overlap import Manifest, mark_pretraining_overlap, package_manifests, read_manifest
+from covid_fastai.data.tables import as_rows
 from covid_fastai.data.tasks import Task, get_task
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric
@@ -105,13 +106,17 @@ class Validation(ResultDisplay):
             A dictionary a source: `source`, `value`, `low`, `high`, `n`, and `thumbnail`, the AUC of the thumbnail
             there (NaN where it could not be tried).
         """
-        rows, beside = (
-            table[(table["comparison"] == SAME) & (table["metric"] == "auc")].set_index("images of")
+        own, beside = (
+            {row["images of"]: row for row in as_rows(table[table["comparison"].eq(SAME) & table["metric"].eq("auc")])}
             for table in (self.table, self.thumbnail)
         )
         return [
-            {"source": source, **row[["value", "low", "high", "n"]].to_dict(), "thumbnail": beside["value"].get(source)}
-            for source, row in rows.iterrows()
+            {
+                "source": source,
+                **{name: row[name] for name in ("value", "low", "high", "n")},
+                "thumbnail": beside[source]["value"] if source in beside else None,
+            }
+            for source, row in own.items()
         ]
 
 
@@ -203,7 +208,7 @@ def judge_sources(
     rows = []
     for source, found in classes.items():
         part = predictions[predictions["source"] == source].reset_index(drop=True)
-        rows += _figures(evaluate(part, **options), source, SAME if len(found) > 1 else ONE_CLASS)
+        rows += _figures(evaluate(part, **options), str(source), SAME if len(found) > 1 else ONE_CLASS)
     single = classes[classes.map(len) == 1]
     if single.explode().nunique() > 1:
         part = predictions[predictions["source"].isin(single.index)].reset_index(drop=True)
