@@ -1,4 +1,4 @@
-"""The audit of a model: could it be right without looking at a lung? Baselines, probes, and the verdict."""
+"""The audit of a model: whether it may be right without using the lungs. Baselines, probes and the verdict."""
 
 from __future__ import annotations
 
@@ -40,35 +40,37 @@ __all__ = [
     "read_audit",
 ]
 
-OWN_SHARE = 0.95  # of a class's images from a source that the other classes hardly have: it is that class's own
-DRAWS = 500  # of the bootstrap, which only the mean AUC of more than two classes needs
+OWN_FRACTION = 0.95  # of a class's images from sources that hardly occur in the other classes: they are its own sources
+N_RESAMPLES = 500  # bootstrap resamples; only the mean AUC of more than two classes needs them
 BLIND, PERMUTED, NEGATIVE_CONTROL, UNTRAINED = "black centre", "permuted labels", "negative control", "frozen backbone"
-JUDGED, RETRAINED, NEVER = "when judged", "in training too", "never trained, linear head"
+# when the images were altered: values of the column `when`
+EVALUATION_ONLY, RETRAINED, NOT_RETRAINED = "at evaluation", "in training and evaluation", "frozen, linear head only"
 VERSUS = ["baseline", "difference", "low", "high", "n", "errorless_low"]
-PLACEBO = ["class", "auc", "low", "high", "n"]
+BATCH_EFFECT = ["class", "auc", "low", "high", "n"]
 ALTERED = ["change", "when", "auc", "auc_low", "auc_high", "difference", "low", "high", "n"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Audit(ResultDisplay):
-    """What speaks for and against a model's having learnt disease.
+    """Evidence for and against a model having learnt disease.
 
     Attributes:
-        network: The network's AUC on the held-out patients: `value`, `low`, `high`, `n`.
-        shortcuts: What baselines reach that see little or nothing of a lung.
-        versus: A row a baseline: `baseline`, `difference` (the network's AUC less the baseline's, on the same
-            patients), `low`, `high` (95%, paired), `n`, and `errorless_low`, of the thumbnail, the lower bound if
-            the network made no error at all.
-        batch_effect: A row a class that is in the official TEST and in training: how well the thumbnail separates the
-            two parts, which differ in nothing but how they were made: `class`, `auc`, `low`, `high`, `n`.
-        altered: A row a change of the images: `change`, `when` ("when judged", "in training too", or "never trained,
-            linear head" for the features of the first weights), the network's
-            `auc` on them with `auc_low` and `auc_high`, and `difference` (unaltered less altered) with `low` and
-            `high`.
-        negative_controls: `images`, `called`, `fraction`, `low`, `high`: how many of the negatives of the positive
-            class's own source are called positive; None where there are none.
-        external: Of each source with both classes: `source`, `value`, `low`, `high`, `n`, `thumbnail`.
-        verdict: What follows.
+        network: AUC of the network on the held-out patients: `value`, `low`, `high`, `n`.
+        shortcuts: Results of baselines that see little or nothing of the lungs.
+        versus: One row per baseline: `baseline`, `difference` (AUC of the network minus AUC of the baseline on the same
+            patients), `low`, `high` (95%, paired), `n`, and for the thumbnail `errorless_low`, the lower bound if the
+            network made no error.
+        batch_effect: One row per class that occurs in the official TEST and in training: how well the thumbnail
+            separates the two, which should differ only in how the images were made: `class`, `auc`, `low`, `high`,
+            `n`.
+        altered: One row per change of the images: `change`, `when` (`"at evaluation"`, `"in training and evaluation"`,
+            or `"frozen, linear head only"` for the features of the initial weights), the network's `auc` with
+            `auc_low` and `auc_high`, and `difference` (unaltered minus altered) with `low` and `high`.
+        negative_controls: `images`, `called` (number classified as positive), `fraction`, `low` and `high` for negative
+            images from the source of the positive class; None if there are none.
+        external: One mapping per external source with both classes: `source`, `value`, `low`, `high`, `n`,
+            `thumbnail`.
+        verdict: The conclusion.
     """
 
     network: Mapping[str, Any]
@@ -81,29 +83,28 @@ class Audit(ResultDisplay):
     verdict: Verdict
 
     def summary(self) -> pd.DataFrame:
-        """Return the baselines beside the network, as text."""
+        """Return the baselines and their differences to the network, as text."""
         table = self.shortcuts.summary()
-        said = {
+        differences = {
             row["baseline"]: format_estimate(row["difference"], row["low"], row["high"], spec=SIGNED)
             for row in as_rows(self.versus)
         }
-        table["network less it"] = [said.get(name, MISSING) for name in table["given"]]
+        table["network minus baseline"] = [differences.get(name, MISSING) for name in table["baseline"]]
         return table
 
     def notes(self) -> list[str]:
-        """Return what has to be said beside the table of baselines."""
+        """Return the notes that belong to the table of baselines."""
         return self.shortcuts.notes()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values, without the baselines' predictions."""
+        """Return the audit as plain values, without the predictions of the baselines."""
         tables = {name: getattr(self, name).to_dict("records") for name in ("versus", "batch_effect", "altered")}
-        whole = {"network": dict(self.network), "shortcuts": self.shortcuts.to_dict(), **tables}
-        whole |= {
+        fields = {"network": dict(self.network), "shortcuts": self.shortcuts.to_dict(), **tables}
+        return fields | {
             "negative_controls": self.negative_controls,
             "external": list(self.external),
             "verdict": self.verdict.to_dict(),
         }
-        return whole
 
     def __repr__(self) -> str:
         return "\n".join([self.summary().to_string(index=False), *self.notes(), str(self.verdict)])
@@ -124,22 +125,22 @@ def audit_predictions(
     seed: Seed = 0,
     most: int = 1000,
 ) -> Audit:
-    """Set a model's predictions beside those of baselines that see little or nothing of a lung.
+    """Compare a model's predictions with those of baselines that see little or nothing of the lungs.
 
     Args:
-        predictions: Held-out predictions, of this package or of any other model.
-        cohort: All rows, with `split` or `fold`; None where there are only the predictions: the baselines are then
-            tried on those images alone.
-        probes: The model's predictions of altered images and of negative controls, with the column `probe`; None where
-            none were made.
-        retrained: By the change of the images (`"black centre"`, `"noise centre"`) held-out predictions of a network
-            that was trained and judged on images so changed; `"permuted labels"` for one that was trained on labels
-            dealt out at random, `"frozen backbone"` for a linear head on the first weights' features.
-        external: Of each source with both classes what `validate` found there: `source`, `value`, `low`, `high`, `n`,
-            `thumbnail`.
+        predictions: Held-out predictions of any model, made by this package or not.
+        cohort: All rows, with `split` or `fold`; None if only the predictions are known. The baselines then use the
+            predicted images alone.
+        probes: The model's predictions of altered images and of negative controls, with the column `probe`; None if
+            there are none.
+        retrained: Held-out predictions of retrained networks by change: `"black centre"` and `"noise centre"` for
+            networks trained and evaluated on altered images, `"permuted labels"` for a network trained on permuted
+            labels, `"frozen backbone"` for a linear head on the features of the initial weights.
+        external: Results of `validate`, one mapping per source with both classes: `source`, `value`, `low`, `high`,
+            `n`, `thumbnail`.
         positive: As in `evaluate`.
-        seed: Of every draw.
-        most: Images of a class that the baselines are tried on.
+        seed: Seed of all random numbers.
+        most: Largest number of images per class that the baselines use.
 
     Returns:
         The audit.
@@ -150,15 +151,13 @@ def audit_predictions(
     table = read_predictions(predictions)
     classes = class_columns(table)
     positive = choose_positive(classes, positive, one_vs_rest=True)
-    cohort = _as_cohort(table, classes) if cohort is None else cohort
+    cohort = _cohort_from_predictions(table, classes) if cohort is None else cohort
     shortcuts = find_shortcuts(cohort, most=most, seed=seed)
-    auc = evaluate(table, positive=positive, n_resamples=DRAWS, seed=seed).row("auc")
+    auc = evaluate(table, positive=positive, n_resamples=N_RESAMPLES, seed=seed).row("auc")
     network = {name: auc[name] for name in ("value", "low", "high", "n")}
-    versus = _versus(table, shortcuts, positive)
-    altered, negative_controls = (
-        _altered(table, probes, retrained or {}, positive),
-        _count_negative_controls(probes, positive),
-    )
+    versus = _compare_with_baselines(table, shortcuts, positive)
+    altered = _evaluate_altered(table, probes, retrained or {}, positive)
+    negative_controls = _count_negative_controls(probes, positive)
     blind = altered[(altered["change"] == BLIND) & (altered["when"] == RETRAINED)]
     verdict = give_verdict(
         shortcuts,
@@ -174,21 +173,22 @@ def audit_predictions(
 
 @checked
 def audit_run(folder: str | Path | Run, *, seed: Seed | None = None, most: int = 1000) -> Audit:
-    """Audit a run from what its folder holds, and write `audit.json` into it.
+    """Audit a run from the files in its folder and write `audit.json` into it.
 
-    The images must still be where the run found them. What `audit --full` retrained, and what `validate` found at other
-    hospitals, is taken into account where it is there.
+    The images must still be where the run read them. Networks retrained by `covid-fastai audit --full` and results of
+    `validate` are included if the folder has them.
 
     Args:
-        folder: A run that was judged, as `train_classifier` or `cross_validate` wrote it, or what `read_run` returned.
-        seed: As in `audit_predictions`; None for the run's own.
+        folder: Folder of an evaluated run, as written by `train_classifier` or `cross_validate`, or the result of
+            `read_run`.
+        seed: As in `audit_predictions`; None for the seed of the run.
         most: As in `audit_predictions`.
 
     Returns:
         The audit.
 
     Raises:
-        DataError: The folder is no run, or as in `audit_predictions`.
+        DataError: The folder is not a run; otherwise as in `audit_predictions`.
     """
     run = folder if isinstance(folder, Run) else read_run(folder)
     result, probes = run.metrics, run.folder.probes
@@ -196,14 +196,14 @@ def audit_run(folder: str | Path | Run, *, seed: Seed | None = None, most: int =
         path.parent.name.replace("-", " "): read_predictions(path)
         for path in sorted(run.folder.retrained.glob(f"*/{RunFolder.predictions}"))
     }
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in run.folder.external_results().values()]
+    validations = [json.loads(path.read_text(encoding="utf-8")) for path in run.folder.external_results().values()]
     text = {"label": str, "patient": str}
     audit = audit_predictions(
         result.predictions,
         run.cohort,
         probes=pd.read_csv(probes, keep_default_na=False, dtype=text) if probes.is_file() else None,
         retrained=retrained,
-        external=[one for data_set in found for one in data_set["same_source"]],
+        external=[source for validation in validations for source in validation["same_source"]],
         positive=result.positive,
         seed=(run.config.get("config") or {}).get("seed", 0) if seed is None else seed,
         most=most,
@@ -213,13 +213,13 @@ def audit_run(folder: str | Path | Run, *, seed: Seed | None = None, most: int =
 
 
 def read_audit(folder: str | Path) -> Audit | None:
-    """Read a run's audit back.
+    """Read the audit of a run.
 
     Args:
         folder: The run's folder.
 
     Returns:
-        The audit, without the baselines' predictions; None where the run was not audited.
+        The audit, without the predictions of the baselines; None if the run was not audited.
 
     Raises:
         DataError: `audit.json` is damaged.
@@ -229,99 +229,106 @@ def read_audit(folder: str | Path) -> Audit | None:
         return None
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        conditions = tuple(Condition(**one) for one in fields["verdict"].pop("conditions"))
+        conditions = tuple(Condition(**condition) for condition in fields["verdict"].pop("conditions"))
         fields["verdict"] = Verdict(**fields["verdict"], conditions=conditions)
         fields["shortcuts"] = ShortcutAudit.from_dict(fields["shortcuts"])
-        for name, columns in (("versus", VERSUS), ("batch_effect", PLACEBO), ("altered", ALTERED)):
+        for name, columns in (("versus", VERSUS), ("batch_effect", BATCH_EFFECT), ("altered", ALTERED)):
             fields[name] = pd.DataFrame(fields[name], columns=columns)
         return Audit(**fields)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged: {error}.", hint="Audit the run anew: covid-fastai audit RUN.") from error
+        raise DataError(f"{path} is damaged: {error}.", hint="Repeat the audit: covid-fastai audit RUN.") from error
 
 
 def negative_control_rows(cohort: pd.DataFrame, *, positive: str) -> pd.DataFrame:
-    """Return the images that show whether a model knows the positive class or only where it comes from.
+    """Return the negative controls: unused negative images from the source of the positive class.
 
-    They are excluded, are not of the positive class, are no lateral views, and come from a source that has 95% of the
-    positive class's images, or more, and next to none of the other classes'.
+    They show whether a model recognises the positive class or only its source. A negative control is excluded from the
+    task, is not of the positive class and not a lateral view, and comes from the positive class's own sources: sources
+    that hold at least 95% of the positive images and less than 5% of the images of every other class.
 
     Args:
-        cohort: With `label`, `split`, `source`, `view` and, where known, `finding`.
+        cohort: With `label`, `split`, `source`, `view` and, if known, `finding`.
         positive: The positive class.
 
     Returns:
-        The rows; none where the classes share their sources.
+        The rows; an empty table if the classes share their sources.
     """
     used = cohort[cohort["split"].isin(["train", "valid", "test"])]
     counts = pd.crosstab(used["source"], used["label"])
     if positive not in counts or counts.shape[1] < 2:
         return cohort.iloc[:0]
-    shares = counts / counts.sum()
-    own = shares.index[(shares[positive] > 0) & (shares.drop(columns=positive).max(axis=1) < 1 - OWN_SHARE)]
-    if shares.loc[own, positive].sum() < OWN_SHARE:
+    fractions = counts / counts.sum()  # of each class, by source
+    rare_in_others = fractions.drop(columns=positive).max(axis=1) < 1 - OWN_FRACTION
+    own_sources = fractions.index[(fractions[positive] > 0) & rare_in_others]
+    if fractions.loc[own_sources, positive].sum() < OWN_FRACTION:
         return cohort.iloc[:0]
-    excluded = cohort[(cohort["split"] == "excluded") & cohort["source"].isin([*own]) & (cohort["source"] != "unknown")]
+    from_own = cohort["source"].isin([*own_sources]) & (cohort["source"] != "unknown")
+    excluded = cohort[(cohort["split"] == "excluded") & from_own]
     finding = excluded["finding"] if "finding" in excluded else excluded["label"]
     return excluded[finding.ne(positive) & excluded["label"].ne(positive) & ~excluded["view"].isin(["L", "lateral"])]
 
 
-def _as_cohort(table: pd.DataFrame, classes: list[str]) -> Cohort:
-    """Return predictions as a cohort; their folds are kept where there are several."""
+def _cohort_from_predictions(table: pd.DataFrame, classes: list[str]) -> Cohort:
+    """Return the rows of a predictions table as a cohort, with their folds if there are several."""
     rows = table[has_label_and_prediction(table)].assign(split="train")
     rows = rows if rows["fold"].nunique() > 1 else rows.drop(columns="fold")
     return Cohort(rows, facts=CohortInfo(classes=tuple(classes)))
 
 
-def _versus(table: pd.DataFrame, shortcuts: ShortcutAudit, positive: str | None) -> pd.DataFrame:
+def _compare_with_baselines(table: pd.DataFrame, shortcuts: ShortcutAudit, positive: str | None) -> pd.DataFrame:
     """Return `Audit.versus`."""
-    tried = shortcuts.table.dropna(subset=["auc"])["baseline"].tolist()
-    found = _less(table, {name: shortcuts.predictions[name] for name in tried}, positive)
+    names = shortcuts.table.dropna(subset=["auc"])["baseline"].tolist()
+    differences = _paired_differences(table, {name: shortcuts.predictions[name] for name in names}, positive)
+    # the lower bound that a model without errors would reach: if it is not above 0, the data cannot show a difference
     thumbnail = shortcuts.predictions["thumbnail"]
     errorless = thumbnail.copy()
     for name in class_columns(thumbnail):
         errorless[PROBABILITY + name] = thumbnail["label"].eq(name).astype(float)
-    both = thumbnail["path"].isin(table["path"])
-    best = _less(errorless[both], {"thumbnail": thumbnail[both]}, positive)
-    return found.assign(errorless_low=found["baseline"].map({"thumbnail": best.loc[0, "low"]}))
+    in_both = thumbnail["path"].isin(table["path"])
+    best = _paired_differences(errorless[in_both], {"thumbnail": thumbnail[in_both]}, positive)
+    return differences.assign(errorless_low=differences["baseline"].map({"thumbnail": best.loc[0, "low"]}))
 
 
-def _less(table: pd.DataFrame, others: Mapping[str, pd.DataFrame], positive: str | None) -> pd.DataFrame:
-    """Return the AUC of a table less that of each other one, on the images that all have, with paired intervals."""
-    found = compare(table, *others.values(), names=["the first", *others], positive=positive, n_resamples=DRAWS)
+def _paired_differences(table: pd.DataFrame, others: Mapping[str, pd.DataFrame], positive: str | None) -> pd.DataFrame:
+    """Return the AUC of a table minus that of each other table, on the images of all tables, with paired intervals."""
+    comparison = compare(
+        table, *others.values(), names=["the first", *others], positive=positive, n_resamples=N_RESAMPLES
+    )
     rows = []
     for name in others:
-        row = found.row("auc", model=name)
-        rows.append({"baseline": name, "difference": -row["difference"], "low": -row["high"], "high": -row["low"]})
-        rows[-1]["n"] = int(row["n"])
+        row = comparison.row("auc", model=name)  # the other table minus the first: the signs are reversed here
+        interval = {"low": -row["high"], "high": -row["low"]}
+        rows.append({"baseline": name, "difference": -row["difference"], **interval, "n": int(row["n"])})
     return pd.DataFrame(rows, columns=VERSUS[:-1])
 
 
-def _altered(
+def _evaluate_altered(
     table: pd.DataFrame, probes: pd.DataFrame | None, retrained: Mapping[str, pd.DataFrame], positive: str | None
 ) -> pd.DataFrame:
     """Return `Audit.altered`."""
-    rows = []
-    found = []
+    tables = []
     if probes is not None:
         changes = [name for name in probes["probe"].unique() if name != NEGATIVE_CONTROL]
-        found += [(name, JUDGED, probes[probes["probe"] == name].reset_index(drop=True)) for name in changes]
-    found += [(name, NEVER if name == UNTRAINED else RETRAINED, table) for name, table in retrained.items()]
-    for change, when, predictions in found:
-        auc = evaluate(predictions, positive=positive, n_resamples=DRAWS).row("auc")
+        tables += [(name, EVALUATION_ONLY, probes[probes["probe"] == name].reset_index(drop=True)) for name in changes]
+    tables += [(name, NOT_RETRAINED if name == UNTRAINED else RETRAINED, rows) for name, rows in retrained.items()]
+    rows = []
+    for change, when, predictions in tables:
+        auc = evaluate(predictions, positive=positive, n_resamples=N_RESAMPLES).row("auc")
         paired: dict[str, Any] = {"n": auc["n"]}
-        if change != PERMUTED:  # its labels are others
-            paired = as_rows(_less(table, {change: predictions}, positive).drop(columns="baseline"))[0]
-        figures = {"auc": auc["value"], "auc_low": auc["low"], "auc_high": auc["high"]}
-        rows.append({"change": change, "when": when, **figures, **paired})
+        if change != PERMUTED:  # permuted labels differ from the original ones, so that no paired difference exists
+            paired = as_rows(_paired_differences(table, {change: predictions}, positive).drop(columns="baseline"))[0]
+        metrics = {"auc": auc["value"], "auc_low": auc["low"], "auc_high": auc["high"]}
+        rows.append({"change": change, "when": when, **metrics, **paired})
     return pd.DataFrame(rows, columns=ALTERED)
 
 
 def _count_negative_controls(probes: pd.DataFrame | None, positive: str | None) -> dict[str, Any] | None:
-    """Count how many negative controls are called positive, by the mean of a cross-validation's models."""
+    """Count the negative controls that are classified as positive, by the mean over the folds of a cross-validation."""
     if probes is None or positive is None or not (probes["probe"] == NEGATIVE_CONTROL).any():
         return None
     rows = probes[(probes["probe"] == NEGATIVE_CONTROL) & (probes["status"] == "ok")]
     p = pd.to_numeric(rows[f"p_{positive}"]).groupby(rows["path"]).mean()  # over the models of the folds
-    called = int((p >= 0.5).sum())
-    low, high = wilson(called / len(p), len(p))
-    return {"images": len(p), "called": called, "fraction": called / len(p), "low": low, "high": high}
+    positives = int((p >= 0.5).sum())
+    fraction = positives / len(p)
+    low, high = wilson(fraction, len(p))
+    return {"images": len(p), "called": positives, "fraction": fraction, "low": low, "high": high}

@@ -1,4 +1,4 @@
-"""What can be known of an image without a look at a lung: its file's header, brightness, border, a thumbnail."""
+"""Image features that hold little or nothing of the lungs: file header, brightness, border and a thumbnail."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from covid_fastai.errors import ImageError
 
 __all__ = ["BASELINES", "Features", "LUNG_FREE", "one_hot", "read_features", "sources_of"]
 
-THUMBNAIL = 16  # pixels a side; at that size an opacity is a dozen of grey values
-CENTRE = slice(3, 13)  # the lungs' box of the thumbnail, 10 x 10
+THUMBNAIL = 16  # pixels a side; at that size an opacity covers about a dozen pixels
+CENTRE = slice(3, 13)  # the central box of the thumbnail, 10 x 10, which holds most of the lungs
 BASELINES = {
-    "prevalence": "how frequent the classes are, nothing else",
-    "source": "the name of the collection or hospital",
-    "headers": "format, mode, width, height, compression and profile of the file",
-    "mean and spread": "mean and standard deviation of the grey values",
-    "border ring": "the outermost pixels at 16 x 16",
-    "black centre": "the image at 16 x 16 pixels without its central 10 x 10",
-    "thumbnail": "the image at 16 x 16 pixels",
+    "prevalence": "class frequencies only",
+    "source": "name of the collection or hospital",
+    "headers": "format, mode, width, height, compression and colour profile of the file",
+    "intensity mean and SD": "mean and standard deviation of the pixel intensities",
+    "border ring": "outermost pixels at 16 x 16",
+    "black centre": "image at 16 x 16 pixels without its central 10 x 10",
+    "thumbnail": "image at 16 x 16 pixels",
 }
-LUNG_FREE = ("source", "headers", "mean and spread", "border ring")  # what is above chance here is no finding
+LUNG_FREE = ("source", "headers", "intensity mean and SD", "border ring")  # better than chance here is no finding
 MODES = ("L", "RGB", "RGBA", "P", "LA", "CMYK", "1")
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What baselines see of images.
+    """Features of images, by baseline.
 
     Attributes:
-        blocks: By a baseline's name float `(n, k)`; without `prevalence` and `source`, which need the rows' labels.
-        readable: Whether the file could be opened, `(n,)`; the features of others are 0.
+        blocks: Features of each baseline, float `(n, k)`; `prevalence` and `source` are not in it, since they depend
+            on the table and not on the image.
+        readable: Whether the file could be opened, `(n,)`; the features of other files are 0.
     """
 
     blocks: dict[str, np.ndarray]
@@ -51,61 +52,66 @@ class Features:
 
 
 def read_features(paths: Iterable[str | Path], *, workers: int | None = None) -> Features:
-    """Open images and return what the baselines see of them.
+    """Open images and compute the features of the baselines.
 
     Args:
         paths: The files.
-        workers: Threads; None for the processor cores.
+        workers: Number of threads; None for one per processor core, at most 8.
 
     Returns:
         The features, in the order of the paths.
     """
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(_read, paths))
+        features = list(pool.map(_read, paths))
     empty = (np.zeros(len(_header_names())), np.zeros((THUMBNAIL, THUMBNAIL)), np.zeros(2))
-    headers, thumbnails, grey = (
-        np.stack([(one or empty)[part] for one in found]) if found else np.zeros((0, *empty[part].shape))
-        for part in range(3)
+    headers, thumbnails, intensities = (
+        np.stack([(image or empty)[k] for image in features]) if features else np.zeros((0, *empty[k].shape))
+        for k in range(3)
     )
     ring = np.ones((THUMBNAIL, THUMBNAIL), dtype=bool)
     ring[1:-1, 1:-1] = False
-    around = np.ones_like(ring)
-    around[CENTRE, CENTRE] = False
+    outside_centre = np.ones_like(ring)
+    outside_centre[CENTRE, CENTRE] = False
     blocks = {
         "headers": headers,
-        "mean and spread": grey,
+        "intensity mean and SD": intensities,
         "border ring": thumbnails[:, ring],
-        "black centre": thumbnails[:, around],
+        "black centre": thumbnails[:, outside_centre],
         "thumbnail": thumbnails.reshape(len(thumbnails), -1),
     }
-    return Features(blocks, np.array([one is not None for one in found], dtype=bool))
+    return Features(blocks, np.array([image is not None for image in features], dtype=bool))
 
 
 def one_hot(values: Iterable[str], names: Sequence[str]) -> np.ndarray:
-    """Return 1 where a value is a name, float `(n, names)`."""
+    """Return the one-hot encoding of values, float `(n, names)`; a value that is not a name is all 0."""
     return np.array([[value == name for name in names] for value in values], dtype=float).reshape(-1, len(names))
 
 
 def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Return the header's facts, the thumbnail and the mean and spread; None where the file cannot be opened."""
+    """Return header features, thumbnail, and intensity mean and SD; None if the file cannot be opened."""
     try:
         image, facts = read_image(path)
     except ImageError:
-        return None  # read_cohort has listed it, and the audit counts it
+        return None  # read_cohort has reported it, and the audit counts it
     pixels = np.asarray(image, dtype=float)
     thumbnail = np.asarray(resize_image(image, THUMBNAIL), dtype=float)
-    steps, extras = _compression(path) if facts.format in FORMATS else ([0], [0.0, 0.0, 0.0])
-    # Not the file's length: what is drawn in a lung makes a file longer too.
+    quantiser, extras = _compression(path) if facts.format in FORMATS else ([0], [0.0, 0.0, 0.0])
+    # The file's length is left out: it depends on the lungs too, since detail compresses less.
     numbers = [np.log(facts.width), np.log(facts.height), np.log(facts.width / facts.height)]
-    numbers += [float(facts.width == facts.height), float(facts.bits), np.log1p(steps[0]), np.log1p(np.mean(steps))]
+    numbers += [
+        float(facts.width == facts.height),
+        float(facts.bits),
+        np.log1p(quantiser[0]),
+        np.log1p(np.mean(quantiser)),
+    ]
     numbers += extras
     kinds = np.r_[one_hot([facts.format], (*FORMATS, "DICOM"))[0], one_hot([facts.mode], MODES)[0]]
     return np.r_[numbers, kinds], thumbnail, np.array([pixels.mean(), pixels.std()])
 
 
 def _compression(path: str | Path) -> tuple[Sequence[int], list[float]]:
-    """Return the steps of a JPEG's first quantiser, and whether there is a colour profile, EXIF, a resolution."""
-    with Image.open(path, formats=FORMATS) as file:  # the header alone, which read_image has found sound
+    """Return a JPEG's first quantisation table, and whether the file has a colour profile, EXIF, a resolution."""
+    with Image.open(path, formats=FORMATS) as file:  # reads the header alone, which read_image has checked
         tables = getattr(file, "quantization", None) or {}
         return next(iter(tables.values()), [0]), [float(key in file.info) for key in ("icc_profile", "exif", "dpi")]
 
@@ -116,5 +122,5 @@ def _header_names() -> list[str]:
 
 
 def sources_of(rows: pd.DataFrame) -> pd.Series:
-    """Return the source of each row, "unknown" where none is named."""
+    """Return the source of each row, "unknown" if it names none."""
     return rows["source"].fillna("").astype(str).replace("", "unknown")

@@ -1,4 +1,4 @@
-"""Shortcut baselines: how far one gets without a look at a lung, on the same folds as the network."""
+"""Shortcut baselines: performance on features with little or nothing of the lungs, on the folds of the network."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ __all__ = ["ShortcutAudit", "compare_parts", "find_shortcuts", "fit_and_predict"
 logger = logging.getLogger("covid_fastai")
 
 COLUMNS = ["baseline", "sees", "lung_free", "auc", "low", "high", "accuracy", "n", "p", "p_holm", "flagged"]
-LEVEL = 0.05  # of all flags together: a clean data set is flagged in at most 5 of 100 cases
-PERMUTATIONS = 999  # the smallest p is then 0.001, which Holm's correction for four baselines leaves below 0.05
-PENALTY = 0.1  # scikit-learn's C: standardised features of a hundred patients need a firm hand
-MOST = 1000  # images of a class that are looked at; more say nothing new, and take time
+LEVEL = 0.05  # family-wise: at most 5% of data sets without a shortcut get any flag
+PERMUTATIONS = 999  # the smallest p-value is 0.001, which stays below 0.05 after Holm's correction for four tests
+PENALTY = 0.1  # scikit-learn's C: strong regularisation, since there may be more features than patients
+MOST = 1000  # images per class; more take time and hardly change the result
 FOLDS = 5
-DRAWS = 500  # of the bootstrap, for the mean AUC of more than two classes
+FEWEST_PATIENTS = 10  # in TEST and in training, for the check of a batch effect
+N_RESAMPLES = 500  # of the bootstrap, for the mean AUC of more than two classes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ShortcutAudit(ResultDisplay):
-    """What baselines that see little or nothing of a lung reach.
+    """Results of baselines that see little or nothing of the lungs.
 
     Attributes:
-        table: A row a baseline: `baseline`, `sees` (what it is given), `lung_free` (whether no lung can be seen in it),
-            `auc` with `low` and `high` (95%; with more than two classes the mean of each against the rest),
-            `accuracy`, `n` (patients), `p` (of the permutation test), `p_holm` (corrected for the lung-free ones) and
-            `flagged`. Rows of what could not be tried have NaN.
-        permuted: The AUCs that the thumbnail reaches once the patients' labels are dealt out at random: `median`, `low`
-            and `high` (the middle 95%).
-        predictions: By baseline, its out-of-fold predictions, a table like that of `predict`.
-        images: How many images were looked at.
-        unreadable: How many of the images could not be opened.
+        table: One row per baseline: `baseline`, `sees` (its input), `lung_free` (whether the input shows no lung),
+            `auc` with `low` and `high` (95%; with more than two classes the mean of each class against the rest),
+            `accuracy`, `n` (patients), `p` (of the permutation test), `p_holm` (corrected for the number of lung-free
+            baselines) and `flagged`. Baselines that could not be evaluated have NaN.
+        permuted: AUC of the thumbnail on permuted labels: `median`, `low` and `high` (the middle 95%).
+        predictions: Out-of-fold predictions of each baseline, tables like that of `predict`.
+        images: Number of images used.
+        unreadable: Number of images that could not be opened.
     """
 
     table: pd.DataFrame
@@ -71,12 +71,12 @@ class ShortcutAudit(ResultDisplay):
 
     @property
     def flags(self) -> list[str]:
-        """The lung-free baselines that tell the classes apart better than chance, the strongest first."""
+        """The lung-free baselines that separate the classes better than chance, the strongest first."""
         flagged = self.table[self.table["flagged"]]
         return flagged.sort_values("auc", ascending=False, kind="stable")["baseline"].tolist()
 
     def row(self, baseline: str) -> dict[str, Any]:
-        """Return a baseline's row of the table."""
+        """Return the row of one baseline."""
         return as_rows(self.table.set_index("baseline").loc[[baseline]])[0]
 
     def summary(self) -> pd.DataFrame:
@@ -84,44 +84,44 @@ class ShortcutAudit(ResultDisplay):
         rows = self.table
         return pd.DataFrame(
             {
-                "given": rows["baseline"],
-                "sees": rows["sees"],
+                "baseline": rows["baseline"],
+                "input": rows["sees"],
                 "AUC": [format_metric(value) for value in rows["auc"]],
                 "95% interval": [
                     format_interval(low, high) for low, high in zip(rows["low"], rows["high"], strict=True)
                 ],
                 "accuracy": [format_metric(value) for value in rows["accuracy"]],
-                "above chance": [_chance(row) for row in as_rows(rows)],
+                "better than chance": [_describe_test(row) for row in as_rows(rows)],
             }
         )
 
     def notes(self) -> list[str]:
-        """Return what has to be said beside the table."""
+        """Return the notes that belong to the table."""
         if self.flags:
             listed = ", ".join(f"{name} (AUC {format_metric(self.row(name)['auc'])})" for name in self.flags)
-            said = [f"The classes can be told apart without a look at a lung, by: {listed}."]
+            notes = [f"Lung-free baselines separate the classes: {listed}."]
         else:
-            said = [
-                "Nothing that was tried tells the classes apart without a look at a lung. What was not tried may: only "
-                "another hospital's images can show that nothing does."
+            notes = [
+                "No lung-free baseline separates the classes. Other shortcuts may exist; only images of another "
+                "hospital can rule them out."
             ]
-        reached = format_interval(self.permuted["low"], self.permuted["high"], spec="z.2f")
-        said.append(f"With the patients' labels dealt out at random the thumbnail reaches {reached}.")
+        permuted = format_interval(self.permuted["low"], self.permuted["high"], spec="z.2f")
+        notes.append(f"On permuted labels the AUC of the thumbnail is {permuted} (middle 95% of the permutations).")
         if self.unreadable:
-            said.append(f"{self.unreadable} images could not be opened and were left out.")
-        return [*said, RESEARCH_USE]
+            notes.append(f"{self.unreadable} images could not be opened and were left out.")
+        return [*notes, RESEARCH_USE]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain values, without the predictions."""
+        """Return the results as plain values, without the predictions."""
         names = {"permuted": dict(self.permuted), "images": self.images, "unreadable": self.unreadable}
         return {"table": self.table.to_dict("records"), **names}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ShortcutAudit:
-        """Make an audit from what `to_dict` returned; it holds no predictions."""
+        """Restore an audit from the result of `to_dict`, without predictions."""
         table = pd.DataFrame(fields["table"], columns=COLUMNS)
         for name in ("auc", "low", "high", "accuracy", "p", "p_holm"):
-            table[name] = table[name].astype(float)  # JSON has null where a figure has NaN
+            table[name] = table[name].astype(float)  # JSON has null in place of NaN
         return cls(table, fields["permuted"], {}, fields["images"], fields["unreadable"])
 
     def _display_parts(self) -> Iterator[pd.DataFrame | str]:
@@ -137,20 +137,21 @@ def find_shortcuts(
     seed: Seed = 0,
     features: Features | None = None,
 ) -> ShortcutAudit:
-    """Try to tell the classes apart without a look at a lung.
+    """Test whether the classes can be separated without seeing the lungs.
 
-    A logistic regression on each baseline's features predicts every patient from the others, on the cohort's own folds
-    (`fold_by_patient`); where it has none, its validation part is a fold, and its training part is dealt into four.
-    Whether a baseline is better than chance is tested by dealing the labels out among the patients anew (a ridge
-    regression stands in for the logistic one there, whose refits would take minutes), and the baselines that cannot see
-    a lung are flagged at 5% all together, by Holm's correction (Scandinavian Journal of Statistics 1979).
+    A logistic regression on the features of each baseline predicts every patient from the other patients, in the
+    cohort's own folds (`fold_by_patient`). Without folds, the validation part is one fold and the training part is
+    split into four. A permutation test of the labels decides whether a baseline is better than chance; it uses ridge
+    regression, since refitting the logistic regression for every permutation would take minutes. The lung-free
+    baselines are flagged at a family-wise level of 5% with Holm's correction (Scandinavian Journal of Statistics 6,
+    1979).
 
     Args:
-        cohort: What `read_cohort`, a split or `fold_by_patient` returned; train and valid rows are looked at.
-        most: Images of a class that are looked at, whole patients, drawn at random.
-        permutations: Of the test.
-        seed: Of the draw, the folds and the permutations.
-        features: What `read_features` returned for the rows that `rows_to_try` names; None to open the images.
+        cohort: Result of `read_cohort`, of a split or of `fold_by_patient`; rows of train and valid are used.
+        most: Largest number of images per class; whole patients are sampled at random.
+        permutations: Number of permutations of the test.
+        seed: Seed of the sample, the folds and the permutations.
+        features: Result of `read_features` for the rows of `rows_to_try`; None to open the images.
 
     Returns:
         The audit.
@@ -164,29 +165,30 @@ def find_shortcuts(
     rows, features = rows[features.readable].reset_index(drop=True), features.take(features.readable)
     classes = _classes(cohort, rows)
     rng = np.random.default_rng(seed)
-    found, tests, predictions = [], {}, {}
+    results, p_values, predictions = [], {}, {}
     permuted = {}
     for name in BASELINES:
         x = _block(name, features, rows)
         if x is None:
-            found.append({"baseline": name, "auc": np.nan, "low": np.nan, "high": np.nan, "n": 0})
+            results.append({"baseline": name, "auc": np.nan, "low": np.nan, "high": np.nan, "n": 0})
             continue
         table = _out_of_fold(x, rows, classes)
-        result = evaluate(table, n_resamples=DRAWS, seed=seed)
+        result = evaluate(table, n_resamples=N_RESAMPLES, seed=seed)
         auc, predictions[name] = result.row("auc"), table
-        found.append({"baseline": name, **{key: auc[key] for key in ("low", "high", "n")}, "auc": auc["value"]})
-        found[-1]["accuracy"] = result.value("accuracy")
+        metrics = {"auc": auc["value"], **{key: auc[key] for key in ("low", "high", "n")}}
+        results.append({"baseline": name, **metrics, "accuracy": result.value("accuracy")})
         if x.shape[1]:
             observed, chance = permute_labels(x, rows, classes, permutations=permutations, rng=rng)
-            tests[name] = (1 + int((chance >= observed).sum())) / (1 + permutations)
+            # 1 is added to both, so that p is never 0 (Phipson and Smyth, SAGMB 9, 2010)
+            p_values[name] = (1 + int((chance >= observed).sum())) / (1 + permutations)
             if name == "thumbnail":
                 low, median, high = np.quantile(chance, [0.025, 0.5, 0.975])
                 permuted = {"median": float(median), "low": float(low), "high": float(high)}
-    table = pd.DataFrame(found).reindex(columns=COLUMNS)
+    table = pd.DataFrame(results).reindex(columns=COLUMNS)
     table["sees"] = table["baseline"].map(BASELINES)
     table["lung_free"] = table["baseline"].isin(LUNG_FREE)
-    table["p"] = table["baseline"].map(tests)
-    table["p_holm"] = table["baseline"].map(holm({name: p for name, p in tests.items() if name in LUNG_FREE}))
+    table["p"] = table["baseline"].map(p_values)
+    table["p_holm"] = table["baseline"].map(holm({name: p for name, p in p_values.items() if name in LUNG_FREE}))
     table["flagged"] = table["p_holm"] < LEVEL
     return ShortcutAudit(table, permuted, predictions, len(rows), unreadable)
 
@@ -195,78 +197,79 @@ def predict_shortcuts(
     trained_on: pd.DataFrame,
     rows: pd.DataFrame,
     *,
-    baselines: Sequence[str] = ("mean and spread", "border ring", "thumbnail"),
+    baselines: Sequence[str] = ("intensity mean and SD", "border ring", "thumbnail"),
     most: int = MOST,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
-    """Fit baselines on some images and predict others with them: a test set, or another hospital's.
+    """Fit baselines on some images and predict other images, such as a test set or another hospital's images.
 
     Args:
-        trained_on: Rows of a cohort, with `path`, `label` and `patient`.
-        rows: Others, which are predicted; `label` and `patient` are carried on where they are.
-        baselines: Names in `BASELINES`; "source" and "prevalence" say nothing elsewhere.
-        most: Images of a class that are fitted on.
-        seed: Of the draw.
+        trained_on: Rows of a cohort to fit on, with `path`, `label` and `patient`.
+        rows: Rows to predict; `label` and `patient` are optional.
+        baselines: Names in `BASELINES`, except `"source"` and `"prevalence"`, which mean nothing on other data.
+        most: Largest number of images per class to fit on.
+        seed: Seed of the sample to fit on.
 
     Returns:
-        By baseline a table like that of `predict`; an image that cannot be opened is `unreadable` in it.
+        A table like that of `predict` for each baseline; images that cannot be opened have the status `unreadable`.
 
     Raises:
-        DataError: The rows to fit on have one class only.
+        DataError: The rows to fit on have only one class.
     """
-    fit = _draw(trained_on, most=most, seed=seed)
+    fit = _sample_patients(trained_on, most=most, seed=seed)
     classes = _classes(trained_on, fit)
     if fit["label"].nunique() < 2:
-        raise DataError("The rows to fit on have one class only.", hint="Give rows of each class.")
-    known, others = read_features(fit["path"]), read_features(rows["path"])
+        raise DataError("The rows to fit on have only one class.", hint="Give rows of each class.")
+    fitted, predicted = read_features(fit["path"]), read_features(rows["path"])
     columns = ["path", "label", "patient", "split", "source", "view"]
     about = rows.reindex(columns=columns).astype(object).fillna("").astype(str).reset_index(drop=True)
     tables = {}
     for name in baselines:
-        label = fit.loc[known.readable, "label"]
-        p = fit_and_predict(known.blocks[name][known.readable], label, others.blocks[name], classes)
-        p[~others.readable] = np.nan
-        tables[name] = _table(about, p, classes).assign(status=np.where(others.readable, "ok", "unreadable"))
+        label = fit.loc[fitted.readable, "label"]
+        p = fit_and_predict(fitted.blocks[name][fitted.readable], label, predicted.blocks[name], classes)
+        p[~predicted.readable] = np.nan
+        status = np.where(predicted.readable, "ok", "unreadable")
+        tables[name] = _predictions_table(about, p, classes).assign(status=status)
     return tables
 
 
 def compare_parts(cohort: pd.DataFrame, *, most: int = 500, seed: int = 0) -> pd.DataFrame:
-    """Try to tell the official TEST's images of a class from the training images of the same class: a batch_effect.
+    """Check for a batch effect: whether a thumbnail separates the official TEST from training within a class.
 
-    There is nothing to tell but how the images were made. Above chance the TEST is another batch, and what was learnt
-    or chosen in training need not hold on it.
+    Within a class the two should differ only in how the images were made. An AUC above chance means that the TEST comes
+    from another batch, to which results of training need not transfer.
 
     Args:
         cohort: Rows with `split`, `label` and `patient`.
-        most: Images of a part that are looked at.
-        seed: Of the draw and the folds.
+        most: Largest number of images from TEST and from training, per class.
+        seed: Seed of the sample and the folds.
 
     Returns:
-        A row a class that has ten patients or more in either part: `class`, `auc` of the thumbnail, `low` and `high`
-        (95%), `n` patients.
+        One row per class with at least ten patients in both: `class`, `auc` of the thumbnail, `low` and `high` (95%),
+        `n` patients.
     """
     rows = []
-    for name, part in cohort[cohort["split"].isin(["train", "valid", "test"])].groupby("label"):
-        part = pd.DataFrame(part)  # a plain table: its classes are others now
-        part = part.assign(label=np.where(part["split"] == "test", "official TEST", "training"), split="train")
-        patients = part.groupby("label")["patient"].nunique()
-        if len(patients) < 2 or patients.min() < 10:
+    for name, images in cohort[cohort["split"].isin(["train", "valid", "test"])].groupby("label"):
+        images = pd.DataFrame(images)  # a plain table, since its classes are now TEST and training
+        images = images.assign(label=np.where(images["split"] == "test", "official TEST", "training"), split="train")
+        patients = images.groupby("label")["patient"].nunique()
+        if len(patients) < 2 or patients.min() < FEWEST_PATIENTS:
             continue
-        part = rows_to_try(part.drop(columns="fold", errors="ignore"), most=most, seed=seed)
-        features = read_features(part["path"])
-        part, features = part[features.readable].reset_index(drop=True), features.take(features.readable)
-        table = _out_of_fold(features.blocks["thumbnail"], part, ["training", "official TEST"])
-        auc = evaluate(table, n_resamples=DRAWS, seed=seed).row("auc")
+        images = rows_to_try(images.drop(columns="fold", errors="ignore"), most=most, seed=seed)
+        features = read_features(images["path"])
+        images, features = images[features.readable].reset_index(drop=True), features.take(features.readable)
+        table = _out_of_fold(features.blocks["thumbnail"], images, ["training", "official TEST"])
+        auc = evaluate(table, n_resamples=N_RESAMPLES, seed=seed).row("auc")
         rows.append({"class": name, "auc": auc["value"], **{key: auc[key] for key in ("low", "high", "n")}})
     return pd.DataFrame(rows, columns=["class", "auc", "low", "high", "n"])
 
 
 def plot_shortcuts(audit: ShortcutAudit, *, network: Mapping[str, Any] | None = None) -> Figure:
-    """Plot the AUC of each baseline with its interval, what is flagged in another colour, the network on top.
+    """Plot the AUC of each baseline with its interval; flagged baselines are orange, the network is on top.
 
     Args:
-        audit: What `find_shortcuts` returned.
-        network: The network's figure on held-out patients, with `value`, `low` and `high`; None to leave it out.
+        audit: Result of `find_shortcuts`.
+        network: AUC of the network on held-out patients: `value`, `low`, `high` and `n`; None to leave it out.
 
     Returns:
         The figure.
@@ -276,18 +279,18 @@ def plot_shortcuts(audit: ShortcutAudit, *, network: Mapping[str, Any] | None = 
     axes = figure.subplots()
     lines = [(row["baseline"], row["auc"], row["low"], row["high"], row["flagged"]) for row in rows.to_dict("records")]
     if network is not None:
-        lines.append((f"the network (n = {network['n']})", network["value"], network["low"], network["high"], None))
-    for place, (_, auc, low, high, flagged) in enumerate(lines):
+        lines.append((f"network (n = {network['n']})", network["value"], network["low"], network["high"], None))
+    for y, (_, auc, low, high, flagged) in enumerate(lines):
         colour = {None: "#000000", True: COLOURS[1], False: COLOURS[0]}[flagged]
-        spread = [[max(auc - low, 0)], [max(high - auc, 0)]] if low == low else None
-        axes.errorbar(auc, place, xerr=spread, fmt="D" if flagged is None else "o", color=colour, ms=5, capsize=3)
-        axes.annotate(format_metric(auc), (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+        errors = [[max(auc - low, 0)], [max(high - auc, 0)]] if low == low else None  # NaN: no interval
+        axes.errorbar(auc, y, xerr=errors, fmt="D" if flagged is None else "o", color=colour, ms=5, capsize=3)
+        axes.annotate(format_metric(auc), (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     axes.axvline(0.5, color=GREY, lw=0.8, ls=":")
     axes.set(yticks=range(len(lines)), yticklabels=[line[0] for line in lines], ylim=(-0.6, len(lines) - 0.4))
-    axes.set(xlim=(min(0.4, *(min(line[1:3]) for line in lines)) - 0.02, 1.01), xlabel="AUC, with 95% interval")
+    axes.set(xlim=(min(0.4, *(min(line[1:3]) for line in lines)) - 0.02, 1.01), xlabel="AUC with 95% interval")
     n = int(rows["n"].max())
     axes.set_title(
-        f"Baselines{' beside the network' if network else ''} (orange: flagged), n = {n} patients",
+        f"Baselines{' and network' if network else ''} (orange: flagged), n = {n} patients",
         fontsize=10,
         loc="left",
     )
@@ -296,15 +299,16 @@ def plot_shortcuts(audit: ShortcutAudit, *, network: Mapping[str, Any] | None = 
 
 
 def rows_to_try(cohort: pd.DataFrame, *, most: int = MOST, seed: int = 0) -> pd.DataFrame:
-    """Return the rows that baselines are tried on, with the column `fold`; -1 is fitted on in every fold.
+    """Sample the rows that baselines are evaluated on and assign their folds.
 
     Args:
         cohort: As in `find_shortcuts`.
-        most: Images of a class, whole patients.
-        seed: Of the draw and the folds.
+        most: As in `find_shortcuts`.
+        seed: Seed of the sample and the folds.
 
     Returns:
-        The rows, of which there are at most `most` a class (one patient's more).
+        The rows, at most `most` per class plus the rest of the last patient, with the column `fold`; rows of fold -1
+        are used for fitting in every fold and never predicted.
 
     Raises:
         DataError: A class has fewer than two patients.
@@ -313,10 +317,12 @@ def rows_to_try(cohort: pd.DataFrame, *, most: int = MOST, seed: int = 0) -> pd.
     patients = used.groupby("label")["patient"].nunique()
     if len(patients) < 2 or patients.min() < 2:
         counts = ", ".join(f"{n} of {name}" for name, n in patients.items()) or "none"
-        raise DataError(f"Shortcuts cannot be looked for with so few patients: {counts}.", hint="Two a class at least.")
+        raise DataError(
+            f"There are too few patients to test for shortcuts: {counts}.", hint="Give at least two patients per class."
+        )
     if "fold" in used:
-        return _draw(used, most=most, seed=seed)
-    rows = _draw(used, most=most, seed=seed)
+        return _sample_patients(used, most=most, seed=seed)
+    rows = _sample_patients(used, most=most, seed=seed)
     if not (rows["split"] == "train").any():
         rows = rows.assign(split="train")
     rows = rows.assign(group=rows["group"] if "group" in rows else rows["patient"]).drop(
@@ -324,21 +330,22 @@ def rows_to_try(cohort: pd.DataFrame, *, most: int = MOST, seed: int = 0) -> pd.
     )
     trained = rows[rows["split"] == "train"]
     folds = int(min(FOLDS - rows["split"].eq("valid").any(), trained.groupby("label")["group"].nunique().min()))
-    if folds < 2:  # a patient a class is trained on: the others are judged by it
+    if folds < 2:  # one training patient in a class: only the validation part can be predicted
         return rows.assign(fold=rows["split"].eq("valid").astype(int) - 1).reset_index(drop=True)
-    dealt = fold_by_patient(trained, folds=folds, seed=seed)
-    return rows.assign(fold=dealt["fold"].reindex(rows.index).fillna(folds).astype(int)).reset_index(drop=True)
+    folded = fold_by_patient(trained, folds=folds, seed=seed)
+    return rows.assign(fold=folded["fold"].reindex(rows.index).fillna(folds).astype(int)).reset_index(drop=True)
 
 
-def _draw(rows: pd.DataFrame, *, most: int, seed: int) -> pd.DataFrame:
-    """Draw whole patients of each class until there are `most` images of it."""
+def _sample_patients(rows: pd.DataFrame, *, most: int, seed: int) -> pd.DataFrame:
+    """Sample whole patients of each class until there are `most` images of it."""
     rng = np.random.default_rng(seed)
-    kept = []
-    for _, part in rows.groupby("label", sort=True):
-        sizes = part.groupby("patient", sort=True).size()
+    samples = []
+    for _, images in rows.groupby("label", sort=True):
+        sizes = images.groupby("patient", sort=True).size()
         order = sizes.iloc[rng.permutation(len(sizes))]
-        kept.append(part[part["patient"].isin(order.index[(order.cumsum() - order < most)])])
-    return pd.concat(kept).sort_index().reset_index(drop=True)
+        chosen = order.index[order.cumsum() - order < most]  # patients before whom fewer than `most` images were taken
+        samples.append(images[images["patient"].isin(chosen)])
+    return pd.concat(samples).sort_index().reset_index(drop=True)
 
 
 def _classes(cohort: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
@@ -347,7 +354,7 @@ def _classes(cohort: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
 
 
 def _block(name: str, features: Features, rows: pd.DataFrame) -> np.ndarray | None:
-    """Return a baseline's features `(n, k)`; none at all for the prevalence; None where it cannot be tried."""
+    """Return the features of a baseline `(n, k)`, k = 0 for the prevalence; None if it cannot be evaluated."""
     if name == "prevalence":
         return np.zeros((len(rows), 0))
     if name != "source":
@@ -359,16 +366,16 @@ def _block(name: str, features: Features, rows: pd.DataFrame) -> np.ndarray | No
 def fit_and_predict(
     x: np.ndarray, labels: Sequence[str] | pd.Series, others: np.ndarray, classes: Sequence[str]
 ) -> np.ndarray:
-    """Fit a logistic regression, classes weighted alike, and predict others with it.
+    """Fit a logistic regression with balanced class weights and predict other rows.
 
     Args:
-        x: Features to fit on, `(n, k)`; they are standardised.
-        labels: Their classes, `(n,)`.
+        x: Features to fit on, `(n, k)`; they are standardised first.
+        labels: Classes of the fitted rows, `(n,)`.
         others: Features to predict, `(m, k)`.
         classes: All classes, in the order of the columns.
 
     Returns:
-        Probabilities, `(m, classes)`; 0 for a class that was not fitted on.
+        Probabilities, `(m, classes)`; 0 for a class without fitted rows.
     """
     model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, class_weight="balanced", max_iter=2000))
     model.fit(x, labels)
@@ -378,32 +385,33 @@ def fit_and_predict(
 
 
 def _out_of_fold(x: np.ndarray, rows: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """Return the predictions of each row by the model of the other folds."""
+    """Return the predictions of each row by the model that was fitted on the other folds."""
     p = np.full((len(rows), len(classes)), np.nan)
     label, fold = rows["label"].to_numpy(), rows["fold"].to_numpy()
     for number in np.unique(fold[fold >= 0]):
-        own, fit = fold == number, fold != number
+        held_out, fit = fold == number, fold != number
         if x.shape[1]:
-            p[own] = fit_and_predict(x[fit], label[fit], x[own], classes)
+            p[held_out] = fit_and_predict(x[fit], label[fit], x[held_out], classes)
         else:
-            shares = np.array([(label == name).mean() for name in classes])
-            p[own] = (shares * 2**20).round() / 2**20  # the mean over a patient's images is then the same number
-    judged = fold >= 0
+            prevalence = np.array([(label == name).mean() for name in classes])
+            # rounded to a multiple of 2^-20, whose mean over a patient's images is exact: all patients tie
+            p[held_out] = (prevalence * 2**20).round() / 2**20
+    predicted = fold >= 0
     columns = ["path", "label", "patient", "split", "source", "view", "fold"]
-    about = rows.reindex(columns=columns)[judged].reset_index(drop=True)
-    return _table(about, p[judged], classes).assign(status="ok")
+    about = rows.reindex(columns=columns)[predicted].reset_index(drop=True)
+    return _predictions_table(about, p[predicted], classes).assign(status="ok")
 
 
-def _table(about: pd.DataFrame, p: np.ndarray, classes: list[str]) -> pd.DataFrame:
+def _predictions_table(about: pd.DataFrame, p: np.ndarray, classes: list[str]) -> pd.DataFrame:
     table = pd.DataFrame(about).copy()
     for number, name in enumerate(classes):
         table[PROBABILITY + name] = p[:, number]
     return table.assign(prediction=np.array(classes, dtype=object)[np.nan_to_num(p, nan=-1.0).argmax(axis=1)])
 
 
-def _chance(row: Mapping[str, Any]) -> str:
+def _describe_test(row: Mapping[str, Any]) -> str:
     if row["auc"] != row["auc"]:
-        return "not tried: one source, or none named"
+        return "not tested: there is only one source, or none is named"
     if row["p"] != row["p"]:
         return ""
     return f"{'flagged, ' if row['flagged'] else ''}{format_p_value(row['p'])}"

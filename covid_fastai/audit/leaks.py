@@ -1,4 +1,4 @@
-"""The leak audit: the same picture in two splits, under two labels, of two patients, in two data sets."""
+"""The leak audit: copies of an image in two splits, under two labels, of two patients or in two data sets."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ SPLITS = ("train", "valid", "test")
 FACTS = ["data_set", "path", "patient", "label", "split"]
 LINKS = ["kind", "distance", "correlation"]
 WITHIN = "within one split, label, patient and data set"
-SHOWN = 256  # pixels of a picture's longer side in a figure
-ROW = 4  # pictures of a group that are drawn
-LISTED = 50  # rows in the page; all are in `groups`
+SHOWN = 256  # pixels of an image's longer side in a figure
+ROW = 4  # images of a group in a figure
+LISTED = 50  # rows in a notebook; all rows are in `groups`
 
 
 @dataclass(frozen=True, eq=False)
 class LeakAudit(ResultDisplay):
-    """What shows the same picture, and what it crosses.
+    """Groups of copies of the same image, and the boundaries that they cross.
 
     Attributes:
-        images: Images that were compared, by data set.
-        groups: A row an image that has a copy, the groups that cross something graver first: `group` (from 1),
-            `data_set, path, patient, label, split` ("" where not known), and how it was tied to an earlier image of its
-            group: `kind` (exact, near, cropped, mirrored; "" for the first one), `distance` (bits of 256) and
-            `correlation`, as `duplicate_pairs` has them; `crossing`, what the group crosses.
-        crossings: A row a kind of crossing: `crossing`, `groups`, `images`. A group that crosses several things counts
-            in each of them.
+        images: Number of compared images, by data set.
+        groups: One row per image that has a copy, the most serious groups first: `group` (from 1), `data_set`, `path`,
+            `patient`, `label` and `split` ("" if unknown), and its match with an earlier image of the group: `kind`
+            (exact, near, cropped, mirrored; "" for the first image), `distance` (bits of 256) and `correlation`, as in
+            `duplicate_pairs`; `crossing` lists the boundaries that the group crosses.
+        crossings: One row per kind of crossing: `crossing`, `groups`, `images`. A group that crosses several boundaries
+            counts for each of them.
         unreadable: `data_set`, `path` and `error` of images that could not be compared.
     """
 
@@ -55,10 +55,10 @@ class LeakAudit(ResultDisplay):
 
     def __str__(self) -> str:
         compared = f"{sum(self.images.values()):,} images of {len(self.images)} data set(s)"
-        found = f"{self.groups['group'].nunique():,} groups of {len(self.groups):,} images show the same picture."
+        copies = f"{self.groups['group'].nunique():,} groups with {len(self.groups):,} images are copies of each other."
         skipped = f" {len(self.unreadable):,} images could not be read." if len(self.unreadable) else ""
         counts = self.crossings.to_string(index=False) if len(self.crossings) else ""
-        return f"Leak audit of {compared}: {found}{skipped}\n{counts}".strip()
+        return f"Leak audit of {compared}: {copies}{skipped}\n{counts}".strip()
 
     def _display_parts(self) -> Iterator[pd.DataFrame | str]:
         yield str(self).partition("\n")[0]
@@ -84,60 +84,67 @@ def find_leaks(
     same_by_design: Iterable[tuple[str, str]] = (),
     workers: WorkerCount | None = None,
 ) -> LeakAudit:
-    """Find the pictures that are there twice, within a cohort and between it and other data sets.
+    """Find copies of images within a cohort, and between the cohort and other data sets.
 
-    Exact, re-encoded, resized, brightened, mirrored and slightly cropped copies are found, as `duplicate_pairs` says.
-    Two images of one patient are no copy, unless they are as alike as one.
+    Exact, re-encoded, resized, brightened, mirrored and slightly cropped copies are found; see `duplicate_pairs`. Two
+    different images of one patient are not copies.
 
     Args:
-        cohort: What `read_cohort` or a split returned; rows excluded are compared too. Only `path` is required.
-        against: Other data sets: cohorts, or folders, all of whose images are read; of those in a folder only the
-            patients are known that CoronaHack's file names tell. A mapping gives their names; a folder's own name, or
-            `"other 1"`, are the names else.
-        name: The name of the cohort in the tables.
-        same_by_design: Pairs of names of data sets that hold the same pictures on purpose. What they share is counted
-            apart.
-        workers: Threads that open images; None for a number that fits the machine.
+        cohort: Result of `read_cohort` or of a split; excluded rows are compared too. Only `path` is required.
+        against: Other data sets: cohorts, or folders whose images are all read. Patients of images in a folder are
+            known only from file names in the style of CoronaHack. A mapping names the data sets; otherwise a folder
+            has its own name and a table is called `"other 1"` and so on.
+        name: Name of the cohort in the tables.
+        same_by_design: Pairs of names of data sets that hold the same images on purpose. Their common images are
+            counted separately.
+        workers: Number of threads that open images; None for a number that fits the machine.
 
     Returns:
         The audit.
 
     Raises:
         DataError: A table has no column `path`, or a folder is missing or holds no image.
-        UsageError: Two data sets have one name, or `same_by_design` names one that is not there.
+        UsageError: Two data sets have the same name, or `same_by_design` names an unknown data set.
     """
     sets: dict[str, pd.DataFrame | str | Path] = {name: cohort}
     for other_name, other in _named(against):
         if other_name in sets:
-            raise UsageError(f"Two data sets are called {other_name!r}.", hint="Give `against` as a mapping of names.")
+            raise UsageError(
+                f"Two data sets have the name {other_name!r}.", hint="Give `against` as a mapping with other names."
+            )
         sets[other_name] = other
     expected = {frozenset(pair) for pair in same_by_design}
-    if strange := sorted(set().union(*expected) - set(sets)):
-        raise UsageError(f"same_by_design names {strange[0]!r}.", hint=f"There are {', '.join(map(repr, sets))}.")
-    images = pd.concat([_facts(data, of=one) for one, data in sets.items()], ignore_index=True)
-    prints = fingerprint_images(images["path"].tolist(), workers=workers)
-    unreadable = images[["data_set", "path"]].assign(error=prints["error"])[prints["error"] != ""]
-    pairs = duplicate_pairs(prints)
-    groups, crossings = _list_groups(images, pairs, connect_pairs(pairs, prints.index), expected)
+    if unknown := sorted(set().union(*expected) - set(sets)):
+        raise UsageError(
+            f"same_by_design names the unknown data set {unknown[0]!r}.",
+            hint=f"The data sets are {', '.join(map(repr, sets))}.",
+        )
+    images = pd.concat([_image_table(data, name=set_name) for set_name, data in sets.items()], ignore_index=True)
+    fingerprints = fingerprint_images(images["path"].tolist(), workers=workers)
+    unreadable = images[["data_set", "path"]].assign(error=fingerprints["error"])[fingerprints["error"] != ""]
+    pairs = duplicate_pairs(fingerprints)
+    groups, crossings = _list_groups(images, pairs, connect_pairs(pairs, fingerprints.index), expected)
     return LeakAudit(dict(Counter(images["data_set"])), groups, crossings, unreadable)
 
 
 def plot_leak_groups(audit: LeakAudit, *, most: int = 12) -> Figure:
-    """Plot the pictures of the groups side by side, a row a group, those that cross something graver first.
+    """Plot the images of each group side by side, one group per row, the most serious groups first.
 
     Args:
-        audit: What `find_leaks` returned.
-        most: Groups that are drawn; four pictures of each at most.
+        audit: Result of `find_leaks`.
+        most: Largest number of groups; at most four images of each are shown.
 
     Returns:
-        The figure. Above each picture: the group and how it was tied to it, the file's name, its label and split.
+        The figure. The title of an image gives its group, the kind of match, the file name, the label and the split.
 
     Raises:
         UsageError: There is no group.
-        ImageError: A file is no longer there.
+        ImageError: A file cannot be read.
     """
     if audit.groups.empty:
-        raise UsageError("No two images show the same picture: there is nothing to plot.", hint="Look at audit.images.")
+        raise UsageError(
+            "There is nothing to plot: no image has a copy.", hint="audit.images counts the compared images."
+        )
     pictures: list[np.ndarray | None] = []
     titles: list[str] = []
     columns = min(ROW, int(audit.groups.groupby("group").size().head(most).max()))
@@ -146,10 +153,10 @@ def plot_leak_groups(audit: LeakAudit, *, most: int = 12) -> Figure:
             image = open_image(row["path"])
             image.thumbnail((SHOWN, SHOWN))
             pictures.append(np.asarray(image))
-            how = row["kind"] or (f"{len(rows)} images" if len(rows) > ROW else "first")
-            meaning = ", ".join(value for value in (row["label"], row["split"]) if value) or row["data_set"]
+            kind = row["kind"] or (f"{len(rows)} images" if len(rows) > ROW else "first")
+            facts = ", ".join(value for value in (row["label"], row["split"]) if value) or row["data_set"]
             name = shorten(os.path.basename(row["path"]), 24)
-            titles.append(f"{number}: {how}\n{name}\n{shorten(meaning, 24)}")
+            titles.append(f"{number}: {kind}\n{name}\n{shorten(facts, 24)}")
         gap = -len(pictures) % columns
         pictures += [None] * gap
         titles += [""] * gap
@@ -165,37 +172,46 @@ def _named(against) -> Iterator[tuple[str, pd.DataFrame | str | Path]]:
         yield (f"other {number}" if isinstance(other, pd.DataFrame) else Path(other).resolve().name), other
 
 
-def _facts(data: pd.DataFrame | str | Path, *, of: str) -> pd.DataFrame:
-    """Return data_set, path, patient, label and split of each image, "" where they are not known."""
+def _image_table(data: pd.DataFrame | str | Path, *, name: str) -> pd.DataFrame:
+    """Return data_set, path, patient, label and split of each image, "" if unknown."""
     if isinstance(data, pd.DataFrame):
         if "path" not in data:
-            raise DataError(f"The table {of!r} has no column 'path'.", hint="Make it with read_cohort.")
-        columns = {name: data[name].fillna("").astype(str) for name in FACTS[1:] if name in data}
-        if "patient" in columns and "patient_known" in data:  # else the image would be a patient of its own
+            raise DataError(f"The table {name!r} has no column 'path'.", hint="Read the data with read_cohort.")
+        columns = {column: data[column].fillna("").astype(str) for column in FACTS[1:] if column in data}
+        if "patient" in columns and "patient_known" in data:  # an unknown patient is no different patient
             columns["patient"] = columns["patient"].where(data["patient_known"], "")
-        return pd.DataFrame(columns).reindex(columns=FACTS, fill_value="").assign(data_set=of)
+        return pd.DataFrame(columns).reindex(columns=FACTS, fill_value="").assign(data_set=name)
     paths = [str(path) for path in sorted(Path(data).rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
     if not paths:
-        raise DataError(f"{data} holds no image.", hint="Name a folder of images, or a cohort.")
+        raise DataError(f"{data} holds no image.", hint="Give a folder of images, or a cohort.")
     patients = [patient_key(os.path.basename(path)) or "" for path in paths]
-    return pd.DataFrame({"data_set": of, "path": paths, "patient": patients, "label": "", "split": ""})
+    return pd.DataFrame({"data_set": name, "path": paths, "patient": patients, "label": "", "split": ""})
 
 
 def _list_groups(
     images: pd.DataFrame, pairs: pd.DataFrame, numbers: pd.Series, expected: set[frozenset[str]]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    links = {}  # the later image of a pair, and how it is tied to the earliest one
+    """Return `LeakAudit.groups` and `LeakAudit.crossings`.
+
+    Args:
+        images: Result of `_image_table` for all data sets.
+        pairs: Result of `duplicate_pairs`.
+        numbers: The group of each image; an image without a copy has a group of its own.
+        expected: Pairs of data sets that hold the same images on purpose.
+    """
+    links = {}  # the match of each image with the earliest image that it is a copy of
     ends = np.sort(pairs[["first", "second"]].to_numpy(dtype=int).reshape(-1, 2), axis=1)
     for (first, second), facts in zip(ends.tolist(), pairs[LINKS].itertuples(index=False), strict=True):
         if second not in links or first < links[second][0]:
             links[second] = (first, *facts)
     listed = []
     for _, rows in images[numbers.duplicated(keep=False)].groupby(numbers, sort=False):
-        tied = [links.get(row, (0, "", None, None))[1:] for row in rows.index]
-        ties = pd.DataFrame(tied, columns=LINKS, index=rows.index).astype({"distance": "Int64", "correlation": float})
-        crossed = _crossed(rows, expected)
-        listed.append((min(rank for rank, _ in crossed), [text for _, text in crossed], rows.join(ties)))
-    listed.sort(key=lambda group: group[0])  # stable: otherwise in the order of the images
+        matches = [links.get(row, (0, "", None, None))[1:] for row in rows.index]
+        match_table = pd.DataFrame(matches, columns=LINKS, index=rows.index)
+        match_table = match_table.astype({"distance": "Int64", "correlation": float})
+        crossed = _find_crossings(rows, expected)
+        listed.append((min(rank for rank, _ in crossed), [text for _, text in crossed], rows.join(match_table)))
+    listed.sort(key=lambda group: group[0])  # stable: equally serious groups stay in the order of the images
     counted: dict[str, list[int]] = {}
     tables = []
     for number, (_, texts, rows) in enumerate(listed, start=1):
@@ -209,17 +225,22 @@ def _list_groups(
     return groups, pd.DataFrame(crossings, columns=["crossing", "groups", "images"])
 
 
-def _crossed(rows: pd.DataFrame, expected: set[frozenset[str]]) -> list[tuple[int, str]]:
-    """Return what a group crosses, each with its gravity, 0 the gravest."""
-    of_set = {name: set(rows.loc[rows["data_set"] == name, "split"]) for name in rows["data_set"].unique()}
-    found = []
-    for one, other in itertools.combinations(SPLITS, 2):
-        if any({one, other} <= splits for splits in of_set.values()):
-            found.append((0, f"{one} and {other}"))
-    for gravity, column, text in ((1, "label", "two labels"), (2, "patient", "two patients")):
-        if any(rows.loc[rows["data_set"] == name, column].replace("", np.nan).nunique() > 1 for name in of_set):
-            found.append((gravity, text))
-    for one, other in itertools.combinations(of_set, 2):
-        planned = frozenset((one, other)) in expected
-        found.append((4, f"{one} and {other}, by design") if planned else (3, f"two data sets: {one} and {other}"))
-    return sorted(found) or [(5, WITHIN)]
+def _find_crossings(rows: pd.DataFrame, expected: set[frozenset[str]]) -> list[tuple[int, str]]:
+    """Return the boundaries that a group crosses with their ranks; rank 0 is the most serious.
+
+    Splits, labels and patients are compared within a data set only, since their names may mean something else in
+    another one.
+    """
+    splits_of = {name: set(rows.loc[rows["data_set"] == name, "split"]) for name in rows["data_set"].unique()}
+    crossings = []
+    for first, second in itertools.combinations(SPLITS, 2):
+        if any({first, second} <= splits for splits in splits_of.values()):
+            crossings.append((0, f"{first} and {second}"))
+    for rank, column, text in ((1, "label", "two labels"), (2, "patient", "two patients")):
+        if any(rows.loc[rows["data_set"] == name, column].replace("", np.nan).nunique() > 1 for name in splits_of):
+            crossings.append((rank, text))
+    for first, second in itertools.combinations(splits_of, 2):
+        by_design = frozenset((first, second)) in expected
+        text = f"{first} and {second}, by design" if by_design else f"two data sets: {first} and {second}"
+        crossings.append((4 if by_design else 3, text))
+    return sorted(crossings) or [(5, WITHIN)]

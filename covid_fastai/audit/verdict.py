@@ -1,4 +1,4 @@
-"""The verdict: one sentence, by stated rules, on whether a model has been shown to see disease."""
+"""The verdict of an audit: one sentence, by fixed rules, on whether the model was shown to detect disease."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from covid_fastai.audit.baselines import ShortcutAudit
 from covid_fastai.data.tables import as_rows
 from covid_fastai.evaluation.formatting import SIGNED, ResultDisplay, format_estimate, format_interval, format_metric
 
-__all__ = ["Condition", "Verdict", "give_verdict"]
+__all__ = ["NOT_TESTED", "Condition", "Verdict", "give_verdict"]
 
-MET, FAILED, NO_ROOM, OPEN, NOT_APPLICABLE = "met", "failed", "no room", "not shown", "does not apply"
-MOST_NEGATIVE_CONTROLS = (
-    0.25  # of the negatives of the positive class's own source, called positive: 3 of CoronaHack's 12
-)
+MET, FAILED, INCONCLUSIVE = "met", "failed", "inconclusive"
+NOT_TESTED, NOT_APPLICABLE = "not tested", "not applicable"
+MOST_FALSE_POSITIVES = 0.25  # of the negative controls: 3 of CoronaHack's 12
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One thing that has to hold before a model is said to see disease.
+    """One condition that a model has to meet before disease signal counts as shown.
 
     Attributes:
         name: What has to hold.
-        outcome: `"met"`, `"failed"`, `"no room"` (a simple baseline is so good that these data cannot tell),
-            `"not shown"` (it was not tried) or `"does not apply"`.
-        text: What was found, or what would show it.
+        outcome: `"met"`, `"failed"`, `"inconclusive"` (the thumbnail baseline is so good that these data cannot
+            decide), `"not tested"` or `"not applicable"`.
+        text: The result, or what was not tested.
     """
 
     name: str
@@ -38,13 +37,14 @@ class Condition:
 
 @dataclass(frozen=True)
 class Verdict(ResultDisplay):
-    """What has been shown of a model.
+    """Whether a model was shown to detect disease.
 
     Attributes:
-        level: `"shown"` (every condition was tried and holds), `"not shown"` (nothing speaks against it, but something
-            was not tried) or `"refuted"` (a condition fails: what the model has learnt may not be disease).
-        sentence: The same in words.
-        conditions: Each condition with its outcome.
+        level: `"shown"` (every condition that applies is met), `"not shown"` (no condition failed, but one is
+            inconclusive or was not tested) or `"failed"` (a condition failed: the model may have learnt something
+            other than disease).
+        sentence: The level and its reason as text.
+        conditions: The conditions with their outcomes.
     """
 
     level: str
@@ -52,16 +52,17 @@ class Verdict(ResultDisplay):
     conditions: tuple[Condition, ...]
 
     def table(self) -> pd.DataFrame:
-        """Return the conditions, a row each."""
+        """Return the conditions as a table, one row per condition."""
         return pd.DataFrame([vars(condition) for condition in self.conditions], columns=["name", "outcome", "text"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values."""
+        """Return the verdict as plain values."""
         conditions = [vars(condition) for condition in self.conditions]
         return {"level": self.level, "sentence": self.sentence, "conditions": conditions}
 
     def __str__(self) -> str:
-        return "\n".join([self.sentence, *(f"- {one.name}: {one.outcome}. {one.text}" for one in self.conditions)])
+        lines = [f"- {condition.name}: {condition.outcome}. {condition.text}" for condition in self.conditions]
+        return "\n".join([self.sentence, *lines])
 
     def _display_parts(self) -> Iterator[pd.DataFrame | str]:
         yield from (self.sentence, self.table())
@@ -76,110 +77,130 @@ def give_verdict(
     external: Sequence[Mapping[str, Any]] = (),
     negative_controls: Mapping[str, Any] | None = None,
 ) -> Verdict:
-    """Judge by stated rules whether a model has been shown to see disease.
+    """Decide by fixed rules whether a model was shown to detect disease.
 
-    All must hold: (1) no lung-free baseline is flagged; (2) the network is better than the 16 x 16 thumbnail, its
-    paired 95% interval above 0; (3) it is better than one that was trained and judged with the lungs' region black, in
-    the same way; (4) at another hospital, on images of both classes from that one source, the whole interval of
-    its AUC lies above 0.5, and the AUC above the thumbnail's; (5) of negatives from the positive class's own source it
-    calls no more than a quarter positive, where there are such images.
+    Five conditions have to be met:
+
+    1. No lung-free baseline is flagged.
+    2. The network is better than the 16 x 16 thumbnail: the 95% interval of the paired difference lies above 0.
+    3. The network is better, by the same rule, than a network that was trained and evaluated with the lung region
+       black.
+    4. At another hospital, on images of both classes from one source, the 95% interval of the AUC lies above 0.5, and
+       the AUC is higher than the thumbnail's.
+    5. The network classifies at most a quarter of the negative controls as positive. Negative controls are negative
+       images from the source of the positive class; without such images the condition does not apply.
 
     Args:
         shortcuts: What `find_shortcuts` returned.
-        network: The network's AUC on held-out patients: `value`, `low`, `high`, `n`.
-        versus: A row a baseline: `baseline`, `difference` (network less baseline), `low`, `high`, and
+        network: AUC of the network on held-out patients: `value`, `low`, `high`, `n`.
+        versus: One row per baseline: `baseline`, `difference` (network minus baseline), `low`, `high`, and
             `errorless_low`, the lower bound of the difference if the network made no error.
-        blind: The same of the network that was trained without the lungs; None where none was.
-        external: Of each source with both classes: `source`, `value`, `low`, `high`, `n` and `thumbnail` (its AUC
-            there; None or NaN where it could not be tried).
-        negative_controls: `images`, `called` (how many were called positive) and `share`; None where there are none.
+        blind: `difference`, `low` and `high` to the network that was trained without the lung region; None if there is
+            no such network.
+        external: One mapping per external source with both classes: `source`, `value`, `low`, `high`, `n` and
+            `thumbnail` (the thumbnail's AUC there; None or NaN if it was not evaluated).
+        negative_controls: `images`, `called` (number classified as positive) and `fraction`; None if there are none.
 
     Returns:
         The verdict.
     """
     conditions = (
-        _no_flag(shortcuts),
-        _beats_thumbnail(shortcuts, network, versus),
-        _needs_lungs(blind),
-        _holds_elsewhere(external),
-        _same_source(negative_controls),
+        _no_shortcut(shortcuts),
+        _better_than_thumbnail(shortcuts, network, versus),
+        _worse_without_lungs(blind),
+        _generalises(external),
+        _rejects_negative_controls(negative_controls),
     )
     outcomes = {condition.outcome for condition in conditions}
     if outcomes <= {MET, NOT_APPLICABLE}:
-        sentence = "Evidence of disease signal: every condition that was stated holds on these data."
+        sentence = "Evidence of disease signal: every condition that applies is met on these data."
         return Verdict("shown", sentence, conditions)
-    n, thumbnail = int(_of_thumbnail(versus)["n"]), shortcuts.row("thumbnail")["auc"]
-    room = (
-        f" The data cannot tell: on {n} patients not even a model without an error would be shown to be better than a "
-    )
-    room += f"16 × 16 thumbnail (AUC {format_metric(thumbnail)})."
+    undecided = ""
+    if INCONCLUSIVE in outcomes:
+        n, thumbnail = int(_thumbnail_row(versus)["n"]), format_metric(shortcuts.row("thumbnail")["auc"])
+        undecided = f" These data cannot decide: with {n} patients, even a model without errors would not be shown to "
+        undecided += f"be better than a 16 × 16 thumbnail (AUC {thumbnail})."
     if FAILED in outcomes:
-        apart = "Separates sources" if "source" in shortcuts.flags else "A shortcut is open"
-        apart = apart if shortcuts.flags else "A condition fails"
-        sentence = f"{apart}; disease signal not shown." + (room if NO_ROOM in outcomes else "")
-        return Verdict("refuted", sentence, conditions)
-    if NO_ROOM in outcomes:
-        return Verdict("not shown", f"Disease signal not shown.{room}", conditions)
-    missing = "; ".join(_lower(condition.text) for condition in conditions if condition.outcome == OPEN)
-    return Verdict("not shown", f"No shortcut was found; disease signal not shown: {missing}.", conditions)
+        return Verdict("failed", f"Disease signal not shown: {_failure(shortcuts, conditions)}.{undecided}", conditions)
+    if INCONCLUSIVE in outcomes:
+        return Verdict("not shown", f"Disease signal not shown.{undecided}", conditions)
+    untested = "; ".join(_as_clause(condition.text) for condition in conditions if condition.outcome == NOT_TESTED)
+    sentence = f"Disease signal not shown. No shortcut was found, but the tests are incomplete: {untested}."
+    return Verdict("not shown", sentence, conditions)
 
 
-def _lower(text: str) -> str:
+def _failure(shortcuts: ShortcutAudit, conditions: Sequence[Condition]) -> str:
+    """Return why a verdict is `"failed"`, as a clause."""
+    if "source" in shortcuts.flags:
+        return "the image source alone separates the classes"
+    if shortcuts.flags:
+        return "a shortcut separates the classes without the lungs"
+    names = [f'"{condition.name}"' for condition in conditions if condition.outcome == FAILED]
+    return f"the condition{'s' if names[1:] else ''} {' and '.join(names)} {'are' if names[1:] else 'is'} not met"
+
+
+def _as_clause(text: str) -> str:
+    """Return a sentence without its capital letter and full stop."""
     return text[:1].lower() + text[1:].rstrip(".")
 
 
-def _no_flag(shortcuts: ShortcutAudit) -> Condition:
-    name = "Nothing without a lung tells the classes apart"
+def _no_shortcut(shortcuts: ShortcutAudit) -> Condition:
+    name = "No lung-free baseline separates the classes"
     if shortcuts.flags:
         listed = ", ".join(f"{flag} (AUC {format_metric(shortcuts.row(flag)['auc'])})" for flag in shortcuts.flags)
-        return Condition(name, FAILED, f"They can be told apart by: {listed}.")
-    return Condition(name, MET, "No lung-free baseline is better than chance.")
+        return Condition(name, FAILED, f"Better than chance: {listed}.")
+    return Condition(name, MET, "None is better than chance.")
 
 
-def _beats_thumbnail(shortcuts: ShortcutAudit, network: Mapping[str, Any], versus: pd.DataFrame) -> Condition:
+def _better_than_thumbnail(shortcuts: ShortcutAudit, network: Mapping[str, Any], versus: pd.DataFrame) -> Condition:
     name = "Better than a 16 × 16 thumbnail"
-    row = _of_thumbnail(versus)
-    own, thumbnail = format_metric(network["value"]), format_metric(shortcuts.row("thumbnail")["auc"])
+    row = _thumbnail_row(versus)
+    network_auc, thumbnail_auc = format_metric(network["value"]), format_metric(shortcuts.row("thumbnail")["auc"])
     difference = format_estimate(row["difference"], row["low"], row["high"], spec=SIGNED)
-    found = f"Its AUC is {own}, the thumbnail's {thumbnail}; on the same {int(row['n'])} "
-    found += f"patients the difference is {difference}."
+    text = f"The AUC of the network is {network_auc}, that of the thumbnail {thumbnail_auc}. "
+    text += f"The paired difference on {int(row['n'])} patients is {difference}."
     if row["low"] > 0:
-        return Condition(name, MET, found)
-    if row["errorless_low"] <= 0:
-        return Condition(name, NO_ROOM, f"{found} Not even a model without an error would be shown to be.")
-    return Condition(name, FAILED, found)
+        return Condition(name, MET, text)
+    if row["errorless_low"] <= 0:  # the interval of a perfect model would reach 0 too
+        text += " Even a model without errors would not be shown to be better."
+        return Condition(name, INCONCLUSIVE, text)
+    return Condition(name, FAILED, text)
 
 
-def _of_thumbnail(versus: pd.DataFrame) -> dict[str, Any]:
+def _thumbnail_row(versus: pd.DataFrame) -> dict[str, Any]:
     return as_rows(versus[versus["baseline"] == "thumbnail"])[0]
 
 
-def _needs_lungs(blind: Mapping[str, Any] | None) -> Condition:
+def _worse_without_lungs(blind: Mapping[str, Any] | None) -> Condition:
     name = "Worse when trained without the lungs"
     if blind is None:
-        return Condition(name, OPEN, "No network was trained with the lungs' region black (audit --full).")
-    difference = format_estimate(blind["difference"], blind["low"], blind["high"])
-    found = f"Paired difference to the network that saw no lungs {difference}."
-    return Condition(name, MET if blind["low"] > 0 else FAILED, found)
+        text = "No network was trained with the lung region black (covid-fastai audit RUN --full)."
+        return Condition(name, NOT_TESTED, text)
+    difference = format_estimate(blind["difference"], blind["low"], blind["high"], spec=SIGNED)
+    text = f"The paired AUC difference to the network trained without the lung region is {difference}."
+    return Condition(name, MET if blind["low"] > 0 else FAILED, text)
 
 
-def _holds_elsewhere(external: Sequence[Mapping[str, Any]]) -> Condition:
-    name = "Holds at another hospital, within one source"
+def _generalises(external: Sequence[Mapping[str, Any]]) -> Condition:
+    name = "Generalises to another hospital, within one source"
     if not external:
-        return Condition(name, OPEN, "No external set with both classes from one source (validate).")
-    texts, held = [], True
-    for one in external:
-        tried = one["thumbnail"] is not None and one["thumbnail"] == one["thumbnail"]
-        thumbnail = f", the thumbnail {format_metric(one['thumbnail'])}" if tried else ""
-        interval = f"{format_interval(one['low'], one['high'])}, n = {one['n']}"
-        texts.append(f"{one['source']}: AUC {format_metric(one['value'])} ({interval}){thumbnail}")
-        held &= one["low"] > 0.5 and not (tried and one["value"] <= one["thumbnail"])
-    return Condition(name, MET if held else FAILED, f"{'; '.join(texts)}.")
+        text = "No external data with both classes from one source were evaluated (covid-fastai validate RUN DATA)."
+        return Condition(name, NOT_TESTED, text)
+    texts, all_met = [], True
+    for result in external:
+        has_thumbnail = result["thumbnail"] is not None and result["thumbnail"] == result["thumbnail"]  # not NaN
+        thumbnail = f"; thumbnail {format_metric(result['thumbnail'])}" if has_thumbnail else ""
+        interval = f"{format_interval(result['low'], result['high'])}, n = {result['n']}"
+        texts.append(f"{result['source']}: AUC {format_metric(result['value'])} ({interval}){thumbnail}.")
+        all_met &= result["low"] > 0.5 and not (has_thumbnail and result["value"] <= result["thumbnail"])
+    return Condition(name, MET if all_met else FAILED, " ".join(texts))
 
 
-def _same_source(negative_controls: Mapping[str, Any] | None) -> Condition:
-    name = "Negatives of the positive class's own source are called negative"
+def _rejects_negative_controls(negative_controls: Mapping[str, Any] | None) -> Condition:
+    name = "Negative controls are classified as negative"
     if negative_controls is None:
-        return Condition(name, NOT_APPLICABLE, "There are no such images beside those that were trained on.")
-    found = f"{negative_controls['called']} of {negative_controls['images']} are called positive."
-    return Condition(name, MET if negative_controls["fraction"] <= MOST_NEGATIVE_CONTROLS else FAILED, found)
+        text = "There are no unused negative images from the source of the positive class."
+        return Condition(name, NOT_APPLICABLE, text)
+    positives, images = negative_controls["called"], negative_controls["images"]
+    text = f"{positives} of {images} negative images from the source of the positive class are classified as positive."
+    return Condition(name, MET if negative_controls["fraction"] <= MOST_FALSE_POSITIVES else FAILED, text)

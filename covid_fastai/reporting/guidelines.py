@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from covid_fastai.audit.verdict import NOT_TESTED
 from covid_fastai.data.tables import as_rows
 from covid_fastai.evaluation.subgroups import Subgroups
 from covid_fastai.model.bundle_config import CONFIG_FILE
@@ -480,7 +481,7 @@ def verdict(facts: RunFacts) -> Answer | None:
 def next_steps(facts: RunFacts) -> Answer | None:
     if facts.audit is None:
         return None
-    untried = [one.text for one in facts.audit.verdict.conditions if one.outcome == "not shown"]
+    untried = [one.text for one in facts.audit.verdict.conditions if one.outcome == NOT_TESTED]
     said = f"Not tried yet: {' '.join(untried)}" if untried else "Every condition of the verdict was tried."
     return Answer(f"{RunFolder.audit}, verdict", said, "what should follow from the result")
 

@@ -205,7 +205,7 @@ def describe_audit(audit: Audit | None) -> dict[str, Any] | None:
     """
     if audit is None:
         return None
-    level = {"shown": "good", "not shown": "care", "refuted": "alarm"}[audit.verdict.level]
+    level = {"shown": "good", "not shown": "care", "failed": "alarm"}[audit.verdict.level]
     conditions = audit.verdict.table().rename(
         columns={"name": "what must hold", "outcome": "outcome", "text": "what was found"}
     )
@@ -240,7 +240,7 @@ def describe_shortcuts(shortcuts: ShortcutAudit) -> dict[str, Any]:
 
 
 def _baselines(table: pd.DataFrame, shortcuts: ShortcutAudit, network: Mapping[str, Any] | None) -> dict[str, Any]:
-    table["given"] = table["given"] + ": " + table.pop("sees")
+    table["baseline"] = table["baseline"] + ": " + table.pop("input")
     alt = "AUC of baselines that see little or nothing of a lung" + (", and of the network" if network else "")
     figure = draw_chart(plot_shortcuts(shortcuts, network=network), alt, wide=True)
     return {"baselines": table, "notes": shortcuts.notes()[:-1], "figure": figure}

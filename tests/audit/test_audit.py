@@ -1,4 +1,4 @@
-"""The audit of predictions and of a run: pairing, probes, negative_controls, and what is read back."""
+"""The audit of predictions and of a run: pairing, probes, negative controls, and reading it back."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from covid_fastai.audit.audit import (
-    audit_predictions,
-    audit_run,
-    negative_control_rows,
-    read_audit,
-)
+from covid_fastai.audit.audit import audit_predictions, audit_run, negative_control_rows, read_audit
 from covid_fastai.audit.probes import write_altered
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.runs import read_run
@@ -25,40 +20,43 @@ from covid_fastai.run_folder import RunFolder
 
 @pytest.fixture
 def run(run_folder, tmp_path):
-    """A copy that may be changed."""
+    """A copy of the run that a test may change."""
     return shutil.copytree(run_folder, tmp_path / "run")
 
 
-def guesses(cohort: pd.DataFrame, *, skill: float, seed: int = 0) -> pd.DataFrame:
+def simulate_predictions(cohort: pd.DataFrame, *, skill: float, seed: int = 0) -> pd.DataFrame:
+    """Return predictions of the held-out rows; the classes differ by `skill` standard deviations of the log odds."""
     rows = cohort[cohort["split"] == "valid"].reset_index(drop=True)
     noise = np.random.default_rng(seed).normal(size=len(rows))
     p = 1 / (1 + np.exp(-(noise + skill * (rows["label"] == "COVID-19"))))
     return rows[["path", "label", "patient", "split", "source", "view"]].assign(**{"p_Normal": 1 - p, "p_COVID-19": p})
 
 
-def test_the_network_and_the_baselines_are_judged_on_the_same_patients(phantom_cohort):
-    predictions = guesses(phantom_cohort, skill=1.0)
+def test_network_and_baselines_are_compared_on_the_same_patients(phantom_cohort):
+    predictions = simulate_predictions(phantom_cohort, skill=1.0)
     audit = audit_predictions(predictions, phantom_cohort)
     baseline = audit.shortcuts.predictions["thumbnail"]
-    both = predictions.merge(baseline, on="path", suffixes=("", "_b"))
-    units = both.groupby(["patient", "label"])[["p_COVID-19", "p_COVID-19_b"]].mean().reset_index()
+    paired = predictions.merge(baseline, on="path", suffixes=("", "_b"))
+    units = paired.groupby(["patient", "label"])[["p_COVID-19", "p_COVID-19_b"]].mean().reset_index()
     truth = units["label"] == "COVID-19"
     expected = roc_auc_score(truth, units["p_COVID-19"]) - roc_auc_score(truth, units["p_COVID-19_b"])
     row = audit.versus.set_index("baseline").loc["thumbnail"]
     assert row["difference"] == pytest.approx(expected) and row["n"] == len(units)
     assert row["low"] <= expected <= row["high"]
     assert audit.network["value"] == pytest.approx(roc_auc_score(truth, units["p_COVID-19"]))
-    assert "network less it" in audit.summary() and "<table" in audit._repr_html_()
+    assert "network minus baseline" in audit.summary() and "<table" in audit._repr_html_()
 
 
-def test_a_csv_of_another_system_is_audited_without_a_cohort(phantom_cohort, tmp_path):
-    guesses(phantom_cohort.assign(split="valid"), skill=2.0).to_csv(tmp_path / "theirs.csv", index=False)
-    audit = audit_predictions(tmp_path / "theirs.csv")
-    assert audit.verdict.level in ("not shown", "refuted")
+def test_predictions_of_another_system_are_audited_without_a_cohort(phantom_cohort, tmp_path):
+    simulate_predictions(phantom_cohort.assign(split="valid"), skill=2.0).to_csv(
+        tmp_path / "predictions.csv", index=False
+    )
+    audit = audit_predictions(tmp_path / "predictions.csv")
+    assert audit.verdict.level in ("not shown", "failed")
     assert audit.network["n"] == audit.shortcuts.row("thumbnail")["n"]
 
 
-def test_a_run_is_audited_by_default_and_read_back(run_folder):
+def test_a_run_is_audited_by_default_and_its_audit_can_be_read(run_folder):
     audit = read_audit(run_folder)
     assert RunFolder(run_folder).audit.is_file() and RunFolder(run_folder).probes.is_file()
     assert set(audit.altered["change"]) == {"black centre", "noise centre"}
@@ -67,7 +65,7 @@ def test_a_run_is_audited_by_default_and_read_back(run_folder):
     pd.testing.assert_frame_equal(again.versus, audit.versus, check_dtype=False)
 
 
-def test_what_was_retrained_and_validated_is_taken_into_account(run):
+def test_retrained_networks_and_external_validations_enter_the_audit(run):
     predictions = read_run(run).metrics.predictions
     for change in ("black-centre", "permuted-labels", "frozen-backbone"):
         (run / "retrained" / change).mkdir(parents=True)
@@ -76,15 +74,15 @@ def test_what_was_retrained_and_validated_is_taken_into_account(run):
             table["label"] = table["label"].map({"Normal": "COVID-19", "COVID-19": "Normal"})
         table.to_csv(run / "retrained" / change / "predictions.csv", index=False)
     (run / "external").mkdir()
-    one = {"source": "there", "value": 0.9, "low": 0.8, "high": 0.95, "n": 50, "thumbnail": 0.6}
-    (run / "external" / "other.json").write_text(json.dumps({"same_source": [one]}))
+    result = {"source": "there", "value": 0.9, "low": 0.8, "high": 0.95, "n": 50, "thumbnail": 0.6}
+    (run / "external" / "other.json").write_text(json.dumps({"same_source": [result]}))
     audit = audit_run(run)
     rows = audit.altered.set_index(["change", "when"])
-    assert rows.loc[("black centre", "in training too"), "difference"] == 0
-    assert np.isnan(rows.loc[("permuted labels", "in training too"), "difference"])
-    assert ("frozen backbone", "never trained, linear head") in rows.index
+    assert rows.loc[("black centre", "in training and evaluation"), "difference"] == 0
+    assert np.isnan(rows.loc[("permuted labels", "in training and evaluation"), "difference"])
+    assert ("frozen backbone", "frozen, linear head only") in rows.index
     outcomes = {condition.name: condition.outcome for condition in audit.verdict.conditions}
-    assert outcomes["Holds at another hospital, within one source"] == "met"
+    assert outcomes["Generalises to another hospital, within one source"] == "met"
     assert outcomes["Worse when trained without the lungs"] == "failed"
 
 
@@ -96,7 +94,7 @@ def test_a_damaged_audit_is_refused(run):
     assert read_audit(run) is None
 
 
-def test_tripwires_are_negatives_of_the_positive_classs_own_source():
+def test_negative_controls_are_unused_negatives_from_the_source_of_the_positive_class():
     rows = [("Normal", "train", "children", "PA"), ("COVID-19", "train", "adults", "PA")]
     rows += [
         ("SARS", "excluded", "adults", "PA"),
@@ -110,15 +108,15 @@ def test_tripwires_are_negatives_of_the_positive_classs_own_source():
     assert negative_control_rows(shared, positive="COVID-19").empty
 
 
-def test_tripwires_are_counted_by_the_mean_over_folds(phantom_cohort):
+def test_negative_controls_are_classified_by_the_mean_over_folds(phantom_cohort):
     probes = pd.DataFrame({"path": ["a", "a", "b", "b", "c"], "status": ["ok"] * 4 + ["unreadable"]})
     probes["p_COVID-19"] = [0.9, 0.4, 0.2, 0.6, np.nan]
     probes = probes.assign(probe="negative control", label="SARS", **{"p_Normal": 1 - probes["p_COVID-19"]})
-    audit = audit_predictions(guesses(phantom_cohort, skill=1.0), phantom_cohort, probes=probes)
+    audit = audit_predictions(simulate_predictions(phantom_cohort, skill=1.0), phantom_cohort, probes=probes)
     assert (audit.negative_controls["images"], audit.negative_controls["called"]) == (2, 1)
 
 
-def test_altered_images_differ_in_the_box_alone(phantom_cohort, tmp_path):
+def test_altered_images_differ_only_in_the_central_box(phantom_cohort, tmp_path):
     rows = phantom_cohort.head(3)
     for change in ("black centre", "noise centre"):
         copies = write_altered(rows, tmp_path / change, change=change, image_size=64)

@@ -1,4 +1,4 @@
-"""Shortcut baselines on synthetic data: what was planted is flagged, what was not is not; scikit-learn as oracle."""
+"""Shortcut baselines on synthetic data: planted shortcuts are flagged, clean data are not; oracle: scikit-learn."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from covid_fastai.data.phantom import write_phantom
 from covid_fastai.data.splits import fold_by_patient, split_by_patient
 from covid_fastai.errors import DataError
 
-PLANTED = {  # what is planted, and which baselines see it
+PLANTED = {  # the planted shortcut, and the baselines that can detect it
     "corner": {"border ring"},
-    "border": {"border ring", "mean and spread"},
+    "border": {"border ring", "intensity mean and SD"},
     "jpeg_quality": {"headers"},
     "aspect": {"headers"},
-    "gain": {"mean and spread", "border ring"},
+    "gain": {"intensity mean and SD", "border ring"},
 }
 
 
-def draw_cohort(folder, *, patients: int = 40, seed: int = 0, **options) -> pd.DataFrame:
+def phantom_split(folder, *, patients: int = 40, seed: int = 0, **options) -> pd.DataFrame:
     counts = {"COVID-19": patients, "Normal": patients}
     root = write_phantom(folder, patients=counts, image_size=48, seed=seed, **options)
     return split_by_patient(read_cohort(root, task="covid"), seed=seed)
@@ -46,7 +46,7 @@ def draw_cohort(folder, *, patients: int = 40, seed: int = 0, **options) -> pd.D
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory):
-    return draw_cohort(tmp_path_factory.mktemp("clean") / "data")
+    return phantom_split(tmp_path_factory.mktemp("clean") / "data")
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +55,23 @@ def audit(clean):
 
 
 @pytest.mark.parametrize("kind", PLANTED)
-def test_a_planted_shortcut_is_flagged_by_what_can_see_it(kind, tmp_path):
-    found = find_shortcuts(draw_cohort(tmp_path / "data", shortcut=kind, strength=0.8), permutations=199)
-    assert PLANTED[kind] <= set(found.flags)
-    assert ("headers" in found.flags) == ("headers" in PLANTED[kind])
-    assert found.flags[0] in found.notes()[0]
+def test_a_planted_shortcut_is_flagged_by_the_baselines_that_can_detect_it(kind, tmp_path):
+    result = find_shortcuts(phantom_split(tmp_path / "data", shortcut=kind, strength=0.8), permutations=199)
+    assert PLANTED[kind] <= set(result.flags)
+    assert ("headers" in result.flags) == ("headers" in PLANTED[kind])
+    assert result.flags[0] in result.notes()[0]
 
 
 def test_clean_data_are_not_flagged(audit):
     assert audit.flags == []
-    assert "Nothing that was tried" in audit.notes()[0]
+    assert "No lung-free baseline separates the classes" in audit.notes()[0]
     assert audit.table["baseline"].tolist() == list(BASELINES)
     assert set(audit.table.loc[audit.table["lung_free"], "baseline"]) == set(LUNG_FREE)
     assert 0.3 < audit.permuted["low"] < 0.5 < audit.permuted["high"] < 0.7
     assert audit.row("prevalence")["auc"] == 0.5
 
 
-def test_no_patient_is_predicted_by_what_was_fitted_on_them(clean):
+def test_no_patient_is_predicted_by_a_model_that_was_fitted_on_them(clean):
     rows = rows_to_try(clean)
     assert rows.groupby("patient")["fold"].nunique().max() == 1
     held_out = rows["split"] == "valid"
@@ -79,14 +79,14 @@ def test_no_patient_is_predicted_by_what_was_fitted_on_them(clean):
     assert set(rows.loc[held_out, "fold"]).isdisjoint(rows.loc[~held_out, "fold"])
 
 
-def test_folds_of_a_cross_validation_are_kept(clean):
+def test_the_folds_of_a_cross_validation_are_used(clean):
     folded = fold_by_patient(clean, folds=4, seed=3)
     rows = rows_to_try(folded)
     merged = rows.merge(folded[["path", "fold"]], on="path")
     assert (merged["fold_x"] == merged["fold_y"]).all()
 
 
-def test_the_thumbnail_is_scikit_learns_logistic_regression(clean, audit):
+def test_the_thumbnail_baseline_agrees_with_scikit_learns_logistic_regression(clean, audit):
     rows = rows_to_try(clean)
     x = np.stack([np.asarray(Image.open(path).convert("L").resize((16, 16), Image.BILINEAR)) for path in rows["path"]])
     x, fold, p = x.reshape(len(x), -1).astype(float), rows["fold"].to_numpy(), np.zeros(len(rows))
@@ -101,64 +101,64 @@ def test_the_thumbnail_is_scikit_learns_logistic_regression(clean, audit):
     np.testing.assert_allclose(ours.loc[rows["path"]], p, atol=1e-6)
 
 
-def test_the_permutation_tests_regression_is_scikit_learns_ridge():
+def test_the_regression_of_the_permutation_test_agrees_with_scikit_learns_ridge():
     rng = np.random.default_rng(0)
     fold = np.arange(60) % 3
     for k in (5, 90):  # fewer features than rows, and more
         x, y = rng.normal(size=(60, k)), rng.normal(size=60)
-        found = _hat_matrix(x, fold) @ y
+        scores = _hat_matrix(x, fold) @ y
         for number in range(3):
             fit = fold != number
             scaler = StandardScaler().fit(x[fit])
             model = Ridge(alpha=fit.sum() / 10).fit(scaler.transform(x[fit]), y[fit])
-            np.testing.assert_allclose(found[~fit], model.predict(scaler.transform(x[~fit])) - y[fit].mean())
+            np.testing.assert_allclose(scores[~fit], model.predict(scaler.transform(x[~fit])) - y[fit].mean())
 
 
-def test_aucs_are_scikit_learns_with_ties():
+def test_aucs_with_ties_agree_with_scikit_learn():
     rng = np.random.default_rng(1)
     scores, truth = rng.integers(0, 6, (50, 4)).astype(float), rng.integers(0, 2, (50, 4)).astype(bool)
     expected = [roc_auc_score(truth[:, k], scores[:, k]) for k in range(4)]
     np.testing.assert_allclose(_aucs(scores, truth), expected)
 
 
-def test_holm_by_hand():
+def test_holms_correction_of_a_worked_example():
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
     p = {str(k): value for k, value in enumerate(np.random.default_rng(0).uniform(0, 0.2, 6))}
     assert all(holm(p)[k] >= q for k, q in zip(p, false_discovery_control([*p.values()]), strict=True))
 
 
-def test_the_source_is_tried_where_there_are_several(clean, tmp_path):
-    told = clean.assign(source=np.where(clean["label"] == "COVID-19", "here", "there"))
-    found = find_shortcuts(told, permutations=199)
-    assert found.flags[0] == "source" and found.row("source")["auc"] == 1.0
-    one = find_shortcuts(clean.assign(source="one"), permutations=199)
-    assert np.isnan(one.row("source")["auc"])
-    assert "not tried" in one.summary().set_index("given").loc["source", "above chance"]
+def test_the_source_baseline_needs_several_sources(clean, tmp_path):
+    confounded = clean.assign(source=np.where(clean["label"] == "COVID-19", "here", "there"))
+    result = find_shortcuts(confounded, permutations=199)
+    assert result.flags[0] == "source" and result.row("source")["auc"] == 1.0
+    single = find_shortcuts(clean.assign(source="one"), permutations=199)
+    assert np.isnan(single.row("source")["auc"])
+    assert "not tested" in single.summary().set_index("baseline").loc["source", "better than chance"]
 
 
-def test_three_classes(tmp_path):
+def test_the_auc_of_three_classes_is_the_mean_against_the_rest(tmp_path):
     counts = {"Normal": 25, "bacteria": 25, "virus": 25}
     root = write_phantom(tmp_path / "data", patients=counts, image_size=48, seed=1)
     cohort = split_by_patient(read_cohort(root, task="etiology"), seed=0)
-    found = find_shortcuts(cohort, permutations=199)
-    table = found.predictions["thumbnail"]
+    result = find_shortcuts(cohort, permutations=199)
+    table = result.predictions["thumbnail"]
     units = table.groupby(["patient", "label"])[["p_Normal", "p_Bacterial", "p_Viral"]].mean().reset_index()
     each = [roc_auc_score(units["label"] == name, units[f"p_{name}"]) for name in ("Normal", "Bacterial", "Viral")]
-    assert found.row("thumbnail")["auc"] == pytest.approx(np.mean(each))
-    assert found.flags == []
+    assert result.row("thumbnail")["auc"] == pytest.approx(np.mean(each))
+    assert result.flags == []
 
 
 def test_an_unreadable_image_is_counted_and_left_out(clean, tmp_path):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"not an image")
     cohort = clean.copy()
     cohort.loc[cohort.index[0], "path"] = str(broken)
-    found = find_shortcuts(cohort, permutations=199)
-    assert found.unreadable == 1 and "1 images could not be opened" in found.notes()[2]
-    assert str(broken) not in set(found.predictions["thumbnail"]["path"])
+    result = find_shortcuts(cohort, permutations=199)
+    assert result.unreadable == 1 and "1 images could not be opened" in result.notes()[2]
+    assert str(broken) not in set(result.predictions["thumbnail"]["path"])
 
 
-def test_most_keeps_whole_patients(clean):
+def test_the_sample_holds_whole_patients(clean):
     rows = rows_to_try(clean, most=20)
     counts = clean[clean["split"].isin(["train", "valid"])].groupby("patient").size()
     assert (rows.groupby("patient").size() == counts[rows["patient"].unique()].sort_index()).all()
@@ -166,23 +166,23 @@ def test_most_keeps_whole_patients(clean):
 
 
 def test_too_few_patients_are_refused(clean):
-    with pytest.raises(DataError, match="so few patients"):
+    with pytest.raises(DataError, match="too few patients"):
         find_shortcuts(clean[clean["label"] == "Normal"])
 
 
-def test_baselines_go_to_other_images(clean, tmp_path):
+def test_baselines_predict_other_images(clean, tmp_path):
     train, valid = clean[clean["split"] == "train"], clean[clean["split"] == "valid"]
-    found = predict_shortcuts(train, valid)["thumbnail"]
+    predicted = predict_shortcuts(train, valid)["thumbnail"]
     again = find_shortcuts(clean, permutations=99).predictions["thumbnail"]
-    both = found.merge(again, on="path")
-    np.testing.assert_allclose(both["p_COVID-19_x"], both["p_COVID-19_y"], atol=1e-6)
+    merged = predicted.merge(again, on="path")
+    np.testing.assert_allclose(merged["p_COVID-19_x"], merged["p_COVID-19_y"], atol=1e-6)
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"not an image")
     other = predict_shortcuts(train, pd.DataFrame({"path": [str(broken)]}))["border ring"]
     assert other["status"].tolist() == ["unreadable"] and other["p_Normal"].isna().all()
 
 
-def test_the_placebo_tells_another_batch_and_not_the_same(clean):
+def test_a_test_set_from_the_same_batch_shows_no_batch_effect(clean):
     rng = np.random.default_rng(0)
     normal = clean[(clean["label"] == "Normal") & clean["split"].isin(["train", "valid"])]
     tested = set(rng.choice(normal["patient"].unique(), 15, replace=False))
@@ -192,7 +192,7 @@ def test_the_placebo_tells_another_batch_and_not_the_same(clean):
     assert compare_parts(clean).empty  # no official TEST
 
 
-def test_the_placebo_sees_another_batch(clean, tmp_path):
+def test_a_test_set_from_another_batch_shows_a_batch_effect(clean, tmp_path):
     normal = clean[(clean["label"] == "Normal") & clean["split"].isin(["train", "valid"])]
     tested = set(normal["patient"].unique()[:15])
     rows = clean.assign(split=np.where(clean["patient"].isin(tested), "test", clean["split"]))
@@ -204,46 +204,46 @@ def test_the_placebo_sees_another_batch(clean, tmp_path):
     assert compare_parts(rows).set_index("class").loc["Normal", "auc"] > 0.95
 
 
-def test_read_back(audit):
+def test_a_stored_audit_can_be_restored(audit):
     again = ShortcutAudit.from_dict(json.loads(json.dumps(audit.to_dict()).replace("NaN", "null")))
     pd.testing.assert_frame_equal(again.table, audit.table)
     assert again.notes() == audit.notes() and "<table" in again._repr_html_() and "Research use" in repr(again)
 
 
-def test_the_plot_names_what_it_shows(audit):
+def test_the_plot_names_its_rows(audit):
     figure = plot_shortcuts(audit, network={"value": 0.9, "low": 0.8, "high": 0.95, "n": 40})
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels[-1] == "the network (n = 40)" and "thumbnail" in labels
+    assert labels[-1] == "network (n = 40)" and "thumbnail" in labels
 
 
-def test_header_features_tell_files_apart(tmp_path):
+def test_header_features_differ_between_files(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (64, 96), dtype=np.uint8)
     for name, options in {"a.jpg": {"quality": 95}, "b.jpg": {"quality": 30}, "c.png": {}}.items():
         Image.fromarray(pixels).save(tmp_path / name, **options)
-    found = read_features([tmp_path / name for name in ("a.jpg", "b.jpg", "c.png", "missing.png")])
-    headers = found.blocks["headers"]
-    assert found.readable.tolist() == [True, True, True, False]
+    features = read_features([tmp_path / name for name in ("a.jpg", "b.jpg", "c.png", "missing.png")])
+    headers = features.blocks["headers"]
+    assert features.readable.tolist() == [True, True, True, False]
     assert headers[1, 5] > headers[0, 5] > headers[2, 5] == 0  # the first quantiser
     np.testing.assert_allclose(headers[:3, 2], np.log(96 / 64))
 
 
 @pytest.mark.slow
-def test_flags_are_right_more_often_than_stated(tmp_path):
-    """A hint of what benchmarks.flags measures with 200 draws of each."""
-    clean = [bool(find_shortcuts(draw_cohort(tmp_path / f"{s}", seed=s), permutations=199).flags) for s in range(12)]
+def test_clean_data_are_rarely_flagged_and_shortcuts_always(tmp_path):
+    """A small version of benchmarks.flags, which uses 200 data sets of each kind."""
+    clean = [bool(find_shortcuts(phantom_split(tmp_path / f"{s}", seed=s), permutations=199).flags) for s in range(12)]
     assert sum(clean) <= 2
-    kinds = [
-        find_shortcuts(draw_cohort(tmp_path / f"{kind}-{s}", seed=s, shortcut=kind, strength=0.8), permutations=199)
+    planted = [
+        find_shortcuts(phantom_split(tmp_path / f"{kind}-{s}", seed=s, shortcut=kind, strength=0.8), permutations=199)
         for kind in PLANTED
         for s in range(2)
     ]
-    assert all(found.flags for found in kinds)
+    assert all(result.flags for result in planted)
 
 
-def test_dicom_files_have_header_features_too(tmp_path):
+def test_dicom_files_have_header_features(tmp_path):
     pytest.importorskip("pydicom", reason="the extra dicom is not installed")
     from tests.data.test_dicom import dataset, encode
 
     (tmp_path / "a.dcm").write_bytes(encode(dataset()))
-    found = read_features([tmp_path / "a.dcm"])
-    assert found.readable.all() and found.blocks["headers"][0, 5] == 0
+    features = read_features([tmp_path / "a.dcm"])
+    assert features.readable.all() and features.blocks["headers"][0, 5] == 0

@@ -1,4 +1,4 @@
-"""The leak audit: planted copies are listed with what they cross, and nothing else is."""
+"""The leak audit: planted copies, and only these, are listed with the boundaries that they cross."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def with_copy(cohort, path, person, *, edit, **facts) -> pd.DataFrame:
     return pd.concat([cohort, pd.DataFrame([row])], ignore_index=True)
 
 
-def test_clean_data_have_no_group(cohort):
+def test_data_without_copies_have_no_group(cohort):
     audit = find_leaks(cohort)
     assert audit.groups.empty and audit.crossings.empty and audit.unreadable.empty
-    assert audit.images == {"cohort": PEOPLE} and "0 groups of 0 images" in str(audit)
+    assert audit.images == {"cohort": PEOPLE} and "0 groups with 0 images" in str(audit)
     assert "0 groups" in audit._repr_html_()
     with pytest.raises(UsageError, match="nothing to plot"):
         plot_leak_groups(audit)
@@ -61,7 +61,7 @@ def test_clean_data_have_no_group(cohort):
         ({"patient": "somebody", "label": "Normal", "split": "test"}, {"train and test", "two labels", "two patients"}),
     ],
 )
-def test_what_a_copy_crosses(cohort, tmp_path, facts, crossing):
+def test_a_copy_is_listed_with_the_boundaries_that_it_crosses(cohort, tmp_path, facts, crossing):
     audit = find_leaks(with_copy(cohort, tmp_path / "copy.png", 2, edit=lambda image: image.transpose(FLIP), **facts))
     assert set(audit.crossings["crossing"]) == crossing
     assert (audit.crossings["groups"] == 1).all() and (audit.crossings["images"] == 2).all()
@@ -71,7 +71,7 @@ def test_what_a_copy_crosses(cohort, tmp_path, facts, crossing):
     assert set(audit.groups["crossing"].iloc[0].split("; ")) == crossing
 
 
-def test_unknown_patients_are_not_two(cohort, tmp_path):
+def test_unknown_patients_do_not_count_as_two_patients(cohort, tmp_path):
     table = with_copy(cohort, tmp_path / "copy.png", 2, edit=lambda image: image, patient="copy.png")
     assert find_leaks(table).crossings["crossing"].tolist() == ["two patients"]
     table["patient_known"] = table["patient"] != "copy.png"
@@ -80,7 +80,7 @@ def test_unknown_patients_are_not_two(cohort, tmp_path):
     assert find_leaks(table).crossings["crossing"].tolist() == ["two patients"]
 
 
-def test_the_graver_group_comes_first(cohort, tmp_path):
+def test_the_most_serious_group_comes_first(cohort, tmp_path):
     table = with_copy(cohort, tmp_path / "harmless.png", 0, edit=lambda image: image)
     table = with_copy(table, tmp_path / "person.png", 1, edit=lambda image: image, patient="other")
     table = with_copy(table, tmp_path / "split.jpg", 3, edit=lambda image: image.crop((3, 0, 96, 94)), split="test")
@@ -91,7 +91,7 @@ def test_the_graver_group_comes_first(cohort, tmp_path):
     assert "train and test" in page and "split.jpg" in page
 
 
-def test_a_group_of_several_is_tied_to_the_earliest(cohort, tmp_path):
+def test_images_of_a_large_group_are_matched_with_the_earliest(cohort, tmp_path):
     table = cohort
     for number in range(5):
         table = with_copy(table, tmp_path / f"copy-{number}.png", 6, edit=lambda image: image)
@@ -123,8 +123,8 @@ def test_other_data_sets_as_folder_table_and_mapping(cohort, tmp_path):
     ]
 
 
-def test_another_data_sets_labels_and_splits_are_its_own(cohort):
-    """Positive there and COVID-19 here are no contradiction; test there and train here is no leak of a split."""
+def test_labels_and_splits_of_different_data_sets_are_not_compared(cohort):
+    """`positive` in one data set and `COVID-19` in the other are not two labels; nor do their splits leak."""
     other = cohort.iloc[:2].assign(label="positive", split="test", patient="x")
     assert find_leaks(cohort, against=[other]).crossings["crossing"].tolist() == ["two data sets: cohort and other 1"]
 
@@ -137,18 +137,18 @@ def test_unreadable_images_are_listed(cohort, tmp_path):
     assert audit.unreadable["error"].str.contains("broken.png").all()
 
 
-def test_what_cannot_be_compared(cohort, tmp_path):
+def test_faulty_arguments_are_refused(cohort, tmp_path):
     with pytest.raises(DataError, match="no column 'path'"):
         find_leaks(cohort.drop(columns="path"))
     with pytest.raises(DataError, match="holds no image"):
         find_leaks(cohort, against=[tmp_path])
     with pytest.raises(UsageError, match="Two data sets"):
         find_leaks(cohort, against={"cohort": cohort})
-    with pytest.raises(UsageError, match="'nobody'"):
-        find_leaks(cohort, same_by_design=[("cohort", "nobody")])
+    with pytest.raises(UsageError, match="unknown data set 'elsewhere'"):
+        find_leaks(cohort, same_by_design=[("cohort", "elsewhere")])
 
 
-def test_names_are_text_in_the_page(cohort, tmp_path):
+def test_names_are_escaped_in_the_page(cohort, tmp_path):
     path = tmp_path / "<script>$x.png"
     audit = find_leaks(with_copy(cohort, path, 0, edit=lambda image: image, label="<b>"))
     assert "<script>" not in audit._repr_html_() and "&lt;script&gt;" in audit._repr_html_()
@@ -157,8 +157,8 @@ def test_names_are_text_in_the_page(cohort, tmp_path):
 
 @pytest.mark.realdata
 @pytest.mark.slow
-def test_external_adult_shares_pictures_with_coronahack(real_data):
-    """Three pictures cross; all were looked at. One of them is a child of CoronaHack under the label positive."""
+def test_external_adult_shares_images_with_coronahack(real_data):
+    """Three images are in both, confirmed by eye. One is a child of CoronaHack under the label positive."""
     audit = find_leaks(
         pd.DataFrame({"path": [str(path) for path in sorted((real_data / "external-adult").rglob("*.*g"))]}),
         against=[real_data / "coronahack-224"],

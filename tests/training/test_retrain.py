@@ -91,4 +91,4 @@ def test_a_true_signal_reaches_the_positive_verdict_and_a_planted_one_does_not(s
     found = validate(learn.path, rows.assign(source="another hospital"))
     assert len(found.same_source()) == 1 and np.isfinite(found.same_source()[0]["thumbnail"])
     verdict = audit_run(learn.path).verdict
-    assert verdict.level == ("shown" if shortcut is None else "refuted"), str(verdict)
+    assert verdict.level == ("shown" if shortcut is None else "failed"), str(verdict)
