@@ -12,7 +12,7 @@ from covid_fastai.audit.baselines import ShortcutAudit
 from covid_fastai.data.tables import as_rows
 from covid_fastai.evaluation.formatting import SIGNED, ResultDisplay, format_estimate, format_interval, format_metric
 
-__all__ = ["NOT_TESTED", "Condition", "Verdict", "give_verdict"]
+__all__ = ["Condition", "NOT_TESTED", "Verdict", "give_verdict"]
 
 MET, FAILED, INCONCLUSIVE = "met", "failed", "inconclusive"
 NOT_TESTED, NOT_APPLICABLE = "not tested", "not applicable"
