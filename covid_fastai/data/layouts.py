@@ -28,6 +28,7 @@ ROLES = {
     "split": ("dataset_type", "split", "subset", "partition"),
     "source": ("source", "hospital", "site", "institution"),
     "view": ("view", "projection", "view_position"),
+    "modality": ("modality",),
 }
 CORONAHACK_CSV = "Chest_xray_Corona_Metadata.csv"
 CORONAHACK_COLUMNS = ("X_ray_image_name", "Label", "Dataset_type")
@@ -47,19 +48,19 @@ class Rows:
 
     Args:
         table: One row an image, text, "" unknown: `row` (line or None), `name` (as written), `path` (absolute, not
-            yet checked), `finding`, `patient`, `split` (as written), `source`, `view`, `conflict` (how a row
-            contradicts itself).
+            yet checked), `finding`, `patient`, `split` (as written), `source`, `view`, `modality`, `conflict` (how a
+            row contradicts itself).
         extras: The columns that the data came with, same index.
         root: The folder below which the images lie; None where paths are absolute and nobody named one.
         data: What was read.
-        source: The `source` of rows that say none.
+        coronahack: Whether these are CoronaHack's rows or folders, whose file names tell the patient.
     """
 
     table: pd.DataFrame
     extras: pd.DataFrame
     root: Path | None
     data: str
-    source: str = "unknown"
+    coronahack: bool = False
 
 
 def read_rows(
@@ -145,7 +146,7 @@ def _from_table(
         base = base if image_root is not None else _folder_of(rows["name"], base)
         relative = rows["name"]
     rows["path"] = [_absolute(base, path) if name else "" for path, name in zip(relative, rows["name"], strict=True)]
-    return Rows(rows.reset_index(drop=True), _extras(table, chosen), base, str(path))
+    return Rows(rows.reset_index(drop=True), _extras(table, chosen), base, str(path), coronahack=coronahack)
 
 
 def _from_frame(frame: pd.DataFrame, *, columns: Mapping[str, str | None], image_root: str | Path | None) -> Rows:
@@ -190,8 +191,9 @@ def _shape(table: pd.DataFrame, chosen: Mapping[str, str | None]) -> pd.DataFram
 
 
 def _extras(table: pd.DataFrame, chosen: Mapping[str, str | None]) -> pd.DataFrame:
-    """Return the columns that came with the data, but those whose content stands under the same name already."""
-    return table.drop(columns=[column for role, column in chosen.items() if column == role]).reset_index(drop=True)
+    """Return the columns that came with the data, but for those that are columns of a cohort under the same name."""
+    ours = [column for role, column in chosen.items() if column == role and role != "modality"]
+    return table.drop(columns=ours).reset_index(drop=True)
 
 
 def _choose_columns(table: pd.DataFrame, columns: Mapping[str, str | None], *, where: str) -> dict[str, str | None]:
@@ -304,8 +306,8 @@ def _from_folders(
             rows.append({"row": None, "name": name, "path": path, "finding": place.name, "split": part})
     if not rows:
         raise DataError(f"The folders in {root} hold no images.", hint=f"Endings: {', '.join(sorted(IMAGE_SUFFIXES))}.")
-    table = pd.DataFrame(rows).assign(patient="", source="", view="", conflict="")
-    return Rows(table, pd.DataFrame(index=table.index), root, str(root), source=root.name)
+    table = pd.DataFrame(rows).assign(patient="", source="", view="", modality="", conflict="")
+    return Rows(table, pd.DataFrame(index=table.index), root, str(root))
 
 
 def _note_strays(folder: Path, problems: ProblemLog) -> None:

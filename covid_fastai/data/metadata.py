@@ -14,9 +14,10 @@ from covid_fastai.data.checks import RowChecker
 from covid_fastai.data.cohort import COHORT_COLUMNS, Cohort, CohortInfo, as_cohort
 from covid_fastai.data.fingerprints import join_groups
 from covid_fastai.data.layouts import SPLITS, Rows, read_rows
-from covid_fastai.data.patients import image_facts, image_source, patient_key
+from covid_fastai.data.patients import image_facts, patient_key, source_of_patient
 from covid_fastai.data.pretraining_overlap import Manifest, mark_pretraining_overlap, package_manifests, read_manifest
 from covid_fastai.data.problems import ProblemLog, count_kinds, printable
+from covid_fastai.data.projections import is_unstated, not_frontal, not_radiograph, read_projection
 from covid_fastai.data.tasks import Task, canonical_finding, fold_text, get_task
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.options import CheckImages, NegativesPerPositive, OnProblem, Seed, Switch, WorkerCount, checked
@@ -26,7 +27,10 @@ __all__ = ["check_positive", "read_cohort", "summarise_cohort"]
 logger = logging.getLogger("covid_fastai")
 
 FACTS = ["sex", "age", "day"]
-LATERAL = {fold_text(view) for view in ("L", "LL", "RL", "LAT", "lateral", "left lateral", "right lateral")}
+SHARED_NAMES = (
+    r"(IM|NORMAL2)-\d+$"  # patients of Kermany's Normal images; OsiriX and Horos export other people's so named
+)
+KERMANYS_NAMES = r"(?i)person\d+_(bacteria|virus)_\d+"
 SEEN = "seen by the package's weights"  # the note of a row of the official TEST that is excluded for it
 
 
@@ -167,28 +171,49 @@ def check_positive(task: Task) -> None:
 
 
 def _identify(rows: Rows) -> pd.DataFrame:
-    """Say of each row whose image it is and where it comes from: by the columns, else by the file's name."""
+    """Return the rows with patient and source: from the columns, else from the names of CoronaHack's files."""
     table = rows.table.copy()
     base = table["name"].map(lambda name: os.path.basename(str(name).replace("\\", "/")))
     key = base.map(patient_key).fillna("")
+    key = key.mask(key.str.match(SHARED_NAMES) & ~_has_kermanys_names(base, rows), "")
+    for column in ("patient", "source"):
+        table[column] = table[column].map({text: "" if is_unstated(text) else text for text in table[column].unique()})
     given = table["patient"] != ""
     if "patient_known" in rows.extras:  # a cohort that was written and read again: its file names stand for patients
         given &= rows.extras["patient_known"].astype(str).str.casefold() != "false"
     table["patient_known"] = given | (key != "")
     alone = base.where(~base.duplicated(keep=False), table["name"].map(os.path.normpath))  # COVID/1.png, Normal/1.png
     table["patient"] = table["patient"].where(given, key.where(key != "", alone))
-    by_name = base.map(image_source)
-    by_name = by_name.where(by_name != "unknown", rows.source)
+    table["patient"] = _patients_of_sources(table["patient"], table["source"].where(given, ""))
+    by_name = key.map(source_of_patient)
     table["source"] = table["source"].where(table["source"] != "", by_name)
     return _join_facts(table, base.where(table["source"].map(fold_text) == "cohen", ""))
+
+
+def _has_kermanys_names(base: pd.Series, rows: Rows) -> pd.Series:
+    """Say of each file name that other programs write, too, such as `IM-0001-0001`, whether it is Kermany's here.
+
+    It is in CoronaHack's own layout, and where names of the data that nobody else writes (`person1_virus_6`) are
+    Kermany's; a name that several files have is not.
+    """
+    known = rows.coronahack or bool(base.str.match(KERMANYS_NAMES).any())
+    return pd.Series(known, index=base.index) & ~base.duplicated(keep=False)
+
+
+def _patients_of_sources(patient: pd.Series, source: pd.Series) -> pd.Series:
+    """Return patients such that one number in two sources is two patients: `<source>/<patient>` for such a number."""
+    if source[source != ""].nunique() < 2:
+        return patient
+    sources = source.mask(source == "").groupby(patient).transform("nunique")
+    return patient.where((sources < 2) | (source == ""), source + "/" + patient)
 
 
 def _join_facts(table: pd.DataFrame, names: pd.Series) -> pd.DataFrame:
     """Add what Cohen's collection publishes: its finding, the view where none is given, sex, age and day."""
     facts = image_facts(names)
     table["cohen_finding"] = facts["finding"]
-    table["view"] = table["view"].where(table["view"] != "", facts["view"])
-    table["view"] = table["view"].map(lambda view: "L" if fold_text(view) in LATERAL else view)
+    table["view"] = table["view"].map({text: read_projection(text) for text in table["view"].unique()})
+    table["view"] = table["view"].where(table["view"] != "", facts["view"].map(read_projection))
     if (facts["finding"] != "").any():
         table[FACTS] = facts[FACTS]
     return table
@@ -201,8 +226,10 @@ def _place(table: pd.DataFrame, task: Task, problems: ProblemLog) -> pd.DataFram
     )
     table["label"], table["note"] = table["finding"].map(classes), table["finding"].map(reasons)
     table["finding"] = table["finding"].map(canonical_finding)
-    if task.frontal_only:  # guard: lateral
-        table.loc[(table["view"] == "L") & (table["note"] == ""), "note"] = "lateral view"
+    if task.frontal_only:
+        unfit = table["modality"].map({text: not_radiograph(text) for text in table["modality"].unique()})
+        view = table["view"].map({text: not_frontal(text) for text in table["view"].unique()})
+        table["note"] = table["note"].where(table["note"] != "", unfit.where(unfit != "", view))  # guard: lateral
     for name, reason in task.excluded_sources.items():
         table.loc[table["source"].map(fold_text) == fold_text(name), "note"] = reason
     negative_control = ~table["cohen_finding"].isin(["", "COVID-19"])

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import os
+import unicodedata
 from pathlib import Path
 
 __all__ = ["NearbyFiles"]
 
-GUESSES = 50  # missing files that are compared by likeness: some 20 ms each in a folder of 5,000 names
 LISTED = 200_000  # names that are looked through, so that a mistaken root does not have a whole disk read
 
 
 class NearbyFiles:
-    """Find the file that a missing one may be: another case, ending or folder, or a similar name.
+    """Find the file that a missing one may be: the same name in another case, Unicode form, ending or folder.
 
-    Folders are listed once, when they are first asked for.
+    A name that is only similar is never proposed: it may be another patient's. Folders are listed once, when they are
+    first asked for.
 
     Args:
         root: The folder that is searched for the name, at any depth; None for none.
@@ -25,10 +25,9 @@ class NearbyFiles:
         self._root = root
         self._folders: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
         self._below: dict[str, str] | None = None
-        self._guesses = GUESSES
 
     def find(self, path: str) -> str:
-        """Return the path that may be meant, "" where nothing is like it."""
+        """Return the path that may be meant, `""` where there is none, or where several files have that name."""
         folder, name = os.path.split(path)
         parent, part = os.path.split(folder)
         other_part = {"train": "test", "test": "train"}.get(part)
@@ -38,37 +37,38 @@ class NearbyFiles:
         unix = path.replace("\\", "/")
         if unix != path and os.path.isfile(unix):
             return unix
-        return self._anywhere(name) or self._alike(name, folder)
+        return self._anywhere(os.path.basename(unix))
 
     def _same_but_case_or_ending(self, name: str, folder: str) -> str:
         names, stems = self._names(folder)
-        folded = name.casefold()
+        folded = _fold(name)
         return names.get(folded) or stems.get(os.path.splitext(folded)[0], "")
 
     def _anywhere(self, name: str) -> str:
+        """Return the only file of that name below the root; its ending may be another one."""
         if self._below is None:
             self._below = {}
             for folder, _, names in os.walk(self._root) if self._root is not None else ():
                 for known in names:
-                    self._below.setdefault(known.casefold(), os.path.join(folder, known))
+                    for key in {_fold(known), os.path.splitext(_fold(known))[0]}:
+                        path = os.path.join(folder, known)
+                        self._below[key] = path if self._below.get(key, path) == path else ""  # "": several have it
                 if len(self._below) > LISTED:
                     break
-        return self._below.get(name.casefold(), "")
-
-    def _alike(self, name: str, folder: str) -> str:
-        if self._guesses <= 0:
-            return ""
-        self._guesses -= 1
-        names, _ = self._names(folder)
-        near = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=0.85)
-        return os.path.join(folder, names[near[0]]) if near else ""
+        folded = _fold(name)
+        return self._below.get(folded) or self._below.get(os.path.splitext(folded)[0], "")
 
     def _names(self, folder: str) -> tuple[dict[str, str], dict[str, str]]:
         """Return the folder's names by their lower case, and by that without the ending."""
         if folder not in self._folders:
             try:
-                names = {name.casefold(): name for name in os.listdir(folder)}
+                names = {_fold(name): name for name in os.listdir(folder)}
             except OSError:
                 names = {}
             self._folders[folder] = names, {os.path.splitext(folded)[0]: name for folded, name in names.items()}
         return self._folders[folder]
+
+
+def _fold(name: str) -> str:
+    """Return a file name as names are compared: without regard to case and Unicode form."""
+    return unicodedata.normalize("NFC", name).casefold()

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 import pandas as pd
 
-__all__ = ["cohen_facts", "image_facts", "image_source", "patient_key"]
+__all__ = ["cohen_facts", "image_facts", "patient_key", "source_of_patient"]
 
 # person447_virus_921_1.jpeg has a second counter. The number alone is not a key: 808 numbers stand in both etiologies
 # for different children, and 170 in both TRAIN and TEST.
@@ -37,10 +37,9 @@ def patient_key(name: str) -> str | None:
     return _cohen_patients().get(stem.casefold())
 
 
-def image_source(name: str) -> str:
-    """Return the collection that an image's file name belongs to: `kermany`, `cohen` or `unknown`."""
-    key = patient_key(name)
-    if key is None:
+def source_of_patient(key: str) -> str:
+    """Return the collection of a patient of `patient_key`: `kermany`, `cohen`, or `unknown` for no patient."""
+    if not key:
         return "unknown"
     return "cohen" if key.startswith("cohen-") else "kermany"
 

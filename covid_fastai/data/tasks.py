@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from covid_fastai.errors import UsageError
 
-__all__ = ["TASKS", "Task", "canonical_finding", "fold_text", "get_task"]
+__all__ = ["TASKS", "Task", "canonical_finding", "fold_label", "fold_text", "get_task"]
 
-# How data sets spell the findings; compared folded, so that "Covid_19" and "COVID 19" need no line of their own.
+# How data sets spell the findings; `fold_label` compares them, so that "Covid_19" and "COVID 19" need no entry.
 SPELLINGS = {
     "Normal": ("no finding", "no findings", "healthy"),
     "pneumonia": ("Pnemonia",),  # CoronaHack's spelling
@@ -25,25 +26,39 @@ SPELLINGS = {
 }
 
 
+# Spaces, underscores and hyphens between letters, or between a letter and a digit; a hyphen behind a space is a sign.
+_RUN = r"[-‐‑–_\s]+(?<!\s[-‐‑–])"
+_JOINTS = re.compile(rf"(?<=[^\W\d_]){_RUN}(?=[^\W_])|(?<=\d){_RUN}(?=[^\W\d_])")
+LONGEST_CLASS = 100  # characters; a saved model's config.json allows no more
+
+
 def fold_text(text: object) -> str:
-    """Return `text` as findings are compared: lower case, without spaces, hyphens and underscores."""
-    return re.sub(r"[-_\s]+", "", str(text).casefold())  # guard: fold_text
+    """Return `text` as columns, splits and sources are compared: without case, spaces, hyphens and underscores."""
+    return re.sub(r"[-_\s]+", "", str(text).casefold())
 
 
-_CANONICAL = {fold_text(spelling): name for name, others in SPELLINGS.items() for spelling in (name, *others)}
+def fold_label(text: object) -> str:
+    """Return `text` as labels are compared: lower case, without the spaces, hyphens and underscores inside of words.
+
+    Signs and numbers stay as they are: `-1` is not `1`, `COVID-` is not `COVID`, and `1-5` is not `15`.
+    """
+    return _JOINTS.sub("", unicodedata.normalize("NFC", str(text)).casefold().strip())  # guard: fold_label
+
+
+_CANONICAL = {fold_label(spelling): name for name, others in SPELLINGS.items() for spelling in (name, *others)}
 
 
 def canonical_finding(text: str) -> str:
     """Return the usual spelling of a finding, e.g. `COVID-19` for `covid`; one that is not known only stripped."""
-    return _CANONICAL.get(fold_text(text), str(text).strip())
+    return _CANONICAL.get(fold_label(text), str(text).strip())
 
 
 @dataclass(frozen=True)
 class Task:
     """Say which findings make which class, in one small object.
 
-    Findings are compared without regard to case, spaces, hyphens and underscores, and in all spellings that
-    `canonical_finding` knows; a class's own name is always one of its findings.
+    Findings are compared by `fold_label` (case, and spaces, hyphens and underscores inside words, do not count; signs
+    and numbers do), in all spellings that `canonical_finding` knows. The name of a class is always one of its findings.
 
     Args:
         name: One word, for folders and the command line.
@@ -87,6 +102,12 @@ class Task:
             raise UsageError(f"{where}: the name stands in folder names.", hint="Use letters, digits, - and _.")
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes) or not all(self.classes):
             raise UsageError(f"{where}: classes={list(self.classes)}.", hint="Name two or more different classes.")
+        for name in self.classes:
+            if len(name) > LONGEST_CLASS or not name.isprintable() or name != name.strip() or "$" in name:
+                raise UsageError(
+                    f"{where}: the class name {name[:60]!r} ({len(name)} characters) fits no table, plot or file.",
+                    hint=f"Use up to {LONGEST_CLASS} printable characters without '$' and without outer spaces.",
+                )
         if self.positive is not None and self.positive not in self.classes:
             raise UsageError(
                 f"{where}: positive={self.positive!r} is no class.", hint=f"Classes: {', '.join(self.classes)}."
@@ -99,7 +120,7 @@ class Task:
         self._check_findings(where)
 
     def _check_findings(self, where: str) -> None:
-        """Refuse a finding that has two classes, or a class and a reason to are excluded, in any of its spellings."""
+        """Refuse a finding that has two classes, or a class and a reason for exclusion, in any of its spellings."""
         classes: dict[str, str] = {}
         for finding, label in [*((name, name) for name in self.classes), *self.labels.items()]:
             other = classes.setdefault(_usual(finding), label)
@@ -138,7 +159,7 @@ def _look_up(table: Mapping[str, str], finding: str) -> str | None:
 
 def _usual(finding: str) -> str:
     """Return what all spellings of a finding have in common."""
-    return fold_text(canonical_finding(finding))
+    return fold_label(canonical_finding(finding))
 
 
 def _not_of_this_task(*findings: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ SECTIONS = {
     "4e": "Models, weights, archives, network",
     "4f": "Page and batch",
     "4g": "Privacy and honesty",
+    "4h": "Data of other collections",
 }
 
 

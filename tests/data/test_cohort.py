@@ -204,6 +204,7 @@ problems = st.fixed_dictionaries(
     found=st.lists(problems, max_size=3),
     leaked=st.none() | st.floats(0, 1),
 )
+@settings(deadline=None)
 def test_info_comes_back_from_json(classes, data, task, found, leaked):
     positive = data.draw(st.sampled_from([None, *classes]))
     info = CohortInfo(classes=classes, positive=positive, task=task, problems=found, leaked_fraction=leaked)
@@ -343,7 +344,7 @@ values = st.one_of(
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=5), values, max_size=4))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_table_comes_back(tmp_path, columns):
     cohort = make_cohort(3).assign(**columns)
     save_cohort(cohort, tmp_path)

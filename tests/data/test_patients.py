@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from covid_fastai.data.patients import cohen_facts, image_facts, image_source, patient_key
+from covid_fastai.data.patients import cohen_facts, image_facts, patient_key, source_of_patient
 
 COHEN = "SARS-10.1148rg.242035193-g04mr34g09a-Fig9a-day17.jpeg"  # dots in the stem
 
@@ -57,8 +57,8 @@ def test_a_number_alone_is_no_patient():
     ("name", "source"),
     [("person1_virus_6.jpeg", "kermany"), ("IM-0128-0001.jpeg", "kermany"), (COHEN, "cohen"), ("a.png", "unknown")],
 )
-def test_image_source(name, source):
-    assert image_source(name) == source
+def test_the_source_follows_from_the_patient(name, source):
+    assert source_of_patient(patient_key(name) or "") == source
 
 
 def test_the_facts_and_their_licence_ship_with_the_package():

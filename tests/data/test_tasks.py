@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from covid_fastai.data.tasks import SPELLINGS, TASKS, Task, canonical_finding, fold_text, get_task
+from covid_fastai.data.tasks import SPELLINGS, TASKS, Task, canonical_finding, fold_label, get_task
 from covid_fastai.errors import UsageError
 
 CLASSES = ("Normal", "COVID-19")
@@ -33,7 +33,7 @@ def test_an_unknown_finding_is_only_stripped():
 
 
 def test_no_spelling_belongs_to_two_findings():
-    folded = [fold_text(text) for name, others in SPELLINGS.items() for text in (name, *others)]
+    folded = [fold_label(text) for name, others in SPELLINGS.items() for text in (name, *others)]
     assert len(folded) == len(set(folded))
 
 

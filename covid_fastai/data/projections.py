@@ -1,0 +1,116 @@
+"""Which projection an image has, and whether it is a radiograph at all, from the words that data sets use."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["is_unstated", "not_frontal", "not_radiograph", "read_projection"]
+
+# Words that data sets write where a value is not known, compared in lower case without surrounding punctuation.
+UNSTATED = {"", "unknown", "unk", "nan", "na", "n/a", "none", "null", "nil", "missing", "unspecified", "undefined"}
+UNSTATED |= {"not available", "not known", "not stated", "not specified", "anonymous", "anonymized", "anonymised", "?"}
+
+FRONTAL = {  # each spelling of a frontal projection
+    **dict.fromkeys(("pa", "posteroanterior", "postero anterior", "posterior anterior", "posterioranterior"), "PA"),
+    **dict.fromkeys(("ap", "anteroposterior", "antero posterior", "anterior posterior", "anteriorposterior"), "AP"),
+    **dict.fromkeys(("frontal", "front", "f"), "frontal"),
+    **dict.fromkeys(("272479007", "r 10214"), "PA"),  # DICOM CID 4010, SNOMED CT and SNOMED RT
+    **dict.fromkeys(("399348003", "r 10206"), "AP"),
+    "399033003": "frontal",
+}
+LATERAL = {"l", "ll", "rl", "lat", "lateral", "left lateral", "right lateral", "lateral left", "lateral right"}
+LATERAL |= {"lat l", "lat r", "l lat", "r lat", "lt lat", "rt lat", "llat", "rlat", "399067008", "r 10236"}
+# How the patient was placed or where the machine stood; the projection stays what it is.
+POSITION = {
+    "supine",
+    "erect",
+    "upright",
+    "standing",
+    "sitting",
+    "seated",
+    "semi",
+    "semierect",
+    "semiupright",
+    "portable",
+}
+POSITION |= {"bedside", "mobile", "inspiration", "expiration", "prone"}
+NEUTRAL = {"view", "projection", "chest", "cxr", "thorax", "x", "ray", "xray", "radiograph", "image", "position"}
+RADIOGRAPHS = {
+    "x ray",
+    "xray",
+    "x rays",
+    "xr",
+    "cr",
+    "dx",
+    "dr",
+    "rg",
+    "cxr",
+    "radiograph",
+    "radiography",
+    "chest x ray",
+}
+RADIOGRAPHS |= {"chest xray", "plain film", "plain radiograph", "computed radiography", "digital radiography"}
+RADIOGRAPHS |= {"digital x ray", "conventional radiography", "projection radiography", "chest radiograph"}
+
+
+def is_unstated(text: object) -> bool:
+    """Return whether a value says that it is not known, such as `""`, `nan`, `-` or `unknown`."""
+    folded = " ".join(str(text).casefold().split())
+    return folded in UNSTATED or folded.strip("-_.()[]<>#*/\\ ") in UNSTATED
+
+
+def read_projection(text: object) -> str:
+    """Return the usual name of a projection.
+
+    Args:
+        text: As a column or a DICOM header writes it, such as `AP Supine`, `POSTERO_ANTERIOR` or `LL`.
+
+    Returns:
+        `PA`, `AP` or `frontal`, with the patient's position behind it where it is stated (`AP supine`); `L` for a
+        lateral one; `""` where no projection is stated; any other text as it is, without surrounding spaces.
+    """
+    if is_unstated(text):
+        return ""
+    words = [word for word in re.split(r"[^a-z0-9]+", str(text).casefold()) if word]
+    position = [word for word in words if word in POSITION]
+    left = [word for word in words if word not in POSITION and word not in NEUTRAL]
+    if not left:  # "chest, portable" states no projection
+        return ""
+    if name := FRONTAL.get(" ".join(left)):
+        return " ".join([name, *position])
+    if all(word in FRONTAL for word in left):  # "posteroanterior (PA)", "AP/PA"
+        names = {FRONTAL[word] for word in left}
+        return " ".join([names.pop() if len(names) == 1 else "frontal", *position])
+    if " ".join(left) in LATERAL and not position:
+        return "L"
+    return str(text).strip()
+
+
+def not_frontal(projection: str) -> str:
+    """Return why an image is excluded for its projection.
+
+    Args:
+        projection: What `read_projection` returned.
+
+    Returns:
+        The reason; `""` for a frontal projection and for one that is not stated.
+    """
+    name, *position = projection.split(" ")
+    if projection == "" or (name in ("PA", "AP", "frontal") and POSITION.issuperset(position)):
+        return ""
+    return "lateral view" if projection == "L" else f"view {projection!r} is not known to be frontal"
+
+
+def not_radiograph(modality: object) -> str:
+    """Return why an image is excluded for its modality.
+
+    Args:
+        modality: As a column writes it, such as `X-ray`, `DX` or `CT`.
+
+    Returns:
+        The reason; `""` for a radiograph and for a modality that is not stated.
+    """
+    words = " ".join(word for word in re.split(r"[^a-z0-9]+", str(modality).casefold()) if word)
+    if is_unstated(modality) or words in RADIOGRAPHS:
+        return ""
+    return f"modality {str(modality).strip()!r} is not a radiograph"

@@ -1,0 +1,63 @@
+"""Projections and modalities: what is stated and not frontal is excluded; what is not stated is unknown."""
+
+from __future__ import annotations
+
+import pytest
+
+from covid_fastai.data.projections import is_unstated, not_frontal, not_radiograph, read_projection
+
+
+@pytest.mark.parametrize(
+    ("text", "projection"),
+    [
+        *[(text, "PA") for text in ("PA", " pa ", "Postero-anterior", "POSTERO_ANTERIOR", "PA view")],
+        *[(text, "AP") for text in ("AP", "Antero posterior", "anterior-posterior", "Chest AP", "R-10206")],
+        *[(text, "frontal") for text in ("Frontal", "frontal view", "AP/PA", "pa|ap")],
+        *[("AP Supine", "AP supine"), ("AP_ERECT", "AP erect"), ("Portable AP", "AP portable")],
+        ("PA upright", "PA upright"),
+        ("posteroanterior (PA)", "PA"),
+    ],
+)
+def test_a_frontal_projection_in_its_spellings(text, projection):
+    assert read_projection(text) == projection and not_frontal(projection) == ""
+
+
+@pytest.mark.parametrize("text", ["L", "LL", "RL", "Lat", "LATERAL", "left lateral", "Lateral View", "LAT_L", "R LAT"])
+def test_a_lateral_projection_in_its_spellings(text):
+    assert read_projection(text) == "L" and not_frontal("L") == "lateral view"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Axial", "Coronal", "XTABLE LATERAL", "SWIMMERS", "LAO", "RAO", "AP LORDOTIC", "lordotic", "LLD", "PA oblique"]
+    + ["PA and lateral", "sagittal", "AP axial", "decubitus", "1", "scout"],
+)
+def test_anything_else_that_is_stated_is_not_taken_for_frontal(text):
+    assert read_projection(text) == text and f"{text!r} is not known to be frontal" in not_frontal(
+        read_projection(text)
+    )
+
+
+@pytest.mark.parametrize("text", ["", "  ", "nan", "NaN", "N/A", "-", "--", "unknown", "Not available", "(none)", "?"])
+def test_a_placeholder_states_nothing(text):
+    assert is_unstated(text) and read_projection(text) == "" and not_radiograph(text) == ""
+
+
+@pytest.mark.parametrize("text", ["chest", "CXR", "portable", "Chest view", "supine"])
+def test_a_word_that_is_no_projection_states_none(text):
+    assert read_projection(text) == ""
+
+
+@pytest.mark.parametrize("text", ["0", "1", "P-7", "none of these", "NA12"])
+def test_a_value_is_no_placeholder(text):
+    assert not is_unstated(text)
+
+
+@pytest.mark.parametrize("text", ["X-ray", "xray", "X Ray", "CR", "dx", "DR", "Chest X-ray", "Digital Radiography"])
+def test_a_radiograph_is_let_in(text):
+    assert not_radiograph(text) == ""
+
+
+@pytest.mark.parametrize("text", ["CT", "CT scan", "MR", "ultrasound", "PET/CT", "mammography", "X-ray angiography"])
+def test_another_modality_is_excluded_by_name(text):
+    assert not_radiograph(text) == f"modality {text!r} is not a radiograph"
