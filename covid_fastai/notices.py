@@ -1,4 +1,4 @@
-"""What stands beside every result: what the package is for, and what its output is not."""
+"""Notices that accompany every result: the purpose of the package, and what its output is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colours of the figures, and figures and images as files, bytes and text. Matplotlib and Pillow are loaded on use."""
+"""Colours of figures, and figures and images as files, bytes or text. Matplotlib and Pillow are imported on use."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ __all__ = [
 # Okabe and Ito's palette (jfly.uni-koeln.de/color, 2008): distinguishable with every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#999999"  # reference lines
-BAND_ALPHA = 0.18  # light enough that two bands, one over the other, can both be seen
+BAND_ALPHA = 0.18  # low enough that two overlapping bands stay visible
 DPI = 110
 PNG_LEVEL = 4  # of zlib: nearly as small as the default level 6, in about half the time
 JPEG_QUALITY = 80  # for images of 256 pixels in a page
 
 
 def class_colours(classes: Sequence[str]) -> dict[str, str]:
-    """Return a colour for each class, the same in all figures of the package and safe for colour-blind readers.
+    """Return a colour for each class, the same in all figures of the package and suited to colour-blind readers.
 
     Args:
-        classes: The classes in their order; from the seventh on colours repeat.
+        classes: The classes in their order; colours repeat from the seventh class on.
 
     Returns:
         The hexadecimal colour of each class.
@@ -51,16 +51,16 @@ def class_colours(classes: Sequence[str]) -> dict[str, str]:
 
 
 def draw_band(axes: Axes, x: Any, y: Any, low: Any, high: Any, *, colour: str, label: str) -> None:
-    """Draw a curve with the band of its interval.
+    """Draw a curve with its confidence band.
 
     Args:
-        axes: Where to draw.
-        x: Places, `(n,)`.
+        axes: The axes to draw on.
+        x: Positions, `(n,)`.
         y: The curve, `(n,)`.
         low: Lower bounds, `(n,)`.
         high: Upper bounds, `(n,)`.
-        colour: Of both.
-        label: Of the curve, for the legend.
+        colour: Colour of curve and band.
+        label: Label of the curve in the legend.
     """
     axes.fill_between(x, low, high, color=colour, alpha=BAND_ALPHA, lw=0)
     axes.plot(x, y, color=colour, label=label)
@@ -71,7 +71,7 @@ def encode_figure(figure: Figure, *, kind: str = "png") -> bytes:
 
     Args:
         figure: The figure.
-        kind: `"png"` or `"svg"`; the SVG of the same figure is the same text each time.
+        kind: `"png"` or `"svg"`; the SVG of the same figure is always the same text.
 
     Returns:
         The file's bytes.
@@ -99,13 +99,13 @@ def encode_png(image: Image.Image | np.ndarray, *, pixels_only: bool = False) ->
 
     Args:
         image: An image, or an array `(h, w)`, `(h, w, 1)`, `(h, w, 3)` or `(h, w, 4)` of integers.
-        pixels_only: Leave out what the image's own file said beside its pixels, such as a comment with a name.
+        pixels_only: Leave out the metadata of the image's file, such as a comment with a name.
 
     Returns:
         The file's bytes.
 
     Raises:
-        OSError, TypeError, ValueError: The image has a mode or an array a type that a PNG file cannot hold.
+        OSError, TypeError, ValueError: PNG does not support the mode of the image or the type of the array.
     """
     from PIL import Image
 
@@ -120,7 +120,7 @@ def encode_png(image: Image.Image | np.ndarray, *, pixels_only: bool = False) ->
 
 
 def embed_image(image: Image.Image) -> str:
-    """Return an image as a JPEG inside a `data:` address, for a page: to look at, not to measure."""
+    """Return an image as a JPEG inside a `data:` address, for display in a page; the compression is lossy."""
     content = io.BytesIO()
     image.save(content, format="JPEG", quality=JPEG_QUALITY)
     return as_data_uri(content.getvalue(), "image/jpeg")

@@ -1,5 +1,5 @@
-"""Where a model looked: class activation map, Grad-CAM and occlusion, how much of it lies in the lung, and whether the
-map depends on what was learnt at all. A map explains the model, not the patient.
+"""Saliency maps of a model: class activation map, Grad-CAM and occlusion; the fraction of a map that lies in the lungs;
+and a check of whether the map depends on the learnt weights. A map explains the model, not the patient.
 """
 
 from __future__ import annotations
@@ -23,9 +23,16 @@ from covid_fastai.data.images import open_square
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.model.learner_facts import require_facts
 from covid_fastai.options import Repeats, SaliencyMethod, Seed, TopK, checked
-from covid_fastai.saliency.maps import activation_maps, draw_anew, evaluating, gradient_maps, occlusion_maps, stages
+from covid_fastai.saliency.maps import (
+    activation_maps,
+    evaluating,
+    gradient_maps,
+    occlusion_maps,
+    randomise_weights,
+    stages,
+)
 from covid_fastai.saliency.overlay import against_rest
-from covid_fastai.saliency.region_fraction import draw_heat, share_heat
+from covid_fastai.saliency.region_fraction import measure_region_fractions, plot_overlays
 
 __all__ = [
     "class_activation_map",
@@ -36,53 +43,53 @@ __all__ = [
     "saliency_fraction",
 ]
 
-BATCH = 16  # images in a pass with gradients
+BATCH = 16  # images per pass; a pass with gradients needs several times the memory of one without
 UNITS = {
-    "cam": "class activation (log odds);\nits signed mean + bias is the answer",
+    "cam": "class activation (log odds);\nits signed mean + bias is the log odds",
     "grad_cam": "Grad-CAM (log odds):\ngradient x activation",
-    "occlusion": "fall of the log odds\nwith this patch grey",
+    "occlusion": "decrease of the log odds\nwith this patch grey",
 }
 
 
 def class_activation_map(learn: Learner, rows: pd.DataFrame | Sequence[str | Path]) -> np.ndarray:
-    """Compute the class activation maps (Zhou et al., CVPR 2016), which explain the logits exactly.
+    """Compute class activation maps (Zhou et al., CVPR 2016), an exact decomposition of the logits.
 
-    The head is linear, so a class's map, averaged over its cells, plus the bias of `map_weights`, is its logit.
+    The head is linear: the mean of a class's map over its cells, plus the bias of `map_weights`, is the logit.
 
     Args:
         learn: A learner of `train_classifier`, `build_learner` or `load_model`.
-        rows: A table with `path`, such as a cohort or predictions, or a list of files. Of a table with `status`, the
-            rows that are `ok`.
+        rows: A table with `path`, such as a cohort or predictions, or a list of files. Rows of a table with `status`
+            are used only if it is `ok`.
 
     Returns:
-        float32 `(n, classes, h, w)`, in logits; a ResNet's h and w are the image size by 32.
+        float32 `(n, classes, h, w)`, in logits; for a ResNet, h and w are the image size divided by 32.
 
     Raises:
         UsageError: The learner was not made by this package, or its body returns no maps.
         ImageError: An image cannot be read.
     """
-    return _explain(learn, _table(rows), "cam", {})[0]
+    return _explain(learn, _image_table(rows), "cam", {})[0]
 
 
 def grad_cam(learn: Learner, rows: pd.DataFrame | Sequence[str | Path], *, layer: str = "0") -> np.ndarray:
-    """Compute Grad-CAM (Selvaraju et al., ICCV 2017) at any layer, without its last step, the cut at zero.
+    """Compute Grad-CAM (Selvaraju et al., ICCV 2017) at any layer, without its last step, the ReLU.
 
-    Without the cut the map is linear in what it explains: that of a difference of logits is the difference of the maps.
+    Without the ReLU the map is linear: the map of a difference of logits is the difference of the maps.
 
     Args:
         learn: As in `class_activation_map`.
         rows: As in `class_activation_map`.
         layer: The name of a layer that returns `(n, channels, h, w)`, as in `learn.model.named_modules()`: `"0"` is
-            the whole body, `"0.6"` a ResNet's third stage, with cells half as wide.
+            the whole body, `"0.6"` the third stage of a ResNet, whose cells are half as wide.
 
     Returns:
-        float32 `(n, classes, h, w)`; positive where the layer's activations speak for the class.
+        float32 `(n, classes, h, w)`; positive where the layer's activations increase the logit.
 
     Raises:
-        UsageError: There is no such layer, or it returns no maps; else as in `class_activation_map`.
+        UsageError: The layer does not exist or returns no maps; otherwise as in `class_activation_map`.
         ImageError: An image cannot be read.
     """
-    return _explain(learn, _table(rows), "grad_cam", {"layer": layer})[0]
+    return _explain(learn, _image_table(rows), "grad_cam", {"layer": layer})[0]
 
 
 def occlusion_map(
@@ -92,24 +99,24 @@ def occlusion_map(
     patch_size: int | None = None,
     stride: int | None = None,
 ) -> np.ndarray:
-    """Measure how far each logit falls when a square of the image is made grey (Zeiler and Fergus, ECCV 2014).
+    """Measure the decrease of each logit when a square of the image is made grey (Zeiler and Fergus, ECCV 2014).
 
-    The grey is the mean of the normalisation. A pixel's value is the mean over the squares that covered it.
+    The grey is the mean of the normalisation. The value of a pixel is the mean over the squares that cover it.
 
     Args:
         learn: As in `class_activation_map`.
         rows: As in `class_activation_map`.
-        patch_size: Side of the square, pixels of the model's input; None for an eighth of the image.
-        stride: From one square to the next, pixels, `patch_size` at most; None for half of `patch_size`.
+        patch_size: Side of the square in pixels of the model's input; None for an eighth of the image.
+        stride: Distance between squares in pixels, at most `patch_size`; None for half of `patch_size`.
 
     Returns:
-        float32 `(n, classes, image_size, image_size)`, in logits; positive where the class loses.
+        float32 `(n, classes, image_size, image_size)`, in logits; positive where the logit decreases.
 
     Raises:
-        UsageError: A number is not allowed; else as in `class_activation_map`.
+        UsageError: `patch_size` or `stride` is not allowed; otherwise as in `class_activation_map`.
         ImageError: An image cannot be read.
     """
-    return _explain(learn, _table(rows), "occlusion", {"patch_size": patch_size, "stride": stride})[0]
+    return _explain(learn, _image_table(rows), "occlusion", {"patch_size": patch_size, "stride": stride})[0]
 
 
 @checked
@@ -122,33 +129,34 @@ def saliency_fraction(
     masks: str | Path | None = None,
     **options: Any,
 ) -> pd.DataFrame:
-    """Measure which share of an image's heat lies in the lung and which in the border, beside their shares of the area.
+    """Measure the fractions of each image's saliency that lie in the lungs and in the border.
 
-    The heat of a class is the positive part of its map minus the mean map of the other classes: what speaks for this
-    class rather than another.
+    The saliency of a class is the positive part of its map minus the mean map of the other classes: the evidence for
+    this class rather than another. The fractions of the image area are given for comparison.
 
     Args:
         learn: As in `class_activation_map`.
-        rows: As in `class_activation_map`; `label` and `patient` are taken where they are.
+        rows: As in `class_activation_map`; `label` and `patient` are optional.
         method: `"cam"`, `"grad_cam"` or `"occlusion"`.
-        of: The class whose heat is counted; None for the one that the model gives to each image.
-        masks: A folder of lung masks `<name>.png`, as `write_phantom(..., masks=True)` writes; None for `CENTRAL_BOX`,
-            where a frontal radiograph has most of its lungs.
-        **options: Of the method, such as `layer` or `patch_size`.
+        of: The class whose saliency is measured; None for the predicted class of each image.
+        masks: A folder of lung masks `<name>.png`, as written by `write_phantom(..., masks=True)`; None for
+            `CENTRAL_BOX`, which holds most of the lungs of a frontal radiograph.
+        **options: Options of the method, such as `layer` or `patch_size`.
 
     Returns:
-        A row an image: `path`, `patient`, `label`, `of`, `inside` and `border` (shares of the heat, 0 to 1, NaN where
-        nothing speaks for the class), `inside_area` and `border_area` (what an even map would give). See
-        `summarise_saliency_fraction`. `lung` says what `inside` is: the central box, or a lung mask.
+        One row per image: `path`, `patient`, `label`, `of`, `inside` and `border` (fractions of the saliency, 0 to 1;
+        NaN for an image without saliency), `inside_area` and `border_area` (fractions of the area, which a uniform map
+        would have) and `lung` (the region of `inside`: the central box or a lung mask). `summarise_saliency_fraction`
+        averages them.
 
     Raises:
-        UsageError: `method` or `of` is not known; else as in the method.
+        UsageError: `method` or `of` is unknown; otherwise as in the method.
         DataError: A mask is missing.
         ImageError: An image or a mask cannot be read.
     """
-    table = _table(rows)
-    heat, classes = _heat(learn, table, method=method, of=of, options=options)
-    return share_heat(table, heat, classes, masks=masks)
+    table = _image_table(rows)
+    saliency, classes = _saliency(learn, table, method=method, of=of, options=options)
+    return measure_region_fractions(table, saliency, classes, masks=masks)
 
 
 @checked
@@ -162,45 +170,47 @@ def randomisation_check(
     seed: Seed = 0,
     **options: Any,
 ) -> pd.DataFrame:
-    """Compare the maps with those of the same model after its weights were drawn anew (Adebayo et al., NeurIPS 2018).
+    """Compare the maps with those of the same model with randomised weights (Adebayo et al., NeurIPS 2018).
 
-    From the head down to the first layer, stage after stage is drawn anew and stays so. A map that shows what was
-    learnt has lost its likeness by the last row; one that has not shows the image's edges or the network's form.
+    The stages are randomised one after another, from the head to the first layer, and stay random. A map that depends
+    on the learnt weights is uncorrelated with the original by the last row. A map that still correlates shows the edges
+    of the image or the architecture of the network.
 
     Args:
         learn: As in `class_activation_map`; it is not changed.
-        rows: As in `class_activation_map`; a dozen images will do.
+        rows: As in `class_activation_map`; a dozen images are enough.
         method: As in `saliency_fraction`.
-        of: As in `saliency_fraction`; where None, the class that the trained model gives.
-        repeats: How often the weights are drawn anew, 1 or more.
-        seed: Of the weights.
-        **options: Of the method.
+        of: As in `saliency_fraction`; None for the class predicted by the trained model.
+        repeats: Number of randomisations, 1 or more.
+        seed: Seed of the random weights.
+        **options: Options of the method.
 
     Returns:
-        A row a step: `randomised` (the last stage drawn anew), `correlation` (Spearman's, of the signed maps, mean over
-        images and repeats), `absolute` (the mean of its absolute value; a map of 16 cells has some by chance),
-        `images`, `repeats` and `flat` (how many maps were even, and have no correlation).
+        One row per step: `randomised` (the stage randomised last), `correlation` (Spearman's, of the signed maps, mean
+        over images and repeats), `absolute` (mean absolute correlation, which is above 0 by chance for a map with few
+        cells), `images`, `repeats` and `flat` (number of constant maps, which have no correlation).
 
     Raises:
-        UsageError: `method`, `of` or `repeats` is not allowed; else as in the method.
+        UsageError: `method`, `of` or `repeats` is not allowed; otherwise as in the method.
         ImageError: An image cannot be read.
     """
-    size, classes, model = _facts(learn)
-    function, table = _function(method, options, size), _table(rows)
+    size, classes, model = _model_facts(learn)
+    function, table = _map_function(method, options, size), _image_table(rows)
     x = torch.cat(list(_batches(table["path"].tolist(), size, learn)))
-    original, logits = _run(model, function, x)
-    wanted = _wanted(logits, classes, of)
-    original = against_rest(original, wanted)
-    found: dict[str, list[list[float]]] = {}
+    original, logits = _compute_maps(model, function, x)
+    targets = _target_classes(logits, classes, of)
+    original = against_rest(original, targets)
+    correlations: dict[str, list[list[float]]] = {}
     for repeat in range(repeats):
-        twin = copy.deepcopy(model).cpu()  # where one seed gives the same weights whatever the device
+        randomised = copy.deepcopy(model).cpu()  # on the CPU a seed gives the same weights on every machine
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + repeat)
-            for name, stage in stages(twin):
-                draw_anew(stage.cpu())
-                maps = against_rest(_run(twin.to(x.device), function, x)[0], wanted)
-                found.setdefault(name, []).append([_likeness(*pair) for pair in zip(original, maps, strict=True)])
-    return pd.DataFrame([_likeness_row(name, np.array(values)) for name, values in found.items()])
+            for name, stage in stages(randomised):
+                randomise_weights(stage.cpu())
+                maps = against_rest(_compute_maps(randomised.to(x.device), function, x)[0], targets)
+                pairs = zip(original, maps, strict=True)
+                correlations.setdefault(name, []).append([_rank_correlation(*pair) for pair in pairs])
+    return pd.DataFrame([_summarise_stage(name, np.array(values)) for name, values in correlations.items()])
 
 
 @checked
@@ -214,58 +224,58 @@ def plot_saliency(
     masks: str | Path | None = None,
     **options: Any,
 ) -> Figure:
-    """Plot radiographs, and below each the heat laid over it, with the region that `saliency_fraction` counts as lung.
+    """Plot radiographs and, below each, its saliency as an overlay with the outline of the lung region.
 
     Args:
         learn: As in `class_activation_map`.
         rows: As in `saliency_fraction`, such as rows of `top_losses` or of the predictions.
-        k: How many, from the first row on.
-        method: As in `saliency_fraction`, like `of` and `masks`.
-        of: The class.
-        masks: The folder of lung masks.
-        **options: Of the method.
+        k: Number of images, from the first row on.
+        method: As in `saliency_fraction`.
+        of: As in `saliency_fraction`.
+        masks: As in `saliency_fraction`.
+        **options: Options of the method.
 
     Returns:
-        The figure; all its maps have one scale.
+        The figure; all its maps have the same scale.
 
     Raises:
-        UsageError: There is no image to plot; else as in `saliency_fraction`.
+        UsageError: There is no image to plot; otherwise as in `saliency_fraction`.
         DataError: A mask is missing.
         ImageError: An image or a mask cannot be read.
     """
-    table = _table(rows).head(k)
-    heat, classes = _heat(learn, table, method=method, of=of, options=options)
-    shares = share_heat(table, heat, classes, masks=masks)
-    return draw_heat(shares, heat, image_size=_facts(learn)[0], unit=UNITS[method], masks=masks)
+    table = _image_table(rows).head(k)
+    saliency, classes = _saliency(learn, table, method=method, of=of, options=options)
+    fractions = measure_region_fractions(table, saliency, classes, masks=masks)
+    return plot_overlays(fractions, saliency, image_size=_model_facts(learn)[0], unit=UNITS[method], masks=masks)
 
 
 # images to maps
 
 
-def _table(rows: pd.DataFrame | Sequence[str | Path]) -> pd.DataFrame:
-    """Return path, label and patient of the images that can be explained."""
+def _image_table(rows: pd.DataFrame | Sequence[str | Path]) -> pd.DataFrame:
+    """Return path, label and patient of the images to explain."""
     if not isinstance(rows, pd.DataFrame):
         rows = pd.DataFrame({"path": [str(path) for path in rows]})
     if "path" not in rows:
-        raise DataError("The rows have no column path.", hint="Give a cohort, predictions, or a list of files.")
+        raise DataError("The rows have no column 'path'.", hint="Give a cohort, predictions, or a list of files.")
     if "status" in rows:
         rows = rows[rows["status"] == "ok"]
     if rows.empty:
-        raise UsageError("There is no image to explain.", hint="Give rows of images that can be read.")
+        raise UsageError("There is no image to explain.", hint="Give at least one image that can be read.")
     table = pd.DataFrame({"path": rows["path"].astype(str)})
     table["label"] = rows["label"].fillna("").astype(str) if "label" in rows else ""
     table["patient"] = rows["patient"].astype(str) if "patient" in rows else table["path"]
     return table.reset_index(drop=True)
 
 
-def _facts(learn: Learner) -> tuple[int, list[str], nn.Module]:
-    """Return the image size, the classes and the model out of its wrapper."""
+def _model_facts(learn: Learner) -> tuple[int, list[str], nn.Module]:
+    """Return the image size, the classes and the unwrapped model."""
     _, _, loaders = require_facts(learn)
     return loaders.image_size, [str(name) for name in learn.dls.vocab], get_model(learn.model)
 
 
 def _batches(paths: Sequence[str], size: int, learn: Learner) -> Iterator[torch.Tensor]:
-    """Yield normalised images `(n, 1, size, size)`, by the numbers of the model's own weights, on its device."""
+    """Yield images `(n, 1, size, size)` on the model's device, normalised with the mean and SD of its weights."""
     device, (_, weights, _) = next(learn.model.parameters()).device, require_facts(learn)
     for begin in range(0, len(paths), BATCH):
         pixels = [np.asarray(open_square(path, size)) for path in paths[begin : begin + BATCH]]
@@ -273,12 +283,12 @@ def _batches(paths: Sequence[str], size: int, learn: Learner) -> Iterator[torch.
         yield (batch - weights.mean) / weights.std
 
 
-def _function(method: str, options: dict[str, Any], size: int) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
-    """Return what makes maps of a model and a batch, or raise for a method or option that does not exist."""
+def _map_function(method: str, options: dict[str, Any], size: int) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
+    """Return the function from a model and a batch to maps; raise `UsageError` for an unknown option."""
     allowed = {"cam": set(), "grad_cam": {"layer"}, "occlusion": {"patch_size", "stride"}}
-    if odd := sorted(options.keys() - allowed[method]):
-        known = ", ".join(sorted(allowed[method])) or "none"
-        raise UsageError(f"{method} has no option {odd[0]!r}.", hint=f"Its options: {known}.")
+    if unknown := sorted(options.keys() - allowed[method]):
+        listed = ", ".join(sorted(allowed[method])) or "none"
+        raise UsageError(f"method={method!r} has no option {unknown[0]!r}.", hint=f"Its options: {listed}.")
     if method == "cam":
         return activation_maps
     if method == "grad_cam":
@@ -287,14 +297,14 @@ def _function(method: str, options: dict[str, Any], size: int) -> Callable[[nn.M
     stride = max(1, patch_size // 2) if options.get("stride") is None else options["stride"]
     if not 1 <= patch_size < size or not 1 <= stride <= patch_size:
         raise UsageError(
-            f"patch_size={patch_size!r}, stride={stride!r} do not fit an image of {size} pixels.",
+            f"patch_size={patch_size!r} and stride={stride!r} do not fit an image of {size} pixels.",
             hint="Give 1 <= stride <= patch_size < image size.",
         )
     return partial(occlusion_maps, patch_size=patch_size, stride=stride)
 
 
-def _run(model: nn.Module, function: Callable, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return maps `(n, classes, h, w)` and logits `(n, classes)`, batch after batch."""
+def _compute_maps(model: nn.Module, function: Callable, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return maps `(n, classes, h, w)` and logits `(n, classes)`, computed in batches."""
     maps, logits = [], []
     with evaluating(model):
         for batch in x.split(BATCH):
@@ -307,46 +317,46 @@ def _run(model: nn.Module, function: Callable, x: torch.Tensor) -> tuple[np.ndar
 def _explain(
     learn: Learner, table: pd.DataFrame, method: str, options: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return maps `(n, classes, h, w)` and logits `(n, classes)` of a table's images."""
-    size, _, model = _facts(learn)
-    function = _function(method, options, size)
-    found = [_run(model, function, batch) for batch in _batches(table["path"].tolist(), size, learn)]
-    maps, logits = zip(*found, strict=True)
+    """Return maps `(n, classes, h, w)` and logits `(n, classes)` of the images of a table."""
+    size, _, model = _model_facts(learn)
+    function = _map_function(method, options, size)
+    results = [_compute_maps(model, function, batch) for batch in _batches(table["path"].tolist(), size, learn)]
+    maps, logits = zip(*results, strict=True)
     return np.concatenate(maps), np.concatenate(logits)
 
 
-# maps to heat, and heat to shares
+# maps to saliency
 
 
-def _wanted(logits: np.ndarray, classes: list[str], of: str | None) -> np.ndarray:
-    """Return the number of the class to explain in each image."""
+def _target_classes(logits: np.ndarray, classes: list[str], of: str | None) -> np.ndarray:
+    """Return the index of the class to explain for each image."""
     if of is None:
         return logits.argmax(axis=1)
     if of not in classes:
-        raise UsageError(f"of={of!r} is no class of the model.", hint=f"Its classes: {', '.join(classes)}.")
+        raise UsageError(f"of={of!r} is not a class of the model.", hint=f"Its classes: {', '.join(classes)}.")
     return np.full(len(logits), classes.index(of))
 
 
-def _heat(
+def _saliency(
     learn: Learner, table: pd.DataFrame, *, method: str, of: str | None, options: dict[str, Any]
 ) -> tuple[np.ndarray, list[str]]:
-    """Return the heat `(n, h, w)`, 0 or more, and the class that it speaks for in each image."""
+    """Return the saliency `(n, h, w)`, 0 or more, and the class that it supports in each image."""
     maps, logits = _explain(learn, table, method, options)
-    classes = _facts(learn)[1]
-    wanted = _wanted(logits, classes, of)
-    return np.clip(against_rest(maps, wanted), 0, None), [classes[number] for number in wanted]
+    classes = _model_facts(learn)[1]
+    targets = _target_classes(logits, classes, of)
+    return np.clip(against_rest(maps, targets), 0, None), [classes[number] for number in targets]
 
 
-def _likeness(first: np.ndarray, second: np.ndarray) -> float:
-    """Return Spearman's correlation of two maps; NaN where one of them is even."""
+def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Return Spearman's correlation of two maps; NaN if one of them is constant."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return np.nan
     return float(spearmanr(first.ravel(), second.ravel()).statistic)
 
 
-def _likeness_row(name: str, values: np.ndarray) -> dict[str, Any]:
-    """Return a row of the check from correlations `(repeats, images)`."""
-    known = values[np.isfinite(values)]
-    mean, absolute = (known.mean(), np.abs(known).mean()) if known.size else (np.nan, np.nan)
+def _summarise_stage(name: str, values: np.ndarray) -> dict[str, Any]:
+    """Return a row of `randomisation_check` from correlations `(repeats, images)`."""
+    finite = values[np.isfinite(values)]
+    mean, absolute = (finite.mean(), np.abs(finite).mean()) if finite.size else (np.nan, np.nan)
     row = {"randomised": name, "correlation": mean, "absolute": absolute}
-    return row | {"images": values.shape[1], "repeats": len(values), "flat": int(values.size - known.size)}
+    return row | {"images": values.shape[1], "repeats": len(values), "flat": int(values.size - finite.size)}

@@ -1,4 +1,4 @@
-"""Where a model looked, as pictures to lay over a radiograph. Needs Pillow and numpy only."""
+"""Saliency maps as overlays of a radiograph. Needs only Pillow and numpy."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from PIL import Image
 
 __all__ = ["against_rest", "draw_layer", "shrink_to_fit"]
 
-# Matplotlib's viridis at nine even places, between which colours are mixed: perceptually even, readable without red
-# and green, and no matplotlib where predictions are served.
+# Nine equidistant colours of matplotlib's viridis, which is perceptually uniform and suits colour-blind readers. The
+# colours between them are interpolated, so that serving predictions needs no matplotlib.
 VIRIDIS = np.array(
     [
         (68, 1, 84),
@@ -27,42 +27,44 @@ VIRIDIS = np.array(
 )
 
 
-def against_rest(maps: np.ndarray, wanted: np.ndarray | Sequence[int]) -> np.ndarray:
-    """Return what speaks for each image's class rather than another, since softmax weighs differences only.
+def against_rest(maps: np.ndarray, targets: np.ndarray | Sequence[int]) -> np.ndarray:
+    """Return the map of each image's class minus the mean map of the other classes.
+
+    Only differences of logits matter, since softmax ignores a constant that is added to all of them.
 
     Args:
         maps: `(n, classes, h, w)`.
-        wanted: The number of each image's class, `(n,)`.
+        targets: Index of each image's class, `(n,)`.
 
     Returns:
-        `(n, h, w)`: the map of the class less the mean of the others'.
+        `(n, h, w)`.
     """
-    own = maps[np.arange(len(maps)), wanted]
-    return own - (maps.sum(axis=1) - own) / (maps.shape[1] - 1)
+    target_maps = maps[np.arange(len(maps)), targets]
+    return target_maps - (maps.sum(axis=1) - target_maps) / (maps.shape[1] - 1)
 
 
-def draw_layer(heat: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Draw the heat of one image as a layer to lay over it: clear where there is none, yellow where it is greatest.
+def draw_layer(saliency: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Draw the saliency of one image as an overlay: transparent at 0, yellow at the maximum.
 
     Args:
-        heat: `(h, w)`, in logits; what is below 0 speaks against the class and is left clear.
-        size: Width and height of the picture that it is laid over, pixels.
+        saliency: `(h, w)`, in logits; values below 0 are evidence against the class and stay transparent.
+        size: Width and height of the image below the overlay, in pixels.
 
     Returns:
         An image of mode `"RGBA"`.
     """
-    cells = Image.fromarray(np.clip(heat, 0, None).astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    cells = Image.fromarray(np.clip(saliency, 0, None).astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
     values = np.asarray(cells, dtype=np.float64)
-    top = float(heat.max())
+    top = float(saliency.max())
     values = np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
-    places = np.arange(len(VIRIDIS)) / (len(VIRIDIS) - 1)
-    channels = [np.interp(values, places, VIRIDIS[:, channel]) for channel in range(3)]
-    # the root lets weak heat be seen without a veil over the rest
+    positions = np.arange(len(VIRIDIS)) / (len(VIRIDIS) - 1)
+    channels = [np.interp(values, positions, VIRIDIS[:, channel]) for channel in range(3)]
+    # opacity is the square root, which makes weak saliency visible and leaves the rest clear
     return Image.fromarray(np.stack([*channels, 255 * np.sqrt(values)], axis=-1).round().astype(np.uint8))
 
 
 def shrink_to_fit(image: Image.Image, longest: int) -> Image.Image:
-    """Return an image whose longer side has `longest` pixels at most, its shape kept."""
+    """Return an image whose longer side has at most `longest` pixels, with the same aspect ratio."""
     scale = longest / max(image.size)
     if scale >= 1:
         return image

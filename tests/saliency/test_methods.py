@@ -1,4 +1,4 @@
-"""Saliency: the maps against their definition and captum, the shares against sums by hand, the check against chance."""
+"""Saliency: maps against their definition and captum, fractions against explicit sums, the check against chance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from covid_fastai.saliency.methods import (
     randomisation_check,
     saliency_fraction,
 )
-from covid_fastai.saliency.region_fraction import CENTRAL_BOX, share_heat, summarise_saliency_fraction
+from covid_fastai.saliency.region_fraction import CENTRAL_BOX, measure_region_fractions, summarise_saliency_fraction
 
 CLASSES = ["Normal", "COVID-19", "other"]
 SIZE = 64
@@ -33,7 +33,7 @@ SIZE = 64
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
-    """The folder of the masks and the rows of a few synthetic radiographs."""
+    """The folder of the masks, and the rows of a few synthetic radiographs."""
     patients = {"COVID-19": 3, "Normal": 3}
     root = write_phantom(tmp_path_factory.mktemp("saliency") / "data", patients=patients, image_size=SIZE, masks=True)
     paths = sorted(root.rglob("*.jpeg"))
@@ -43,7 +43,7 @@ def phantoms(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def learn():
-    """Random weights, but BatchNorm statistics and biases that are not the ones that would hide a mistake."""
+    """A learner with random weights; BatchNorm statistics and biases differ from 0 and 1, which would hide errors."""
     with no_random(1):
         learn = build_learner(empty_dataloaders(classes=CLASSES, image_size=SIZE, device="cpu"), weights=None)
         for norm in learn.model.modules():
@@ -57,7 +57,7 @@ def learn():
 
 @pytest.fixture(scope="module")
 def x(learn, phantoms):
-    """What the loaders give the model: the maps have to be of the very same pixels."""
+    """The model input from the loaders; the maps must be computed from the same pixels."""
     return next(iter(learn.dls.test_dl(phantoms[1])))[0].as_subclass(torch.Tensor)
 
 
@@ -70,29 +70,29 @@ def logits(learn, x):
 # the maps
 
 
-def test_the_class_activation_map_is_the_logit(learn, phantoms, logits):
+def test_the_mean_of_a_class_activation_map_is_the_logit(learn, phantoms, logits):
     maps = class_activation_map(learn, phantoms[1])
     assert maps.shape == (len(phantoms[1]), 3, 2, 2) and maps.dtype == np.float32
     np.testing.assert_allclose(maps.mean((2, 3)) + map_weights(learn.model)[1].numpy(), logits, atol=1e-5)
-    assert np.ptp(logits, axis=0).min() > 1e-3  # or the comparison would say nothing
+    assert np.ptp(logits, axis=0).min() > 1e-3  # otherwise the comparison would be trivial
 
 
 @pytest.mark.parametrize("layer", ["0", "0.7", "0.6", "0.6.0.conv2"])
 def test_grad_cam_agrees_with_captum(learn, phantoms, x, layer):
-    found = grad_cam(learn, phantoms[1], layer=layer)
+    maps = grad_cam(learn, phantoms[1], layer=layer)
     oracle = LayerGradCam(learn.model.eval(), learn.model.get_submodule(layer))
     for number in range(3):
-        wanted = oracle.attribute(x, target=number, relu_attributions=False).detach().numpy()
-        np.testing.assert_allclose(found[:, number], wanted[:, 0], atol=1e-5 * np.abs(wanted).max() + 1e-9)
+        expected = oracle.attribute(x, target=number, relu_attributions=False).detach().numpy()
+        np.testing.assert_allclose(maps[:, number], expected[:, 0], atol=1e-5 * np.abs(expected).max() + 1e-9)
 
 
 def test_grad_cam_of_a_linear_head_is_the_class_activation_map(learn, phantoms):
-    """Zhou's map is Grad-CAM at the last layer, but for the number of cells by which the pooling divides."""
+    """Zhou's map is Grad-CAM at the last layer times the number of cells, by which the pooling divides."""
     maps = class_activation_map(learn, phantoms[1])
     np.testing.assert_allclose(grad_cam(learn, phantoms[1]) * 4, maps, atol=1e-5)
 
 
-def test_grad_cam_works_on_a_frozen_body_and_leaves_it_as_it_was(learn, phantoms):
+def test_grad_cam_works_on_a_frozen_body_and_does_not_change_it(learn, phantoms):
     learn.freeze()
     learn.model.train()
     try:
@@ -107,146 +107,144 @@ def test_grad_cam_works_on_a_frozen_body_and_leaves_it_as_it_was(learn, phantoms
 @pytest.mark.parametrize(("patch_size", "stride"), [(16, 16), (20, 12)])
 def test_occlusion_agrees_with_captum(learn, phantoms, x, patch_size, stride):
     rows = phantoms[1].head(2)
-    found = occlusion_map(learn, rows, patch_size=patch_size, stride=stride)
+    maps = occlusion_map(learn, rows, patch_size=patch_size, stride=stride)
     window = {"sliding_window_shapes": (1, patch_size, patch_size), "strides": (1, stride, stride)}
     for number in range(3):
-        wanted = Occlusion(learn.model.eval()).attribute(x[:2], target=number, baselines=0, **window)[:, 0].numpy()
-        np.testing.assert_allclose(found[:, number], wanted, atol=1e-5)
+        expected = Occlusion(learn.model.eval()).attribute(x[:2], target=number, baselines=0, **window)[:, 0].numpy()
+        np.testing.assert_allclose(maps[:, number], expected, atol=1e-5)
 
 
 def test_maps_do_not_depend_on_the_batch(learn, phantoms):
     maps = class_activation_map(learn, pd.concat([phantoms[1]] * 3))
-    one = class_activation_map(learn, [phantoms[1]["path"].iloc[2]])
-    np.testing.assert_allclose(maps[len(phantoms[1]) + 2], one[0], rtol=1e-4, atol=1e-4)
+    alone = class_activation_map(learn, [phantoms[1]["path"].iloc[2]])
+    np.testing.assert_allclose(maps[len(phantoms[1]) + 2], alone[0], rtol=1e-4, atol=1e-4)
 
 
-# the shares
+# the fractions
 
 
-def picture(folder, name="a.png"):
+def write_image(folder, name="a.png"):
+    """Write an image of random pixels and return its row."""
     path = folder / name
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)).save(path)
     return pd.DataFrame({"path": [str(path)], "patient": "p", "label": ""})
 
 
-def test_shares_of_the_box_and_the_border(tmp_path):
-    """On 16 x 16 cells box and border are whole cells: sums of slices are the oracle."""
-    heat = np.random.default_rng(1).random((1, 16, 16)).astype(np.float32)
-    row = share_heat(picture(tmp_path), heat, ["a"]).iloc[0]
+def test_fractions_in_the_box_and_in_the_border(tmp_path):
+    """With 16 x 16 cells, box and border consist of whole cells; the oracle is a sum of slices."""
+    saliency = np.random.default_rng(1).random((1, 16, 16)).astype(np.float32)
+    row = measure_region_fractions(write_image(tmp_path), saliency, ["a"]).iloc[0]
     assert CENTRAL_BOX == (3 / 16, 13 / 16)
-    assert row["inside"] == pytest.approx(heat[0, 3:13, 3:13].sum() / heat.sum())
-    assert row["border"] == pytest.approx(1 - heat[0, 1:15, 1:15].sum() / heat.sum())
+    assert row["inside"] == pytest.approx(saliency[0, 3:13, 3:13].sum() / saliency.sum())
+    assert row["border"] == pytest.approx(1 - saliency[0, 1:15, 1:15].sum() / saliency.sum())
     assert row["inside_area"] == pytest.approx(100 / 256) and row["border_area"] == pytest.approx(60 / 256)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (7, 7), (5, 3), (64, 64)])
-def test_even_heat_lies_where_the_area_is(tmp_path, shape):
-    row = share_heat(picture(tmp_path), np.ones((1, *shape), np.float32), ["a"]).iloc[0]
+def test_fractions_of_a_uniform_map_are_those_of_the_area(tmp_path, shape):
+    row = measure_region_fractions(write_image(tmp_path), np.ones((1, *shape), np.float32), ["a"]).iloc[0]
     assert row["inside"] == pytest.approx(0.625**2) and row["border"] == pytest.approx(1 - 0.875**2)
 
 
-def test_shares_of_a_true_mask(phantoms):
+def test_fractions_in_a_lung_mask(phantoms):
     masks, rows = phantoms
     rows = rows.head(3)
-    heat = np.random.default_rng(2).random((3, SIZE, SIZE)).astype(np.float32)
-    found = share_heat(rows, heat, ["a"] * 3, masks=masks)
+    saliency = np.random.default_rng(2).random((3, SIZE, SIZE)).astype(np.float32)
+    table = measure_region_fractions(rows, saliency, ["a"] * 3, masks=masks)
     for number, path in enumerate(rows["path"]):
         lung = np.asarray(Image.open(masks / f"{path.rsplit('/', 1)[1][:-5]}.png").convert("L")) > 0
-        assert found["inside"][number] == pytest.approx(heat[number][lung].sum() / heat[number].sum(), abs=1e-6)
-        assert found["inside_area"][number] == pytest.approx(lung.mean(), abs=1e-6)
-    assert set(found["lung"]) == {"lung mask"}
+        expected = saliency[number][lung].sum() / saliency[number].sum()
+        assert table["inside"][number] == pytest.approx(expected, abs=1e-6)
+        assert table["inside_area"][number] == pytest.approx(lung.mean(), abs=1e-6)
+    assert set(table["lung"]) == {"lung mask"}
 
 
-def test_heat_is_what_speaks_for_the_class_rather_than_another(learn, phantoms, logits):
+def test_saliency_is_the_positive_difference_to_the_other_classes(learn, phantoms, logits):
     maps = class_activation_map(learn, phantoms[1])
-    found = saliency_fraction(learn, phantoms[1], masks=phantoms[0])
-    assert found["of"].tolist() == [CLASSES[number] for number in logits.argmax(axis=1)]
+    predicted = saliency_fraction(learn, phantoms[1], masks=phantoms[0])
+    assert predicted["of"].tolist() == [CLASSES[number] for number in logits.argmax(axis=1)]
     number = CLASSES.index("Normal")
-    wanted = np.clip(maps[:, number] - np.delete(maps, number, axis=1).mean(axis=1), 0, None)
-    found = saliency_fraction(learn, phantoms[1], of="Normal")
-    by_hand = share_heat(phantoms[1], wanted, ["Normal"] * len(wanted))
-    pd.testing.assert_frame_equal(
-        found.drop(columns="path"), by_hand.drop(columns="path"), check_exact=False, atol=1e-5
-    )
+    saliency = np.clip(maps[:, number] - np.delete(maps, number, axis=1).mean(axis=1), 0, None)
+    table = saliency_fraction(learn, phantoms[1], of="Normal").drop(columns="path")
+    expected = measure_region_fractions(phantoms[1], saliency, ["Normal"] * len(saliency)).drop(columns="path")
+    pd.testing.assert_frame_equal(table, expected, check_exact=False, atol=1e-5)
 
 
-def test_no_heat_is_no_share(tmp_path):
-    row = share_heat(picture(tmp_path), np.zeros((1, 4, 4), np.float32), ["a"]).iloc[0]
+def test_an_image_without_saliency_has_no_fraction(tmp_path):
+    row = measure_region_fractions(write_image(tmp_path), np.zeros((1, 4, 4), np.float32), ["a"]).iloc[0]
     assert np.isnan(row["inside"]) and np.isnan(row["border"])
 
 
-def test_the_summary_counts_patients():
+def test_the_intervals_of_the_summary_are_over_patients():
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"patient": [f"p{n // 2}" for n in range(60)], "label": "x", "of": ["a"] * 50 + ["b"] * 10})
     table = table.assign(path="", inside=rng.random(60), border=0.1, inside_area=0.4, border_area=0.2)
     table.loc[0, ["inside", "border"]] = np.nan
-    found = summarise_saliency_fraction(table).set_index(["of", "region"])
-    row = found.loc["a", "inside"]
-    part = table[(table["of"] == "a") & table["inside"].notna()]
-    assert (row["images"], row["patients"]) == (49, 25) and row["fraction"] == pytest.approx(part["inside"].mean())
+    summary = summarise_saliency_fraction(table).set_index(["of", "region"])
+    row = summary.loc["a", "inside"]
+    images = table[(table["of"] == "a") & table["inside"].notna()]
+    assert (row["images"], row["patients"]) == (49, 25) and row["fraction"] == pytest.approx(images["inside"].mean())
     assert row["low"] < row["fraction"] < row["high"] and row["ratio"] == pytest.approx(row["fraction"] / 0.4)
-    by_patient = part.groupby("patient")["inside"].mean()
-    spread = (
-        1.96 * by_patient.std() / np.sqrt(len(by_patient))
-    )  # two images a patient: the patients' means are the unit
-    assert row["high"] - row["low"] == pytest.approx(2 * spread, rel=0.15)
-    few = found.loc["b", "border"]
+    by_patient = images.groupby("patient")["inside"].mean()
+    half_width = 1.96 * by_patient.std() / np.sqrt(len(by_patient))  # two images per patient: their mean is the unit
+    assert row["high"] - row["low"] == pytest.approx(2 * half_width, rel=0.15)
+    few = summary.loc["b", "border"]
     assert few["patients"] == 5 and np.isnan(few["low"]) and few["fraction"] == pytest.approx(0.1)
 
 
 # the randomisation check
 
 
-def test_a_random_head_has_no_likeness_on_average(learn, phantoms, monkeypatch):
-    """The last layer is drawn evenly around 0, so a map and its negative are equally likely."""
+def test_maps_of_a_random_head_are_uncorrelated_on_average(learn, phantoms, monkeypatch):
+    """The random weights of the head are symmetric around 0, so a map and its negative are equally likely."""
     from covid_fastai.saliency import methods
 
     monkeypatch.setattr(methods, "stages", lambda model: stages(model)[:1])
-    found = randomisation_check(learn, phantoms[1].head(2), method="grad_cam", layer="0.5", repeats=20, seed=3)
-    head = found.iloc[0]
+    table = randomisation_check(learn, phantoms[1].head(2), method="grad_cam", layer="0.5", repeats=20, seed=3)
+    head = table.iloc[0]
     assert abs(head["correlation"]) < 0.25 and head["absolute"] > abs(head["correlation"])
 
 
-def test_the_check_goes_down_the_model_and_leaves_it_as_it_was(learn, phantoms):
+def test_the_check_randomises_every_stage_of_a_copy(learn, phantoms):
     before = {key: value.clone() for key, value in learn.model.state_dict().items()}
     state = torch.get_rng_state()
-    found = randomisation_check(learn, phantoms[1].head(2), repeats=2)
-    assert found["randomised"].tolist() == ["head", "0.7", "0.6", "0.5", "0.4", "0.1", "0.0"]
-    assert (found[["images", "repeats"]].to_numpy() == (2, 2)).all()
+    table = randomisation_check(learn, phantoms[1].head(2), repeats=2)
+    assert table["randomised"].tolist() == ["head", "0.7", "0.6", "0.5", "0.4", "0.1", "0.0"]
+    assert (table[["images", "repeats"]].to_numpy() == (2, 2)).all()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[key], value) for key, value in learn.model.state_dict().items())
 
 
-def test_a_map_that_ignores_the_weights_is_found_out(learn, phantoms, monkeypatch):
-    """A method that shows the image itself keeps its likeness of 1 to the last row; the check has to show it."""
+def test_a_map_that_ignores_the_weights_keeps_a_correlation_of_1(learn, phantoms, monkeypatch):
+    """A method that shows the image itself must be recognisable by its correlation in the last row."""
     from covid_fastai.saliency import methods
 
-    edges = lambda model, x: torch.cat([x, -x, 0 * x], dim=1)  # noqa: E731 - `(n, 3, h, w)`, whatever the model
-    monkeypatch.setattr(methods, "_function", lambda *_: edges)
-    found = randomisation_check(learn, phantoms[1].head(2), of="Normal", repeats=1)
-    assert found["correlation"].tolist() == pytest.approx([1.0] * 7)
+    image_itself = lambda model, x: torch.cat([x, -x, 0 * x], dim=1)  # noqa: E731 - `(n, 3, h, w)` for any model
+    monkeypatch.setattr(methods, "_map_function", lambda *_: image_itself)
+    table = randomisation_check(learn, phantoms[1].head(2), of="Normal", repeats=1)
+    assert table["correlation"].tolist() == pytest.approx([1.0] * 7)
 
 
-def test_the_check_gives_the_same_for_the_same_seed(learn, phantoms):
+def test_the_check_is_reproducible_from_its_seed(learn, phantoms):
     tables = [randomisation_check(learn, phantoms[1].head(2), repeats=1, seed=seed) for seed in (0, 0, 1)]
     pd.testing.assert_frame_equal(tables[0], tables[1])
     assert not tables[0].equals(tables[2])
 
 
-# the picture and what is refused
+# the figure, and errors
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_the_picture_says_what_it_shows(learn, phantoms, masked):
+def test_the_figure_names_class_region_and_fraction(learn, phantoms, masked):
     masks = phantoms[0] if masked else None
     figure = plot_saliency(learn, phantoms[1], k=3, of="COVID-19", masks=masks)
-    shares = saliency_fraction(learn, phantoms[1].head(3), of="COVID-19", masks=masks)
+    fractions = saliency_fraction(learn, phantoms[1].head(3), of="COVID-19", masks=masks)
     assert isinstance(figure, Figure) and len(figure.axes) == 7
     titles = [axes.get_title() for axes in figure.axes[3:6]]
-    where = "the lung" if masked else "the box"
-    for title, row in zip(titles, shares.to_dict("records"), strict=True):
-        assert title.startswith("for COVID-19\n") and f"(even: {row['inside_area']:.0%})" in title
-        assert ("no heat" if np.isnan(row["inside"]) else f"{row['inside']:.0%} in {where[4:]}") in title
+    region = "lung" if masked else "box"
+    for title, row in zip(titles, fractions.to_dict("records"), strict=True):
+        assert title.startswith("for COVID-19\n") and f"(uniform: {row['inside_area']:.0%})" in title
+        assert ("no saliency" if np.isnan(row["inside"]) else f"{row['inside']:.0%} in {region}") in title
     shown = [image for image in figure.axes[3].images if image.get_cmap().name == "viridis"]
     assert len(shown) == 1 and "log odds" in figure.axes[6].get_ylabel()
     np.testing.assert_array_equal(
@@ -272,20 +270,20 @@ def test_rows_without_a_prediction_are_left_out(learn, phantoms):
         ({"method": "occlusion", "patch_size": 8, "stride": 9}, "stride=9"),
     ],
 )
-def test_wrong_options_are_named(learn, phantoms, options, words):
+def test_errors_name_the_wrong_option(learn, phantoms, options, words):
     with pytest.raises(UsageError, match=words) as caught:
         saliency_fraction(learn, phantoms[1].head(1), **options)
     assert caught.value.hint
 
 
-def test_wrong_rows_are_named(learn, phantoms, tmp_path):
-    with pytest.raises(DataError, match="no column path"):
+def test_errors_name_the_faulty_rows(learn, phantoms, tmp_path):
+    with pytest.raises(DataError, match="no column 'path'"):
         class_activation_map(learn, pd.DataFrame({"file": ["a"]}))
     with pytest.raises(UsageError, match="no image to explain"):
         class_activation_map(learn, [])
     with pytest.raises(ImageError, match="missing"):
         class_activation_map(learn, [tmp_path / "gone.png"])
-    with pytest.raises(DataError, match="no lung mask .*a.png"):
-        saliency_fraction(learn, picture(tmp_path), masks=tmp_path / "masks")
+    with pytest.raises(DataError, match="lung mask .*a.png does not exist"):
+        saliency_fraction(learn, write_image(tmp_path), masks=tmp_path / "masks")
     with pytest.raises(UsageError, match="repeats=0"):
         randomisation_check(learn, phantoms[1], repeats=0)
