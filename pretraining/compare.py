@@ -33,7 +33,7 @@ from covid_fastai import (
     read_run,
     train_classifier,
 )
-from covid_fastai.evaluation.bootstrap import patient_draws, roc_auc
+from covid_fastai.evaluation.bootstrap import resample_patients, roc_auc
 from covid_fastai.evaluation.metrics import score_units
 from covid_fastai.files import write_csv
 
@@ -61,7 +61,7 @@ def paired_auc(first: pd.DataFrame, second: pd.DataFrame, *, positive: str) -> d
     if not units[0].index.equals(units[1].index):
         raise ValueError("the two tables are of different patients")
     labels = units[0]["label"]
-    weights = patient_draws(pd.Series(labels.index), labels, n_resamples=DRAWS, seed=0).astype(float)
+    weights = resample_patients(pd.Series(labels.index), labels, n_resamples=DRAWS, seed=0).astype(float)
     of_class = (labels == positive).to_numpy()
     scores = [table[f"p_{positive}"].to_numpy() for table in units]
     once = [roc_auc(score, of_class, np.ones((1, len(labels))))[0] for score in scores]

@@ -1,4 +1,4 @@
-"""Bootstrap draws of patients, and curves under weights, all draws at once; folds to fit on and to judge."""
+"""Bootstrap resamples of patients, metrics of all resamples at once, and cross-fitting by fold."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from covid_fastai.evaluation.prediction_table import has_label_and_prediction
 __all__ = [
     "average_precision",
     "calibration_gaps",
+    "cross_fit_folds",
     "equal_mass_bins",
-    "other_folds",
-    "patient_draws",
     "precision_at",
+    "resample_patients",
     "roc_auc",
     "sensitivity_at",
 ]
 
-BINS = 10  # of the expected calibration error
+BINS = 10  # of the expected calibration error; the usual number, few enough for small test sets
 
 
-def patient_draws(patients: pd.Series, labels: pd.Series, *, n_resamples: int, seed: int) -> np.ndarray:
-    """Draw patients with replacement, class by class, and say how often each unit is drawn.
+def resample_patients(patients: pd.Series, labels: pd.Series, *, n_resamples: int, seed: int) -> np.ndarray:
+    """Resample patients with replacement, class by class, and return how often each unit is in each resample.
 
-    All units of a patient are drawn together. Patients with the same labels are a stratum, so that each draw has as
-    many patients of each class as the data.
+    All units of a patient are resampled together. Patients with the same labels form a stratum, so that each resample
+    has as many patients of each class as the data.
 
     Args:
         patients: The patient of each unit, `(n,)`.
         labels: The true class of each unit, `(n,)`.
-        n_resamples: How many draws.
-        seed: Of the random numbers.
+        n_resamples: Number of bootstrap resamples.
+        seed: Seed of the random numbers.
 
     Returns:
         Counts, uint16 `(n_resamples, n)`.
@@ -46,157 +46,187 @@ def patient_draws(patients: pd.Series, labels: pd.Series, *, n_resamples: int, s
     counts = np.zeros((n_resamples, len(names)), dtype=np.uint16)
     for _, members in sorted(strata.groupby(strata).groups.items()):
         members = np.asarray(members)
+        # the counts of a sample of size m with replacement from m patients are multinomial with m trials
         counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n_resamples)
     return counts[:, codes]
 
 
-def _cumulated(scores: np.ndarray, of_class: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weight of true and of false positives at each distinct score from the highest on, `(d, t)` both."""
+def _cumulative_counts(scores: np.ndarray, of_class: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights of true and of false positives at each distinct score, highest first, `(d, t)` each."""
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # the last unit of each tie
-    drawn = weights[:, order]
-    true = np.cumsum(drawn * of_class[order], axis=1)[:, ends]
-    return true, np.cumsum(drawn, axis=1)[:, ends] - true
+    sorted_weights = weights[:, order]
+    true = np.cumsum(sorted_weights * of_class[order], axis=1)[:, ends]
+    return true, np.cumsum(sorted_weights, axis=1)[:, ends] - true
 
 
 def roc_auc(scores: np.ndarray, of_class: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the area under the ROC curve in each draw; ties count half.
+    """Compute the area under the ROC curve of each resample; ties count half.
 
     Args:
-        scores: `(n,)`.
-        of_class: Which units are of the class, bool `(n,)`.
-        weights: `(d, n)`.
+        scores: Scores of the class, `(n,)`.
+        of_class: Whether each unit is of the class, bool `(n,)`.
+        weights: How often each unit is in each resample, `(d, n)`.
 
     Returns:
-        `(d,)`; NaN where one side is not there.
+        The areas, `(d,)`; NaN for a resample with positives or negatives only.
     """
-    true, false = _cumulated(scores, of_class, weights)
-    true, false = np.pad(true, ((0, 0), (1, 0))), np.pad(false, ((0, 0), (1, 0)))
+    true, false = _cumulative_counts(scores, of_class, weights)
+    true, false = np.pad(true, ((0, 0), (1, 0))), np.pad(false, ((0, 0), (1, 0)))  # the curve starts at (0, 0)
+    # trapezoidal rule: a tie is a straight line between its ends, so that a tied pair counts half
     area = (np.diff(false, axis=1) * (true[:, 1:] + true[:, :-1]) / 2).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return area / (true[:, -1] * false[:, -1])
 
 
 def average_precision(scores: np.ndarray, of_class: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the average precision in each draw: precision summed over the steps of recall, without interpolation.
+    """Compute the average precision of each resample: precision summed over steps of recall, not interpolated.
 
     Args:
-        scores: `(n,)`.
-        of_class: Which units are of the class, bool `(n,)`.
-        weights: `(d, n)`.
+        scores: Scores of the class, `(n,)`.
+        of_class: Whether each unit is of the class, bool `(n,)`.
+        weights: How often each unit is in each resample, `(d, n)`.
 
     Returns:
-        `(d,)`; NaN where the class is not there.
+        The average precisions, `(d,)`; NaN for a resample without the class.
     """
-    true, false = _cumulated(scores, of_class, weights)
+    true, false = _cumulative_counts(scores, of_class, weights)
     with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.nan_to_num(true / (true + false))  # before the first unit that is drawn there is no step
+        precision = np.nan_to_num(true / (true + false))  # 0 / 0 before the first resampled unit, where recall is 0
         return (np.diff(np.pad(true, ((0, 0), (1, 0))), axis=1) * precision).sum(axis=1) / true[:, -1]
 
 
 def sensitivity_at(grid: np.ndarray, scores: np.ndarray, of_class: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the ROC curves' sensitivity at given false positive rates, `(d, len(grid))`, linear between the points."""
-    true, false = _cumulated(scores, of_class, weights)
+    """Compute the sensitivity of each ROC curve at given false positive rates, interpolated linearly.
+
+    Args:
+        grid: False positive rates, 0 to 1, `(g,)`.
+        scores: Scores of the class, `(n,)`.
+        of_class: Whether each unit is of the class, bool `(n,)`.
+        weights: How often each unit is in each resample, `(d, n)`.
+
+    Returns:
+        Sensitivities, `(d, g)`.
+    """
+    true, false = _cumulative_counts(scores, of_class, weights)
     curves = []
-    for hits, alarms in zip(true, false, strict=True):
-        rates, found = np.append(0, alarms / alarms[-1]), np.append(0, hits / hits[-1])
-        last = np.append(np.diff(rates) > 0, True)  # where the curve rises straight up, its top counts
-        curves.append(np.interp(grid, rates[last], found[last]))
+    for true_counts, false_counts in zip(true, false, strict=True):
+        false_rates = np.append(0, false_counts / false_counts[-1])
+        true_rates = np.append(0, true_counts / true_counts[-1])
+        last = np.append(np.diff(false_rates) > 0, True)  # of several sensitivities at one rate, the highest
+        curves.append(np.interp(grid, false_rates[last], true_rates[last]))
     return np.array(curves)
 
 
 def precision_at(grid: np.ndarray, scores: np.ndarray, of_class: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the precision at given sensitivities, `(d, len(grid))`: that of the first threshold that reaches them."""
-    true, false = _cumulated(scores, of_class, weights)
+    """Compute the precision at given sensitivities: that of the highest threshold which reaches each of them.
+
+    Args:
+        grid: Sensitivities, 0 to 1, `(g,)`.
+        scores: Scores of the class, `(n,)`.
+        of_class: Whether each unit is of the class, bool `(n,)`.
+        weights: How often each unit is in each resample, `(d, n)`.
+
+    Returns:
+        Precisions, `(d, g)`.
+    """
+    true, false = _cumulative_counts(scores, of_class, weights)
     curves = []
-    for hits, alarms in zip(true, false, strict=True):
-        drawn = hits + alarms > 0
-        hits, alarms = hits[drawn], alarms[drawn]
-        reached = np.searchsorted(hits / hits[-1], grid - 1e-12, side="left")  # 1e-12: a float's rounding
-        curves.append((hits / (hits + alarms))[np.minimum(reached, len(hits) - 1)])
+    for true_counts, false_counts in zip(true, false, strict=True):
+        resampled = true_counts + false_counts > 0
+        true_counts, false_counts = true_counts[resampled], false_counts[resampled]
+        # 1e-12: a float's rounding
+        reached = np.searchsorted(true_counts / true_counts[-1], grid - 1e-12, side="left")
+        precision = true_counts / (true_counts + false_counts)
+        curves.append(precision[np.minimum(reached, len(precision) - 1)])
     return np.array(curves)
 
 
 def equal_mass_bins(p: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Sort probabilities into bins of equal counts; equal probabilities share a bin, so that counts may differ.
+    """Assign probabilities to bins of equal counts.
 
-    The edges are scikit-learn's, `calibration_curve(..., strategy="quantile")`.
+    The edges are scikit-learn's, `calibration_curve(..., strategy="quantile")`. Equal probabilities are in the same
+    bin, so that the counts may differ.
 
     Args:
-        p: `(n,)`.
-        bins: How many, 1 or more.
+        p: Probabilities, `(n,)`.
+        bins: Number of bins, 1 or more.
 
     Returns:
-        The number of each one's bin, from 0 on, `(n,)`; bins that are empty have no number.
+        The bin of each probability, numbered from 0, `(n,)`; empty bins have no number.
     """
     edges = np.percentile(p, np.linspace(0, 100, bins + 1))
     return np.unique(np.searchsorted(edges[1:-1], p), return_inverse=True)[1]
 
 
-def calibration_gaps(p: np.ndarray, hit: np.ndarray, weights: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Return how far each bin's mean probability lies above the share that came true, times the bin's share of units.
+def calibration_gaps(p: np.ndarray, outcome: np.ndarray, weights: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Compute the calibration gap of each bin: mean probability minus observed frequency, times the bin's fraction.
 
-    The bins are those of the data, in each draw.
+    The bins are those of the data in every resample.
 
     Args:
         p: Probabilities, `(n,)`.
-        hit: Whether they came true, 0 or 1, `(n,)`.
-        weights: `(d, n)`.
-        bins: How many, of equal counts.
+        outcome: Whether each predicted event occurred, 0 or 1, `(n,)`.
+        weights: How often each unit is in each resample, `(d, n)`.
+        bins: Number of bins of equal counts.
 
     Returns:
-        `(d, bins)`. The sum of the absolute values is the expected calibration error (ECE; Nguyen and O'Connor, EMNLP
-        2015).
+        Gaps, `(d, bins)`. The sum of the absolute values is the expected calibration error (ECE; Nguyen and O'Connor,
+        EMNLP 2015).
     """
     number = equal_mass_bins(p, bins)
     gaps = np.zeros((len(p), int(number.max()) + 1))
-    gaps[np.arange(len(p)), number] = p - hit
+    # (mean p - mean outcome) n_bin / n is the sum of p - outcome over the bin, divided by n
+    gaps[np.arange(len(p)), number] = p - outcome
     with np.errstate(invalid="ignore", divide="ignore"):
         return weights @ gaps / weights.sum(axis=1, keepdims=True)
 
 
-def other_folds(
-    judged: pd.DataFrame, fitted_on: pd.DataFrame | None = None
+def cross_fit_folds(
+    evaluated: pd.DataFrame, fitted_on: pd.DataFrame | None = None
 ) -> Iterator[tuple[Any, pd.DataFrame, pd.DataFrame]]:
-    """Yield what is fitted on which rows and judged on which others, never a patient in both.
+    """Yield rows to fit on and rows to evaluate, without a patient in both.
 
     Args:
-        judged: What `read_predictions` returned.
-        fitted_on: The same of other patients, such as an inner validation set; None to fit for each fold of `judged` on
-            its other folds.
+        evaluated: What `read_predictions` returned.
+        fitted_on: Predictions of other patients, such as an inner validation set; None to fit for each fold of
+            `evaluated` on its other folds.
 
     Yields:
-        The fold ("" where `fitted_on` was given), its labelled rows to fit on, and its rows to judge.
+        The fold ("" if `fitted_on` was given), the labelled rows to fit on, and the rows to evaluate.
 
     Raises:
-        UsageError: There is one fold only, and nothing else to fit on.
-        DataError: Tables share a patient, or the rows to fit on are of one class.
+        UsageError: There is one fold only, and no `fitted_on`.
+        DataError: The tables have a patient in common, or the rows to fit on are of one class.
     """
     if fitted_on is not None:
-        named = (set(table.loc[table["patient_known"], "patient"]) for table in (judged, fitted_on))
-        if both := sorted(set.intersection(*named)):
+        named = (set(table.loc[table["patient_known"], "patient"]) for table in (evaluated, fitted_on))
+        if common := sorted(set.intersection(*named)):
             raise DataError(
-                f"{len(both)} patients are in both tables, such as {both[0]}.",
-                hint="What is judged must not be fitted on: give predictions of other patients.",
+                f"{len(common)} patients are in both tables, such as {common[0]}.",
+                hint="Fit on predictions of patients that are not evaluated.",
             )
-        yield "", _two_classes(fitted_on, "the rows to fit on"), judged
+        yield "", _require_two_classes(fitted_on, "the rows to fit on"), evaluated
         return
-    folds = sorted(judged["fold"].unique())
+    folds = sorted(evaluated["fold"].unique())
     if len(folds) < 2:
         raise UsageError(
-            f"All rows are of fold {folds[0]}: there are no others to fit on.",
+            f"All rows are of fold {folds[0]}: there is no other fold to fit on.",
             hint="Give out-of-fold predictions (cross_validate), or fitted_on=, predictions of other patients.",
         )
     for fold in folds:
-        own = judged["fold"] == fold
-        rest = judged[~own & ~judged["patient"].isin(judged.loc[own, "patient"])]
-        yield fold, _two_classes(rest, f"the folds other than {fold}"), judged[own]
+        in_fold = evaluated["fold"] == fold
+        # a patient with images in several folds is left out of the rows to fit on
+        others = evaluated[~in_fold & ~evaluated["patient"].isin(evaluated.loc[in_fold, "patient"])]
+        yield fold, _require_two_classes(others, f"the folds other than {fold}"), evaluated[in_fold]
 
 
-def _two_classes(table: pd.DataFrame, what: str) -> pd.DataFrame:
-    """Return the rows with a label and a prediction, of two classes at least."""
+def _require_two_classes(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the rows with a label and a prediction; raise unless they are of two classes or more."""
     rows = table[has_label_and_prediction(table)]
     if rows["label"].nunique() < 2:
-        found = ", ".join(rows["label"].unique()) or "none"
-        raise DataError(f"{what.capitalize()} have one class only: {found}.", hint="Give labelled rows of each class.")
+        classes = ", ".join(rows["label"].unique()) or "none"
+        raise DataError(
+            f"{name.capitalize()} have one class only: {classes}.", hint="Give labelled rows of each class."
+        )
     return rows

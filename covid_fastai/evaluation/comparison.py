@@ -16,7 +16,7 @@ from scipy.stats import binomtest, t
 
 from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import UsageError
-from covid_fastai.evaluation.bootstrap import patient_draws
+from covid_fastai.evaluation.bootstrap import resample_patients
 from covid_fastai.evaluation.formatting import (
     SIGNED,
     ResultDisplay,
@@ -26,12 +26,17 @@ from covid_fastai.evaluation.formatting import (
     format_metric_name,
     format_p_value,
 )
-from covid_fastai.evaluation.intervals import Z, auc_difference, newcombe_difference, percentiles, wilson
+from covid_fastai.evaluation.intervals import Z, auc_difference, newcombe_difference, percentile_interval, wilson
 from covid_fastai.evaluation.metrics import Evaluation, evaluate, score_units
 from covid_fastai.evaluation.pairing import Paired, pair_predictions
 from covid_fastai.evaluation.prediction_table import PROBABILITY
 from covid_fastai.evaluation.runs import Run
-from covid_fastai.evaluation.weighted_metrics import LOWER_IS_BETTER, Measure, compute_in_blocks, list_measures
+from covid_fastai.evaluation.weighted_metrics import (
+    LOWER_IS_BETTER,
+    WeightedMetric,
+    compute_in_blocks,
+    list_weighted_metrics,
+)
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import NResamples, Probability, Seed, check_option, checked
 from covid_fastai.plotting import class_colours
@@ -189,8 +194,10 @@ def compare(
         for (name, part), value in zip(paired.tables.items(), thresholds, strict=True)
     }
     first = results[reference]
-    weights = patient_draws(units[reference]["patient"], units[reference]["label"], n_resamples=n_resamples, seed=seed)
-    measures = {name: list_measures(part, first.classes, first.positive) for name, part in units.items()}
+    weights = resample_patients(
+        units[reference]["patient"], units[reference]["label"], n_resamples=n_resamples, seed=seed
+    )
+    measures = {name: list_weighted_metrics(part, first.classes, first.positive) for name, part in units.items()}
     drawn = [compute_in_blocks(measure.compute, weights) for measure in measures[reference]]
     rows, tests, agreement = [], [], []
     for name in others:
@@ -272,17 +279,17 @@ def plot_comparison(comparison: Comparison) -> Figure:
 
 
 def _difference(
-    here: Measure, there: Measure, there_drawn: np.ndarray, patients: np.ndarray, weights: np.ndarray
+    here: WeightedMetric, there: WeightedMetric, there_drawn: np.ndarray, patients: np.ndarray, weights: np.ndarray
 ) -> dict[str, Any]:
     """Return a row of `Comparison.table`: the difference, and the interval that suits it."""
     once = np.ones((1, len(patients)))
-    n = int(here.among.sum())
+    n = int(here.included.sum())
     values = [float(measure.compute(once)[0]) if n else math.nan for measure in (there, here)]
     difference, low, high = values[1] - values[0], math.nan, math.nan
     if n == 0 or not math.isfinite(difference):
         method = "no unit of some class"
     elif here.hit is not None and there.hit is not None:
-        low, high = newcombe_difference(here.hit[here.among], there.hit[here.among])
+        low, high = newcombe_difference(here.hit[here.included], there.hit[here.included])
         method = "Newcombe, paired"
     elif here.of_class is not None and here.scores is not None and there.scores is not None:
         low, high, method = auc_difference(here.scores, there.scores, here.of_class, patients)
@@ -290,10 +297,10 @@ def _difference(
         drawn = compute_in_blocks(here.compute, weights) - there_drawn
         drawn, method = drawn[np.isfinite(drawn)], "bootstrap, paired"
         if len(drawn) and np.ptp(drawn) > 1e-9:  # wider than a float's rounding
-            low, high = percentiles(drawn)
+            low, high = percentile_interval(drawn)
             low, high = min(low, difference), max(high, difference)
         else:
-            method = "no draw differs"
+            method = "all resamples equal"
     row = (here.metric, here.of, *values, difference, low, high, n, "patient", method)
     return dict(zip(COLUMNS[1:], row, strict=True))
 
@@ -315,8 +322,8 @@ def _fold_tests(
             part, result = part[part["fold"] == fold], results[model]
             units = score_units(part, positive=result.positive, threshold=thresholds[order.index(model)]).table
             once = np.ones((1, len(units)))
-            listed = list_measures(units, result.classes, result.positive)
-            values.append({(m.metric, m.of): float(m.compute(once)[0]) for m in listed if m.among.any()})
+            listed = list_weighted_metrics(units, result.classes, result.positive)
+            values.append({(m.metric, m.of): float(m.compute(once)[0]) for m in listed if m.included.any()})
             patients = units["patient"].nunique()
         ratios.append(patients / (total - patients))
         for key in values[0]:

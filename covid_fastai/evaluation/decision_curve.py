@@ -1,4 +1,4 @@
-"""What answers are worth: predictive values at a stated prevalence, and the net benefit of acting on them."""
+"""Predictive values at a given prevalence, and decision curves (net benefit)."""
 
 from __future__ import annotations
 
@@ -29,56 +29,65 @@ def predictive_values(
     prevalences: Sequence[float] = (0.01, 0.05, 0.2),
     positive: str | None = None,
 ) -> pd.DataFrame:
-    """Compute what a positive and a negative answer are worth where the class is as frequent as stated.
+    """Compute positive and negative predictive values at given prevalences.
 
-    The predictive values in the data themselves say little: classes were collected, not met. Sensitivity and
-    specificity are taken as they are, which is right only where patients are alike. The intervals are those of the
-    likelihood ratios, on which alone the values depend (Mercaldo, Lau and Zhou, Statistics in Medicine 2007), by the
-    score method (Koopman 1984), which also holds where a count is 0.
+    The prevalence in the data is that of their collection, not of a clinic, and so are predictive values computed from
+    the data directly. Here they are computed from sensitivity and specificity by Bayes' rule, which assumes that both
+    are the same in the patients of interest. At a given prevalence, the predictive values depend on the likelihood
+    ratios only (Mercaldo, Lau and Zhou, Statistics in Medicine 2007). Their intervals are those of the likelihood
+    ratios by the score method (Koopman 1984), which is valid for a count of 0 too.
 
     Args:
-        result: An evaluation or operating point; or predictions, judged at 0.5.
-        prevalences: Shares of patients of the class, above 0 and below 1.
-        positive: The class; None for the one that the figures are about.
+        result: An evaluation or operating point; or predictions, which are evaluated at a threshold of 0.5.
+        prevalences: Fractions of patients of the positive class, above 0 and below 1.
+        positive: The positive class; None for that of `result`.
 
     Returns:
-        A row a figure: `prevalence`, `metric` (ppv, npv), `value`, `low`, `high`, `n` (patients), `method`. NaN where a
-        class has no patient, or nobody gets that answer.
+        One row per prevalence and metric: `prevalence`, `metric` (ppv, npv), `value`, `low`, `high`, `n` (patients),
+        `method`. Values are NaN if a class has no patient, or no patient has that predicted class.
 
     Raises:
-        UsageError: A prevalence is not allowed, the figures count images, or the class is not named.
+        UsageError: A prevalence is not allowed, the metrics count images, or there are more than two classes and none
+            is given.
         DataError: The table is faulty.
     """
     prevalences = [check_option("prevalences", value, OpenFraction) for value in prevalences]
     result = result if isinstance(result, (Evaluation, OperatingPoint)) else evaluate(result, n_resamples=100)
     metrics = ("sensitivity", "specificity")
     if isinstance(result, OperatingPoint):
-        sides = [result.row(metric) for metric in metrics]
+        sensitivity, specificity = (result.row(metric) for metric in metrics)
     elif of := positive or result.positive:
-        sides = [result.row(metric, of=of) for metric in metrics]
+        sensitivity, specificity = (result.row(metric, of=of) for metric in metrics)
     else:
-        raise UsageError("There are more than two classes.", hint=f"Name the positive: {', '.join(result.classes)}.")
-    if sides[0]["unit"] != "patient":
-        raise UsageError("The figures count images.", hint="Judge patients: unit='patient'.")
-    positives, negatives = (int(side["n"]) for side in sides)
+        raise UsageError(
+            "There are more than two classes and positive is None.",
+            hint=f"Give positive=, one of {', '.join(result.classes)}.",
+        )
+    if sensitivity["unit"] != "patient":
+        raise UsageError("The metrics count images, not patients.", hint="Evaluate with unit='patient'.")
+    positives, negatives = int(sensitivity["n"]), int(specificity["n"])
     rows = []
     for prevalence in prevalences:
         for metric in ("ppv", "npv"):
             value = low = high = math.nan
             if positives and negatives:
-                found, spared = (round(side["value"] * side["n"]) for side in sides)
-                counts = (found, positives, negatives - spared, negatives)
+                true_positives = round(sensitivity["value"] * positives)
+                true_negatives = round(specificity["value"] * negatives)
+                # patients of the class, and others, with the predicted class that the predictive value refers to
+                counts = (true_positives, positives, negatives - true_negatives, negatives)
                 if metric == "npv":
-                    counts = (positives - found, positives, spared, negatives)
-                odds = prevalence / (1 - prevalence)
-                low, high = (_share(odds * ratio, metric) for ratio in ratio_interval(*counts))
+                    counts = (positives - true_positives, positives, true_negatives, negatives)
+                prior_odds = prevalence / (1 - prevalence)
+                # Bayes' rule: posterior odds = prior odds times likelihood ratio
+                low, high = (_predictive_value(prior_odds * ratio, metric) for ratio in ratio_interval(*counts))
                 low, high = min(low, high), max(low, high)
-                hits, alarms = counts[0] / positives, counts[2] / negatives
-                if hits or alarms:
-                    value = _share(odds * hits / alarms if alarms else math.inf, metric)
+                numerator, denominator = counts[0] / positives, counts[2] / negatives
+                if numerator or denominator:
+                    odds = prior_odds * numerator / denominator if denominator else math.inf
+                    value = _predictive_value(odds, metric)
             method = "score, likelihood ratio" if positives and negatives else "no unit of some class"
-            figure = {"prevalence": prevalence, "metric": metric, "value": value, "low": low, "high": high}
-            rows.append({**figure, "n": positives + negatives, "method": method})
+            row = {"prevalence": prevalence, "metric": metric, "value": value, "low": low, "high": high}
+            rows.append({**row, "n": positives + negatives, "method": method})
     return pd.DataFrame(rows)
 
 
@@ -90,28 +99,29 @@ def decision_curve(
     prevalence: OpenFraction | None = None,
     positive: str | None = None,
 ) -> pd.DataFrame:
-    """Compute the net benefit of acting on a model's probabilities (Vickers and Elkin, Medical Decision Making 2006).
+    """Compute the net benefit of acting on predicted probabilities (Vickers and Elkin, Medical Decision Making 2006).
 
-    Who acts from a probability of t on holds a missed patient to be as bad as (1 - t) / t needless actions. The net
-    benefit is the share of patients found less the share acted on needlessly, at that rate: 0.05 is worth as much as
-    finding 5 more of 100 patients with no needless action. A model is of use only where its curve lies above that of
-    acting on everybody and above 0, acting on nobody. Probabilities have to be calibrated for it: see `calibrate`.
+    To act at a probability of t or more is to consider one missed patient as harmful as (1 - t) / t unnecessary
+    actions. The net benefit is the fraction of true positives minus the fraction of false positives times t / (1 - t).
+    A net benefit of 0.05 equals 5 true positives per 100 patients without a false positive. A model is useful only at
+    thresholds where its net benefit exceeds that of acting on all patients, and 0, that of acting on none. The
+    probabilities need to be calibrated; see `calibrate`.
 
-    The interval joins Wilson's of both shares (the method of variance estimates recovery; Zou, Huang and Zhang,
-    Computational Statistics & Data Analysis 2009), so that it has a width where a share is 0 or 1, which a bootstrap's
-    has not.
+    The interval combines the Wilson intervals of true and false positive rate (method of variance estimates recovery;
+    Zou, Huang and Zhang, Computational Statistics & Data Analysis 2009). Unlike a bootstrap interval it has a width if
+    a rate is 0 or 1.
 
     Args:
         predictions: What `predict` returned, or any table or CSV that `read_predictions` accepts.
-        thresholds: Probabilities to act from, above 0 and below 1.
-        prevalence: The share of patients of the class where the model would be used; None for that in the data, which
-            is seldom the same.
-        positive: The class; None for the last of two.
+        thresholds: Lowest probabilities to act on, above 0 and below 1.
+        prevalence: The prevalence of the class where the model would be used; None for that in the data, which usually
+            differs.
+        positive: The positive class; None for the last of two.
 
     Returns:
-        A row a threshold: `threshold`, `net_benefit` with `low` and `high` (95%, given the prevalence), `treat_all`,
-        `treat_none`, `gain` (over the better of the two) with `gain_low` and `gain_high`; and, the same in each row,
-        `positive`, `prevalence` and `n` (patients).
+        One row per threshold: `threshold`, `net_benefit` with `low` and `high` (95%, given the prevalence),
+        `treat_all`, `treat_none`, and `gain` (over the better of these two) with `gain_low` and `gain_high`. The
+        columns `positive`, `prevalence` and `n` (patients) are the same in each row.
 
     Raises:
         UsageError: An option has a value that is not allowed.
@@ -119,73 +129,88 @@ def decision_curve(
     """
     thresholds = [check_option("thresholds", value, OpenFraction) for value in thresholds]
     if not thresholds:
-        raise UsageError("There are no thresholds.", hint="Give one or more probabilities.")
+        raise UsageError("thresholds is empty.", hint="Give one or more probabilities.")
     units, positive = positive_scores(read_predictions(predictions), positive=positive)
     of_class = units["of_class"].to_numpy()
     if of_class.all() or not of_class.any():
         raise DataError(
-            f"Net benefit needs patients of {positive} and others; there are {len(units)} of one kind.",
+            f"Net benefit needs patients of {positive} and other classes; all {len(units)} are of one kind.",
             hint="Give labelled predictions of both.",
         )
-    frequent = float(of_class.mean()) if prevalence is None else float(prevalence)
+    prevalence = float(of_class.mean()) if prevalence is None else float(prevalence)
     grid = np.sort(np.asarray(thresholds, dtype=float))
     acted_on = units["score"].to_numpy()[:, None] >= grid
-    found, found_low, found_high = _shares(acted_on[of_class])
-    needless, needless_low, needless_high = _shares(acted_on[~of_class])
-    cost = (1 - frequent) * grid / (1 - grid)
-    value, treat_all = frequent * found - cost * needless, frequent - cost
-    low = value - np.hypot(frequent * (found - found_low), cost * (needless_high - needless))
-    high = value + np.hypot(frequent * (found_high - found), cost * (needless - needless_low))
+    true_rate, true_low, true_high = _rates_with_bounds(acted_on[of_class])
+    false_rate, false_low, false_high = _rates_with_bounds(acted_on[~of_class])
+    cost = (1 - prevalence) * grid / (1 - grid)  # of a false positive rate of 1
+    value, treat_all = prevalence * true_rate - cost * false_rate, prevalence - cost
+    # the bounds of a difference of independent rates: root of the sum of squared distances to their own bounds
+    low = value - np.hypot(prevalence * (true_rate - true_low), cost * (false_high - false_rate))
+    high = value + np.hypot(prevalence * (true_high - true_rate), cost * (false_rate - false_low))
     best = np.maximum(treat_all, 0)
     curve = pd.DataFrame({"threshold": grid, "net_benefit": value, "low": low, "high": high})
     curve = curve.assign(treat_all=treat_all, treat_none=0.0)
     curve = curve.assign(gain=value - best, gain_low=low - best, gain_high=high - best)
-    return curve.assign(positive=positive, prevalence=frequent, n=len(units))
+    return curve.assign(positive=positive, prevalence=prevalence, n=len(units))
 
 
 def plot_decision_curve(curves: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Figure:
-    """Plot net benefit by the probability to act from, with its band, beside acting on everybody and on nobody.
+    """Plot net benefit by threshold with its 95% band, together with acting on all patients and on none.
 
     Args:
-        curves: What `decision_curve` returned, or such curves of the same patients by the models' names.
+        curves: What `decision_curve` returned, or a dictionary of model names and such curves of the same patients.
 
     Returns:
         The figure.
 
     Raises:
-        UsageError: The curves are of different prevalences, so that they cannot be compared.
+        UsageError: The curves have different positive classes or prevalences, so that they cannot be compared.
     """
-    shown = {"model": curves} if isinstance(curves, pd.DataFrame) else dict(curves)
-    facts = [curve.iloc[0] for curve in shown.values()]
-    if len({(fact["positive"], round(fact["prevalence"], 9)) for fact in facts}) > 1:
-        raise UsageError("The curves are of different classes or prevalences.", hint="Give the same to decision_curve.")
+    named_curves = {"model": curves} if isinstance(curves, pd.DataFrame) else dict(curves)
+    first_rows = [curve.iloc[0] for curve in named_curves.values()]
+    settings = {(row["positive"], round(row["prevalence"], 9)) for row in first_rows}
+    if len(settings) > 1:
+        listed = ", ".join(f"{positive} at {prevalence:.3g}" for positive, prevalence in sorted(settings))
+        raise UsageError(
+            f"The curves have different positive classes or prevalences: {listed}.",
+            hint="Give the same positive and prevalence to decision_curve.",
+        )
     figure = Figure(figsize=(6.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    for (name, curve), colour in zip(shown.items(), class_colours(list(shown)).values(), strict=True):
+    for (name, curve), colour in zip(named_curves.items(), class_colours(list(named_curves)).values(), strict=True):
         lines = (curve[column] for column in ("threshold", "net_benefit", "low", "high"))
         draw_band(axes, *lines, colour=colour, label=name)
-    first = next(iter(shown.values()))
-    axes.plot(first["threshold"], first["treat_all"], color="#555555", lw=1, ls="--", label="act on everybody")
-    axes.axhline(0, color="#555555", lw=1, label="act on nobody")
-    top = max(float(curve["high"].max()) for curve in shown.values())
-    axes.set(xlim=(0, 1), ylim=(-0.25 * top - 0.01, 1.08 * max(top, facts[0]["prevalence"])))
-    axes.set(xlabel=f"probability of {facts[0]['positive']} to act from", ylabel="net benefit")
-    title = f"Decision curve, n = {facts[0]['n']} patients, prevalence {100 * facts[0]['prevalence']:.3g}%"
+    curve, row = next(iter(named_curves.values())), first_rows[0]
+    axes.plot(curve["threshold"], curve["treat_all"], color="#555555", lw=1, ls="--", label="act on all")
+    axes.axhline(0, color="#555555", lw=1, label="act on none")
+    top = max(float(curve["high"].max()) for curve in named_curves.values())
+    axes.set(xlim=(0, 1), ylim=(-0.25 * top - 0.01, 1.08 * max(top, row["prevalence"])))
+    axes.set(xlabel=f"threshold probability of {row['positive']}", ylabel="net benefit")
+    title = f"Decision curve, n = {row['n']} patients, prevalence {100 * row['prevalence']:.3g}%"
     axes.set_title(title, fontsize=10)
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _shares(hit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return each column's share and Wilson's bounds of it."""
-    shares = hit.mean(axis=0)
-    low, high = np.transpose([wilson(share, len(hit)) for share in shares])
-    return shares, low, high
+def _rates_with_bounds(acted_on: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rate of each column and its Wilson bounds, `(thresholds,)` each.
+
+    Args:
+        acted_on: Whether each patient is acted on at each threshold, bool `(n, thresholds)`.
+    """
+    rates = acted_on.mean(axis=0)
+    low, high = np.transpose([wilson(rate, len(acted_on)) for rate in rates])
+    return rates, low, high
 
 
-def _share(odds: float, metric: str) -> float:
-    """Return PPV from the odds of the class given a positive answer, or NPV from those given a negative one."""
+def _predictive_value(odds: float, metric: str) -> float:
+    """Return the predictive value from the posterior odds of the class.
+
+    Args:
+        odds: Odds of the class given a positive prediction (ppv) or a negative one (npv).
+        metric: `"ppv"` or `"npv"`.
+    """
     if metric == "npv":
         return 1 / (1 + odds)
     return odds / (1 + odds) if math.isfinite(odds) else 1.0

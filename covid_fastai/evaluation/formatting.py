@@ -1,4 +1,4 @@
-"""Numbers, intervals and results as text: one way to write each, and one sign for a missing value."""
+"""Format numbers, intervals and results as text, with one sign for a missing value."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ __all__ = [
     "format_p_value",
 ]
 
-MISSING = "–"  # wherever a number is None, NaN or infinite
-PLAIN, SIGNED, PERCENT = "z.3f", "+z.3f", "z.0%"  # z writes what rounds to zero without a minus sign
+MISSING = "–"  # stands for a number that is None, NaN or infinite
+PLAIN, SIGNED, PERCENT = "z.3f", "+z.3f", "z.0%"  # z drops the minus sign of a number that rounds to zero
 SMALLEST_P_SHOWN = 0.001
 NAMES = {"auc": "AUC", "f1": "F1", "brier": "Brier score", "ece": "calibration error (ECE)"}
 
 
 def format_metric(value: float | None, *, spec: str = PLAIN) -> str:
-    """Format one number, `MISSING` where there is none.
+    """Format a number; `MISSING` if it is None, NaN or infinite.
 
     Args:
         value: The number.
-        spec: How Python's `format` shall write it, such as `SIGNED` for a difference or `PERCENT` for a fraction.
+        spec: Specification for Python's `format`, such as `SIGNED` for a difference or `PERCENT` for a fraction.
 
     Returns:
         The text, with three decimals by default.
@@ -42,14 +42,14 @@ def format_metric(value: float | None, *, spec: str = PLAIN) -> str:
 
 
 def format_interval(low: float | None, high: float | None, *, spec: str = PLAIN) -> str:
-    """Format the bounds of an interval as `low to high`, `MISSING` where a bound is missing."""
+    """Format the bounds of an interval as `low to high`; `MISSING` if a bound is missing."""
     if not _is_finite(low) or not _is_finite(high):
         return MISSING
     return f"{format_metric(low, spec=spec)} to {format_metric(high, spec=spec)}"
 
 
 def format_estimate(value: float | None, low: float | None, high: float | None, *, spec: str = PLAIN) -> str:
-    """Format a number and its interval as `value (low to high)`; the number alone where there is no interval."""
+    """Format a number and its interval as `value (low to high)`; only the number if a bound is missing."""
     interval = format_interval(low, high, spec=spec)
     if not _is_finite(value) or interval == MISSING:
         return format_metric(value, spec=spec)
@@ -57,26 +57,26 @@ def format_estimate(value: float | None, low: float | None, high: float | None, 
 
 
 def format_p_value(p: float | None) -> str:
-    """Format a p-value with its sign of comparison, such as `p = 0.030` or `p < 0.001`."""
+    """Format a p-value, such as `p = 0.030` or `p < 0.001`."""
     if _is_finite(p) and p < SMALLEST_P_SHOWN:
         return f"p < {SMALLEST_P_SHOWN}"
     return f"p = {format_metric(p)}"
 
 
 def format_metric_name(metric: str, of: str = "") -> str:
-    """Return what people call a metric, with the class in brackets where it is the metric of one class."""
+    """Return the usual name of a metric, followed by its class in brackets if it is that of one class."""
     name = NAMES.get(metric, metric.replace("_", " "))
     return f"{name} ({of})" if of else name
 
 
 class ResultDisplay:
-    """Show a result in a terminal and in a notebook, from the same parts.
+    """Base class of results: displays the same parts in a terminal and in a notebook.
 
-    A dataclass that inherits from it takes `repr=False`, since `dataclass` writes a `__repr__` of its own otherwise.
+    A dataclass that inherits from it needs `repr=False`; otherwise `dataclass` overrides `__repr__`.
     """
 
     def _display_parts(self) -> Iterable[pd.DataFrame | str | list[str]]:
-        """Return tables, paragraphs (text) and lists of items, in their order."""
+        """Return tables, paragraphs (text) and lists of items, in display order."""
         raise NotImplementedError
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""95% intervals: of proportions, areas under the ROC curve, their paired differences, and of what was drawn."""
+"""95% confidence intervals of proportions, ROC AUCs, calibration errors, paired differences and ratios."""
 
 from __future__ import annotations
 
@@ -18,72 +18,78 @@ __all__ = [
     "delong",
     "newcombe_auc",
     "newcombe_difference",
-    "percentiles",
+    "percentile_interval",
     "ratio_interval",
     "wilson",
 ]
 
 LEVEL = 0.95
-Z = float(norm.ppf(0.5 + LEVEL / 2))
+Z = float(norm.ppf(0.5 + LEVEL / 2))  # 1.96, the two-sided normal quantile
 
 
-def wilson(share: float, n: float) -> tuple[float, float]:
+def wilson(proportion: float, n: float) -> tuple[float, float]:
     """Compute the score interval of a proportion (Wilson, JASA 1927).
 
     Args:
-        share: The proportion that was observed, 0 to 1.
-        n: Of how many. It need not be whole: with the effective number, `share (1 - share) / variance`, this is the
-            interval of any figure from 0 to 1 whose variance is known, such as an AUC.
+        proportion: The observed proportion, 0 to 1.
+        n: Number of units. It may be fractional: with the effective number, `proportion (1 - proportion) / variance`,
+            this is the interval of any metric from 0 to 1 whose variance is known, such as an AUC.
 
     Returns:
         The lower and the upper bound.
     """
-    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return max(centre - half, 0.0) if share > 0 else 0.0, min(centre + half, 1.0) if share < 1 else 1.0
+    centre = (proportion + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half_width = Z / (1 + Z**2 / n) * math.sqrt(proportion * (1 - proportion) / n + Z**2 / (4 * n**2))
+    # at 0 and 1 the bound is exact; the formula gives it up to rounding
+    low = max(centre - half_width, 0.0) if proportion > 0 else 0.0
+    high = min(centre + half_width, 1.0) if proportion < 1 else 1.0
+    return low, high
 
 
-def calibration_interval(gaps: np.ndarray, drawn: np.ndarray) -> tuple[float, float]:
+def calibration_interval(gaps: np.ndarray, resampled_gaps: np.ndarray) -> tuple[float, float]:
     """Compute the interval of an expected calibration error (ECE) by inverting a test.
 
-    Noise adds to every bin's gap, so that the ECE of a perfect model is not 0 in a sample, and a bootstrap's
-    percentiles never hold the true 0. Here a true error is believed if it would give the one observed in the middle
-    95% of samples; the true gaps are the observed ones times a common factor, their noise is the bootstrap's.
+    Noise adds to the gap of every bin. The ECE of a perfectly calibrated model is therefore above 0 in a sample, and
+    bootstrap percentiles never include the true 0. This interval includes a true error if the observed one lies in the
+    middle 95% of the samples that the true error would give. The true gaps are taken as the observed gaps times a
+    common factor, and their noise as that of the bootstrap.
 
     Args:
-        gaps: Of each bin, `(bins,)`, from `calibration_gaps`.
-        drawn: The same in each bootstrap draw, `(d, bins)`.
+        gaps: The gap of each bin, `(bins,)`, from `calibration_gaps`.
+        resampled_gaps: The gaps of each bootstrap resample, `(d, bins)`.
 
     Returns:
-        The lower and the upper bound; they hold the observed error.
+        The lower and the upper bound, which include the observed error.
     """
-    error, noise = float(np.abs(gaps).sum()), drawn - gaps
+    error, noise = float(np.abs(gaps).sum()), resampled_gaps - gaps
     noise = noise[np.isfinite(noise).all(axis=1)]
-    factors = np.linspace(0, 3, 151)  # true errors up to three times that observed, in steps of a fiftieth
-    tails = [percentiles(np.abs(factor * gaps + noise).sum(axis=1)) for factor in factors]
-    believed = factors[[low <= error <= high for low, high in tails]]
-    if len(believed) == 0:  # an error smaller than chance makes it
+    factors = np.linspace(0, 3, 151)  # true errors up to three times the observed one, in steps of 2% of it
+    limits = [percentile_interval(np.abs(factor * gaps + noise).sum(axis=1)) for factor in factors]
+    accepted = factors[[low <= error <= high for low, high in limits]]
+    if len(accepted) == 0:  # the observed error is smaller than noise alone would give
         return 0.0, error
-    return min(float(believed[0]), 1.0) * error, max(float(believed[-1]), 1.0) * error
+    return min(float(accepted[0]), 1.0) * error, max(float(accepted[-1]), 1.0) * error
 
 
 def clustered_proportion(hit: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """Compute Wilson's interval of a proportion of units that come in clusters, such as images of patients.
+    """Compute Wilson's interval of a proportion of clustered units, such as images of patients.
 
-    The number of units is divided by the design effect (Rao and Scott, Biometrics 1992); where all units agree, it is
-    the number of clusters.
+    The number of units is divided by the design effect (Rao and Scott, Biometrics 1992). If all units agree, the
+    number of clusters is used.
 
     Args:
-        hit: 0 or 1, `(n,)`.
-        clusters: The number of each unit's cluster, `(n,)`.
+        hit: Whether each unit is in the numerator, 0 or 1 `(n,)`.
+        clusters: The cluster of each unit, such as its patient, `(n,)`.
 
     Returns:
         The lower and the upper bound.
     """
-    share, codes = float(hit.mean()), np.unique(clusters, return_inverse=True)[1]
+    proportion, codes = float(hit.mean()), np.unique(clusters, return_inverse=True)[1]
     count = int(codes.max()) + 1
-    variance = float((np.bincount(codes, hit - share) ** 2).sum()) * count / max(count - 1, 1) / len(hit) ** 2
-    return wilson(share, share * (1 - share) / variance if variance > 0 else count)
+    # variance of a ratio estimator: squared sums of the residuals within clusters, with m / (m - 1) for m clusters
+    residuals = np.bincount(codes, hit - proportion)
+    variance = float((residuals**2).sum()) * count / max(count - 1, 1) / len(hit) ** 2
+    return wilson(proportion, proportion * (1 - proportion) / variance if variance > 0 else count)
 
 
 def delong(
@@ -91,194 +97,227 @@ def delong(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute areas under the ROC curve of one or more models on the same units, and their covariance.
 
-    The covariance is DeLong's (Biometrics 1988), by midranks (Sun and Xu, IEEE Signal Processing Letters 2014); with
-    clusters it is Obuchowski's (Biometrics 1997), which is DeLong's where each unit is a cluster of its own.
+    The covariance is DeLong's (Biometrics 1988), computed from midranks (Sun and Xu, IEEE Signal Processing Letters
+    2014). With clusters it is Obuchowski's (Biometrics 1997), which equals DeLong's if each unit is its own cluster.
 
     Args:
-        scores: `(models, n)`.
-        of_class: Which units are of the class, bool `(n,)`, two or more of either side.
-        clusters: The number of each unit's cluster, such as its patient, `(n,)`; None where units are independent.
+        scores: Scores of each model, `(models, n)`.
+        of_class: Whether each unit is of the class, bool `(n,)`; two or more units of each kind.
+        clusters: The cluster of each unit, such as its patient, `(n,)`; None if units are independent.
 
     Returns:
-        The areas `(models,)`, ties counting half, and their covariance `(models, models)`.
+        The areas `(models,)`, with ties counting half, and their covariance `(models, models)`.
     """
     scores = np.atleast_2d(scores)
     m, n = int(of_class.sum()), int((~of_class).sum())
-    every = rankdata(scores, axis=1)
-    above = (every[:, of_class] - rankdata(scores[:, of_class], axis=1)) / n  # of each positive: negatives below it
-    below = 1 - (every[:, ~of_class] - rankdata(scores[:, ~of_class], axis=1)) / m
-    areas = above.mean(axis=1)
+    midranks = rankdata(scores, axis=1)
+    # structural components: for each positive the fraction of negatives below it, for each negative that of positives
+    # above it; a unit's midrank among all units minus that within its own kind counts the units of the other kind below
+    positive_components = (midranks[:, of_class] - rankdata(scores[:, of_class], axis=1)) / n
+    negative_components = 1 - (midranks[:, ~of_class] - rankdata(scores[:, ~of_class], axis=1)) / m
+    areas = positive_components.mean(axis=1)
     codes = np.arange(len(of_class)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
-    sums = []
-    for parts, members in ((above, of_class), (below, ~of_class)):
+    cluster_sums, corrections = [], []
+    for components, members in ((positive_components, of_class), (negative_components, ~of_class)):
         total = np.zeros((len(scores), int(codes.max()) + 1))
-        np.add.at(total.T, codes[members], (parts - areas[:, None]).T)
+        np.add.at(total.T, codes[members], (components - areas[:, None]).T)
         count = len(np.unique(codes[members]))
-        sums.append((total / members.sum(), count / max(count - 1, 1)))
-    (first, grow_first), (second, grow_second) = sums
-    both = len(np.unique(codes))
-    cross = first @ second.T * both / max(both - 1, 1)
-    return areas, grow_first * first @ first.T + grow_second * second @ second.T + cross + cross.T
+        cluster_sums.append(total / members.sum())
+        corrections.append(count / max(count - 1, 1))  # k / (k - 1), the small-sample correction for k clusters
+    positive_sums, negative_sums = cluster_sums
+    n_clusters = len(np.unique(codes))
+    # the cross term is 0 unless a cluster has units of both kinds
+    cross = positive_sums @ negative_sums.T * n_clusters / max(n_clusters - 1, 1)
+    within = corrections[0] * positive_sums @ positive_sums.T + corrections[1] * negative_sums @ negative_sums.T
+    return areas, within + cross + cross.T
 
 
 def auc_interval(
     scores: np.ndarray, of_class: np.ndarray, clusters: np.ndarray | None = None
 ) -> tuple[float, float, str]:
-    """Compute the interval of an area under the ROC curve: DeLong's on the scale of log odds.
+    """Compute the interval of an area under the ROC curve: DeLong's, on the scale of log odds.
 
-    On its own scale DeLong's interval, and on any scale the bootstrap's percentiles, are too short where the area is
-    near 1 and patients are few. Where the area is 0 or 1, or a side has one unit, the variance says nothing, and the
-    interval is `newcombe_auc`.
+    DeLong's interval on the scale of the area, and bootstrap percentiles on any scale, are too short if the area is
+    near 1 and patients are few. If the area is 0 or 1, or only one unit is of the class or of the others, the variance
+    cannot be estimated, and the interval is that of `newcombe_auc`.
 
     Args:
-        scores: `(n,)`.
-        of_class: Which units are of the class, bool `(n,)`, one or more of either side.
+        scores: Scores of the class, `(n,)`.
+        of_class: Whether each unit is of the class, bool `(n,)`; one or more units of each kind.
         clusters: As in `delong`.
 
     Returns:
-        The lower and the upper bound, and the method's name.
+        The lower and the upper bound, and the name of the method.
     """
     areas, covariance = delong(scores, of_class, clusters)
     area, variance = float(areas[0]), float(covariance[0, 0])
-    sides = [of_class, ~of_class]
-    counts = [int(side.sum()) if clusters is None else len(np.unique(clusters[side])) for side in sides]
+    masks = [of_class, ~of_class]
+    counts = [int(mask.sum()) if clusters is None else len(np.unique(clusters[mask])) for mask in masks]
     if min(counts) < 2 or not 0 < area < 1 or variance <= 0:
         return *newcombe_auc(area, *counts), "Newcombe"
     centre = math.log(area / (1 - area))
-    half = Z * math.sqrt(variance) / (area * (1 - area))
-    low, high = (1 / (1 + math.exp(-min(max(value, -700), 700))) for value in (centre - half, centre + half))
+    half_width = (
+        Z * math.sqrt(variance) / (area * (1 - area))
+    )  # delta method: the logit's derivative is 1 / (A (1 - A))
+    # exp overflows beyond 700
+    low, high = (1 / (1 + math.exp(-min(max(x, -700), 700))) for x in (centre - half_width, centre + half_width))
     return low, high, "DeLong, log odds" if clusters is None or sum(counts) == len(of_class) else "DeLong, clustered"
 
 
 def auc_difference(
     first: np.ndarray, second: np.ndarray, of_class: np.ndarray, clusters: np.ndarray | None = None
 ) -> tuple[float, float, str]:
-    """Compute the interval of the difference of two models' areas under the ROC curve, on the same units.
+    """Compute the interval of the difference of two models' areas under the ROC curve on the same units.
 
-    It joins the interval of each (`auc_interval`) with DeLong's covariance (the method of variance estimates recovery;
-    Zou and Donner, Statistics in Medicine 2008). DeLong's own interval of the difference, by its standard error, holds
-    the truth in 86 to 91% of draws where 20 patients a side and areas near 1 are at stake; this one in 93% or more.
+    It combines the interval of each area (`auc_interval`) with DeLong's covariance by the method of variance estimates
+    recovery (MOVER; Zou and Donner, Statistics in Medicine 2008). DeLong's interval of the difference, from its
+    standard error, covers the truth in 86 to 91% of simulations with 20 patients of each kind and areas near 1; this
+    one covers it in 93% or more.
 
     Args:
         first: Scores of one model, `(n,)`.
-        second: The same of the other model, `(n,)`.
-        of_class: Which units are of the class, bool `(n,)`, one or more of either side.
+        second: Scores of the other model, `(n,)`.
+        of_class: Whether each unit is of the class, bool `(n,)`; one or more units of each kind.
         clusters: As in `delong`.
 
     Returns:
-        The lower and the upper bound of the first less the second, and the method's name.
+        The lower and the upper bound of the first minus the second, and the name of the method.
     """
     if np.array_equal(rankdata(first), rankdata(second)):
         return 0.0, 0.0, "same ranking"
-    (area, other), covariance = delong(np.stack([first, second]), of_class, clusters)
-    spread = math.sqrt(max(covariance[0, 0] * covariance[1, 1], 0.0))
-    shared = min(max(float(covariance[0, 1]) / spread, -1.0), 1.0) if spread > 0 else 0.0
-    bounds = [auc_interval(scores, of_class, clusters) for scores in (first, second)]
-    (low, high, _), (other_low, other_high, _) = bounds
-    down, up, other_down, other_up = area - low, high - area, other - other_low, other_high - other
-    left = math.sqrt(max(down**2 - 2 * shared * down * other_up + other_up**2, 0.0))
-    right = math.sqrt(max(up**2 - 2 * shared * up * other_down + other_down**2, 0.0))
-    return float(area - other - left), float(area - other + right), "DeLong, recovered"
+    (first_area, second_area), covariance = delong(np.stack([first, second]), of_class, clusters)
+    scale = math.sqrt(max(covariance[0, 0] * covariance[1, 1], 0.0))
+    correlation = min(max(float(covariance[0, 1]) / scale, -1.0), 1.0) if scale > 0 else 0.0
+    first_low, first_high, _ = auc_interval(first, of_class, clusters)
+    second_low, second_high, _ = auc_interval(second, of_class, clusters)
+    below, above = _recover_difference(
+        (first_area - first_low, first_high - first_area),
+        (second_area - second_low, second_high - second_area),
+        correlation,
+    )
+    difference = first_area - second_area
+    return float(difference - below), float(difference + above), "DeLong, recovered"
 
 
 def newcombe_auc(area: float, positives: int, negatives: int) -> tuple[float, float]:
-    """Compute the score-like interval of an area under the ROC curve, which holds at 1 too.
+    """Compute the score-like interval of an area under the ROC curve, which is valid at 0 and 1 too.
 
-    It is method 5 of Newcombe (Statistics in Medicine 2006, part 2): the areas from which the one observed is no
-    further than 1.96 of their own standard errors, by Hanley and McNeil's formula (Radiology 1982).
+    It is method 5 of Newcombe (Statistics in Medicine 2006, part 2): all areas that differ from the observed one by at
+    most 1.96 times their own standard error, by the formula of Hanley and McNeil (Radiology 1982).
 
     Args:
-        area: The area, 0 to 1.
-        positives: Independent units of the class.
-        negatives: Independent units of the others.
+        area: The observed area, 0 to 1.
+        positives: Number of independent units of the class.
+        negatives: Number of independent units of the other classes.
 
     Returns:
         The lower and the upper bound.
     """
-    more = (positives + negatives) / 2 - 1
+    mean_count = (positives + negatives) / 2 - 1  # Newcombe replaces m - 1 and n - 1 by their mean
 
     def excess(true: float) -> float:
-        spread = (1 - true) / (2 - true) + true / (1 + true)
-        return (true - area) ** 2 - Z**2 * true * (1 - true) / (positives * negatives) * (1 + more * spread)
+        """Return the squared distance to the observed area minus the squared limit; its roots are the bounds."""
+        hanley_mcneil = (1 - true) / (2 - true) + true / (1 + true)
+        variance = true * (1 - true) / (positives * negatives) * (1 + mean_count * hanley_mcneil)
+        return (true - area) ** 2 - Z**2 * variance
 
-    near = 1e-12  # at 0 and 1 the excess of an area of 0 or 1 is 0 too
-    low = brentq(excess, near, max(area - near, 2 * near)) if area > 3 * near else 0.0
-    high = brentq(excess, min(area + near, 1 - 2 * near), 1 - near) if area < 1 - 3 * near else 1.0
+    margin = 1e-12  # keeps the search away from 0 and 1, where the excess for an observed area of 0 or 1 is 0 as well
+    low = brentq(excess, margin, max(area - margin, 2 * margin)) if area > 3 * margin else 0.0
+    high = brentq(excess, min(area + margin, 1 - 2 * margin), 1 - margin) if area < 1 - 3 * margin else 1.0
     return float(low), float(high)
 
 
 def newcombe_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     """Compute the interval of the difference of two proportions of the same units.
 
-    It is method 10 of Newcombe (Statistics in Medicine 1998): Wilson's intervals of both, and their correlation.
+    It is method 10 of Newcombe (Statistics in Medicine 1998), which combines the Wilson intervals of both proportions
+    with their correlation.
 
     Args:
-        first: 0 or 1, `(n,)`.
-        second: The same of the other proportion, `(n,)`.
+        first: Whether each unit is in the first numerator, 0 or 1 `(n,)`.
+        second: Whether each unit is in the second numerator, 0 or 1 `(n,)`.
 
     Returns:
-        The lower and the upper bound of the first less the second.
+        The lower and the upper bound of the first minus the second.
     """
     n = len(first)
     a, b, c, d = (float(((first == x) & (second == y)).sum()) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0)))
     p, q = (a + b) / n, (a + c) / n
-    margin = (a + b) * (c + d) * (a + c) * (b + d)
-    odds = a * d - b * c
-    corrected = max(odds - n / 2, 0.0) if odds > 0 else odds
-    phi = corrected / math.sqrt(margin) if margin > 0 else 0.0
+    # the phi coefficient of the 2 x 2 table, with Newcombe's continuity correction where it is positive
+    margins = (a + b) * (c + d) * (a + c) * (b + d)
+    determinant = a * d - b * c
+    corrected = max(determinant - n / 2, 0.0) if determinant > 0 else determinant
+    phi = corrected / math.sqrt(margins) if margins > 0 else 0.0
     (p_low, p_high), (q_low, q_high) = wilson(p, n), wilson(q, n)
-    down, up = p - p_low, p_high - p
-    other_down, other_up = q - q_low, q_high - q
-    low = math.sqrt(max(down**2 - 2 * phi * down * other_up + other_up**2, 0.0))
-    high = math.sqrt(max(up**2 - 2 * phi * up * other_down + other_down**2, 0.0))
-    return p - q - low, p - q + high
+    below, above = _recover_difference((p - p_low, p_high - p), (q - q_low, q_high - q), phi)
+    return p - q - below, p - q + above
 
 
 def ratio_interval(first: float, n_first: float, second: float, n_second: float) -> tuple[float, float]:
     """Compute the score interval of the ratio of two proportions of different units (Koopman, Biometrics 1984).
 
-    It needs no correction where a count is 0 or all: a ratio is believed if the counts lie no further from the most
-    probable proportions of that ratio than chance takes them.
+    It includes each ratio whose maximum likelihood proportions fit the counts, by a chi-squared test at the 5% level.
+    It needs no correction for a count of 0 or of all units.
 
     Args:
-        first: Units that count, 0 to `n_first`.
-        n_first: Of how many, such as the patients of the class.
-        second: The same of the proportion that is divided by.
-        n_second: Of how many, such as all other patients.
+        first: Count of the numerator, 0 to `n_first`.
+        n_first: Number of units of the numerator, such as the patients of the class.
+        second: Count of the denominator, 0 to `n_second`.
+        n_second: Number of units of the denominator, such as all other patients.
 
     Returns:
-        The lower and the upper bound; infinity where `second` is 0.
+        The lower and the upper bound; the upper one is infinity if `second` is 0.
     """
 
     def excess(log_ratio: float) -> float:
+        """Return the chi-squared statistic at a ratio minus its limit; the roots are the bounds."""
         ratio = math.exp(log_ratio)
-        sum_ = ratio * (n_first + second) + first + n_second
-        root = math.sqrt(max(sum_**2 - 4 * ratio * (n_first + n_second) * (first + second), 0.0))
-        share = 2 * (first + second) / (sum_ + root)  # of the second, the most probable one; no digits are lost
-        distance = 0.0
-        for hits, n, p in ((first, n_first, ratio * share), (second, n_second, share)):
-            spread = n * p * (1 - min(p, 1.0))
-            distance += (hits - n * p) ** 2 / spread if spread > 0 else 0.0
-        return distance - Z**2
+        # the maximum likelihood proportion of the denominator solves a quadratic equation, in the form that is stable
+        # for small ratios; that of the numerator is `ratio` times as large
+        linear = ratio * (n_first + second) + first + n_second
+        root = math.sqrt(max(linear**2 - 4 * ratio * (n_first + n_second) * (first + second), 0.0))
+        proportion = 2 * (first + second) / (linear + root)
+        statistic = 0.0
+        for count, n, p in ((first, n_first, ratio * proportion), (second, n_second, proportion)):
+            variance = n * p * (1 - min(p, 1.0))
+            statistic += (count - n * p) ** 2 / variance if variance > 0 else 0.0
+        return statistic - Z**2
 
-    middle = math.log(max(first, 0.5) / n_first) - math.log(max(second, 0.5) / n_second)
-    far = 40.0  # on the scale of logarithms: no ratio of counts lies further
+    estimate = math.log(max(first, 0.5) / n_first) - math.log(max(second, 0.5) / n_second)  # 0.5: log(0) is infinite
+    reach = 40.0  # in log units; no ratio of two counts is further from another
     if first == 0 and second == 0:
         return 0.0, math.inf
-    low = math.exp(brentq(excess, middle - far, middle if second else middle + far)) if first else 0.0
-    high = math.exp(brentq(excess, middle if first else middle - far, middle + far)) if second else math.inf
+    low = math.exp(brentq(excess, estimate - reach, estimate if second else estimate + reach)) if first else 0.0
+    high = math.exp(brentq(excess, estimate if first else estimate - reach, estimate + reach)) if second else math.inf
     return low, high
 
 
-def percentiles(drawn: np.ndarray | Sequence[float]) -> tuple[float, float]:
-    """Return the middle 95% of bootstrap draws.
+def percentile_interval(resampled: np.ndarray | Sequence[float]) -> tuple[float, float]:
+    """Return the middle 95% of bootstrap resamples.
 
     Args:
-        drawn: `(d,)`; draws that are no number do not count.
+        resampled: A metric of each resample, `(d,)`; NaN and infinite values are ignored.
 
     Returns:
         The lower and the upper bound.
     """
-    drawn = np.asarray(drawn, dtype=float)
-    low, high = np.quantile(drawn[np.isfinite(drawn)], [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    resampled = np.asarray(resampled, dtype=float)
+    low, high = np.quantile(resampled[np.isfinite(resampled)], [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return float(low), float(high)
+
+
+def _recover_difference(
+    first: tuple[float, float], second: tuple[float, float], correlation: float
+) -> tuple[float, float]:
+    """Return how far the interval of a difference extends below and above it (MOVER; Zou and Donner 2008).
+
+    Args:
+        first: How far the interval of the first estimate extends below and above it.
+        second: How far the interval of the second estimate, which is subtracted, extends below and above it.
+        correlation: The correlation of the two estimates, -1 to 1.
+    """
+    (first_below, first_above), (second_below, second_above) = first, second
+    # max: rounding may make the sum slightly negative where both terms cancel
+    below = math.sqrt(max(first_below**2 - 2 * correlation * first_below * second_above + second_above**2, 0.0))
+    above = math.sqrt(max(first_above**2 - 2 * correlation * first_above * second_below + second_below**2, 0.0))
+    return below, above

@@ -1,4 +1,4 @@
-"""Figures with their n and 95% interval, by patient, from a predictions table alone."""
+"""Evaluate a predictions table: every metric by patient, with its n and 95% interval."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pandas as pd
 
 from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import DataError, UsageError
-from covid_fastai.evaluation.bootstrap import patient_draws
+from covid_fastai.evaluation.bootstrap import resample_patients
 from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric, format_metric_name
 from covid_fastai.evaluation.intervals import (
     auc_interval,
     calibration_interval,
     clustered_proportion,
-    percentiles,
+    percentile_interval,
     wilson,
 )
 from covid_fastai.evaluation.prediction_table import (
@@ -32,9 +32,9 @@ from covid_fastai.evaluation.prediction_table import (
 from covid_fastai.evaluation.weighted_metrics import (
     LOWER_IS_BETTER,
     SMALLEST_P,
-    Measure,
+    WeightedMetric,
     compute_in_blocks,
-    list_measures,
+    list_weighted_metrics,
 )
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import NResamples, Probability, Seed, Unit, checked
@@ -48,7 +48,7 @@ __all__ = [
     "evaluate",
     "find_row",
     "score_units",
-    "summarise_figures",
+    "summarise_metrics",
 ]
 
 COLUMNS = ["metric", "class", "value", "low", "high", "n", "unit", "method"]
@@ -56,10 +56,11 @@ COLUMNS = ["metric", "class", "value", "low", "high", "n", "unit", "method"]
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What is counted: a row a patient (or image), with its true class and its probabilities.
+    """The units that are evaluated, patients or images, with their true class and probabilities.
 
     Attributes:
-        table: `patient`, `label`, `images`, `p_<class>` (mean over the images), `predicted`.
+        table: One row per unit: `patient`, `label`, `images` (number), `p_<class>` (mean over the images), `predicted`;
+            with images as units also `path`.
         unit: `"patient"` or `"image"`.
     """
 
@@ -72,18 +73,21 @@ class Evaluation(ResultDisplay):
     """How well predictions agree with the labels.
 
     Attributes:
-        metrics: A row a figure: `metric`, `class` ("" for all classes together, "macro" for their plain mean), `value`,
-            `low` and `high` (95% interval; NaN where none can be given), `n`, `unit` (what n counts), `method`.
+        metrics: One row per metric: `metric`, `class` ("" for all classes together, "macro" for the mean over the
+            classes), `value`, `low` and `high` (95% interval; NaN if it cannot be computed), `n`, `unit` (what n
+            counts), `method`.
         classes: The classes, the negative one first.
-        positive: The class that sensitivity is about; None where there are more than two.
-        threshold: The probability of the positive class from which it is predicted; None where there are more than two.
+        positive: The positive class, to which sensitivity refers; None with more than two classes.
+        threshold: The lowest probability of the positive class from which it is predicted; None with more than two
+            classes.
         confusion: Counts of units, true class by row, predicted class by column.
         unit: What is counted, `"patient"` or `"image"`.
-        n_images: Images that were judged.
-        n_failed: Images without a prediction, which no figure counts.
-        n_unlabelled: Images without a label, which no figure counts.
-        patients_known: Whether each image that counts names its patient; one that does not is a patient of its own.
-        predictions: The table that was judged; empty where only the figures were read back.
+        n_images: Number of images that were evaluated.
+        n_failed: Number of images without a prediction, which are not evaluated.
+        n_unlabelled: Number of images without a label, which are not evaluated.
+        patients_known: Whether the patient of each evaluated image is known; an image without one counts as a separate
+            patient.
+        predictions: The predictions table; empty if only the metrics were read from a file.
     """
 
     metrics: pd.DataFrame
@@ -99,34 +103,35 @@ class Evaluation(ResultDisplay):
     predictions: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def value(self, metric: str, of: str | None = None) -> float:
-        """Return one figure.
+        """Return the value of a metric.
 
         Args:
             metric: A name in `metrics["metric"]`.
-            of: The class; None for the figure of all classes, else the positive class's, else the mean of all.
+            of: The class; None for the metric of all classes together, else that of the positive class, else the mean
+                over the classes.
 
         Raises:
-            UsageError: There is no such figure.
+            UsageError: There is no such metric.
         """
         return float(self.row(metric, of)["value"])
 
     def row(self, metric: str, of: str | None = None) -> dict[str, Any]:
-        """Return one figure's row of `metrics`; see `value`."""
+        """Return the row of a metric in `metrics`; see `value`."""
         rows = self.metrics[self.metrics["metric"] == metric]
-        wanted = [of] if of is not None else ["", self.positive, "macro"]
-        for name in wanted:
-            found = rows[rows["class"] == name]
-            if len(found):
-                return as_rows(found)[0]
+        candidates = [of] if of is not None else ["", self.positive, "macro"]
+        for name in candidates:
+            rows_of_class = rows[rows["class"] == name]
+            if len(rows_of_class):
+                return as_rows(rows_of_class)[0]
         known = ", ".join(dict.fromkeys(self.metrics["metric"]))
-        raise UsageError(f"There is no figure {metric!r}" + (f" of {of!r}." if of else "."), hint=f"Figures: {known}.")
+        raise UsageError(f"There is no metric {metric!r}" + (f" of {of!r}." if of else "."), hint=f"Metrics: {known}.")
 
     def summary(self) -> pd.DataFrame:
-        """Return the figures as text, for tables: `figure`, `value`, `95% interval`, `n`."""
-        return summarise_figures(self.metrics)
+        """Return the metrics as formatted text: `metric`, `value`, `95% interval`, `n`."""
+        return summarise_metrics(self.metrics)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain values, without the predictions."""
+        """Return the metrics as plain values, without the predictions."""
         names = ("classes", "positive", "threshold", "unit", "n_images", "n_failed", "n_unlabelled", "patients_known")
         return {
             **{name: getattr(self, name) for name in names},
@@ -136,11 +141,11 @@ class Evaluation(ResultDisplay):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], predictions: pd.DataFrame | None = None) -> Evaluation:
-        """Make an evaluation from what `to_dict` returned, and from its predictions where they are at hand."""
+        """Create an evaluation from what `to_dict` returned, with its predictions if they are available."""
         fields = dict(fields)
         metrics = pd.DataFrame(fields.pop("metrics"), columns=COLUMNS)
         for name in ("value", "low", "high"):
-            metrics[name] = metrics[name].astype(float)  # JSON has null where a figure has NaN
+            metrics[name] = metrics[name].astype(float)  # NaN is null in JSON
         confusion = pd.DataFrame(fields.pop("confusion"), index=fields["classes"], columns=fields["classes"])
         return cls(
             metrics=metrics,
@@ -151,8 +156,8 @@ class Evaluation(ResultDisplay):
 
     def _display_parts(self) -> Iterator[pd.DataFrame | str]:
         yield self.summary()
-        lost = f" {self.n_failed} images without a prediction are not counted." if self.n_failed else ""
-        yield f"{self.n_images} images.{lost} {RESEARCH_USE}"
+        failed = f" {self.n_failed} images without a prediction are not counted." if self.n_failed else ""
+        yield f"{self.n_images} images.{failed} {RESEARCH_USE}"
 
 
 @checked
@@ -165,25 +170,26 @@ def evaluate(
     seed: Seed = 0,
     unit: Unit = "patient",
 ) -> Evaluation:
-    """Judge a predictions table: every figure with its n and 95% interval.
+    """Evaluate a predictions table and return every metric with its n and 95% interval.
 
-    A patient's probabilities are the mean over their images (a patient with images of two classes counts once with
-    each). Proportions of patients (accuracy, sensitivity, specificity) carry Wilson's score interval (JASA 1927), the
-    other figures the percentiles of a bootstrap that draws patients class by class, with all their images. Where no
-    draw differs, as with an AUC of 1, the bootstrap says nothing; the bound is then Wilson's for the smallest class.
+    The probabilities of a patient are the mean over their images; a patient with images of two classes counts once in
+    each. Proportions of patients (accuracy, sensitivity, specificity) have Wilson's score interval (JASA 1927). The AUC
+    has DeLong's interval on the scale of log odds, and the calibration error one by test inversion. The other metrics
+    have bootstrap percentiles; the bootstrap resamples patients class by class, with all their images. If all resamples
+    give the same value, as with an average precision of 1, the bound is Wilson's with the n of the smallest class.
 
     Args:
         predictions: What `predict` returned, or any table or CSV that `read_predictions` accepts.
-        positive: The class that sensitivity is about; None for the last of two. With more classes each is judged
-            against the rest, and `"macro"` is the plain mean over the classes.
-        threshold: The positive class is predicted from this probability on, 0 to 1; with more than two classes the most
-            probable one is.
-        n_resamples: Bootstrap draws, 100 or more.
-        seed: Of the bootstrap.
-        unit: `"patient"`, or `"image"` to count images; their intervals still draw whole patients.
+        positive: The positive class, to which sensitivity refers; None for the last of two. With more than two classes
+            each class is evaluated against the rest, and `"macro"` is the mean over the classes.
+        threshold: The positive class is predicted if its probability is at least this, 0 to 1. With more than two
+            classes the most probable class is predicted.
+        n_resamples: Number of bootstrap resamples, 100 or more.
+        seed: Seed of the bootstrap.
+        unit: `"patient"`, or `"image"` to count images; the bootstrap still resamples whole patients.
 
     Returns:
-        The evaluation. Figures that cannot be computed, such as the AUC of one class alone, are NaN.
+        The evaluation. Metrics that cannot be computed, such as the AUC of one class, are NaN.
 
     Raises:
         UsageError: An option has a value that is not allowed.
@@ -196,9 +202,11 @@ def evaluate(
     units = scores.table
     confusion = pd.crosstab(units["label"], units["predicted"]).reindex(classes, fill_value=0)
     confusion = confusion.reindex(columns=classes, fill_value=0)
-    weights = patient_draws(units["patient"], units["label"], n_resamples=n_resamples, seed=seed)
-    rows = [_row(measure, units, weights, unit=unit) for measure in list_measures(units, classes, positive)]
-    judged = has_label_and_prediction(table)
+    weights = resample_patients(units["patient"], units["label"], n_resamples=n_resamples, seed=seed)
+    rows = [
+        _metric_row(metric, units, weights, unit=unit) for metric in list_weighted_metrics(units, classes, positive)
+    ]
+    evaluated = has_label_and_prediction(table)
     return Evaluation(
         metrics=pd.DataFrame(rows, columns=COLUMNS),
         classes=classes,
@@ -206,38 +214,40 @@ def evaluate(
         threshold=threshold if positive else None,
         confusion=confusion.rename_axis(index="true", columns="predicted"),
         unit=unit,
-        n_images=int(judged.sum()),
+        n_images=int(evaluated.sum()),
         n_failed=int(table["status"].ne("ok").sum()),
         n_unlabelled=int(table["label"].eq("").sum()),
-        patients_known=bool(table.loc[judged, "patient_known"].all()),
+        patients_known=bool(table.loc[evaluated, "patient_known"].all()),
         predictions=table,
     )
 
 
 def as_evaluation(source: Evaluation | pd.DataFrame | str | Path) -> Evaluation:
-    """Return an evaluation that holds its predictions.
+    """Return an evaluation with its predictions; evaluate the source if it is a predictions table.
 
     Args:
         source: An evaluation, or predictions.
 
     Raises:
-        UsageError: The evaluation holds metrics only.
+        UsageError: The evaluation has metrics only, no predictions.
     """
     result = source if isinstance(source, Evaluation) else evaluate(source)
     if result.predictions.empty:
-        raise UsageError("This evaluation holds metrics only.", hint="Read it with read_run, or evaluate the table.")
+        raise UsageError(
+            "This evaluation has metrics only, no predictions.", hint="Read it with read_run, or evaluate the table."
+        )
     return result
 
 
 def score_units(
     table: pd.DataFrame, *, positive: str | None = None, threshold: float = 0.5, unit: str = "patient"
 ) -> Scores:
-    """Return one row a patient (or image) with its mean probabilities and the class that is predicted from them.
+    """Return one row per patient or image, with the mean probabilities and the class predicted from them.
 
     Args:
         table: What `read_predictions` returned.
-        positive: The positive class of two; None to predict the most probable one.
-        threshold: The positive class is predicted from this probability on.
+        positive: The positive class of two; None to predict the most probable class.
+        threshold: The positive class is predicted if its probability is at least this.
         unit: `"patient"` or `"image"`.
 
     Returns:
@@ -248,17 +258,17 @@ def score_units(
     """
     classes = class_columns(table)
     columns = [PROBABILITY + name for name in classes]
-    judged = table[has_label_and_prediction(table)]
-    if judged.empty:
+    evaluated = table[has_label_and_prediction(table)]
+    if evaluated.empty:
         raise DataError(
             "No row has both a label and a prediction.",
-            hint="Give the true labels in the column label; rows whose status is not 'ok' have no prediction.",
+            hint="Give the true labels in the column label; rows with a status other than 'ok' have no prediction.",
         )
     if unit == "patient":
-        groups = judged.groupby(["patient", "label"], sort=True)
+        groups = evaluated.groupby(["patient", "label"], sort=True)
         units = groups[columns].mean().assign(images=groups.size()).reset_index()
     else:
-        units = judged[["path", "patient", "label", *columns]].assign(images=1).reset_index(drop=True)
+        units = evaluated[["path", "patient", "label", *columns]].assign(images=1).reset_index(drop=True)
     if positive is None:
         units["predicted"] = np.array(classes, dtype=object)[units[columns].to_numpy().argmax(axis=1)]
     else:
@@ -271,30 +281,30 @@ def find_row(metrics: pd.DataFrame, metric: str) -> dict[str, Any]:
     """Return the first row of a metric.
 
     Args:
-        metrics: A row a metric, with the column `metric`.
-        metric: The name.
+        metrics: One row per metric, with the column `metric`.
+        metric: The name of the metric.
 
     Raises:
         UsageError: There is no such metric.
     """
     rows = metrics[metrics["metric"] == metric]
     if rows.empty:
-        raise UsageError(f"There is no figure {metric!r}.", hint=f"Figures: {', '.join(metrics['metric'])}.")
+        raise UsageError(f"There is no metric {metric!r}.", hint=f"Metrics: {', '.join(metrics['metric'])}.")
     return as_rows(rows)[0]
 
 
-def summarise_figures(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return figures as text, for tables.
+def summarise_metrics(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return metrics as formatted text.
 
     Args:
-        metrics: Rows as those of `Evaluation.metrics`.
+        metrics: Rows in the columns of `Evaluation.metrics`.
 
     Returns:
-        `figure`, `value`, `95% interval`, `n`.
+        `metric`, `value`, `95% interval`, `n`.
     """
     return pd.DataFrame(
         {
-            "figure": [format_metric_name(row["metric"], row["class"]) for row in metrics.to_dict("records")],
+            "metric": [format_metric_name(row["metric"], row["class"]) for row in metrics.to_dict("records")],
             "value": [format_metric(value) for value in metrics["value"]],
             "95% interval": [
                 format_interval(low, high) for low, high in zip(metrics["low"], metrics["high"], strict=True)
@@ -304,38 +314,41 @@ def summarise_figures(metrics: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _row(measure: Measure, units: pd.DataFrame, weights: np.ndarray, *, unit: str) -> dict[str, Any]:
-    """Return a row of `Evaluation.metrics`: the figure, and the interval that suits it."""
-    n = int(measure.among.sum())
-    value = float(measure.compute(np.ones((1, len(units))))[0]) if n else math.nan
+def _metric_row(metric: WeightedMetric, units: pd.DataFrame, weights: np.ndarray, *, unit: str) -> dict[str, Any]:
+    """Return a row of `Evaluation.metrics`: the metric with the interval that suits it."""
+    n = int(metric.included.sum())
+    equal_weights = np.ones((1, len(units)))  # the data themselves: each unit once
+    value = float(metric.compute(equal_weights)[0]) if n else math.nan
     low = high = math.nan
     if n == 0:
         method = "no unit"
     elif not math.isfinite(value):
         method = "no unit of some class"
-    elif measure.hit is not None:
-        hit, patients = measure.hit[measure.among], units["patient"].to_numpy()[measure.among]
+    elif metric.hit is not None:
+        hit, patients = metric.hit[metric.included], units["patient"].to_numpy()[metric.included]
         low, high = wilson(value, n) if unit == "patient" else clustered_proportion(hit, patients)
         method = "Wilson" if unit == "patient" else "Wilson, effective n"
-    elif measure.scores is not None and measure.of_class is not None:
-        low, high, method = auc_interval(measure.scores, measure.of_class, units["patient"].to_numpy())
-    elif measure.gaps is not None:
-        gaps = measure.gaps(np.ones((1, len(units))))[0]
-        low, high = calibration_interval(gaps, compute_in_blocks(measure.gaps, weights))
+    elif metric.scores is not None and metric.of_class is not None:
+        low, high, method = auc_interval(metric.scores, metric.of_class, units["patient"].to_numpy())
+    elif metric.gaps is not None:
+        gaps = metric.gaps(equal_weights)[0]
+        low, high = calibration_interval(gaps, compute_in_blocks(metric.gaps, weights))
         method = "bootstrap, inverted"
     else:
-        low, high, method = _drawn(measure, value, units, weights)
-    return dict(zip(COLUMNS, (measure.metric, measure.of, value, low, high, n, unit, method), strict=True))
+        low, high, method = _bootstrap_interval(metric, value, units, weights)
+    return dict(zip(COLUMNS, (metric.metric, metric.of, value, low, high, n, unit, method), strict=True))
 
 
-def _drawn(measure: Measure, value: float, units: pd.DataFrame, weights: np.ndarray) -> tuple[float, float, str]:
-    """Return the percentiles of a figure's bootstrap, and what they are."""
-    drawn = compute_in_blocks(measure.compute, weights)
-    drawn = drawn[np.isfinite(drawn)]
-    if len(drawn) and np.ptp(drawn) > 1e-9:  # wider than a float's rounding
-        low, high = percentiles(drawn)
-        return min(low, value), max(high, value), "bootstrap"
-    if measure.metric not in LOWER_IS_BETTER and value in (0.0, 1.0):
+def _bootstrap_interval(
+    metric: WeightedMetric, value: float, units: pd.DataFrame, weights: np.ndarray
+) -> tuple[float, float, str]:
+    """Return the bounds of a metric's bootstrap interval, and the name of the method."""
+    resampled = compute_in_blocks(metric.compute, weights)
+    resampled = resampled[np.isfinite(resampled)]
+    if len(resampled) and np.ptp(resampled) > 1e-9:  # differences up to this are a float's rounding
+        low, high = percentile_interval(resampled)
+        return min(low, value), max(high, value), "bootstrap"  # the interval always includes the value
+    if metric.metric not in LOWER_IS_BETTER and value in (0.0, 1.0):
         smallest = int(units["label"].value_counts().min())
-        return *wilson(value, smallest), f"Wilson, n={smallest} (no draw differs)"
-    return math.nan, math.nan, "no draw differs"
+        return *wilson(value, smallest), f"Wilson, n={smallest} (all resamples equal)"
+    return math.nan, math.nan, "all resamples equal"

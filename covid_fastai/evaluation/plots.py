@@ -1,4 +1,4 @@
-"""The article's curves and more, each from a table: training, ROC and precision-recall with bands, probabilities."""
+"""Plot training curves, ROC and precision-recall curves with 95% bands, and predicted probabilities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from covid_fastai.errors import UsageError
-from covid_fastai.evaluation.bootstrap import patient_draws, precision_at, sensitivity_at
+from covid_fastai.evaluation.bootstrap import precision_at, resample_patients, sensitivity_at
 from covid_fastai.evaluation.formatting import format_estimate
 from covid_fastai.evaluation.metrics import Evaluation, as_evaluation, score_units
 from covid_fastai.evaluation.prediction_table import PROBABILITY
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 TRAIN, VALID = COLOURS[:2]
-BAND_DRAWS = 500  # enough for a band's two percentiles to be drawn
+BAND_RESAMPLES = 500  # enough for the two percentiles of a plotted band
 GRID = np.linspace(0, 1, 201)
 
 
@@ -39,11 +39,11 @@ def plot_history(history: pd.DataFrame | Learner) -> Figure:
     """Plot loss and metrics by epoch; the frozen phase is shaded.
 
     Args:
-        history: A row an epoch, as in `learn.facts.history` or a run's `history.csv`; with `fold` a line a fold. Or a
-            learner that `fit` has trained.
+        history: One row per epoch, as in `learn.facts.history` or the `history.csv` of a run. With the column `fold`,
+            one line per fold is plotted. Or a learner that `fit` has trained.
 
     Returns:
-        The figure: the losses, and a panel for each metric.
+        The figure, with a panel for the losses and one for each metric.
 
     Raises:
         UsageError: The learner has no history.
@@ -55,13 +55,13 @@ def plot_history(history: pd.DataFrame | Learner) -> Figure:
     ]
     figure = Figure(figsize=(4 * (1 + len(metrics)), 3.2), layout="constrained")
     panels = figure.subplots(1, 1 + len(metrics), squeeze=False)[0]
-    folds = [part for _, part in history.groupby("fold")] if "fold" in history else [history]
-    for number, part in enumerate(folds):
+    folds = [rows for _, rows in history.groupby("fold")] if "fold" in history else [history]
+    for number, rows in enumerate(folds):
         for name, colour, text in (("train_loss", TRAIN, "training"), ("valid_loss", VALID, "validation")):
             label = text if number == 0 else None
-            panels[0].plot(part["epoch"], part[name], color=colour, marker="o", markersize=3, label=label)
+            panels[0].plot(rows["epoch"], rows[name], color=colour, marker="o", markersize=3, label=label)
         for axes, name in zip(panels[1:], metrics, strict=True):
-            axes.plot(part["epoch"], part[name], color=VALID, marker="o", markersize=3)
+            axes.plot(rows["epoch"], rows[name], color=VALID, marker="o", markersize=3)
     panels[0].set(ylabel="cross-entropy", title="Loss")
     panels[0].set_ylim(bottom=0)
     panels[0].legend(frameon=False)
@@ -82,10 +82,10 @@ def plot_learning_rate(steps: pd.DataFrame) -> Figure:
     """Plot the head's learning rate and the smoothed training loss by step.
 
     Args:
-        steps: A row a step, as in `learn.facts.steps` or a run's `steps.csv`.
+        steps: One row per step, as in `learn.facts.steps` or the `steps.csv` of a run.
 
     Returns:
-        The figure, two panels.
+        The figure, with two panels.
     """
     figure = Figure(figsize=(8, 3), layout="constrained")
     rate, loss = figure.subplots(1, 2)
@@ -104,26 +104,26 @@ def plot_learning_rate(steps: pd.DataFrame) -> Figure:
 
 @checked
 def plot_roc(evaluation: Evaluation | pd.DataFrame | str | Path, *, seed: Seed = 0) -> Figure:
-    """Plot the ROC curve with its 95% band, a curve for each class where there are more than two.
+    """Plot the ROC curve with its 95% band; with more than two classes, one curve per class.
 
-    The band holds, at each false positive rate, the middle 95% of 500 bootstrap draws of patients.
+    At each false positive rate the band includes the middle 95% of 500 bootstrap resamples of patients.
 
     Args:
         evaluation: What `evaluate` returned, or predictions.
-        seed: Of the draws.
+        seed: Seed of the bootstrap.
 
     Returns:
         The figure.
 
     Raises:
-        UsageError: The evaluation holds no predictions.
+        UsageError: The evaluation has no predictions.
     """
     evaluation = as_evaluation(evaluation)
     figure, axes = _square()
     axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
     for name, colour, curve, low, high in _curves(evaluation, sensitivity_at, seed=seed):
-        found = evaluation.row("auc", name)
-        draw_band(axes, GRID, curve, low, high, colour=colour, label=f"{name}: AUC {_estimate(found)}")
+        label = f"{name}: AUC {_estimate(evaluation.row('auc', name))}"
+        draw_band(axes, GRID, curve, low, high, colour=colour, label=label)
     _tidy(axes, xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC, n = {_count(evaluation)}")
     axes.legend(loc="lower right", frameon=False, fontsize=8)
     return figure
@@ -131,27 +131,27 @@ def plot_roc(evaluation: Evaluation | pd.DataFrame | str | Path, *, seed: Seed =
 
 @checked
 def plot_precision_recall(evaluation: Evaluation, *, seed: Seed = 0) -> Figure:
-    """Plot precision by recall with its 95% band, a curve for each class where there are more than two.
+    """Plot the precision-recall curve with its 95% band; with more than two classes, one curve per class.
 
-    Precision depends on how frequent the class is in these data (the dotted line), which is not how frequent it is in
-    any hospital.
+    Precision depends on the prevalence of the class in these data (the dotted line), which differs from that in a
+    hospital.
 
     Args:
         evaluation: What `evaluate` returned.
-        seed: Of the draws.
+        seed: Seed of the bootstrap.
 
     Returns:
         The figure.
 
     Raises:
-        UsageError: The evaluation holds no predictions.
+        UsageError: The evaluation has no predictions.
     """
     figure, axes = _square()
     labels = score_units(evaluation.predictions, unit=evaluation.unit).table["label"]
     for name, colour, curve, low, high in _curves(evaluation, precision_at, seed=seed):
-        found = evaluation.row("average_precision", name)
+        label = f"{name}: AP {_estimate(evaluation.row('average_precision', name))}"
         axes.axhline((labels == name).mean(), color=colour, lw=0.8, ls=":")
-        draw_band(axes, GRID, curve, low, high, colour=colour, label=f"{name}: AP {_estimate(found)}")
+        draw_band(axes, GRID, curve, low, high, colour=colour, label=label)
     title = f"Precision and recall, n = {_count(evaluation)}"
     _tidy(axes, xlabel="recall (sensitivity)", ylabel="precision", title=title)
     axes.legend(loc="lower left", frameon=False, fontsize=8)
@@ -159,55 +159,58 @@ def plot_precision_recall(evaluation: Evaluation, *, seed: Seed = 0) -> Figure:
 
 
 def plot_probabilities(evaluation: Evaluation) -> Figure:
-    """Plot the probabilities that were given to each class's patients, a dot a patient, with the threshold.
+    """Plot the predicted probabilities by true class, one dot per patient, with the threshold.
 
     Args:
         evaluation: What `evaluate` returned.
 
     Returns:
-        The figure: the positive class's probability, or with more than two classes that of the true class.
+        The figure, with the probability of the positive class; with more than two classes, that of the true class.
 
     Raises:
-        UsageError: The evaluation holds no predictions.
+        UsageError: The evaluation has no predictions.
     """
     units = _units(evaluation)
     classes, colours = evaluation.classes, class_colours(evaluation.classes)
     figure = Figure(figsize=(6, 1.1 + 0.7 * len(classes)), layout="constrained")
     axes = figure.subplots()
-    rng = np.random.default_rng(0)  # dots that fall together are spread in height
-    for place, name in enumerate(classes):
-        shown = units.loc[units["label"] == name, PROBABILITY + (evaluation.positive or name)]
-        axes.scatter(shown, place + rng.uniform(-0.3, 0.3, len(shown)), s=10, color=colours[name], alpha=0.55, lw=0)
+    rng = np.random.default_rng(0)  # random heights keep dots from overlapping
+    for height, name in enumerate(classes):
+        p = units.loc[units["label"] == name, PROBABILITY + (evaluation.positive or name)]
+        axes.scatter(p, height + rng.uniform(-0.3, 0.3, len(p)), s=10, color=colours[name], alpha=0.55, lw=0)
     if evaluation.threshold is not None:
         axes.axvline(evaluation.threshold, color="#555555", lw=0.8, ls="--")
     ticks = [f"{name}\nn = {(units['label'] == name).sum()}" for name in classes]
     axes.set(yticks=range(len(classes)), yticklabels=ticks, xlim=(-0.02, 1.02))
     axes.invert_yaxis()
-    what = f"probability of {evaluation.positive}" if evaluation.positive else "probability of the true class"
-    _tidy(axes, xlabel=what, title=f"A dot a {evaluation.unit}")
+    label = f"probability of {evaluation.positive or 'the true class'}"
+    _tidy(axes, xlabel=label, title=f"One dot per {evaluation.unit}")
     return figure
 
 
 def _curves(evaluation: Evaluation, compute, *, seed: int):
-    """Yield class, colour, curve and band (each `(len(GRID),)`) for the positive or for each class that is there."""
+    """Yield class, colour, curve, and lower and upper bound of the band, each `(len(GRID),)`.
+
+    Yields those of the positive class, or with more than two classes those of each class in the data.
+    """
     units = _units(evaluation)
     colours = class_colours(evaluation.classes)
-    weights = patient_draws(units["patient"], units["label"], n_resamples=BAND_DRAWS, seed=seed).astype(float)
-    once = np.ones((1, len(units)))
+    weights = resample_patients(units["patient"], units["label"], n_resamples=BAND_RESAMPLES, seed=seed).astype(float)
+    equal_weights = np.ones((1, len(units)))  # the data themselves: each unit once
     for name in [evaluation.positive] if evaluation.positive else evaluation.classes:
         of_class = (units["label"] == name).to_numpy()
         if of_class.all() or not of_class.any():
             continue
         scores = units[PROBABILITY + name].to_numpy()
-        drawn = compute(GRID, scores, of_class, weights)
-        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-        yield name, colours[name], compute(GRID, scores, of_class, once)[0], low, high
+        low, high = np.quantile(compute(GRID, scores, of_class, weights), [0.025, 0.975], axis=0)
+        yield name, colours[name], compute(GRID, scores, of_class, equal_weights)[0], low, high
 
 
 def _history_of(learn: Learner) -> pd.DataFrame:
+    """Return the history of a trained learner."""
     history = getattr(getattr(learn, "facts", None), "history", None)
     if history is None or history.empty:
-        raise UsageError("This learner has no history.", hint="Train it with fit, or give the table of a run.")
+        raise UsageError("The learner has no history.", hint="Train it with fit, or give the table of a run.")
     return history
 
 

@@ -22,7 +22,7 @@ from covid_fastai.evaluation.prediction_table import (
     has_label_and_prediction,
     read_predictions,
 )
-from covid_fastai.evaluation.weighted_metrics import list_measures
+from covid_fastai.evaluation.weighted_metrics import list_weighted_metrics
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Probability, checked
 from covid_fastai.plotting import class_colours
@@ -225,15 +225,15 @@ def _rows(
             row["note"] = f"fewer than {FEWEST} patients: counted, not judged"
         elif of_class.all() or not of_class.any():
             row["note"] = f"no patient {'but' if of_class.all() else 'of'} {name}"
-        measures = [] if few else list_measures(units, classes, positive)
+        measures = [] if few else list_weighted_metrics(units, classes, positive)
         for measure in measures:
-            if measure.of != name or measure.metric not in FIGURES or not measure.among.any():
+            if measure.of != name or measure.metric not in FIGURES or not measure.included.any():
                 continue
             value = float(measure.compute(np.ones((1, len(units))))[0])
             if not math.isfinite(value):
                 continue
             if measure.hit is not None:
-                bounds = wilson(value, int(measure.among.sum()))
+                bounds = wilson(value, int(measure.included.sum()))
             else:
                 assert measure.scores is not None and measure.of_class is not None  # the AUC: no other is in FIGURES
                 bounds = auc_interval(measure.scores, measure.of_class, units["patient"].to_numpy())[:2]

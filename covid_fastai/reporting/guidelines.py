@@ -370,7 +370,7 @@ def availability(facts: RunFacts) -> Answer | None:
 def measures(facts: RunFacts) -> Answer | None:
     if not facts.judged:
         return None
-    names = ", ".join(dict.fromkeys(facts.result.summary()["figure"]))
+    names = ", ".join(dict.fromkeys(facts.result.summary()["metric"]))
     return Answer(f"{RunFolder.metrics}; plots in {RunFolder.report}", f"{names}.")
 
 

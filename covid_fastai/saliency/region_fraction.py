@@ -17,7 +17,7 @@ from PIL import Image
 from covid_fastai.data.exploration import shorten
 from covid_fastai.data.images import open_image, open_square
 from covid_fastai.errors import DataError
-from covid_fastai.evaluation.bootstrap import patient_draws
+from covid_fastai.evaluation.bootstrap import resample_patients
 from covid_fastai.evaluation.formatting import PERCENT, format_metric
 
 __all__ = ["CENTRAL_BOX", "measure_region_fractions", "plot_overlays", "summarise_saliency_fraction"]
@@ -81,7 +81,7 @@ def summarise_saliency_fraction(table: pd.DataFrame, *, n_resamples: int = 2000,
     rows = []
     for name, images in table[table["inside"].notna()].groupby("of", sort=True):
         patients = images["patient"].nunique()
-        weights = patient_draws(images["patient"], images["label"], n_resamples=n_resamples, seed=seed).astype(float)
+        weights = resample_patients(images["patient"], images["label"], n_resamples=n_resamples, seed=seed).astype(float)
         weights /= weights.sum(axis=1, keepdims=True)  # each resample then gives a weighted mean over images
         for region in ("inside", "border"):
             fraction, area = images[region].mean(), images[f"{region}_area"].mean()

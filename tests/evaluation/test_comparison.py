@@ -120,7 +120,7 @@ def test_the_draws_are_paired(two):
     widths = [r.row("brier")["high"] - r.row("brier")["low"] for r in result.values()]
     assert row["method"] == "bootstrap, paired" and row["high"] - row["low"] < math.hypot(*widths)
     same = compare(two[0], two[0], names=["A", "B"], n_resamples=100).row("brier")
-    assert (same["difference"], same["method"]) == (0, "no draw differs")
+    assert (same["difference"], same["method"]) == (0, "all resamples equal")
 
 
 def test_agreement_is_scikit_learns_kappa_and_statsmodels_mcnemar(two):

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 
 from covid_fastai.evaluation.bootstrap import roc_auc
-from covid_fastai.evaluation.intervals import auc_interval, delong, newcombe_auc, percentiles, wilson
+from covid_fastai.evaluation.intervals import auc_interval, delong, newcombe_auc, percentile_interval, wilson
 
 TRUTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 Z = float(norm.ppf(0.975))
@@ -38,7 +38,7 @@ def cover_auc(truth: float, patients: int, *, draws: int, seed: int = 0, resampl
         held["Newcombe"].append(low <= truth <= high)
         if resamples:
             sides = [rng.multinomial(half, np.full(half, 1 / half), size=resamples) for _ in range(2)]
-            low, high = percentiles(roc_auc(scores, of_class, np.hstack(sides).astype(float)))
+            low, high = percentile_interval(roc_auc(scores, of_class, np.hstack(sides).astype(float)))
             held["bootstrap"].append(low <= truth <= high)
     return {name: float(np.mean(found)) for name, found in held.items()}
 

@@ -1,4 +1,4 @@
-"""Predictive values by Bayes' rule and against statsmodels' score interval; net benefit by its definition."""
+"""Predictive values against Bayes' rule and statsmodels' score interval; net benefit against its definition."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from covid_fastai.evaluation.metrics import evaluate
 from covid_fastai.evaluation.thresholds import thresholds_by_fold
 
 
-def counted(found: int, positives: int, alarms: int, negatives: int) -> pd.DataFrame:
-    p = [0.9] * found + [0.1] * (positives - found) + [0.9] * alarms + [0.1] * (negatives - alarms)
+def from_counts(true_positives: int, positives: int, false_positives: int, negatives: int) -> pd.DataFrame:
+    """Return predictions with these counts at a threshold of 0.5."""
+    p = [0.9] * true_positives + [0.1] * (positives - true_positives)
+    p += [0.9] * false_positives + [0.1] * (negatives - false_positives)
     table = pd.DataFrame({"label": ["P"] * positives + ["N"] * negatives, "p_P": p})
     table.insert(1, "p_N", 1 - table["p_P"])
     return table
@@ -29,15 +31,15 @@ def test_ratios_have_the_score_interval_of_statsmodels(counts):
     assert ratio_interval(*counts) == pytest.approx(tuple(map(float, expected)), rel=1e-6)
 
 
-def test_ratios_at_the_ends():
+def test_ratios_of_counts_of_zero_and_of_all():
     assert ratio_interval(0, 9, 0, 8) == (0.0, math.inf)
     low, high = ratio_interval(50, 50, 60, 60)
     assert low < 1 < high and ratio_interval(60, 60, 50, 50) == pytest.approx((1 / high, 1 / low))
     assert ratio_interval(45, 50, 3, 60)[0] == pytest.approx(1 / ratio_interval(3, 60, 45, 50)[1])
 
 
-def test_predictive_values_are_bayes_rule():
-    table = predictive_values(counted(45, 50, 6, 60), prevalences=(0.01, 0.3)).set_index(["prevalence", "metric"])
+def test_predictive_values_follow_bayes_rule():
+    table = predictive_values(from_counts(45, 50, 6, 60), prevalences=(0.01, 0.3)).set_index(["prevalence", "metric"])
     for p in (0.01, 0.3):
         assert table.loc[(p, "ppv"), "value"] == pytest.approx(p * 0.9 / (p * 0.9 + (1 - p) * 0.1))
         assert table.loc[(p, "npv"), "value"] == pytest.approx((1 - p) * 0.9 / ((1 - p) * 0.9 + p * 0.1))
@@ -49,35 +51,35 @@ def test_predictive_values_are_bayes_rule():
     assert table.loc[(0.3, "npv"), ["low", "high"]].tolist() == pytest.approx(bounds, rel=1e-6)
 
 
-def test_at_the_datas_own_prevalence_they_are_the_shares_in_the_table():
-    table = predictive_values(counted(45, 50, 6, 60), prevalences=[50 / 110]).set_index("metric")
+def test_at_the_prevalence_of_the_data_they_are_the_fractions_in_the_table():
+    table = predictive_values(from_counts(45, 50, 6, 60), prevalences=[50 / 110]).set_index("metric")
     assert table.loc["ppv", "value"] == pytest.approx(45 / 51) and table.loc["npv", "value"] == pytest.approx(54 / 59)
 
 
-def test_no_error_at_all_is_no_certainty():
-    table = predictive_values(counted(39, 39, 0, 100), prevalences=(0.01,)).set_index("metric")
+def test_without_an_error_the_interval_still_has_a_width():
+    table = predictive_values(from_counts(39, 39, 0, 100), prevalences=(0.01,)).set_index("metric")
     assert table.loc["ppv", "value"] == 1 and table.loc["ppv", "high"] == 1 and table.loc["ppv", "low"] < 0.25
     assert table.loc["npv", "value"] == 1 and 0.99 < table.loc["npv", "low"] < 1
 
 
-def test_an_answer_that_nobody_gets_has_no_value():
-    table = predictive_values(counted(0, 10, 0, 10), prevalences=(0.1,)).set_index("metric")
+def test_a_predicted_class_without_patients_has_no_predictive_value():
+    table = predictive_values(from_counts(0, 10, 0, 10), prevalences=(0.1,)).set_index("metric")
     assert math.isnan(table.loc["ppv", "value"]) and table.loc["npv", "value"] == pytest.approx(0.9)
-    one_class = predictive_values(counted(5, 10, 0, 0))
+    one_class = predictive_values(from_counts(5, 10, 0, 0))
     assert one_class[["value", "low", "high"]].isna().all(axis=None)
     assert set(one_class["method"]) == {"no unit of some class"}
 
 
-def test_an_operating_point_has_predictive_values_too(make_predictions):
+def test_predictive_values_of_an_operating_point(make_predictions):
     table = make_predictions(patients=100)
     table["fold"] = table["patient"].str[1:].astype(int) % 4
     point = thresholds_by_fold(table)
-    found = predictive_values(point, prevalences=(0.05,)).set_index("metric")
+    table = predictive_values(point, prevalences=(0.05,)).set_index("metric")
     odds = 0.05 / 0.95 * point.value("sensitivity") / (1 - point.value("specificity"))
-    assert found.loc["ppv", "value"] == pytest.approx(odds / (1 + odds))
+    assert table.loc["ppv", "value"] == pytest.approx(odds / (1 + odds))
 
 
-def test_wrong_questions(three_classes, predictions):
+def test_invalid_options_of_predictive_values_raise(three_classes, predictions):
     with pytest.raises(UsageError, match="prevalences=0"):
         predictive_values(predictions, prevalences=(0, 0.1))
     with pytest.raises(UsageError, match="more than two classes"):
@@ -88,29 +90,29 @@ def test_wrong_questions(three_classes, predictions):
     assert predictive_values(result, positive="Viral")["value"].between(0, 1).all()
 
 
-def test_predictive_values_cover():
-    """1,000 draws of 39 and 200 patients; scores of both shares near 1, where Wald's logarithm fails."""
+def test_intervals_of_likelihood_ratios_cover_the_truth():
+    """1,000 simulations of 39 and 200 patients, with proportions near 1, where the Wald interval of the log fails."""
     rng = np.random.default_rng(0)
     for sensitivity, specificity in ((0.7, 0.9), (0.9, 0.99), (0.99, 0.99)):
         true = sensitivity / (1 - specificity)
-        hits = 0
-        for found, alarms in zip(
+        covered = 0
+        for true_positives, false_positives in zip(
             rng.binomial(39, sensitivity, 1000), rng.binomial(200, 1 - specificity, 1000), strict=True
         ):
-            low, high = ratio_interval(found, 39, alarms, 200)
-            hits += low <= true <= high
-        assert 0.925 <= hits / 1000 <= 0.98, (sensitivity, specificity)
+            low, high = ratio_interval(true_positives, 39, false_positives, 200)
+            covered += low <= true <= high
+        assert 0.925 <= covered / 1000 <= 0.98, (sensitivity, specificity)
 
 
-def test_net_benefit_is_vickers_and_elkins(predictions):
+def test_net_benefit_equals_its_definition(predictions):
     units = predictions.groupby(["patient", "label"])["p_COVID-19"].mean().reset_index()
     truth, p = (units["label"] == "COVID-19").to_numpy(), units["p_COVID-19"].to_numpy()
     n = len(units)
     curve = decision_curve(predictions, thresholds=(0.1, 0.35, 0.5, 0.8))
     for row in curve.to_dict("records"):
         t = row["threshold"]
-        hits, alarms = ((p >= t) & truth).sum(), ((p >= t) & ~truth).sum()
-        assert row["net_benefit"] == pytest.approx(hits / n - alarms / n * t / (1 - t))
+        true_positives, false_positives = ((p >= t) & truth).sum(), ((p >= t) & ~truth).sum()
+        assert row["net_benefit"] == pytest.approx(true_positives / n - false_positives / n * t / (1 - t))
         assert row["treat_all"] == pytest.approx(truth.mean() - (1 - truth.mean()) * t / (1 - t))
         assert row["treat_none"] == 0 and row["low"] <= row["net_benefit"] <= row["high"]
         assert row["gain"] == pytest.approx(row["net_benefit"] - max(row["treat_all"], 0))
@@ -118,50 +120,50 @@ def test_net_benefit_is_vickers_and_elkins(predictions):
     assert curve["prevalence"].tolist() == pytest.approx([truth.mean()] * len(curve))
 
 
-def test_a_stated_prevalence_weighs_the_classes():
-    """Ten times the negatives of the same kind are the prevalence of a tenth."""
-    rare = decision_curve(counted(45, 50, 60, 500), thresholds=(0.2, 0.5))
-    stated = decision_curve(counted(45, 50, 6, 50), thresholds=(0.2, 0.5), prevalence=50 / 550)
+def test_a_given_prevalence_weights_the_classes():
+    """Ten times as many negatives equal a prevalence ten times as low."""
+    rare = decision_curve(from_counts(45, 50, 60, 500), thresholds=(0.2, 0.5))
+    stated = decision_curve(from_counts(45, 50, 6, 50), thresholds=(0.2, 0.5), prevalence=50 / 550)
     np.testing.assert_allclose(rare["net_benefit"], stated["net_benefit"])
     np.testing.assert_allclose(rare["treat_all"], stated["treat_all"])
     assert (rare["high"] - rare["low"] < stated["high"] - stated["low"]).all()
 
 
-def test_the_band_is_that_of_a_bootstrap_but_at_the_ends(make_predictions):
+def test_the_band_agrees_with_a_bootstrap_except_at_the_extremes(make_predictions):
     predictions = make_predictions(patients=600)
     units = predictions.groupby(["patient", "label"])["p_COVID-19"].mean().reset_index()
-    truth, said = (units["label"] == "COVID-19").to_numpy(), units["p_COVID-19"].to_numpy() >= 0.5
+    truth, predicted = (units["label"] == "COVID-19").to_numpy(), units["p_COVID-19"].to_numpy() >= 0.5
     rng = np.random.default_rng(0)
-    found = rng.binomial(truth.sum(), said[truth].mean(), 20_000) / truth.sum()
-    needless = rng.binomial((~truth).sum(), said[~truth].mean(), 20_000) / (~truth).sum()
-    low, high = np.quantile(truth.mean() * found - (1 - truth.mean()) * needless, [0.025, 0.975])
+    true_rates = rng.binomial(truth.sum(), predicted[truth].mean(), 20_000) / truth.sum()
+    false_rates = rng.binomial((~truth).sum(), predicted[~truth].mean(), 20_000) / (~truth).sum()
+    low, high = np.quantile(truth.mean() * true_rates - (1 - truth.mean()) * false_rates, [0.025, 0.975])
     row = decision_curve(predictions, thresholds=[0.5]).iloc[0]
     assert (row["low"], row["high"]) == pytest.approx((low, high), abs=0.006)
-    perfect = decision_curve(counted(20, 20, 0, 20), thresholds=[0.5]).iloc[0]
-    assert perfect["net_benefit"] == 0.5 and perfect["low"] < 0.42  # the bootstrap's would be 0.5 too
+    perfect = decision_curve(from_counts(20, 20, 0, 20), thresholds=[0.5]).iloc[0]
+    assert perfect["net_benefit"] == 0.5 and perfect["low"] < 0.42  # that of a bootstrap would be 0.5 too
 
 
-def test_net_benefit_covers():
+def test_intervals_of_net_benefit_cover_the_truth():
     rng = np.random.default_rng(1)
     truth = 0.5 * 0.95 - 0.5 * 0.05 * 0.25 / 0.75
     rows = [
-        decision_curve(counted(rng.binomial(30, 0.95), 30, rng.binomial(30, 0.05), 30), thresholds=[0.25]).iloc[0]
+        decision_curve(from_counts(rng.binomial(30, 0.95), 30, rng.binomial(30, 0.05), 30), thresholds=[0.25]).iloc[0]
         for _ in range(300)
     ]
     assert 0.91 <= np.mean([row["low"] <= truth <= row["high"] for row in rows]) <= 0.99
 
 
-def test_wrong_questions_of_a_curve(predictions):
+def test_invalid_options_of_a_decision_curve_raise(predictions):
     for options, text in (({"thresholds": (0.5, 1)}, "thresholds"), ({"prevalence": 1.0}, "prevalence=1.0")):
         with pytest.raises(UsageError, match=text):
             decision_curve(predictions, **options)
     with pytest.raises(UsageError, match="thresholds"):
         decision_curve(predictions, thresholds=())
     with pytest.raises(DataError, match="of one kind"):
-        decision_curve(counted(3, 5, 0, 0))
+        decision_curve(from_counts(3, 5, 0, 0))
 
 
-def test_the_plot_has_the_curves(predictions, make_predictions):
+def test_the_plot_shows_the_curves(predictions, make_predictions):
     curve = decision_curve(predictions)
     axes = plot_decision_curve(curve).axes[0]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), curve["net_benefit"])
@@ -169,4 +171,4 @@ def test_the_plot_has_the_curves(predictions, make_predictions):
     with pytest.raises(UsageError, match="prevalences"):
         plot_decision_curve({"one": curve, "other": other})
     texts = plot_decision_curve({"one": curve, "other": curve}).axes[0].get_legend().get_texts()
-    assert [text.get_text() for text in texts] == ["one", "other", "act on everybody", "act on nobody"]
+    assert [text.get_text() for text in texts] == ["one", "other", "act on all", "act on none"]

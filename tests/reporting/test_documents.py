@@ -76,7 +76,7 @@ def test_the_card_holds_the_verdict_the_limits_and_every_figure(run):
     assert all(f"\n- {limit}\n" in text for limit in findings.limits)
     summary = read_run(run).metrics.summary()
     for row in summary.to_dict("records"):
-        assert f"| {row['figure']} | {row['value']} | {row['95% interval']} | {row['n']} |" in text
+        assert f"| {row['metric']} | {row['value']} | {row['95% interval']} | {row['n']} |" in text
     assert yaml.safe_load(text.split("---")[1])["license"] == "unknown"
 
 

@@ -53,14 +53,14 @@ def evaluate(
         tables.append((point.summary(), point.describe()))
     if prevalence:
         from covid_fastai.evaluation.decision_curve import predictive_values
-        from covid_fastai.evaluation.metrics import summarise_figures
+        from covid_fastai.evaluation.metrics import summarise_metrics
 
         values = predictive_values(point or result, prevalences=prevalence, positive=positive)
         more["predictive_values"] = values.to_dict("records")
         said = [
             f"{row['metric'].upper()} at a prevalence of {row['prevalence']:g}" for row in more["predictive_values"]
         ]
-        shown = summarise_figures(values.assign(**{"metric": said, "class": "", "unit": "patient"}))
+        shown = summarise_metrics(values.assign(**{"metric": said, "class": "", "unit": "patient"}))
         tables.append((shown, "What an answer is worth" + (", from that threshold on" if point else "")))
     if report is not None:
         from covid_fastai.reporting.report import write_evaluation

@@ -85,6 +85,6 @@ def test_evaluate_says_what_a_promise_comes_to_and_what_answers_are_worth(tables
 def test_a_threshold_that_was_chosen_and_judged_on_the_same_patients_says_so(tables):
     draw(seed=1, skill=1.0, folds=1).to_csv(tables / "one.csv", index=False)
     done = run("evaluate", "one.csv", "--sensitivity", 0.9, cwd=tables)
-    assert "on the same patients that it was chosen on" in done.stdout
+    assert "On the patients that it was chosen on" in done.stdout
     assert run("evaluate", "one.csv", "--sensitivity", 1.9, cwd=tables).returncode == 2
     assert run("evaluate", "one.csv", "--prevalence", 0, cwd=tables).returncode == 2
