@@ -81,7 +81,8 @@ def summarise_saliency_fraction(table: pd.DataFrame, *, n_resamples: int = 2000,
     rows = []
     for name, images in table[table["inside"].notna()].groupby("of", sort=True):
         patients = images["patient"].nunique()
-        weights = resample_patients(images["patient"], images["label"], n_resamples=n_resamples, seed=seed).astype(float)
+        counts = resample_patients(images["patient"], images["label"], n_resamples=n_resamples, seed=seed)
+        weights = counts.astype(float)
         weights /= weights.sum(axis=1, keepdims=True)  # each resample then gives a weighted mean over images
         for region in ("inside", "border"):
             fraction, area = images[region].mean(), images[f"{region}_area"].mean()
