@@ -184,7 +184,9 @@ def _worse_without_lungs(blind: Mapping[str, Any] | None) -> Condition:
 def _generalises(external: Sequence[Mapping[str, Any]]) -> Condition:
     name = "Generalises to another hospital, within one source"
     if not external:
-        text = "No external data with both classes from one source were evaluated (covid-fastai validate RUN DATA)."
+        text = (
+            "No external data with both classes from one stated source were evaluated (covid-fastai validate RUN DATA)."
+        )
         return Condition(name, NOT_TESTED, text)
     texts, all_met = [], True
     for result in external:

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,18 @@ from safetensors.numpy import save as save_safetensors
 
 from covid_fastai.data.fingerprints import HASH_SIDE, MAX_DISTANCE, fingerprint_images
 from covid_fastai.data.patients import patient_key
+from covid_fastai.data.projections import is_unstated
 from covid_fastai.errors import DataError, ModelFormatError, ResourceError
 from covid_fastai.files import atomic_write
 
-__all__ = ["Manifest", "mark_pretraining_overlap", "package_manifests", "read_manifest", "write_manifest"]
+__all__ = [
+    "Manifest",
+    "mark_pretraining_overlap",
+    "package_manifests",
+    "patients_not_compared",
+    "read_manifest",
+    "write_manifest",
+]
 
 MANIFEST_FOLDER = Path(__file__).parents[1] / "model"  # beside the weights; the model layer itself needs torch
 SUFFIX = ".manifest.safetensors"
@@ -33,6 +42,7 @@ KEY = "manifest"  # one entry: of several, safetensors writes the order anew eac
 HASH_BYTES = HASH_SIDE**2 // 8
 NAME_BYTES = 8  # of a sha256: among 10,000 names and 10,000 others one false match in 10^11 cases
 TENSORS = {"phash": HASH_BYTES, "name": NAME_BYTES, "patient": NAME_BYTES}  # bytes an image
+BARE_NUMBER = r"[\d.]*"
 BLOCK = 32  # rows compared at once: what they are compared with, and the distances, stay in a core's cache
 
 
@@ -186,12 +196,31 @@ def _keys(table: pd.DataFrame) -> pd.Series:
 
 
 def _patients(table: pd.DataFrame) -> pd.Series:
-    """Return the patients that are one's identity, "" for the others: one that is not known, and a bare number, which
-    every hospital has."""
+    """Return what identifies each patient: a bare number, which every hospital has, with its source; `""` where nothing
+    does, because the patient is not known or a bare number has no stated source."""
+    patient = _known_patients(table)
+    source = table["source"].fillna("").astype(str) if "source" in table else pd.Series("", index=table.index)
+    named = (source + "/" + patient).where(~source.map(_is_no_source), "")
+    return patient.where(~patient.str.fullmatch(BARE_NUMBER), named)
+
+
+def patients_not_compared(table: pd.DataFrame) -> pd.Series:
+    """Return for each row whether its patient cannot be compared: a bare number, and no source is stated.
+
+    Args:
+        table: `patient`, and where they are there `patient_known` and `source`.
+    """
+    return _known_patients(table).ne("") & _patients(table).eq("")
+
+
+def _known_patients(table: pd.DataFrame) -> pd.Series:
     patient = table["patient"].fillna("").astype(str).str.strip()
-    if "patient_known" in table:
-        patient = patient.where(table["patient_known"], "")
-    return patient.where(~patient.str.fullmatch(r"[\d.]*"), "")
+    return patient.where(table["patient_known"], "") if "patient_known" in table else patient
+
+
+@cache
+def _is_no_source(source: str) -> bool:
+    return is_unstated(source)
 
 
 def _numbers(texts: pd.Series) -> np.ndarray:

@@ -131,6 +131,10 @@ def _external(name: str, found: dict) -> str:
         for row in found["table"]
     ]
     taken = f"{found['overlap']} images that the model knew, or others of their patients, were taken out first."
+    if found.get("not_compared"):
+        taken += (
+            f" The patients of {found['not_compared']} images could not be compared: numbers without a stated source."
+        )
     return f"{name}: {taken}\n\n{markdown_table(rows)}"
 
 

@@ -16,7 +16,14 @@ import pandas as pd
 from covid_fastai.audit.baselines import predict_shortcuts
 from covid_fastai.data.fingerprints import fingerprint_images
 from covid_fastai.data.metadata import read_cohort
-from covid_fastai.data.pretraining_overlap import Manifest, mark_pretraining_overlap, package_manifests, read_manifest
+from covid_fastai.data.pretraining_overlap import (
+    Manifest,
+    mark_pretraining_overlap,
+    package_manifests,
+    patients_not_compared,
+    read_manifest,
+)
+from covid_fastai.data.projections import is_unstated
 from covid_fastai.data.tables import as_rows
 from covid_fastai.data.tasks import Task, get_task
 from covid_fastai.errors import DataError, UsageError
@@ -37,6 +44,7 @@ logger = logging.getLogger("covid_fastai")
 
 COLUMNS = ["images of", "comparison", "metric", "value", "low", "high", "n"]
 SAME, CONFOUNDED, ONE_CLASS = "same source", "confounded: other source", "one class"
+NOT_STATED = "source not stated"
 FIGURES = ("auc", "sensitivity", "specificity")
 
 
@@ -45,15 +53,18 @@ class Validation(ResultDisplay):
     """What a model is worth on other hospitals' images.
 
     Attributes:
-        table: A row a figure: `images of` (the sources), `comparison` ("same source", "confounded: other source" where
-            each class comes from a source of its own, so that a source can be told in place of a finding, or "one
-            class"), `metric`, `value`, `low` and `high` (95% interval), `n` patients.
+        table: A row a metric: `images of` (the sources), `comparison` ("same source"; "source not stated", where images
+            of both classes may come from different hospitals; "confounded: other source" where each class comes from a
+            source of its own, so that a model may separate sources instead of findings; or "one class"), `metric`,
+            `value`, `low` and `high` (95% interval), `n` patients.
         predictions: The predictions that it was made from.
         thumbnail: The same figures of a logistic regression on 16 x 16 thumbnails of the same training images, which
             sees next to nothing of a lung; empty where those images are gone.
         overlap: The rows that were taken out first: the model was trained on them, or on another image of the patient.
         threshold: The one that was frozen at training; None where there are more than two classes.
         unknown_patients: Whether some image names no patient and counts as one.
+        not_compared: Images whose patient could not be compared with the training patients: a bare number, of which
+            every hospital has its own, without a stated source. Their pictures were compared.
     """
 
     table: pd.DataFrame
@@ -62,6 +73,7 @@ class Validation(ResultDisplay):
     overlap: pd.DataFrame
     threshold: float | None
     unknown_patients: bool
+    not_compared: int = 0
 
     def summary(self) -> pd.DataFrame:
         """Return the figures as text."""
@@ -81,6 +93,16 @@ class Validation(ResultDisplay):
             f"{len(self.overlap)} images were taken out first: the model was trained on them, or on another image of "
             "their patient."
         ]
+        if self.not_compared:
+            said.append(
+                f"The patients of {self.not_compared} images were not compared with the training patients: they are "
+                "numbers without a stated source. Their pictures were compared."
+            )
+        if (self.table["comparison"] == NOT_STATED).any():
+            said.append(
+                "Source not stated: whether images of both classes come from one hospital is not known, so that "
+                "confounding is not excluded. These metrics meet no condition of the verdict."
+            )
         if (self.table["comparison"] == CONFOUNDED).any():
             said.append(
                 "Confounded: each class comes from a source of its own. Whatever differs between the sources tells the "
@@ -96,7 +118,7 @@ class Validation(ResultDisplay):
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values."""
         tables = {name: getattr(self, name).to_dict("records") for name in ("table", "thumbnail")}
-        fixed = {"overlap": len(self.overlap), "threshold": self.threshold}
+        fixed = {"overlap": len(self.overlap), "not_compared": self.not_compared, "threshold": self.threshold}
         return {**tables, "same_source": self.same_source(), **fixed}
 
     def same_source(self) -> list[dict[str, Any]]:
@@ -126,6 +148,7 @@ def validate(
     data: str | Path | pd.DataFrame,
     *,
     labels: Mapping[str, str] | None = None,
+    source: str | None = None,
     keep: bool = True,
     n_resamples: NResamples = 2000,
     seed: Seed = 0,
@@ -142,6 +165,8 @@ def validate(
         data: As in `read_cohort`; every row whose label has a class is used, whatever split it names.
         labels: The model's class for labels that the data use and the task does not know, such as
             `{"positive": "COVID-19"}`; a label that is given the class "" is excluded.
+        source: The hospital or collection that all images without a stated source come from; None where that is not
+            known, and then images of both classes may come from different ones.
         keep: Write what was found into the run's folder, `external/<name of the data>-<six digits>.json`, for the
             verdict.
         n_resamples: Bootstrap draws, 100 or more.
@@ -163,6 +188,8 @@ def validate(
     learners = [load_model(folder.model) for folder in folders]  # before the data, which take longer to read
     manifests = _manifests(run, learners[0].facts.weights.name)
     cohort = read_cohort(data, task=task, exclude_pretraining_overlap=False, **reading)
+    if source is not None:
+        cohort = cohort.assign(source=cohort["source"].where(~cohort["source"].map(is_unstated), source))
     cohort = cohort[cohort["split"] != "excluded"]
     seen = _seen(cohort, manifests)
     rows = cohort[~seen].assign(split="valid")
@@ -177,7 +204,8 @@ def validate(
     options = {"positive": positive, "threshold": threshold or 0.5, "n_resamples": n_resamples, "seed": seed}
     table, thumbnail = judge_sources(predictions, **options), _thumbnail(run, rows, options)
     unknown = not cohort.patients_known
-    found = Validation(table, predictions, thumbnail, cohort[seen], threshold, unknown)
+    not_compared = int(patients_not_compared(rows).sum())
+    found = Validation(table, predictions, thumbnail, cohort[seen], threshold, unknown, not_compared)
     if keep:
         name = "rows" if isinstance(data, pd.DataFrame) else _name(Path(data).resolve())
         folder = make_folder(run.folder.external)
@@ -193,7 +221,7 @@ def judge_sources(
     """Return figures by source, and say of each whether class and source are confounded in it.
 
     Args:
-        predictions: A predictions table with `source`; an empty source counts as one of its own.
+        predictions: A predictions table with `source`; images without a stated source are evaluated together.
         positive: The positive class; None where there are more than two.
         threshold: The positive class is predicted from this probability on.
         n_resamples: Bootstrap draws.
@@ -203,12 +231,14 @@ def judge_sources(
         `Validation.table`.
     """
     options = {"positive": positive, "threshold": threshold, "n_resamples": n_resamples, "seed": seed}
-    predictions = predictions.assign(source=predictions["source"].replace("", "unknown"))
+    stated = ~predictions["source"].map(is_unstated)
+    predictions = predictions.assign(source=predictions["source"].where(stated, "unknown"))
     classes = predictions.groupby("source")["label"].agg(lambda labels: frozenset(labels))
     rows = []
     for source, found in classes.items():
         part = predictions[predictions["source"] == source].reset_index(drop=True)
-        rows += _figures(evaluate(part, **options), str(source), SAME if len(found) > 1 else ONE_CLASS)
+        comparison = ONE_CLASS if len(found) == 1 else NOT_STATED if is_unstated(source) else SAME
+        rows += _figures(evaluate(part, **options), str(source), comparison)
     single = classes[classes.map(len) == 1]
     if single.explode().nunique() > 1:
         part = predictions[predictions["source"].isin(single.index)].reset_index(drop=True)

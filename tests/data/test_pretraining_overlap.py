@@ -22,6 +22,7 @@ from covid_fastai.data.phantom import draw_phantom
 from covid_fastai.data.pretraining_overlap import (
     mark_pretraining_overlap,
     package_manifests,
+    patients_not_compared,
     read_manifest,
     write_manifest,
 )
@@ -450,3 +451,14 @@ def test_a_renamed_copy_of_coronahack_is_recognised_and_nobody_else(real_data, t
     assert by_name[by_name].index.tolist() == half.index.tolist()
     nameless = rows(*(f"{number}.png" for number in cohort.index))
     pd.testing.assert_series_equal(mark_pretraining_overlap(nameless, prints["phash"], [manifest]), by_name)
+
+
+def test_a_bare_number_is_a_patient_of_its_source_only(tmp_path):
+    rows = pd.DataFrame({"path": ["a.png", "b.png"], "patient": ["12", "13"], "source": ["Lyon", ""]})
+    prints = pd.DataFrame({"phash": [bytes(32), bytes([255] * 32)]})
+    manifest = read_manifest(write_manifest(rows, tmp_path / "x.manifest.safetensors", fingerprints=prints))
+    others = pd.DataFrame({"path": list("cdefg"), "patient": ["12", "12", "12", "13", "Lyon/12"]})
+    others["source"] = ["Lyon", "Turin", "", "", "Lyon"]
+    seen = mark_pretraining_overlap(others, None, [manifest])
+    assert seen.tolist() == [True, False, False, False, True]
+    assert patients_not_compared(others).tolist() == [False, False, True, True, False]

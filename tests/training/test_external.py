@@ -16,7 +16,7 @@ from covid_fastai.app.cli import evaluate, main
 from covid_fastai.audit.baselines import predict_shortcuts
 from covid_fastai.data.cohort import load_cohort
 from covid_fastai.errors import CovidFastaiError, DataError, UsageError
-from covid_fastai.training.external import CONFOUNDED, ONE_CLASS, SAME, judge_sources
+from covid_fastai.training.external import CONFOUNDED, NOT_STATED, ONE_CLASS, SAME, judge_sources
 
 QUICK = {"image_size": 32, "batch_size": 8, "frozen_epochs": 0, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
 
@@ -99,6 +99,26 @@ def test_sources_that_have_a_class_each_are_confounded():
     assert kinds == {"a": {ONE_CLASS}, "b": {ONE_CLASS}, "c": {SAME}, "a + b": {CONFOUNDED}}
     assert set(table.loc[table["images of"] == "a", "metric"]) == {"sensitivity"}
     assert table[table["images of"] == "c"].set_index("metric").loc["auc", "value"] == 1.0
+
+
+@pytest.mark.parametrize("source", ["", "unknown", "nan", "N/A"])
+def test_a_source_that_is_not_stated_is_not_one_hospital(source):
+    table = judge_sources(predictions({source: "ill+well"}), positive="ill")
+    assert set(table["comparison"]) == {NOT_STATED} and set(table["images of"]) == {"unknown"}
+
+
+def test_without_a_stated_source_the_verdict_stays_open_and_the_notes_say_why(run, elsewhere, tmp_path):
+    rows = (
+        pd.read_csv(elsewhere).drop(columns="source").assign(patient=lambda t: t["patient"].str.extract(r"(\d+)$")[0])
+    )
+    rows["image"] = [str(elsewhere.parent / name) for name in rows["image"]]
+    result = validate(run, rows, labels={"positive": "COVID-19"}, keep=False)
+    notes = " ".join(result.notes())
+    assert result.same_source() == [] and "Source not stated" in notes
+    assert result.not_compared == len(result.predictions) and "were not compared" in notes
+    named = validate(run, rows, labels={"positive": "COVID-19"}, keep=False, source="Turin")
+    assert [row["source"] for row in named.same_source()] == ["Turin"] and named.not_compared == 0
+    assert "not compared" not in " ".join(named.notes())
 
 
 def test_one_source_alone_is_confounded_with_nothing():

@@ -118,6 +118,7 @@ def validate(
     image_root: Annotated[str | None, typer.Option(help="Folder that the CSV's image names are relative to.")] = None,
     patient_column: Annotated[str | None, typer.Option(help="CSV column with the patient.")] = None,
     source_column: Annotated[str | None, typer.Option(help="CSV column with the hospital or collection.")] = None,
+    source: Annotated[str | None, typer.Option(help="The hospital that all images come from.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the predictions, as CSV.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -139,6 +140,7 @@ def validate(
         labels=labels,
         patient_column=patient_column,
         source_column=source_column,
+        source=source,
         image_root=image_root,
     )
     if out is not None:
