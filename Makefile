@@ -9,8 +9,9 @@ check:
 	ruff check .
 	ruff format --check .
 	lint-imports
-	pyright
+	pyright -p .
 	pytest
+	pytest -n 0 --doctest-modules covid_fastai
 	pytest -m slow
 	OMP_NUM_THREADS=1 nbdev-test nbs --n-workers 1
 
