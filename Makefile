@@ -1,5 +1,5 @@
 # `make check` is what CI runs; `make docs` builds the site into _docs and needs Quarto.
-.PHONY: format check test slow docs bench
+.PHONY: format check test doctest slow docs bench
 
 format:
 	ruff check --fix .
@@ -17,6 +17,9 @@ check:
 
 test:
 	pytest
+
+doctest:
+	pytest -n 0 --doctest-modules covid_fastai
 
 slow:
 	pytest -m slow

@@ -109,6 +109,16 @@ class TrainConfig(BaseModel):
     """Hold every choice of a training, checked; unknown names and impossible values are refused.
 
     Each field is a keyword of `train_classifier` and an option of `covid-fastai train`, under the same name.
+
+    Examples:
+        >>> config = TrainConfig(arch="resnet34", seed=1)
+        >>> config.replace(seed=2).changed()
+        {'arch': 'resnet34', 'seed': 2}
+        >>> print(config.to_command("data"))
+        covid-fastai train data --arch resnet34 --seed 1
+        >>> TrainConfig(valid_pct=1.5)
+        Traceback (most recent call last):
+        covid_fastai.errors.UsageError: valid_pct=1.5 is not a number above 0 and below 1. ...
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import importlib
 import inspect
 import os
@@ -113,6 +114,23 @@ def test_public_functions_document_every_parameter(name):
     for parameter in parameters:
         assert parameter in text, f"{name}: {parameter} is not in its docstring"
     assert "Returns:" in text or value.__annotations__.get("return") in (None, "None"), f"{name}: no Returns:"
+
+
+WITH_EXAMPLE = """
+    Predictor Task TrainConfig abstain_by_fold audit_run build_dataloaders build_learner calibrate check_input
+    choose_threshold compare cross_validate decision_curve evaluate evaluate_subgroups example_data find_leaks
+    find_shortcuts fit fold_by_patient list_runs load_model open_image plot_confusion_matrix plot_history
+    plot_reliability plot_roc plot_saliency plot_top_losses predict predictive_values read_audit read_cohort
+    read_predictions read_run risk_coverage save_model split_by_image split_by_patient summarise_cohort
+    thresholds_by_fold train_classifier write_phantom
+""".split()
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLE)
+def test_the_most_used_names_have_an_example(name):
+    """`pytest -n 0 --doctest-modules covid_fastai` runs them."""
+    examples = doctest.DocTestParser().get_examples(getattr(covid_fastai, name).__doc__)
+    assert any(example.want for example in examples)
 
 
 def test_import_needs_no_torch():

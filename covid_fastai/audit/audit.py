@@ -189,6 +189,11 @@ def audit_run(folder: str | Path | Run, *, seed: Seed | None = None, most: int =
 
     Raises:
         DataError: The folder is not a run; otherwise as in `audit_predictions`.
+
+    Examples:
+        >>> audit = audit_run(run)
+        >>> type(audit.verdict).__name__
+        'Verdict'
     """
     run = folder if isinstance(folder, Run) else read_run(folder)
     result, probes = run.metrics, run.folder.probes
@@ -223,6 +228,11 @@ def read_audit(folder: str | Path) -> Audit | None:
 
     Raises:
         DataError: `audit.json` is damaged.
+
+    Examples:
+        >>> audit = read_audit(run)
+        >>> type(audit.verdict).__name__
+        'Verdict'
     """
     path = RunFolder(folder).audit
     if not path.is_file():

@@ -158,6 +158,11 @@ def find_shortcuts(
 
     Raises:
         DataError: A class has fewer than two patients, or no image can be opened.
+
+    Examples:
+        >>> shortcuts = find_shortcuts(cohort)
+        >>> len(shortcuts.summary()) > 1
+        True
     """
     rows = rows_to_try(cohort, most=most, seed=seed)
     features = read_features(rows["path"]) if features is None else features

@@ -105,6 +105,11 @@ def find_leaks(
     Raises:
         DataError: A table has no column `path`, or a folder is missing or holds no image.
         UsageError: Two data sets have the same name, or `same_by_design` names an unknown data set.
+
+    Examples:
+        >>> leaks = find_leaks(cohort)
+        >>> len(leaks.groups), len(leaks.crossings)
+        (0, 0)
     """
     sets: dict[str, pd.DataFrame | str | Path] = {name: cohort}
     for other_name, other in _named(against):

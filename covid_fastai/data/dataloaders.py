@@ -195,6 +195,12 @@ def build_dataloaders(
         ImageError: The first image cannot be read.
         UsageError: An option has a value that is not allowed.
         UnavailableError: The device is not there.
+
+    Examples:
+        >>> dls = build_dataloaders(cohort, image_size=64, batch_size=8, device="cpu", num_workers=0)
+        >>> x, y = dls.one_batch()
+        >>> tuple(x.shape), tuple(y.shape), list(dls.vocab)
+        ((8, 1, 64, 64), (8,), ['Normal', 'COVID-19'])
     """
     mean, std = MEAN if mean is None else mean, STD if std is None else std
     device = resolve_device(device)

@@ -33,6 +33,12 @@ def example_data(data: str | Path | None = None, *, out: str | Path, **drawing: 
 
     Raises:
         DataError: The folder that was named, or that the variable names, is not there.
+
+    Examples:
+        >>> from covid_fastai import read_cohort
+        >>> folder = example_data(out="example", patients=8, image_size=32)
+        >>> read_cohort(folder)["label"].value_counts().to_dict()
+        {'COVID-19': 5, 'Normal': 4, '': 3}
     """
     named = data or os.environ.get(ENVIRONMENT)
     if named:

@@ -59,6 +59,11 @@ def open_image(source: Source, *, image_size: int | None = None) -> Image.Image:
     Raises:
         ImageError: The file is missing, not a regular file, of another format, damaged, too large, of several frames,
             or no picture that could be a radiograph. The message names the file and the reason, `.hint` the remedy.
+
+    Examples:
+        >>> image = open_image(cohort["path"].iloc[0])
+        >>> image.mode, image.size
+        ('L', (64, 64))
     """
     return _read(source, image_size)[0]
 

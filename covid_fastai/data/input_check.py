@@ -85,6 +85,10 @@ def check_input(image: str | os.PathLike | bytes | Image.Image) -> list[InputRem
 
     Returns:
         The remarks; none where nothing was noticed.
+
+    Examples:
+        >>> [remark.kind for remark in check_input(cohort["path"].iloc[0])]
+        ['small']
     """
     return _check(image)[0]
 

@@ -98,6 +98,16 @@ def read_cohort(
         DataError: The data cannot be read, or rows are faulty; `details` has a dictionary a fault, all of them.
         ModelFormatError: The list of what the package's weights have seen is damaged.
         UsageError: An option has a value that is not allowed.
+
+    Examples:
+        >>> cohort = read_cohort(data, task="covid")
+        >>> cohort["split"].value_counts().to_dict()
+        {'train': 41, 'excluded': 16}
+        >>> cohort.facts.classes, cohort.facts.positive
+        (('Normal', 'COVID-19'), 'COVID-19')
+        >>> read_cohort(data, seed=2**40)
+        Traceback (most recent call last):
+        covid_fastai.errors.UsageError: seed=1099511627776 is not a whole number from 0 to 4294967295. ...
     """
     task = get_task(task)
     if negatives_per_positive is not None:
@@ -136,6 +146,13 @@ def summarise_cohort(cohort: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A tidy table with `split` (train, valid, test, excluded), `label` (for a row without a class of the task its
         finding), `note`, `images` and `patients`, in the order of the splits and classes.
+
+    Examples:
+        >>> summarise_cohort(cohort)[["split", "label", "patients"]].head(3)
+           split     label  patients
+        0  train    Normal         9
+        1  train  COVID-19        13
+        2  valid    Normal         5
     """
     cohort = as_cohort(cohort)
     label = cohort["label"].where(cohort["label"] != "", cohort["finding"])

@@ -322,6 +322,11 @@ def write_phantom(
     Raises:
         UsageError: An argument has a value that is not allowed.
         DataError: The folder holds something else.
+
+    Examples:
+        >>> root = write_phantom("phantoms", patients=8, image_size=32, seed=0)
+        >>> sorted(path.name for path in root.glob("*.csv"))
+        ['Chest_xray_Corona_Metadata.csv', 'Chest_xray_Corona_dataset_Summary.csv']
     """
     counts = _counts(patients)
     root = Path(root)

@@ -48,6 +48,12 @@ def split_by_patient(cohort: pd.DataFrame, *, valid_pct: ValidPct = 0.2, seed: S
         DataError: There is one class only, or a class has fewer than two patients, or than two unseen ones; `details`
             has the counts.
         UsageError: An option has a value that is not allowed.
+
+    Examples:
+        >>> split = split_by_patient(cohort, valid_pct=0.25, seed=0)
+        >>> patients = split.groupby("split")["patient"].agg(set)
+        >>> patients["train"] & patients["valid"]
+        set()
     """
     cohort = _checked(cohort)
     rows = _training_rows(cohort)
@@ -78,6 +84,11 @@ def split_by_image(cohort: pd.DataFrame, *, valid_pct: ValidPct = 0.2, seed: See
     Raises:
         DataError: There is one class only, or a class has fewer than two images, or than two unseen ones.
         UsageError: An option has a value that is not allowed.
+
+    Examples:
+        >>> split = split_by_image(cohort, valid_pct=0.25, seed=0)
+        >>> 0 < split.facts.leaked_fraction <= 1
+        True
     """
     cohort = _checked(cohort)
     rows = _training_rows(cohort).sort_values("path")
@@ -118,6 +129,13 @@ def fold_by_patient(cohort: pd.DataFrame, *, folds: Folds = 5, seed: Seed = 42) 
         DataError: There is one class only, or a class has fewer patients, or unseen ones, than folds; `details` has the
             counts.
         UsageError: An option has a value that is not allowed.
+
+    Examples:
+        >>> folded = fold_by_patient(cohort, folds=3, seed=0)
+        >>> sorted(folded.loc[folded["split"] == "train", "fold"].unique().tolist())
+        [0, 1, 2]
+        >>> int(folded[folded["fold"] >= 0].groupby("patient")["fold"].nunique().max())
+        1
     """
     cohort = _checked(cohort)
     rows = _training_rows(cohort)

@@ -75,6 +75,12 @@ class Task:
 
     Raises:
         UsageError: The parts contradict each other.
+
+    Examples:
+        >>> labels = {"Normal": "clear", "Pnemonia": "opacity"}
+        >>> task = Task(name="opacity", classes=("clear", "opacity"), labels=labels, positive="opacity")
+        >>> task.class_of("Pnemonia")
+        'opacity'
     """
 
     name: str

@@ -105,6 +105,11 @@ def calibrate(
     Raises:
         UsageError: There is one fold only and no `fitted_on`, or an option has a value that is not allowed.
         DataError: A table is faulty, or the two tables have patients in common or different classes.
+
+    Examples:
+        >>> calibration = calibrate(predictions, n_resamples=200)
+        >>> round(calibration.temperature, 1)
+        0.9
     """
     table = read_predictions(predictions)
     other = None if fitted_on is None else read_predictions(fitted_on)
@@ -234,6 +239,11 @@ def plot_reliability(source: Calibration | Evaluation | pd.DataFrame | str | Pat
     Raises:
         UsageError: As in `reliability_table`.
         DataError: The table is faulty.
+
+    Examples:
+        >>> figure = plot_reliability(predictions, bins=5)
+        >>> len(figure.axes)
+        2
     """
     is_pair = isinstance(source, Calibration)
     results = {"before": source.before, "after": source.after} if is_pair else {"": as_evaluation(source)}

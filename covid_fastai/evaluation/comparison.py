@@ -178,6 +178,13 @@ def compare(
         UsageError: There are fewer than two models, or an option has a value that is not allowed.
         DataError: A table is faulty, the models have different classes, no patient in common, or different labels for
             the same image.
+
+    Examples:
+        >>> other = predictions.assign(**{"p_Normal": 0.5, "p_COVID-19": 0.5})
+        >>> comparison = compare(predictions, other, names=["model", "coin"], n_resamples=200)
+        >>> comparison.table.loc[comparison.table["metric"] == "auc", ["model", "difference", "n"]].round(2)
+          model  difference   n
+        4  coin       -0.34  60
     """
     paired = pair_predictions(models, names=names)
     given = [threshold] * len(models) if isinstance(threshold, (int, float)) else list(threshold)

@@ -50,6 +50,13 @@ def predictive_values(
         UsageError: A prevalence is not allowed, the metrics count images, or there are more than two classes and none
             is given.
         DataError: The table is faulty.
+
+    Examples:
+        >>> values = predictive_values(predictions, prevalences=[0.05])
+        >>> values[["metric", "prevalence", "value"]].round(2)
+          metric  prevalence  value
+        0    ppv        0.05   0.23
+        1    npv        0.05   0.98
     """
     prevalences = [check_option("prevalences", value, OpenFraction) for value in prevalences]
     result = result if isinstance(result, (Evaluation, OperatingPoint)) else evaluate(result, n_resamples=100)
@@ -126,6 +133,13 @@ def decision_curve(
     Raises:
         UsageError: An option has a value that is not allowed.
         DataError: The table is faulty, or one class has no patient.
+
+    Examples:
+        >>> curve = decision_curve(predictions, thresholds=[0.1, 0.5])
+        >>> curve[["threshold", "net_benefit", "treat_all"]].round(2)
+           threshold  net_benefit  treat_all
+        0        0.1         0.41       0.41
+        1        0.5         0.27      -0.07
     """
     thresholds = [check_option("thresholds", value, OpenFraction) for value in thresholds]
     if not thresholds:

@@ -94,6 +94,11 @@ def plot_confusion_matrix(source: Learner | Evaluation | pd.DataFrame | str | Pa
 
     Returns:
         The figure.
+
+    Examples:
+        >>> figure = plot_confusion_matrix(predictions)
+        >>> figure.axes[0].get_title()
+        'Confusion matrix (images)'
     """
     counts = confusion_matrix(source)
     sums = counts.sum(axis=1)
@@ -124,6 +129,11 @@ def plot_top_losses(source: Learner | Evaluation | pd.DataFrame | str | Path, *,
 
     Returns:
         The figure.
+
+    Examples:
+        >>> figure = plot_top_losses(learn, k=4)
+        >>> sum(bool(axes.images) for axes in figure.axes)
+        4
     """
     rows = as_rows(top_losses(source, k=k))
     return plot_pictures([open_picture(row["path"]) for row in rows], [_caption(row) for row in rows], columns=3)

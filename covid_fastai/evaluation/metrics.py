@@ -194,6 +194,14 @@ def evaluate(
     Raises:
         UsageError: An option has a value that is not allowed.
         DataError: The table is faulty, or no row has both a label and a prediction.
+
+    Examples:
+        >>> result = evaluate(predictions, threshold=0.5)
+        >>> round(result.value("auc"), 2)
+        0.84
+        >>> row = result.row("sensitivity")
+        >>> f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f}), n = {row['n']}"
+        '0.71 (0.53 to 0.85), n = 28'
     """
     table = read_predictions(predictions)
     classes = class_columns(table)

@@ -47,6 +47,11 @@ def plot_history(history: pd.DataFrame | Learner) -> Figure:
 
     Raises:
         UsageError: The learner has no history.
+
+    Examples:
+        >>> figure = plot_history(learn)
+        >>> [axes.get_title() for axes in figure.axes]
+        ['Loss', 'Validation accuracy']
     """
     if not isinstance(history, pd.DataFrame):
         history = _history_of(history)
@@ -117,6 +122,11 @@ def plot_roc(evaluation: Evaluation | pd.DataFrame | str | Path, *, seed: Seed =
 
     Raises:
         UsageError: The evaluation has no predictions.
+
+    Examples:
+        >>> figure = plot_roc(predictions)
+        >>> figure.axes[0].get_title()
+        'ROC, n = 60 patients'
     """
     evaluation = as_evaluation(evaluation)
     figure, axes = _square()

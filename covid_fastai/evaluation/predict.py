@@ -53,6 +53,13 @@ def predict(
     Raises:
         UsageError: No row has that split.
         DataError: The rows have no `path`, or a label that is no class of the model.
+
+    Examples:
+        >>> predictions = predict(learn)
+        >>> predictions["split"].unique().tolist(), predictions["status"].unique().tolist()
+        (['valid'], ['ok'])
+        >>> [name for name in predictions if name.startswith("p_")]
+        ['p_Normal', 'p_COVID-19']
     """
     rows = _rows(learn, cohort, split)
     classes = [str(name) for name in learn.dls.vocab]

@@ -42,6 +42,13 @@ def read_predictions(source: str | Path | pd.DataFrame) -> pd.DataFrame:
 
     Raises:
         DataError: A column is missing, or rows are faulty; `details` has a dictionary a fault, all of them.
+
+    Examples:
+        >>> table = read_predictions(predictions)
+        >>> table[["patient", "label", "prediction", "status"]].head(2)
+          patient     label prediction status
+        0      p0  COVID-19   COVID-19     ok
+        1      p0  COVID-19   COVID-19     ok
     """
     name = "The table" if isinstance(source, pd.DataFrame) else str(source)
     table = source.copy() if isinstance(source, pd.DataFrame) else _read_csv(Path(source))

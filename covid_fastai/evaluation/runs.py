@@ -158,6 +158,11 @@ def read_run(folder: str | Path) -> Run:
 
     Raises:
         DataError: The folder is no run.
+
+    Examples:
+        >>> result = read_run(run)
+        >>> len(result.history), result.metrics.classes
+        (1, ['Normal', 'COVID-19'])
     """
     folder = Path(folder)
     if not RunFolder(folder).is_run():
@@ -181,6 +186,11 @@ def list_runs(root: str | Path = "runs", *, metric: str = "auc") -> pd.DataFrame
     Raises:
         DataError: There is no such folder.
         UsageError: No run has that figure, although some were judged.
+
+    Examples:
+        >>> list_runs(run.parent)[["task", "status"]]
+            task    status
+        0  covid  finished
     """
     root = Path(root)
     if not root.is_dir():

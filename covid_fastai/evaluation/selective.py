@@ -115,6 +115,14 @@ def risk_coverage(
     Raises:
         UsageError: An option has a value that is not allowed.
         DataError: The table is faulty, or a spread is missing or negative.
+
+    Examples:
+        >>> curve = risk_coverage(predictions, n_resamples=200)
+        >>> curve.points[["coverage", "accuracy"]].round(2)
+           coverage  accuracy
+        0       0.8      0.83
+        1       0.9      0.81
+        2       1.0      0.80
     """
     table = read_predictions(predictions)
     units = certain_units(table, uncertainty=uncertainty, positive=positive, threshold=threshold)
@@ -342,6 +350,13 @@ def abstain_by_fold(
     Raises:
         UsageError: There is one fold only and no `fitted_on`, or an option has a value that is not allowed.
         DataError: A table is faulty, or the tables have patients in common.
+
+    Examples:
+        >>> rule = abstain_by_fold(predictions, risk=0.2)
+        >>> rule.metrics[["metric", "value", "n"]].round(2)
+             metric  value   n
+        0  coverage    0.9  60
+        1      risk    0.2  54
     """
     table = read_predictions(predictions)
     table = table[has_label_and_prediction(table)]

@@ -102,6 +102,12 @@ def evaluate_subgroups(
     Raises:
         UsageError: A column is not there, or an option has a value that is not allowed.
         DataError: The predictions are faulty, or the cohort has no row for them.
+
+    Examples:
+        >>> rows = predictions.assign(sex=["F" if patient < "p3" else "M" for patient in predictions["patient"]])
+        >>> groups = evaluate_subgroups(rows, by=["sex"])
+        >>> sorted(groups.table["group"].unique().tolist())
+        ['F', 'M', 'all']
     """
     table = read_predictions(predictions)
     classes = class_columns(table)

@@ -136,6 +136,10 @@ def choose_threshold(
     Raises:
         UsageError: An option has a value that is not allowed.
         DataError: The table is faulty, a class has no patient, or no threshold meets the target.
+
+    Examples:
+        >>> round(choose_threshold(predictions, sensitivity=0.9), 2)
+        0.21
     """
     target, target_value = _select_target(sensitivity, specificity)
     units, positive = positive_scores(read_predictions(predictions), positive=positive)
@@ -171,6 +175,16 @@ def thresholds_by_fold(
         UsageError: There is one fold only and no `fitted_on`, or an option has a value that is not allowed.
         DataError: A table is faulty, the tables have patients in common, a class has no patient to choose on, or no
             threshold meets the target.
+
+    Examples:
+        >>> point = thresholds_by_fold(predictions, sensitivity=0.9)
+        >>> point.folds[["fold", "threshold", "sensitivity"]].round(2)
+           fold  threshold  sensitivity
+        0     0       0.38         0.75
+        1     1       0.11         1.00
+        2     2       0.07         1.00
+        >>> round(point.value("sensitivity"), 2)
+        0.93
     """
     target, target_value = _select_target(sensitivity, specificity)
     table = read_predictions(predictions)

@@ -92,6 +92,11 @@ def save_model(
         ResourceError: The folder holds something else, or cannot be written.
         UsageError: The learner was not made by this package, a value is not allowed, or its architecture cannot be
             written as ONNX.
+
+    Examples:
+        >>> folder = save_model(learn, "model", onnx=False)
+        >>> sorted(path.name for path in folder.iterdir())
+        ['config.json', 'model.safetensors']
     """
     folder = Path(folder)
     require_facts(learn)
@@ -145,6 +150,11 @@ def load_model(folder: str | Path, *, revision: str | None = None, device: Devic
             message names the file and the reason.
         UnavailableError: The device is not there, the architecture needs timm, which is not installed, or the Hub
             refuses or does not answer.
+
+    Examples:
+        >>> learn = load_model(run / "model", device="cpu")
+        >>> list(learn.dls.vocab)
+        ['Normal', 'COVID-19']
     """
     folder = find_model(folder, revision=revision)
     config = read_config(folder / CONFIG_FILE)

@@ -30,7 +30,7 @@ def check_environment(config: TrainConfig) -> None:
         OfflineError: The weights have to be fetched, and no network answers.
         UnavailableError: The device is not there, or a package is not installed.
 
-    Example:
+    Examples:
         >>> check_environment(TrainConfig(weights=None, device="cpu"))
         >>> check_environment(TrainConfig(weights="my-weights.pth"))
         Traceback (most recent call last):

@@ -92,6 +92,13 @@ def build_learner(
         ModelFormatError: The weights' file is damaged or of another architecture.
         OfflineError: The weights have to be fetched and no network answers.
         UnavailableError: timm is asked for and not installed.
+
+    Examples:
+        >>> learn = build_learner(dls, arch="resnet18", weights=None)
+        >>> learn.facts.arch, learn.facts.weights.name
+        ('resnet18', 'random')
+        >>> tuple(learn.model(dls.one_batch()[0]).shape)
+        (8, 2)
     """
     if len(dls.vocab) < 2:
         raise UsageError(f"There is one class only: {list(dls.vocab)}.", hint="A classifier needs two or more.")

@@ -99,6 +99,12 @@ class Predictor:
         ModelFormatError: A file is missing, damaged, exchanged, a pickle, of a newer format, or does not give the
             answer that the model gave when it was saved; the message names the file and the reason.
         UsageError: `threads` is not allowed.
+
+    Examples:
+        >>> predictor = Predictor(run / "model")
+        >>> table = predictor.predict(cohort["path"].head(2).tolist())
+        >>> table["status"].tolist(), predictor.classes
+        (['ok', 'ok'], ['Normal', 'COVID-19'])
     """
 
     @checked

@@ -126,6 +126,15 @@ def fit(
         ResourceError: The folder holds another run's checkpoints, the disk has no room, or the memory is too small for
             an eighth of the batch, too.
         ModelFormatError: No checkpoint there can be read.
+
+    Examples:
+        >>> from covid_fastai import build_learner
+        >>> learn = build_learner(dls, weights=None)
+        >>> fit(learn, frozen_epochs=1, unfrozen_epochs=1, learning_rate=1e-3)
+        >>> learn.facts.history[["phase", "epoch"]]
+              phase  epoch
+        0    frozen      1
+        1  unfrozen      2
     """
     phases = _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learning_rate, lr_ratio)
     _check_data(learn)

@@ -242,6 +242,11 @@ def plot_saliency(
         UsageError: There is no image to plot; otherwise as in `saliency_fraction`.
         DataError: A mask is missing.
         ImageError: An image or a mask cannot be read.
+
+    Examples:
+        >>> figure = plot_saliency(learn, cohort["path"].head(2), k=2)
+        >>> sum(bool(axes.images) for axes in figure.axes)
+        4
     """
     table = _image_table(rows).head(k)
     saliency, classes = _saliency(learn, table, method=method, of=of, options=options)

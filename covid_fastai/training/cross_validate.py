@@ -81,6 +81,12 @@ def cross_validate(
         DivergenceError: As in `train_classifier`.
         ResourceError: As in `train_classifier`.
         OfflineError: As in `train_classifier`.
+
+    Examples:
+        >>> quick = {"weights": None, "image_size": 32, "batch_size": 8, "frozen_epochs": 0, "unfrozen_epochs": 1}
+        >>> result = cross_validate(data, folds=2, out="run", quiet=True, num_workers=0, audit=False, **quick)
+        >>> sorted(result.predictions["fold"].unique().tolist())
+        [0, 1]
     """
     if num_distrib() > 1:
         raise UsageError("Folds are not trained by several processes.", hint="Use n_jobs=, or start one process.")

@@ -87,6 +87,13 @@ def train_classifier(
         DivergenceError: The loss left the numbers; the run keeps its last good epoch and is not exported.
         ResourceError: The folder is in use, holds something else, or cannot be written.
         OfflineError: Weights were asked for that must be fetched, and no network answers.
+
+    Examples:
+        >>> from covid_fastai import TrainConfig, read_run
+        >>> config = TrainConfig(weights=None, image_size=32, batch_size=8, frozen_epochs=0, unfrozen_epochs=1)
+        >>> learn = train_classifier(data, config=config, audit=False, num_workers=0, out="run", quiet=True)
+        >>> read_run(learn.path).metrics.unit
+        'patient'
     """
     options = merge_options(config, choices, preset=preset, resume=resume)
     with join_processes(options.get("device", "auto")):
