@@ -235,7 +235,7 @@ def as_cohort(table: pd.DataFrame) -> Cohort:
             hint="Make it with read_cohort.",
         )
     for name in FLAGS:
-        if name in table and not pd.api.types.is_bool_dtype(table[name]):
+        if name in table and not pd.api.types.is_bool_dtype(table[name]):  # guard: flags
             raise DataError(
                 f"The column {name} of the cohort is not boolean; it holds {table[name].iloc[0]!r}.",
                 hint="load_cohort and read_run restore types. Convert it: "
@@ -256,6 +256,7 @@ def _join_facts(facts: Sequence[CohortInfo | None]) -> CohortInfo | None:
         return first
     known = [one for one in facts if one is not None]
     same = ("task", "classes", "positive")
+    # guard: other_task
     if len(known) < len(facts) or any(getattr(one, name) != getattr(first, name) for one in known for name in same):
         return None
     problems = {tuple(row.items()): row for one in known for row in one.problems}
@@ -371,7 +372,7 @@ def load_cohort(folder: str | Path) -> Cohort:
     if len(cells) != file.rows:
         raise _unreadable(rows, f"it has {len(cells)} rows; {COHORT_JSON} names {file.rows}")
     for number, row in enumerate(cells, start=1):
-        if len(row) != len(names):
+        if len(row) != len(names):  # guard: short_row
             raise _unreadable(rows, f"row {number} has {len(row)} values, the header has {len(names)}")
     columns = {}
     for column, texts in zip(file.columns, zip(*cells, strict=True) if cells else [()] * len(names), strict=True):
