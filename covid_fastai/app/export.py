@@ -1,4 +1,4 @@
-"""A trained model in a folder of its own: checked, with its ONNX file and a model card, ready to be shared."""
+"""Export a trained model, with its ONNX file and model card, into a folder that can be shared."""
 
 from __future__ import annotations
 
@@ -32,42 +32,43 @@ def export_model(
     sensitivity: Fraction | None = None,
     calibrate: bool = False,
 ) -> Path:
-    """Copy a saved model, after checking that it answers as it did when it was saved.
+    """Verify that a saved model gives the same output as when it was saved, and copy it.
 
     Args:
-        run: A run, a saved model, or a name on the Hub.
-        target: The folder to make; it must not exist, or be empty.
-        revision: Of a model on the Hub.
-        sensitivity: Choose the threshold that finds this share of the positive class's patients, above 0 to 1, on the
-            run's held-out patients (`choose_threshold`). Needs torch, and a run of `train_classifier`.
-        calibrate: Fit a temperature on them, first (`fit_temperature`). Needs the same.
+        run: The folder of a run or of a saved model, or `"user/model"` on the Hugging Face Hub.
+        target: The folder to create; it must not exist, or be empty.
+        revision: The commit, tag or branch of a model on the Hub.
+        sensitivity: Choose the threshold with this sensitivity, above 0 to 1, on the held-out patients of the run
+            (`choose_threshold`). This needs torch and a run of `train_classifier`.
+        calibrate: Whether to fit a temperature on the held-out patients (`fit_temperature`), before the threshold is
+            chosen. This needs the same.
 
     Returns:
-        The folder, with `config.json`, `model.safetensors`, `model.onnx`, and the model card, `README.md` and
-        `findings.json`: the model's own, or one made from its config, whose verdict and limits are still to be written.
+        The folder with `config.json`, `model.safetensors`, `model.onnx`, and the model card in `README.md` and
+        `findings.json`. A model without a card gets one from its config, whose verdict and limits are not stated.
 
     Raises:
-        ResourceError: The folder holds something, or cannot be written to.
-        ModelFormatError: A file of the model is missing, damaged, or does not give its answer.
-        UsageError: A threshold or temperature is asked for, and there are no held-out patients to choose it on, or the
-            model knows no positive class.
-        DataError: No threshold keeps that sensitivity on so few patients.
+        ResourceError: The folder is not empty, or cannot be written to.
+        ModelFormatError: A file of the model is missing or damaged, or the output of the model has changed.
+        UsageError: A threshold or temperature is requested, but the run has no held-out patients or the model no
+            positive class.
+        DataError: No threshold reaches that sensitivity on the held-out patients.
     """
     folder = find_model(run, revision=revision)
     if sensitivity is not None or calibrate:
-        return _export_judged(folder, Path(target), sensitivity=sensitivity, calibrate=calibrate)
-    name = folder.resolve()
-    title = name.parent.name if name.name == RunFolder.model else name.name
+        return _export_calibrated(folder, Path(target), sensitivity=sensitivity, calibrate=calibrate)
+    path = folder.resolve()
+    title = path.parent.name if path.name == RunFolder.model else path.name
     config = read_config(folder / CONFIG_FILE)
     findings, card = read_findings(folder, config), folder / CARD_FILE
-    if config.onnx is None:  # what has to be made by torch is made by it; all else needs none
+    if config.onnx is None:  # only the export of a missing ONNX file needs torch
         from covid_fastai.model.bundle import load_model, save_model
 
         _check_new(Path(target))
         target = save_model(load_model(folder, device="cpu"), target)
         config, contents = read_config(target / CONFIG_FILE), {}
     else:
-        Predictor(folder, threads=1)
+        Predictor(folder, threads=1)  # verifies the output of the model
         contents = {WEIGHTS_FILE: read_verified(folder / WEIGHTS_FILE, config.sha256)}
         contents[ONNX_FILE] = read_verified(folder / ONNX_FILE, config.onnx.sha256)
         contents[CONFIG_FILE] = (folder / CONFIG_FILE).read_bytes()
@@ -77,14 +78,14 @@ def export_model(
         write_json(target / FINDINGS_FILE, {**findings.model_dump(), "fingerprint": config.fingerprint})
     else:
         write_card(target, config, title=title, verdict=findings.verdict, limits=findings.limits)
-    for name, content in contents.items():  # config.json last: without it there is no model
+    for name, content in contents.items():  # config.json is the last: a folder without it is not a model
         with atomic_write(target / name, mode="wb") as file:
             file.write(content)
     return target
 
 
-def _export_judged(folder: Path, target: Path, *, sensitivity: float | None, calibrate: bool) -> Path:
-    """Save the model anew with a threshold or a temperature chosen on the run's held-out patients, and say so."""
+def _export_calibrated(folder: Path, target: Path, *, sensitivity: float | None, calibrate: bool) -> Path:
+    """Save a model with a threshold or temperature chosen on the held-out patients, and note that on its card."""
     from covid_fastai.evaluation.calibration import apply_temperature, fit_temperature
     from covid_fastai.evaluation.prediction_table import read_predictions
     from covid_fastai.evaluation.thresholds import choose_threshold
@@ -94,12 +95,16 @@ def _export_judged(folder: Path, target: Path, *, sensitivity: float | None, cal
     table = RunFolder(folder.parent).predictions
     if folder.name != RunFolder.model or not table.is_file():
         raise UsageError(
-            f"{folder} is not the model of a run: there are no held-out patients to choose on.",
-            hint="Name the run's folder, or save_model(learn, folder, threshold=..., temperature=...) in Python.",
+            f"{folder} is not the model of a run, so there are no held-out patients to choose a threshold or "
+            "temperature on.",
+            hint="Give the folder of a run, or call save_model(learn, folder, threshold=..., temperature=...).",
         )
     learn = load_model(folder, device="cpu")
     if sensitivity is not None and learn.facts.bundle.positive is None:
-        raise UsageError("The model knows no positive class, so there is no sensitivity.", hint="Leave it out.")
+        raise UsageError(
+            f"sensitivity={sensitivity:g} needs a positive class, and the model has none.",
+            hint="Omit sensitivity (--sensitivity).",
+        )
     held_out = read_predictions(table)
     held_out = held_out[held_out["split"] == "valid"]
     temperature = fit_temperature(held_out) if calibrate else 1.0
@@ -109,19 +114,22 @@ def _export_judged(folder: Path, target: Path, *, sensitivity: float | None, cal
         threshold = choose_threshold(scaled, sensitivity=sensitivity, positive=learn.facts.bundle.positive)
     save_model(learn, target, threshold=threshold, temperature=temperature)
     findings, n = read_findings(folder, read_config(folder / CONFIG_FILE)), held_out["patient"].nunique()
-    what = [f"the temperature {temperature:.3g}"] if calibrate else []
-    what += [f"the threshold {threshold:.3g} (for a sensitivity of {sensitivity:g})"] if threshold is not None else []
-    said = f"{' and '.join(what)} chosen on the run's {n} held-out patients: figures on those are optimistic."
+    choices = [f"temperature {temperature:.3g}"] if calibrate else []
+    choices += [f"threshold {threshold:.3g} (for a sensitivity of {sensitivity:g})"] if threshold is not None else []
+    limit = (
+        f"The {' and the '.join(choices)} {'were' if len(choices) == 2 else 'was'} chosen on the {n} held-out patients "
+        "of the run. Metrics on these patients are optimistic."
+    )
     write_card(
         target,
         read_config(target / CONFIG_FILE),
         title=folder.parent.name,
         verdict=findings.verdict,
-        limits=[*findings.limits, said[0].upper() + said[1:]],
+        limits=[*findings.limits, limit],
     )
     return target
 
 
 def _check_new(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ResourceError(f"{target} already holds something.", hint="Name a new folder.")
+        raise ResourceError(f"{target} is not an empty folder.", hint="Choose a new folder.")

@@ -1,4 +1,4 @@
-"""What a user names - files, folders, patterns, tables, addresses - as one stream of images in a fixed order."""
+"""List the images in files, folders, glob patterns, CSVs and remote stores, in a fixed order."""
 
 from __future__ import annotations
 
@@ -12,83 +12,85 @@ from typing import Any
 from covid_fastai.data.image_facts import IMAGE_SUFFIXES
 from covid_fastai.errors import DataError, UnavailableError
 
-__all__ = ["RemoteFile", "is_address", "list_images", "openable"]
+__all__ = ["RemoteFile", "is_url", "list_images", "openable"]
 
-PATTERN = set("*?[")
-COLUMN = "path"
+PATTERN_CHARACTERS = set("*?[")
+PATH_COLUMN = "path"
 
 
 def list_images(inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Iterator[str]:
-    """List images one by one, so that a million of them need no more memory than one.
+    """List images one by one, so that the memory needed does not grow with their number.
 
     Args:
-        inputs: One or several of: an image file; a folder, whose images are taken with those of its folders, by name
-            (files that end as an image does, and DICOM files without an ending); a pattern such as `"scans/**/*.png"`;
-            a CSV with a column `path`, relative to the CSV's folder; or any of these as an address that fsspec knows
-            (`"s3://bucket/scans"`).
+        inputs: One or more of the following: an image file; a folder, which is searched recursively for files with the
+            suffix of an image and for DICOM files without a suffix; a glob pattern such as `"scans/**/*.png"`; a CSV
+            with a column `path`, relative to the folder of the CSV; the fsspec URL of a file, folder or pattern, such
+            as `"s3://bucket/scans"`.
 
     Yields:
-        Paths and addresses, in the order of `inputs`. A file that was named is yielded even where it does not exist,
-        so that it gets a row.
+        Paths and URLs, in the order of `inputs`, and sorted by name within a folder or pattern. A single file is
+        yielded even if it does not exist, so that it gets a row.
 
     Raises:
-        DataError: A folder or pattern has no image, or a CSV no column `path`.
-        UnavailableError: An address needs a package that is not installed, or its system does not answer.
+        DataError: A folder or pattern contains no image, or a CSV has no column `path`.
+        UnavailableError: A URL needs a package that is not installed, or its store cannot be reached.
     """
-    several = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
-    for one in several:
-        path = os.fspath(one)
-        yield from _remote(path) if is_address(path) else _local(path)
+    for path in [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs:
+        text = os.fspath(path)
+        yield from _list_remote(text) if is_url(text) else _list_local(text)
 
 
-def is_address(path: str) -> bool:
-    """Say whether it is an address for fsspec rather than a path."""
+def is_url(path: str) -> bool:
+    """Return whether a text is an fsspec URL rather than a path."""
     return "://" in path
 
 
 def openable(path: str) -> Any:
-    """Return what `Predictor` opens for a path or an address."""
-    return RemoteFile(path) if is_address(path) else path
+    """Return an object that `Predictor` can open for a path or a URL."""
+    return RemoteFile(path) if is_url(path) else path
 
 
 class RemoteFile:
-    """A file behind an address, which is fetched when it is read; whatever goes wrong then is an `OSError`."""
+    """A file at an fsspec URL, downloaded when it is read. Every error of the store becomes an `OSError`."""
 
-    def __init__(self, address: str):
-        self.name = address
+    def __init__(self, url: str):
+        self.name = url
 
     def read(self, size: int = -1) -> bytes:
-        """Return its first `size` bytes, all where negative."""
+        """Return the first `size` bytes, or all of them if `size` is negative."""
         import fsspec
 
         try:
             with fsspec.open(self.name, "rb") as file:
                 return file.read(size)
-        except Exception as error:  # each store has kinds of its own
+        except Exception as error:  # each store raises its own types
             raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def _local(path: str) -> Iterator[str]:
+def _list_local(path: str) -> Iterator[str]:
     if os.path.isdir(path):
-        return _some(_walk(path), path)
+        return _not_empty(_walk(path), path)
     if path.lower().endswith(".csv"):
-        return _rows(path)
-    if PATTERN & set(path) and not os.path.lexists(path):
-        return _some(sorted(found for found in glob.iglob(path, recursive=True) if os.path.isfile(found)), path)
+        return _read_paths(path)
+    if PATTERN_CHARACTERS & set(path) and not os.path.lexists(path):
+        return _not_empty(sorted(match for match in glob.iglob(path, recursive=True) if os.path.isfile(match)), path)
     return iter([path])
 
 
-def _some(paths: Iterable[str], where: str) -> Iterator[str]:
+def _not_empty(paths: Iterable[str], source: str) -> Iterator[str]:
+    """Yield the paths, and raise a DataError if there are none."""
     empty = True
     for path in paths:
         empty = False
         yield path
     if empty:
-        raise DataError(f"{where} holds no image.", hint=f"Endings: {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise DataError(
+            f"{source} contains no image.", hint=f"Images have the suffix {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Yield a folder's images by name, folder after folder; of one folder's names at a time there is a list."""
+    """Yield the images of a folder and its subfolders by name, with the names of one folder at a time in memory."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -107,43 +109,48 @@ def _is_image(entry: os.DirEntry) -> bool:
         return True
     if entry.name.startswith(".") or (suffix and not suffix[1:].isdigit()) or not entry.is_file():
         return False
-    try:  # hospitals' DICOM files have no ending, or a number's
+    # DICOM files from a hospital often have no suffix, or the last number of a UID as one. They have DICM at byte 128
+    # (DICOM PS3.10, section 7.1).
+    try:
         with open(entry.path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
 
 
-def _rows(path: str) -> Iterator[str]:
-    """Yield the column `path` of a CSV, line by line."""
+def _read_paths(path: str) -> Iterator[str]:
+    """Yield the paths in the column `path` of a CSV, line by line."""
     folder = Path(path).parent
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            if COLUMN not in (reader.fieldnames or []):
-                found = ", ".join(reader.fieldnames or []) or "none"
-                raise DataError(f"{path} has no column {COLUMN}; it has {found}.", hint="Name the files in it.")
+            if PATH_COLUMN not in (reader.fieldnames or []):
+                columns = ", ".join(reader.fieldnames or []) or "none"
+                raise DataError(
+                    f"{path} has no column {PATH_COLUMN}; its columns are: {columns}.",
+                    hint=f"Add a column {PATH_COLUMN} with the paths of the images.",
+                )
             for row in reader:
-                name = row[COLUMN] or ""
-                yield name if is_address(name) else str(folder / name)
+                name = row[PATH_COLUMN] or ""
+                yield name if is_url(name) else str(folder / name)
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a CSV: {error}.", hint="Save it as CSV in UTF-8.") from error
 
 
-def _remote(address: str) -> Iterator[str]:
+def _list_remote(url: str) -> Iterator[str]:
     try:
         import fsspec
 
-        system, path = fsspec.url_to_fs(address)
-        if PATTERN & set(path):
-            return _some(map(system.unstrip_protocol, sorted(system.glob(path))), address)
-        if not system.isdir(path):
-            return iter([address])
-        found = (name for name in sorted(system.find(path)) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
-        return _some(map(system.unstrip_protocol, found), address)
+        store, path = fsspec.url_to_fs(url)
+        if PATTERN_CHARACTERS & set(path):
+            return _not_empty(map(store.unstrip_protocol, sorted(store.glob(path))), url)
+        if not store.isdir(path):
+            return iter([url])
+        images = (name for name in sorted(store.find(path)) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
+        return _not_empty(map(store.unstrip_protocol, images), url)
     except ImportError as error:
         raise UnavailableError(
-            f"{address} cannot be read: {error}.", hint="pip install 'covid_fastai[batch]' and the store's own package."
+            f"{url} cannot be read: {error}.", hint="pip install 'covid_fastai[batch]' and the package of the store."
         ) from error
-    except Exception as error:  # each store has kinds of its own
-        raise UnavailableError(f"{address} cannot be read: {error}.", hint="Check the address.") from error
+    except Exception as error:  # each store raises its own types
+        raise UnavailableError(f"{url} cannot be read: {error}.", hint="Check the URL.") from error

@@ -1,4 +1,4 @@
-"""Where the model looked, as one picture a file: the radiograph, the heat over it, and below what that is."""
+"""Draw class activation maps on radiographs, with a colour bar and a caption."""
 
 from __future__ import annotations
 
@@ -19,91 +19,96 @@ from covid_fastai.saliency.overlay import against_rest, draw_layer, shrink_to_fi
 
 __all__ = ["draw_explained", "write_explained"]
 
-LONGEST = 768  # pixels of the radiograph's longer side
-NARROWEST = 360  # pixels of the whole picture, so that the legend can be read
-LETTERS = 13  # pixels
-BAR = (120, 12)  # pixels of the colour bar
-CHUNK = 64  # images whose maps are held at a time
+MAX_SIDE = 768  # pixels of the radiograph's longer side
+MIN_WIDTH = 360  # pixels of the result, so that the caption is legible
+FONT_SIZE = 13  # pixels
+MARGIN = 12  # pixels on the left and right of the caption
+BAR_SIZE = (120, 12)  # width and height of the colour bar, pixels
+BAR_LEFT = 26  # pixels, right of the label 0
+CHUNK_SIZE = 64  # images whose maps are in memory at the same time
 
 
-def draw_explained(grey: Image.Image, heat: np.ndarray, *, name: str, probability: float) -> Image.Image:
-    """Draw a radiograph with its heat laid over it, and a legend below that says what is seen.
+def draw_explained(grey: Image.Image, saliency: np.ndarray, *, name: str, probability: float) -> Image.Image:
+    """Draw a radiograph with an overlay of its class activation map, and a colour bar and a caption below it.
 
     Args:
         grey: The radiograph, mode `"L"`.
-        heat: `(h, w)`, what speaks for the class rather than the others, in logits.
-        name: The class.
-        probability: Of the class.
+        saliency: The map of the class relative to the other classes (`against_rest`), `(h, w)`, in logits.
+        name: The name of the class.
+        probability: The probability of the class.
 
     Returns:
-        The picture, mode `"RGB"`.
+        An image of mode `"RGB"`.
     """
-    picture = shrink_to_fit(grey, LONGEST).convert("RGBA")
-    picture.alpha_composite(draw_layer(heat, picture.size))
-    width = max(NARROWEST, picture.width)
-    font = ImageFont.load_default(LETTERS)
-    top = max(0.0, float(heat.max()))
-    said = (
-        f"Class activation map for {name} (probability {probability:.3f}): what spoke for it rather than the other "
-        f"classes, in {heat.shape[0]} x {heat.shape[1]} cells. It shows where the model looked, not where disease is. "
-        f"{NO_DIAGNOSIS} {RESEARCH_USE}"
+    overlay = shrink_to_fit(grey, MAX_SIDE).convert("RGBA")
+    overlay.alpha_composite(draw_layer(saliency, overlay.size))
+    width = max(MIN_WIDTH, overlay.width)
+    font = ImageFont.load_default(FONT_SIZE)
+    maximum = max(0.0, float(saliency.max()))
+    caption = (
+        f"Class activation map for {name} (probability {probability:.3f}), relative to the other classes, "
+        f"{saliency.shape[0]} x {saliency.shape[1]} cells. It shows which regions increased the model's output for "
+        f"{name}, not where a disease is. {NO_DIAGNOSIS} {RESEARCH_USE}"
     )
-    letters = max(20, int((width - 24) / font.getlength("n")))
-    text = "\n".join(textwrap.wrap(said, letters))
-    high = ImageDraw.Draw(picture).multiline_textbbox((0, 0), text, font=font)[3]
-    page = Image.new("RGB", (width, picture.height + int(high) + BAR[1] + 36), "white")
-    page.paste(picture.convert("RGB"), ((width - picture.width) // 2, 0))
-    draw = ImageDraw.Draw(page)
-    place = picture.height + 10
-    bar = draw_layer(np.linspace(0, 1, BAR[0])[None], BAR)
-    under = Image.new("RGBA", BAR, "black")
-    under.alpha_composite(bar)
-    draw.text((12, place - 2), "0", font=font, fill="black")
-    page.paste(under.convert("RGB"), (26, place))
-    draw.text((BAR[0] + 32, place - 2), f"{top:.2f} logits" if top else "no heat", font=font, fill="black")
-    draw.multiline_text((12, place + BAR[1] + 10), text, font=font, fill="black")
-    return page
+    characters = max(20, int((width - 2 * MARGIN) / font.getlength("n")))  # of a line; "n" has an average width
+    text = "\n".join(textwrap.wrap(caption, characters))
+    text_height = ImageDraw.Draw(overlay).multiline_textbbox((0, 0), text, font=font)[3]
+    result = Image.new("RGB", (width, overlay.height + int(text_height) + BAR_SIZE[1] + 36), "white")
+    result.paste(overlay.convert("RGB"), ((width - overlay.width) // 2, 0))
+    draw = ImageDraw.Draw(result)
+    bar_top = overlay.height + 10
+    bar = Image.new("RGBA", BAR_SIZE, "black")
+    bar.alpha_composite(draw_layer(np.linspace(0, 1, BAR_SIZE[0])[None], BAR_SIZE))
+    result.paste(bar.convert("RGB"), (BAR_LEFT, bar_top))
+    draw.text((MARGIN, bar_top - 2), "0", font=font, fill="black")
+    label = f"{maximum:.2f} logits" if maximum else "no region increased the output"
+    draw.text((BAR_LEFT + BAR_SIZE[0] + 6, bar_top - 2), label, font=font, fill="black")
+    draw.multiline_text((MARGIN, bar_top + BAR_SIZE[1] + 10), text, font=font, fill="black")
+    return result
 
 
 def write_explained(predictor: Predictor, paths: list[str], folder: str | Path) -> pd.DataFrame:
-    """Predict files, and write a picture for each that has an answer.
+    """Predict files, and write an overlay of the class activation map for each file with a prediction.
 
     Args:
         predictor: The model.
-        paths: The files, or addresses.
-        folder: Where the pictures go, made if needed: the name of the file, and a number where two have the same.
+        paths: Paths or URLs of the files.
+        folder: The folder of the overlays, created if needed. An overlay has the name of its file, with a number if
+            several files have the same name.
 
     Returns:
-        The table of `Predictor.predict`, with `overlay`: the picture's path, empty where there is none.
+        The table of `Predictor.predict` with the column `overlay`: the path of the overlay, empty if there is none.
 
     Raises:
-        ResourceError: The folder cannot be made or written to.
+        ResourceError: The folder cannot be created or written to.
     """
     folder = make_folder(folder)
-    tables, taken = [], set()
-    for begin in range(0, len(paths), CHUNK):
-        some = paths[begin : begin + CHUNK]
-        table, maps = predictor.explain([openable(path) for path in some], names=some)
-        written = []
-        for path, row, one in zip(some, table.to_dict("records"), maps, strict=True):
+    tables, used_names = [], set()
+    for start in range(0, len(paths), CHUNK_SIZE):
+        chunk = paths[start : start + CHUNK_SIZE]
+        table, maps = predictor.explain([openable(path) for path in chunk], names=chunk)
+        overlays = []
+        for path, row, class_maps in zip(chunk, table.to_dict("records"), maps, strict=True):
             if row["status"] != "ok":
-                written.append("")
+                overlays.append("")
                 continue
-            wanted = np.array([predictor.classes.index(row["prediction"])])
-            heat = against_rest(one[None], wanted)[0]
+            predicted = np.array([predictor.classes.index(row["prediction"])])
+            saliency = against_rest(class_maps[None], predicted)[0]
             options = {"name": row["prediction"], "probability": row[f"p_{row['prediction']}"]}
-            target = folder / _free_name(path, taken)
+            overlay = draw_explained(open_image(openable(path)), saliency, **options)
+            target = folder / _free_name(path, used_names)
             with atomic_write(target, mode="wb") as file:
-                file.write(encode_png(draw_explained(open_image(openable(path)), heat, **options), pixels_only=True))
-            written.append(str(target))
-        tables.append(table.assign(overlay=written))
+                file.write(encode_png(overlay, pixels_only=True))
+            overlays.append(str(target))
+        tables.append(table.assign(overlay=overlays))
     return pd.concat(tables, ignore_index=True) if tables else predictor.predict([]).assign(overlay="")
 
 
-def _free_name(path: str, taken: set[str]) -> str:
+def _free_name(path: str, used_names: set[str]) -> str:
+    """Return a name for the overlay of a file that no other overlay has, and add it to the used names."""
     stem = Path(path).stem.encode("utf-8", "backslashreplace").decode().replace("\\", "_")[:100]
     number = 1
-    while (name := f"{stem}{'' if number == 1 else f'-{number}'}.png").lower() in taken:
+    while (name := f"{stem}{'' if number == 1 else f'-{number}'}.png").lower() in used_names:
         number += 1
-    taken.add(name.lower())
+    used_names.add(name.lower())  # in lower case: some file systems do not distinguish case
     return name

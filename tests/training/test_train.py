@@ -110,7 +110,7 @@ def test_export_chooses_on_the_held_out_patients_and_says_so(learn, tmp_path):
     np.testing.assert_allclose(table["p_COVID-19"], scaled["p_COVID-19"], atol=1e-4)
     assert ((table["p_COVID-19"] >= judged.threshold) == (table["prediction"] == "COVID-19")).all()
     card = (folder / "README.md").read_text()
-    assert f"{held_out['patient'].nunique()} held-out patients: figures on those are optimistic" in card
+    assert f"{held_out['patient'].nunique()} held-out patients of the run. Metrics on these patients" in card
     for run, options, words in [
         (folder, {"calibrate": True}, "not the model of a run"),
         (learn.path, {"sensitivity": 1.5}, "sensitivity=1.5"),

@@ -1,4 +1,4 @@
-"""The parts of a batch by processes of one machine; one that dies takes nothing with it but the file that killed it."""
+"""Predict the parts of a batch in processes of this machine. A file that kills its process costs only its own row."""
 
 from __future__ import annotations
 
@@ -20,49 +20,52 @@ if TYPE_CHECKING:
 
 __all__ = ["predict_paths", "run_on_workers"]
 
-KILLED = "The process that read it was killed: by the system for want of memory, or by the file itself."
+KILLED = "The process that read it was killed, by the file itself or by the system because it was out of memory."
 
 Job = tuple[int, list[str]]
 
-_predictor: Predictor | None = None  # of a worker process, made once
+_predictor: Predictor | None = None  # of a worker process, set once by `_initialize_worker`
 
 
 def run_on_workers(folder: Path, jobs: Iterator[Job], *, workers: int) -> Iterator[tuple[int, pd.DataFrame]]:
     """Predict parts in processes, and yield their tables in the order of the parts.
 
-    A few parts a process are under way at a time. Where a process dies, those under way are done again, one at a time;
-    a part on which one dies again is done image by image, and the image on which one dies is a row of its own: failed.
+    Each process has at most two parts submitted at a time. If a process dies, the submitted parts are repeated one
+    after the other. If a process dies again on one of them, that part is repeated image by image, and the image on
+    which a process dies gets a row with the status `failed`.
 
     Args:
-        folder: The saved model.
-        jobs: Number and paths of each part.
-        workers: Processes.
+        folder: The folder of the saved model.
+        jobs: The number and the paths of each part.
+        workers: The number of processes.
 
     Yields:
-        Number and table of each part.
+        The number and the table of each part.
     """
-    Predictor(folder, threads=1)  # a model that cannot be used is said here, once, rather than by each process
+    Predictor(folder, threads=1)  # reports an unusable model once here instead of once per process
     first = next(jobs, None)
     if first is None:
         return
-    todo: deque[Job] = deque([first])
+    waiting: deque[Job] = deque([first])
     pool = _Pool(folder, workers)
     try:
-        under_way: deque[tuple[Job, Future]] = deque()
+        submitted: deque[tuple[Job, Future]] = deque()
         while True:
-            while len(under_way) < 2 * workers and (job := todo.popleft() if todo else next(jobs, None)) is not None:
-                under_way.append((job, pool.submit(job[1])))
-            if not under_way:
+            while (
+                len(submitted) < 2 * workers and (job := waiting.popleft() if waiting else next(jobs, None)) is not None
+            ):
+                submitted.append((job, pool.submit(job[1])))
+            if not submitted:
                 return
-            job, future = under_way.popleft()
+            job, future = submitted.popleft()
             try:
                 table = future.result()
             except BrokenProcessPool:  # guard: killed_file
-                again = [job, *(one for one, _ in under_way)]
-                under_way.clear()
+                lost_jobs = [job, *(lost_job for lost_job, _ in submitted)]
+                submitted.clear()
                 pool.restart()
-                for number, paths in again:
-                    yield number, _alone(pool, paths)
+                for number, paths in lost_jobs:
+                    yield number, _predict_alone(pool, paths)
             else:
                 yield job[0], table
     finally:
@@ -70,32 +73,33 @@ def run_on_workers(folder: Path, jobs: Iterator[Job], *, workers: int) -> Iterat
 
 
 def predict_paths(predictor: Predictor, paths: list[str]) -> pd.DataFrame:
-    """Return the table of some paths and addresses."""
-    return predictor.predict([openable(path) for path in paths], names=[_name(path) for path in paths])
+    """Return the table of predictions of some paths and URLs."""
+    return predictor.predict([openable(path) for path in paths], names=[_encodable(path) for path in paths])
 
 
-def _name(path: str) -> str:
-    return path.encode("utf-8", "backslashreplace").decode()  # a table is written as UTF-8
+def _encodable(path: str) -> str:
+    """Return a path as text that can be written as UTF-8: undecodable bytes of a file name become escapes."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 class _Pool:
-    """Worker processes, started anew after one has died."""
+    """A pool of worker processes that can be restarted after one of them has died."""
 
     def __init__(self, folder: Path, workers: int):
         self.folder, self.workers = folder, workers
         self._start()
 
     def _start(self) -> None:
-        # spawned: a fork would copy the locks of threads that do not exist in the copy
+        # spawned, not forked: a fork would copy locks that are held by threads which do not exist in the copy
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(
-            self.workers, mp_context=context, initializer=_begin, initargs=(str(self.folder),)
+            self.workers, mp_context=context, initializer=_initialize_worker, initargs=(str(self.folder),)
         )
 
     def submit(self, paths: list[str]) -> Future:
         try:
-            return self._pool.submit(_work, paths)
-        except BrokenProcessPool as error:  # it broke since: told with the future, as if it had broken on this part
+            return self._pool.submit(_predict_in_worker, paths)
+        except BrokenProcessPool as error:  # the pool broke before; the future reports it like a failure of this part
             future: Future = Future()
             future.set_exception(error)
             return future
@@ -108,8 +112,8 @@ class _Pool:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _alone(pool: _Pool, paths: list[str]) -> pd.DataFrame:
-    """Predict a part while nothing else runs; image by image where that kills a process once more."""
+def _predict_alone(pool: _Pool, paths: list[str]) -> pd.DataFrame:
+    """Predict a part while no other part runs; if that kills a process again, predict it image by image."""
     import pandas as pd
 
     try:
@@ -119,29 +123,29 @@ def _alone(pool: _Pool, paths: list[str]) -> pd.DataFrame:
     if len(paths) == 1:
         return (
             Predictor(pool.folder, threads=1)
-            .predict(b"", names=[_name(paths[0])])
+            .predict(b"", names=[_encodable(paths[0])])
             .assign(status="failed", reason=KILLED)
         )
-    return pd.concat([_alone(pool, [path]) for path in paths], ignore_index=True)
+    return pd.concat([_predict_alone(pool, [path]) for path in paths], ignore_index=True)
 
 
-# in the worker processes
+# The functions below run in the worker processes.
 
 
-def _begin(folder: str) -> None:
+def _initialize_worker(folder: str) -> None:
     global _predictor
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     _predictor = Predictor(folder, threads=1)
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent is gone, however that ended: otherwise it would wait for work for ever."""
+def _exit_with_parent() -> None:
+    """End this process when its parent ends, even if that was killed; otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # this process is spawned
     parent.join()
     os._exit(1)
 
 
-def _work(paths: list[str]) -> pd.DataFrame:
-    assert _predictor is not None  # `_begin` has made it
+def _predict_in_worker(paths: list[str]) -> pd.DataFrame:
+    assert _predictor is not None  # set by `_initialize_worker`
     return predict_paths(_predictor, paths)

@@ -1,4 +1,4 @@
-"""The parts of a batch on a Ray cluster: the same predictor, mapped by Ray Data over the parts."""
+"""Predict the parts of a batch on a Ray cluster: Ray Data maps a predictor over the parts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ __all__ = ["PartPredictor", "run_on_ray"]
 
 
 class PartPredictor:
-    """The predictor as Ray Data's `map_batches` takes it: made once in each of its processes.
+    """A predictor for `map_batches` of Ray Data, which creates one in each of its processes.
 
     Args:
-        files: `config.json` and `model.onnx` by name; so the machines need not share a disk with the model.
+        files: The contents of `config.json` and `model.onnx` by file name, so that the machines of the cluster need
+            no access to the folder of the model.
     """
 
     def __init__(self, files: dict[str, bytes]):
@@ -33,7 +34,14 @@ class PartPredictor:
             self.predictor = Predictor(folder, threads=1)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
-        """Predict one part: `number` and `paths` become `number` and `table`, its columns as JSON."""
+        """Predict the parts of a batch.
+
+        Args:
+            batch: The `number` and the `paths` of each part.
+
+        Returns:
+            The `number` of each part and its `table`, as JSON of the columns.
+        """
         tables = [json.dumps(predict_paths(self.predictor, list(paths)).to_dict("list")) for paths in batch["paths"]]
         return {"number": list(batch["number"]), "table": tables}
 
@@ -41,19 +49,19 @@ class PartPredictor:
 def run_on_ray(
     folder: Path, jobs: Iterator[tuple[int, list[str]]], *, workers: int
 ) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Predict parts on the Ray cluster that this process belongs to (`ray.init`), or on one that Ray starts here.
+    """Predict parts on the Ray cluster of this process (`ray.init`), or on a local one that Ray starts.
 
-    A process that dies is replaced by Ray, and the part that it had is done again: a part's table is a value that Ray
-    keeps once, so that nothing is lost and nothing comes twice. A file that kills every process that reads it ends the
-    batch, with what was done kept: find it with the local engine, which gives it a row.
+    Ray replaces a process that dies and repeats its part; each part yields exactly one table. A file that kills every
+    process that reads it ends the batch, and the completed parts remain. The local engine finds such a file: it gives
+    it a row with the status `failed`.
 
     Args:
-        folder: The saved model.
-        jobs: Number and paths of each part. The list of all paths is held here.
-        workers: Processes, one processor core each; what the cluster has not waits.
+        folder: The folder of the saved model.
+        jobs: The number and the paths of each part. The list of all paths is held in memory.
+        workers: The number of processes, with one processor core each. If the cluster has fewer cores, parts wait.
 
     Yields:
-        Number and table of each part, as they come.
+        The number and the table of each part, in the order of completion.
 
     Raises:
         UnavailableError: Ray is not installed.
@@ -61,20 +69,22 @@ def run_on_ray(
     try:
         import ray.data
     except ImportError as error:
-        raise UnavailableError("engine='ray' needs Ray.", hint="pip install 'covid_fastai[ray]'") from error
+        raise UnavailableError(
+            "engine='ray' needs the package ray, which is not installed.", hint="pip install 'covid_fastai[ray]'"
+        ) from error
     import pandas as pd
 
-    Predictor(folder, threads=1)
+    Predictor(folder, threads=1)  # reports an unusable model once here instead of once per process
     parts = [{"number": number, "paths": paths} for number, paths in jobs]
     if not parts:
         return
     files = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, ONNX_FILE)}
-    found = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
+    tables = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
         PartPredictor,
         fn_constructor_args=(files,),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers, len(parts))),
         num_cpus=1,
     )
-    for row in found.iter_rows():
+    for row in tables.iter_rows():
         yield int(row["number"]), pd.DataFrame(json.loads(row["table"]))

@@ -1,7 +1,8 @@
-"""Any number of images to one table: in parts, each written whole or not at all, so that nothing is done twice.
+"""Predict any number of images into one table, in parts that make it possible to resume.
 
-Beside `OUT` stands a folder `OUT.parts` while the work goes on, with a file a part. When all are there they are joined,
-and the folder goes. What a run was killed in is done again, and the table is the same as that of a run that was not.
+The images are divided into parts. While the batch runs, the folder `OUT.parts` next to the table `OUT` holds one file
+per completed part, each written atomically. When all parts are complete, they are joined into `OUT`, and the folder is
+deleted. After an interruption, only the missing parts are predicted, and the table is the same as without it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from covid_fastai.app.inputs import is_address, list_images
+from covid_fastai.app.inputs import is_url, list_images
 from covid_fastai.errors import DataError, ResourceError, UnavailableError, UsageError
 from covid_fastai.files import atomic_write, claim_folder, make_folder, write_json
 from covid_fastai.model.bundle_config import CONFIG_FILE, read_config
@@ -29,12 +30,14 @@ from covid_fastai.options import Engine, Switch, WorkerCount, checked
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["PART", "PART_ENDINGS", "join_parts", "predict_batch", "write_part"]
+__all__ = ["PART_SIZE", "PART_SUFFIXES", "join_parts", "predict_batch", "write_part"]
 
 logger = logging.getLogger("covid_fastai")
 
-PART = 256  # images: some seconds of work, what a killed run loses at most in each process
-PLAN = "plan.json"
+PART_SIZE = 256  # images; some seconds of work, which is the most that each process can lose
+PART_SUFFIXES = (".csv", ".parquet")
+STATUSES = ("ok", "unreadable", "failed")
+PLAN_FILE = "plan.json"
 
 
 @checked
@@ -48,72 +51,81 @@ def predict_batch(
     engine: Engine = "local",
     revision: str | None = None,
 ) -> dict[str, int]:
-    """Predict any number of images into one table, a row an image in the order of the inputs.
+    """Predict any number of images into one table, with one row per image in the order of the inputs.
 
     In a script, call it below `if __name__ == "__main__":`, since the processes that it starts import the script.
 
     Args:
-        model: A run, a saved model, or a name on the Hub.
-        inputs: What `covid_fastai.app.inputs.list_images` takes: folders, CSVs, patterns, files, addresses. Nothing
-            may change in them between a run and its resumption; what did change is done again.
-        out: The table to write, `.csv` or `.parquet` (extra `batch`): the columns of `Predictor.predict`.
-        workers: Processes; None for one a processor core. With Ray, of the whole cluster.
-        resume: Go on with what an interrupted run has left; False to begin anew.
-        engine: `"local"` for processes of this machine; `"ray"` (extra `ray`) for those of a Ray cluster, which have to
-            reach the inputs under the same names. The model goes to them with the work.
-        revision: Of a model on the Hub.
+        model: The folder of a run or of a saved model, or `"user/model"` on the Hugging Face Hub.
+        inputs: The images, as in `covid_fastai.app.inputs.list_images`: files, folders, glob patterns, CSVs, URLs. They
+            should not change before an interrupted batch is resumed; parts whose files have changed are repeated.
+        out: The table to write, `.csv` or `.parquet` (extra `batch`), with the columns of `Predictor.predict`.
+        workers: The number of processes, with Ray on the whole cluster; None for one per processor core.
+        resume: Whether to keep the parts of an interrupted batch; False to start again.
+        engine: `"local"` for processes of this machine, `"ray"` (extra `ray`) for those of a Ray cluster. The machines
+            of the cluster receive the model, and must be able to read the inputs under the same paths.
+        revision: The commit, tag or branch of a model on the Hub.
 
     Returns:
-        `rows`, and how many of them are `ok`, `unreadable` and `failed`; `resumed`, the rows of an earlier run.
+        The number of `rows`; of rows with the status `ok`, `unreadable` and `failed`; and of `resumed` rows, which an
+        interrupted batch had completed.
 
     Raises:
-        UsageError: An option is not allowed, or the parts that were left belong to another model.
-        ResourceError: `out` exists, cannot be written, or another process writes it.
+        UsageError: An option is not allowed, or the parts in `OUT.parts` belong to another model.
+        ResourceError: `out` exists, cannot be written, or another process is writing it.
         DataError: There is no image.
-        ModelFormatError: As in `Predictor`.
+        ModelFormatError: The model is missing, damaged or not allowed, as in `Predictor`.
         UnavailableError: An extra is not installed.
     """
     out = Path(out)
-    ending = out.suffix.lower()
-    if ending not in PART_ENDINGS:
-        raise UsageError(f"{out} ends neither as .csv nor as .parquet.", hint="Name the table so.")
+    suffix = out.suffix.lower()
+    if suffix not in PART_SUFFIXES:
+        raise UsageError(
+            f"out={str(out)!r} has the suffix {out.suffix!r}, which is neither .csv nor .parquet.",
+            hint="Choose a table that ends in .csv or .parquet.",
+        )
     workers = workers or os.cpu_count() or 1
     folder = find_model(model, revision=revision)
     config = read_config(folder / CONFIG_FILE)
     parts = out.with_name(f"{out.name}.parts")
     if out.exists() and not parts.exists():
-        raise ResourceError(f"{out} already exists.", hint="Name another table, or remove it.")
+        raise ResourceError(f"{out} already exists.", hint="Choose another file, or delete it.")
     make_folder(parts)
     with claim_folder(parts):
         _check_plan(parts, config.fingerprint, resume=resume)
-        jobs = _Jobs(inputs, parts, ending)
+        jobs = _Jobs(inputs, parts, suffix)
         if engine == "ray":
             from covid_fastai.app.batch.ray import run_on_ray as run
         else:
             from covid_fastai.app.batch.local import run_on_workers as run
-        done = 0
+        n_images = 0
         for number, table in run(folder, jobs.missing(), workers=workers):
             write_part(parts / jobs.names[number], table)
-            done += len(table)
-            logger.info("%d images done.", jobs.resumed + done)
-        counts = _finish(jobs, parts, out)
+            n_images += len(table)
+            logger.info("%d images done.", jobs.resumed + n_images)
+        counts = _write_table(jobs, parts, out)
     shutil.rmtree(parts, ignore_errors=True)
     return counts
 
 
 class _Jobs:
-    """The inputs, cut into parts of `PART` images; a part's file is named by its number and by what is in it."""
+    """The inputs, divided into parts of `PART_SIZE` images.
 
-    def __init__(self, inputs: Any, parts: Path, ending: str):
-        self.inputs, self.parts, self.ending = inputs, parts, ending
+    Attributes:
+        names: The file names of the parts, which consist of a number and a digest of the images.
+        resumed: The number of images in parts that an interrupted batch had completed.
+    """
+
+    def __init__(self, inputs: Any, parts: Path, suffix: str):
+        self.inputs, self.parts, self.suffix = inputs, parts, suffix
         self.names: list[str] = []
         self.resumed = 0
 
     def missing(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield number and paths of the parts that are not there yet."""
+        """Yield the number and the paths of each part that is not complete yet."""
         images = list_images(self.inputs)
-        while paths := list(islice(images, PART)):
-            name = f"part-{len(self.names):07d}-{_digest(paths)}{self.ending}"
+        while paths := list(islice(images, PART_SIZE)):
+            name = f"part-{len(self.names):07d}-{_digest(paths)}{self.suffix}"
             self.names.append(name)
             if (self.parts / name).exists():
                 self.resumed += len(paths)
@@ -122,53 +134,57 @@ class _Jobs:
 
 
 def _digest(paths: list[str]) -> str:
-    """Return what tells one part's images from another's: names, and of local files size and time of change."""
+    """Return a digest of the paths of a part, and of the size and modification time of local files."""
     facts = []
     for path in paths:
         try:
-            status = None if is_address(path) else os.stat(path)
-        except (OSError, ValueError):  # missing, or no name at all
+            status = None if is_url(path) else os.stat(path)
+        except (OSError, ValueError):  # a missing file, or not a valid path
             status = None
         facts.append([path, *((status.st_size, status.st_mtime_ns) if status else ())])  # guard: part_name
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _check_plan(parts: Path, fingerprint: str, *, resume: bool) -> None:
-    """Make sure that the parts are of this model and this version of their form, or begin anew."""
-    plan = {"format": 1, "model": fingerprint, "part": PART}
+    """Check that existing parts belong to the same model, part size and format; delete them unless `resume`."""
+    plan = {"format": 1, "model": fingerprint, "part": PART_SIZE}
     try:
-        found = json.loads((parts / PLAN).read_text(encoding="utf-8"))
+        existing_plan = json.loads((parts / PLAN_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        found = plan
+        existing_plan = plan
     except ValueError:
-        found = None
-    if found != plan and resume:
+        existing_plan = None
+    if existing_plan != plan and resume:
         raise UsageError(
-            f"{parts} holds parts of another model's table.", hint="Remove it, begin anew with resume=False, or rename."
+            f"{parts} contains parts of the table of another model.",
+            hint="Delete the folder, start again with resume=False (--no-resume), or write another table.",
         )
     if not resume:
-        for old in parts.glob("part-*"):
-            old.unlink()
-    write_json(parts / PLAN, plan)
+        for path in parts.glob("part-*"):
+            path.unlink()
+    write_json(parts / PLAN_FILE, plan)
 
 
-def _finish(jobs: _Jobs, parts: Path, out: Path) -> dict[str, int]:
+def _write_table(jobs: _Jobs, parts: Path, out: Path) -> dict[str, int]:
+    """Join the parts into the table, and return its counts."""
     if not jobs.names:
-        raise DataError("There is no image.", hint="Name images, folders, CSVs or patterns.")
-    lost = [name for name in jobs.names if not (parts / name).exists()]
-    if lost:  # cannot be, unless somebody removes them
-        raise ResourceError(f"{parts} lost {len(lost)} parts.", hint="Run again: only those are done.")
+        raise DataError("The inputs contain no image.", hint="Name images, folders, CSVs or glob patterns.")
+    missing = [name for name in jobs.names if not (parts / name).exists()]
+    if missing:  # only if another program has deleted them
+        raise ResourceError(
+            f"{len(missing)} parts are missing from {parts}.", hint="Run the command again; only these are repeated."
+        )
     with atomic_write(out, mode="wb") as file:
         counts = join_parts([parts / name for name in jobs.names], file)
     return counts | {"resumed": jobs.resumed}
 
 
-PART_ENDINGS = (".csv", ".parquet")
-STATUSES = ("ok", "unreadable", "failed")
-
-
 def write_part(path: Path, table: pd.DataFrame) -> None:
-    """Write a part, whole or not at all, as CSV or Parquet by its ending.
+    """Write a part atomically, as CSV or Parquet according to its suffix.
+
+    Args:
+        path: The file.
+        table: The rows that `Predictor.predict` returned.
 
     Raises:
         UnavailableError: Parquet needs pyarrow, which is not installed.
@@ -180,32 +196,37 @@ def write_part(path: Path, table: pd.DataFrame) -> None:
         return
     arrow, parquet = _pyarrow()
     with atomic_write(path, mode="wb") as file:
-        # the same bytes whatever pandas: no index, no metadata of its own, text as text even where all of it is empty
+        # built without pandas.DataFrame.to_parquet, so that the bytes do not depend on the version of pandas: no index,
+        # no metadata of pandas, and the type string also for a column without text
         columns = {str(name): column.tolist() for name, column in table.items()}
         fields = [(name, arrow.float64() if name.startswith("p_") else arrow.string()) for name in columns]
         parquet.write_table(arrow.Table.from_pydict(columns, schema=arrow.schema(fields)), file)
 
 
 def join_parts(paths: list[Path], file: IO[bytes]) -> dict[str, int]:
-    """Write the parts one after the other into an open binary file.
+    """Write parts one after the other into an open binary file.
+
+    Args:
+        paths: The files of the parts, which have the same suffix.
+        file: A file that is open for writing.
 
     Returns:
-        `rows`, and the number of each status.
+        The number of `rows`, and of the rows with each status.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     if paths[0].suffix == ".csv":
         for number, path in enumerate(paths):
             content = path.read_bytes()
             file.write(content if number == 0 else content[content.index(b"\n") + 1 :])
-            found.update(row["status"] for row in csv.DictReader(io.StringIO(content.decode("utf-8"), newline="")))
+            counts.update(row["status"] for row in csv.DictReader(io.StringIO(content.decode("utf-8"), newline="")))
     else:
         _, parquet = _pyarrow()
         with parquet.ParquetWriter(file, parquet.read_schema(paths[0])) as writer:
             for path in paths:
                 table = parquet.read_table(path)
                 writer.write_table(table)
-                found.update(table["status"].to_pylist())
-    return {"rows": found.total(), **{status: found[status] for status in STATUSES}}
+                counts.update(table["status"].to_pylist())
+    return {"rows": counts.total(), **{status: counts[status] for status in STATUSES}}
 
 
 def _pyarrow():
@@ -214,6 +235,7 @@ def _pyarrow():
         import pyarrow.parquet
     except ImportError as error:
         raise UnavailableError(
-            "A Parquet table needs pyarrow.", hint="pip install 'covid_fastai[batch]', or name the table .csv"
+            "A Parquet table needs the package pyarrow, which is not installed.",
+            hint="pip install 'covid_fastai[batch]', or write a .csv table.",
         ) from error
     return pyarrow, pyarrow.parquet

@@ -1,4 +1,4 @@
-"""The command that asks whether a model, or the data for one, could be right without a look at a lung."""
+"""The command `audit`: test a run, or data, for shortcuts and duplicate images."""
 
 from __future__ import annotations
 
@@ -9,33 +9,37 @@ from typing import Annotated, Any
 
 import typer
 
-from covid_fastai.app.cli.options import READING, AsJson, Debug, Quiet, options_of_config, reading
-from covid_fastai.app.cli.output import listen, print_json, print_table
+from covid_fastai.app.cli.options import READING, AsJson, Debug, Quiet, options_of_config, reading_options
+from covid_fastai.app.cli.output import print_json, print_table, set_up_logging
 
 __all__ = ["audit"]
 
-# Heavy modules (pandas, torch) are imported inside the command, so that help and bad arguments answer at once.
+# Heavy modules (pandas, torch) are imported inside the command, so that help and errors in arguments appear at once.
 
 logger = logging.getLogger("covid_fastai")
 
 
 @options_of_config(*READING)
 def audit(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A run's folder, or data as in check.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="The folder of a run, or data as in check.")],
     against: Annotated[
-        list[Path] | None, typer.Option(metavar="OTHER", help="Another folder of images, to look for the same ones.")
+        list[Path] | None,
+        typer.Option(metavar="OTHER", help="Another folder of images to search for duplicates; repeatable."),
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Of a run: also train anew without the lungs, and on permuted labels.")
+        bool,
+        typer.Option("--full", help="For a run: also train again on images without the lungs, and on permuted labels."),
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="The page to write about data; audit.html if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write if DATA is not a run; audit.html if not given.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
     **choices: Any,
 ) -> None:
-    """Look for shortcuts and for the same picture twice, in data or in a run; of a run, give the verdict."""
-    listen(quiet=quiet, as_json=as_json)
+    """Test data or a run for shortcuts and duplicate images; a run also gets a verdict."""
+    set_up_logging(quiet=quiet, as_json=as_json)
     from covid_fastai.errors import UsageError
     from covid_fastai.evaluation.runs import read_run
     from covid_fastai.run_folder import RunFolder
@@ -43,7 +47,8 @@ def audit(
     is_run = RunFolder(data).is_run()
     if full and not is_run:
         raise UsageError(
-            f"{data} is no run: there is no network to train anew.", hint="Train first, then audit the run's folder."
+            f"{data} is not the folder of a run, so there is no model to train again.",
+            hint="Train a model first, then audit the folder of its run.",
         )
     from covid_fastai.audit.leaks import find_leaks
 
@@ -60,20 +65,20 @@ def audit(
         audited = audit_run(data)
         leaks, page = find(read_run(data).cohort), render_report(data)
         write_documents(data)
-        said, notes = audited.to_dict(), [*audited.notes(), str(audited.verdict)]
+        result, notes = audited.to_dict(), [*audited.notes(), str(audited.verdict)]
     else:
         from covid_fastai.audit.baselines import find_shortcuts
         from covid_fastai.data.metadata import read_cohort
         from covid_fastai.reporting.data_pages import write_audit
 
-        cohort = read_cohort(data, on_problem="skip", **reading(choices))
+        cohort = read_cohort(data, on_problem="skip", **reading_options(choices))
         audited = find_shortcuts(cohort)
         leaks = find(cohort)
         page = write_audit(cohort, audited, leaks, out or Path("audit.html"))
-        said, notes = {"shortcuts": audited.to_dict()}, audited.notes()
+        result, notes = {"shortcuts": audited.to_dict()}, audited.notes()
     if as_json:
-        listed = {name: getattr(leaks, name).to_dict("records") for name in ("crossings", "groups")}
-        print_json({**said, "report": str(page), "leaks": {"images": dict(leaks.images), **listed}})
+        tables = {name: getattr(leaks, name).to_dict("records") for name in ("crossings", "groups")}
+        print_json({**result, "report": str(page), "leaks": {"images": dict(leaks.images), **tables}})
         return
-    print_table(audited.summary(), title=f"{data}: what baselines reach without a lung")
+    print_table(audited.summary(), title=f"{data}: performance of baselines that do not use the lungs")
     typer.echo("\n".join([*notes, str(leaks), f"Page: {page}"]))

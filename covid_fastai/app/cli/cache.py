@@ -1,4 +1,4 @@
-"""`covid-fastai cache`: what is kept of decoded images, where, and how to be rid of it."""
+"""The command `cache`: show or clear the cache of decoded images."""
 
 from __future__ import annotations
 
@@ -12,27 +12,33 @@ __all__ = ["cache"]
 
 
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove it all; it is made anew when it is needed.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Delete its contents, which are recomputed if needed.")
+    ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show what is kept of images that were decoded once (COVID_FASTAI_CACHE names the folder, or is off)."""
+    """Show the contents of the cache of decoded images.
+
+    The environment variable COVID_FASTAI_CACHE sets its folder; the value off disables it.
+    """
     import pandas as pd
 
     from covid_fastai.app.cli.output import print_json, print_table
     from covid_fastai.data.cache import default_cache
 
-    kept = default_cache()
-    if kept is None:
+    image_cache = default_cache()
+    if image_cache is None:
         facts = {"folder": None, "limit": 0, "contents": []}
     else:
         if clear:
-            kept.clear()
-        rows = [{"kind": kind, "entries": n, "bytes": size} for kind, (n, size) in sorted(kept.contents().items())]
-        facts = {"folder": str(kept.folder), "limit": kept.limit, "contents": rows}
+            image_cache.clear()
+        contents = sorted(image_cache.contents().items())
+        rows = [{"kind": kind, "entries": n, "bytes": size} for kind, (n, size) in contents]
+        facts = {"folder": str(image_cache.folder), "limit": image_cache.limit, "contents": rows}
     if as_json:
         print_json(facts)
-    elif kept is None:
+    elif image_cache is None:
         typer.echo("The cache is off.")
     else:
         table = pd.DataFrame(facts["contents"], columns=["kind", "entries", "bytes"])
@@ -40,5 +46,6 @@ def cache(
             print_table(table.assign(bytes=[f"{size / 1e6:,.1f} MB" for size in table["bytes"]]), title="Cache")
         total = sum(row["bytes"] for row in facts["contents"])
         typer.echo(
-            f"{facts['folder']}: {total / 1e6:,.1f} of at most {kept.limit / 1e6:,.0f} MB. Remove it with --clear."
+            f"{facts['folder']}: {total / 1e6:,.1f} of at most {image_cache.limit / 1e6:,.0f} MB. "
+            "Delete its contents with --clear."
         )

@@ -1,4 +1,4 @@
-"""What this machine offers and lacks, in one table: the first thing to ask when something does not work."""
+"""Check this machine: Python, packages, device, extras, weights, folders."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from covid_fastai.data.hardware import resolve_device
 
 __all__ = ["examine"]
 
-ROOM = 2 << 30  # bytes: a ResNet-50's checkpoints, its model and a report
+DISK_SPACE = 2 << 30  # bytes, enough for the checkpoints and model of a ResNet-50 and a report
+SHARED_MEMORY = 1 << 26  # bytes, Docker's default for /dev/shm; with no more, worker processes can run out of it
 EXTRAS = {"batch": "pyarrow", "data": "kagglehub", "dicom": "pydicom", "ray": "ray"}
 EXTRAS |= {"timm": "timm", "web": "starlette"}
 MODEL_FOLDER = Path(__file__).parents[1] / "model"
 
 
 def examine() -> list[dict[str, str]]:
-    """Examine the machine.
+    """Check what this machine provides.
 
     Returns:
-        A dictionary a finding: `what`, `state` (`ok`, `optional` where only an extra is absent, or `missing`) and
-        `details`.
+        One dictionary per finding with the keys `what`, `state` and `details`. The state is `ok`, `optional` (only an
+        extra is absent) or `missing`.
     """
-    parts = (_python(), _packages(), _device(), _extras(), _weights(), _folders())
-    return [dict(zip(("what", "state", "details"), row, strict=True)) for part in parts for row in part]
+    checks = (_python(), _packages(), _device(), _extras(), _weights(), _folders())
+    return [dict(zip(("what", "state", "details"), row, strict=True)) for rows in checks for row in rows]
 
 
 def _python() -> Iterator[tuple[str, str, str]]:
@@ -46,12 +47,13 @@ def _packages() -> Iterator[tuple[str, str, str]]:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = version(requirement.name)
+            installed = version(requirement.name)
         except PackageNotFoundError:
             yield requirement.name, "missing", f"pip install '{requirement}'"
             continue
-        fits = requirement.specifier.contains(found, prereleases=True)
-        yield requirement.name, "ok" if fits else "missing", found if fits else f"{found}, needed {requirement}"
+        allowed = requirement.specifier.contains(installed, prereleases=True)
+        details = installed if allowed else f"{installed} is installed, {requirement} is required"
+        yield requirement.name, "ok" if allowed else "missing", details
 
 
 def _device() -> Iterator[tuple[str, str, str]]:
@@ -62,44 +64,44 @@ def _device() -> Iterator[tuple[str, str, str]]:
 
 def _extras() -> Iterator[tuple[str, str, str]]:
     for extra, module in EXTRAS.items():
-        there = find_spec(module) is not None
+        installed = find_spec(module) is not None
         yield (
             f"extra {extra}",
-            "ok" if there else "optional",
-            module if there else f"pip install 'covid_fastai[{extra}]'",
+            "ok" if installed else "optional",
+            module if installed else f"pip install 'covid_fastai[{extra}]'",
         )
 
 
 def _weights() -> Iterator[tuple[str, str, str]]:
-    own = sorted(MODEL_FOLDER.glob("cxr-*.safetensors"))
-    yield "weights cxr", "ok" if own else "optional", own[0].name if own else "not in this version"
+    included = sorted(MODEL_FOLDER.glob("cxr-*.safetensors"))
+    yield "weights cxr", "ok" if included else "optional", included[0].name if included else "not in this version"
     cached = sorted((Path(torch.hub.get_dir()) / "checkpoints").glob("resnet*-*.pth"))
     if not cached:
-        yield "weights imagenet", "optional", "not in torch's cache; fetched when asked for"
+        yield "weights imagenet", "optional", "not in the cache of torch; downloaded when needed"
     for path in cached:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        whole = digest.startswith(path.stem.rsplit("-", 1)[-1])  # torchvision names its files by their hash
+        intact = digest.startswith(path.stem.rsplit("-", 1)[-1])  # torchvision ends file names with the sha256's start
         yield (
             f"weights {path.stem}",
-            "ok" if whole else "missing",
-            str(path) if whole else f"{path} is damaged: delete it",
+            "ok" if intact else "missing",
+            str(path) if intact else f"{path} is damaged: delete it",
         )
 
 
 def _folders() -> Iterator[tuple[str, str, str]]:
-    here = Path.cwd()
+    folder = Path.cwd()
     try:
-        with tempfile.TemporaryFile(dir=here):
+        with tempfile.TemporaryFile(dir=folder):
             writable = True
     except OSError:
         writable = False
-    yield "this folder", "ok" if writable else "missing", f"{here}{'' if writable else ' cannot be written to'}"
-    free = shutil.disk_usage(here).free
-    yield "room on disk", "ok" if free > ROOM else "missing", f"{free / 2**30:.1f} GiB free"
+    yield "working folder", "ok" if writable else "missing", f"{folder}{'' if writable else ' is not writable'}"
+    free = shutil.disk_usage(folder).free
+    yield "disk space", "ok" if free > DISK_SPACE else "missing", f"{free / 2**30:.1f} GiB free"
     if os.path.isdir("/dev/shm"):
         shared = shutil.disk_usage("/dev/shm").free
         yield (
             "/dev/shm",
-            "ok" if shared > 1 << 26 else "optional",
+            "ok" if shared > SHARED_MEMORY else "optional",
             f"{shared / 2**20:.0f} MiB free (docker: --shm-size)",
         )

@@ -1,4 +1,4 @@
-"""The commands that judge: tables of predictions, runs, models beside each other."""
+"""The commands `evaluate`, `compare`, `validate` and `runs`: evaluate predictions and compare models."""
 
 from __future__ import annotations
 
@@ -8,68 +8,78 @@ from typing import Annotated
 import typer
 
 from covid_fastai.app.cli.options import AsJson, Data, Debug, Quiet, option
-from covid_fastai.app.cli.output import listen, print_figures, print_json, print_table
+from covid_fastai.app.cli.output import print_evaluation, print_json, print_table, set_up_logging
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Fraction, NResamples, OpenFraction, Probability, Seed, Unit
 
 __all__ = ["compare", "evaluate", "runs", "validate"]
 
-# Heavy modules (pandas, matplotlib) are imported inside the commands, so that help and bad arguments answer at once.
+# Heavy modules (pandas, matplotlib) are imported inside the commands, so that help and errors in arguments appear at
+# once.
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS.csv", help="label, p_<class> ..., patient.")],
-    positive: Annotated[str | None, typer.Option(help="The class that sensitivity is about; the last of two.")] = None,
+    predictions: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PREDICTIONS.csv", help="CSV with the columns label, p_<class> for each class, patient."
+        ),
+    ],
+    positive: Annotated[
+        str | None, typer.Option(help="The positive class; the second of two classes if not given.")
+    ] = None,
     threshold: Annotated[
-        float, option(Probability, help="The positive class is predicted from this probability on.")
+        float, option(Probability, help="Predict the positive class if its probability is at least this.")
     ] = 0.5,
     n_resamples: Annotated[int, option(NResamples, help="Bootstrap resamples.")] = 2000,
     seed: Annotated[int, option(Seed, help="Seed of the bootstrap.")] = 0,
-    unit: Annotated[Unit, option(Unit, help="What is counted.")] = "patient",
+    unit: Annotated[Unit, option(Unit, help="Unit of analysis.")] = "patient",
     sensitivity: Annotated[
         float | None,
-        option(Fraction, help="Choose a threshold for this sensitivity, on other folds where there are any."),
+        option(Fraction, help="Choose a threshold with this sensitivity, for each fold on the other folds if any."),
     ] = None,
     prevalence: Annotated[
         list[float] | None,
-        option(OpenFraction, help="Predictive values where this fraction has the class; may be repeated."),
+        option(OpenFraction, help="Report predictive values at this prevalence; repeatable."),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write a page: figures, shortcuts, worst cases.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write a page with metrics, shortcuts and largest errors.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Judge a table of predictions, of this package or of any other model: every figure with n and 95% interval."""
-    from covid_fastai.evaluation.metrics import evaluate as judge
+    """Evaluate the predictions of any model; each metric has its n and 95% interval."""
+    from covid_fastai.evaluation.metrics import evaluate as evaluate_predictions
 
-    result = judge(predictions, positive=positive, threshold=threshold, n_resamples=n_resamples, seed=seed, unit=unit)
-    more, tables = {}, []
+    result = evaluate_predictions(
+        predictions, positive=positive, threshold=threshold, n_resamples=n_resamples, seed=seed, unit=unit
+    )
+    further_results, tables = {}, []
     point = None
     if sensitivity is not None:
         from covid_fastai.evaluation.thresholds import thresholds_by_fold
 
         options = {"sensitivity": sensitivity, "positive": positive, "same_patients": True}
         point = thresholds_by_fold(result.predictions, **options)
-        more["operating_point"] = point.to_dict()
+        further_results["operating_point"] = point.to_dict()
         tables.append((point.summary(), point.describe()))
     if prevalence:
         from covid_fastai.evaluation.decision_curve import predictive_values
         from covid_fastai.evaluation.metrics import summarise_metrics
 
         values = predictive_values(point or result, prevalences=prevalence, positive=positive)
-        more["predictive_values"] = values.to_dict("records")
-        said = [
-            f"{row['metric'].upper()} at a prevalence of {row['prevalence']:g}" for row in more["predictive_values"]
-        ]
-        shown = summarise_metrics(values.assign(**{"metric": said, "class": "", "unit": "patient"}))
-        tables.append((shown, "What an answer is worth" + (", from that threshold on" if point else "")))
+        rows = further_results["predictive_values"] = values.to_dict("records")
+        names = [f"{row['metric'].upper()} at a prevalence of {row['prevalence']:g}" for row in rows]
+        shown = summarise_metrics(values.assign(**{"metric": names, "class": "", "unit": "patient"}))
+        tables.append((shown, "Predictive values" + (" at that threshold" if point else "")))
     if report is not None:
         from covid_fastai.reporting.report import write_evaluation
 
-        more["report"] = str(write_evaluation(result, report))
+        further_results["report"] = str(write_evaluation(result, report))
     if as_json:
-        print_json({**result.to_dict(), **more})
+        print_json({**result.to_dict(), **further_results})
         return
-    print_figures(result, title=str(predictions))
+    print_evaluation(result, title=str(predictions))
     for table, title in tables:
         print_table(table, title=f"\n{title}")
     if report is not None:
@@ -77,45 +87,62 @@ def evaluate(
 
 
 def compare(
-    models: Annotated[list[Path], typer.Argument(metavar="A B...", help="CSVs of predictions, or runs' folders.")],
-    name: Annotated[list[str] | None, typer.Option(help="A name each, in their order; once a model.")] = None,
-    positive: Annotated[str | None, typer.Option(help="The class that sensitivity is about; the last of two.")] = None,
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="A B...", help="CSVs of predictions, or folders of runs; A is the reference."),
+    ],
+    name: Annotated[
+        list[str] | None, typer.Option(help="The name of a model; give it once per model, in their order.")
+    ] = None,
+    positive: Annotated[
+        str | None, typer.Option(help="The positive class; the second of two classes if not given.")
+    ] = None,
     threshold: Annotated[
         list[float] | None,
-        option(Probability, help="The positive class is predicted from it on; once, or once a model."),
+        option(
+            Probability,
+            help="Predict the positive class if its probability is at least this; give it once, or once per model.",
+        ),
     ] = None,
     n_resamples: Annotated[int, option(NResamples, help="Bootstrap resamples.")] = 2000,
     seed: Annotated[int, option(Seed, help="Seed of the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Where to write the differences, as CSV.")] = None,
-    cases: Annotated[Path | None, typer.Option(help="Where to write the patients they part on, as CSV.")] = None,
+    cases: Annotated[
+        Path | None, typer.Option(help="Where to write the patients on whom the models disagree, as CSV.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Compare models on the same patients: each with the first, every difference with its interval."""
-    from covid_fastai.evaluation.comparison import compare as judge
+    """Compare models with the first one on the same patients; each difference has its 95% interval."""
+    from covid_fastai.evaluation.comparison import compare as compare_models
     from covid_fastai.files import write_csv
 
-    given = threshold or [0.5]
-    options = {"names": name, "positive": positive, "threshold": given[0] if len(given) == 1 else given}
-    result = judge(*models, **options, n_resamples=n_resamples, seed=seed)
+    thresholds = threshold or [0.5]
+    options = {"names": name, "positive": positive, "threshold": thresholds[0] if len(thresholds) == 1 else thresholds}
+    result = compare_models(*models, **options, n_resamples=n_resamples, seed=seed)
     for path, table in ((out, result.table), (cases, result.cases)):
         if path is not None:
             write_csv(path, table)
     if as_json:
         print_json(result.to_dict())
         return
-    print_table(result.summary(), title=f"Against {result.names[0]}")
+    print_table(result.summary(), title=f"Compared with {result.names[0]}")
     typer.echo("\n".join([*result.sentences(), RESEARCH_USE]))
 
 
 def validate(
-    model: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, as train wrote it.")],
+    model: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that train wrote.")],
     data: Data,
     label: Annotated[
         list[str] | None,
-        typer.Option(metavar="THEIRS=OURS", help="The model's class for their label; nothing after = for none."),
+        typer.Option(
+            metavar="LABEL=CLASS",
+            help="The class of the model for a label of the data; LABEL= excludes that label. Repeatable.",
+        ),
     ] = None,
-    image_root: Annotated[str | None, typer.Option(help="Folder that the CSV's image names are relative to.")] = None,
+    image_root: Annotated[
+        str | None, typer.Option(help="Folder that the image paths in the CSV are relative to.")
+    ] = None,
     patient_column: Annotated[str | None, typer.Option(help="CSV column with the patient.")] = None,
     source_column: Annotated[str | None, typer.Option(help="CSV column with the hospital or collection.")] = None,
     source: Annotated[str | None, typer.Option(help="The hospital that all images come from.")] = None,
@@ -124,17 +151,17 @@ def validate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Judge a run's model on another hospital's images; what it was trained on is taken out first."""
-    listen(quiet=quiet, as_json=as_json)
+    """Evaluate the model of a run on images from elsewhere, after excluding images that it was trained on."""
+    set_up_logging(quiet=quiet, as_json=as_json)
     from covid_fastai.errors import UsageError
     from covid_fastai.files import write_csv
-    from covid_fastai.training.external import validate as judge
+    from covid_fastai.training.external import validate as validate_run
 
-    wrong = [text for text in label or [] if "=" not in text]
-    if wrong:
-        raise UsageError(f"--label {wrong[0]} has no =.", hint="Write --label positive=COVID-19.")
+    malformed = [text for text in label or [] if "=" not in text]
+    if malformed:
+        raise UsageError(f"--label {malformed[0]} has no =.", hint="Write --label positive=COVID-19.")
     labels = dict(text.split("=", 1) for text in label or [])
-    result = judge(
+    result = validate_run(
         model,
         data,
         labels=labels,
@@ -154,11 +181,11 @@ def validate(
 
 def runs(
     root: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds the runs.")] = Path("runs"),
-    metric: Annotated[str, typer.Option(help="The figure to rank by.")] = "auc",
+    metric: Annotated[str, typer.Option(help="The metric to rank by.")] = "auc",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """List the runs, ranked by a figure with its interval."""
+    """List the runs of a folder, ranked by a metric; each value has its 95% interval."""
     from covid_fastai.evaluation.formatting import MISSING, format_interval, format_metric
     from covid_fastai.evaluation.runs import list_runs
 

@@ -1,4 +1,4 @@
-"""The walk-throughs, copied to where a user can change them."""
+"""Copy the tutorial notebooks to a folder of the user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["copy_notebooks", "notebook_folder"]
 
 
 def notebook_folder() -> Path:
-    """Return the folder of the walk-throughs: in the installed package, or in the checkout it is run from.
+    """Return the folder of the notebooks, in the installed package or in the checkout.
 
     Raises:
         UnavailableError: Neither has them.
@@ -22,29 +22,31 @@ def notebook_folder() -> Path:
     for folder in (package / "notebooks", package.parent / "nbs"):
         if any(folder.glob("[0-9]*.ipynb")):
             return folder
-    raise UnavailableError("The walk-throughs are not installed.", hint="Install covid_fastai from its wheel anew.")
+    raise UnavailableError("The tutorial notebooks are not installed.", hint="Reinstall covid_fastai from its wheel.")
 
 
 def copy_notebooks(target: str | Path) -> list[Path]:
-    """Copy the walk-throughs into a folder; what is there already is left alone.
+    """Copy the tutorial notebooks into a folder, without overwriting any file.
 
     Args:
-        target: The folder, made if needed.
+        target: The folder, created if needed.
 
     Returns:
-        The copies.
+        The paths of the copies.
 
     Raises:
-        ResourceError: A notebook of that name is there already, or the folder cannot be written; nothing is copied.
-        UnavailableError: The walk-throughs are not installed.
+        ResourceError: The folder already holds a notebook of the same name (nothing is copied), or it is not writable.
+        UnavailableError: The notebooks are not installed.
     """
     target = Path(target).expanduser()
     sources = sorted(notebook_folder().glob("[0-9]*.ipynb"))
     present = [path.name for path in sources if (target / path.name).exists()]
     if present:
-        raise ResourceError(f"{target} holds {present[0]} already.", hint="Name another folder; yours is not changed.")
+        raise ResourceError(
+            f"{target} already holds {present[0]}.", hint="Choose another folder. Nothing was copied or changed."
+        )
     make_folder(target)
     try:
         return [Path(shutil.copyfile(path, target / path.name)) for path in sources]
     except OSError as error:
-        raise ResourceError(f"{target} cannot be written: {error}.", hint="Name another folder.") from error
+        raise ResourceError(f"{target} cannot be written: {error}.", hint="Choose another folder.") from error

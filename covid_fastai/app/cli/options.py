@@ -1,4 +1,4 @@
-"""The options that commands share, and those of a training, from the one place that knows them."""
+"""Options that several commands share, and the options of a training, which are derived from `TrainConfig`."""
 
 from __future__ import annotations
 
@@ -11,30 +11,44 @@ import typer
 
 from covid_fastai.options import describe_option, option_choices, parse_option, plain_type
 
-__all__ = ["AsJson", "Data", "Debug", "Quiet", "READING", "given", "option", "options_of_config", "reading"]
+__all__ = [
+    "AsJson",
+    "Data",
+    "Debug",
+    "Quiet",
+    "READING",
+    "given_options",
+    "option",
+    "options_of_config",
+    "reading_options",
+]
 
+# the fields of TrainConfig that `read_cohort` takes
 READING = ("task", "image_root", "path_column", "label_column", "patient_column", "split_column", "source_column")
 READING += ("view_column", "encoding", "negatives_per_positive", "seed", "exclude_pretraining_overlap")
 
 Data = Annotated[
-    Path, typer.Argument(metavar="DATA", help="CoronaHack's folder or CSV, any CSV, or a folder with a folder a class.")
+    Path,
+    typer.Argument(
+        metavar="DATA", help="The folder or CSV of CoronaHack, another CSV, or a folder with one subfolder per class."
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print results, warnings and errors only.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only results, warnings and errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
 
 
 def option(kind: Any, *flags: str, help: str, metavar: str | None = None) -> Any:
-    """Return a typer option whose value is checked as the same option of a Python function is.
+    """Return a typer option whose value is checked in the same way as that option of a Python function.
 
     Args:
         kind: A type of `covid_fastai.options`.
-        *flags: The option's names; those of the parameter if none are given.
-        help: What it is, one sentence.
-        metavar: What stands for the value in the help; None to derive it from the type.
+        *flags: The names of the option; derived from the parameter if none are given.
+        help: A description, one sentence.
+        metavar: The placeholder of the value in the help; None to derive it from the type.
     """
     choices = option_choices(kind)
-    # the text is kept as it is and checked by the callback: typer would say of a wrong value what Python does not say
+    # the callback checks the unparsed text, so that the message for an invalid value is the same as in Python
     return typer.Option(
         *flags,
         help=help if choices else f"{help[:-1]} ({describe_option(kind).removesuffix(', or None')}).",
@@ -61,7 +75,7 @@ def _check_option(kind: Any) -> Callable:
 
 
 def options_of_config(*names: str) -> Callable[[Callable], Callable]:
-    """Give a command an option for each field of `TrainConfig` (or for those named); None stands for not given."""
+    """Add an option to a command for each field of `TrainConfig`, or for those named; None means not given."""
     from covid_fastai.config import TrainConfig
 
     def decorate(command: Callable) -> Callable:
@@ -101,15 +115,15 @@ def _option(name: str, kind: Any, default: Any) -> Any:
     )
 
 
-def given(choices: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were given; the word none stands for None."""
+def given_options(choices: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given; the text "none" for the weights becomes None."""
     given = {name: value for name, value in choices.items() if value is not None}
     return {name: None if value == "none" and name == "weights" else value for name, value in given.items()}
 
 
-def reading(choices: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of reading, checked as those of a training are."""
+def reading_options(choices: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of `read_cohort`, checked by `TrainConfig`."""
     from covid_fastai.config import TrainConfig
 
-    config = TrainConfig.build(**given(choices))
+    config = TrainConfig.build(**given_options(choices))
     return {name: getattr(config, name) for name in READING}

@@ -1,4 +1,4 @@
-"""What the commands print, and how they let their progress be seen."""
+"""Print results, and set up the logging of progress."""
 
 from __future__ import annotations
 
@@ -16,19 +16,27 @@ if TYPE_CHECKING:
 
     from covid_fastai.evaluation.metrics import Evaluation
 
-__all__ = ["count", "listen", "print_figures", "print_json", "print_problems", "print_table"]
+__all__ = ["count", "print_evaluation", "print_json", "print_problems", "print_table", "set_up_logging"]
 
 logger = logging.getLogger("covid_fastai")
 
 
-def listen(*, quiet: bool, as_json: bool) -> Any:
-    """Show the package's notes on standard error and return the terminal there, None where nothing may move on it."""
+def set_up_logging(*, quiet: bool, as_json: bool) -> Any:
+    """Send the log of the package to standard error and return its console.
+
+    Args:
+        quiet: Log only warnings and errors.
+        as_json: The same, since standard output is for a program.
+
+    Returns:
+        The `rich.console.Console` for a progress bar; None if `quiet` or `as_json`.
+    """
     import warnings
 
     from rich.console import Console
     from rich.logging import RichHandler
 
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")  # not the user's to mend
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")  # users cannot fix them
     console = Console(stderr=True)
     if console.is_terminal:
         handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False, highlighter=None)
@@ -40,29 +48,29 @@ def listen(*, quiet: bool, as_json: bool) -> Any:
     return None if quiet or as_json else console
 
 
-def print_figures(result: Evaluation, *, title: str) -> None:
-    """Print an evaluation's figures, and what they leave out."""
+def print_evaluation(result: Evaluation, *, title: str) -> None:
+    """Print the metrics of an evaluation, and how many images have no prediction."""
     print_table(result.summary(), title=title)
     from covid_fastai.evaluation.prediction_table import UNKNOWN_PATIENTS
 
-    lost = f" {result.n_failed} images have no prediction and are not counted." if result.n_failed else ""
+    failed = f" {result.n_failed} images have no prediction and are not counted." if result.n_failed else ""
     unknown = "" if result.patients_known else f" {UNKNOWN_PATIENTS}"
-    typer.echo(f"{result.n_images} images.{lost}{unknown} {RESEARCH_USE}")
+    typer.echo(f"{result.n_images} images.{failed}{unknown} {RESEARCH_USE}")
 
 
 def print_problems(problems: Sequence[Mapping[str, Any]], *, most: int = 50) -> None:
-    """Print a line a problem, the gravest first."""
+    """Print one line per problem, the most severe first."""
     from covid_fastai.data.problems import SEVERITIES
 
     for row in sorted(problems, key=lambda row: SEVERITIES.index(row["severity"]))[:most]:
-        line = "" if row["row"] is None else f"row {row['row']}, "
-        typer.echo(f"{row['severity']}: {line}{row['path']}: {row['reason']}. {row['remedy']}")
+        position = "" if row["row"] is None else f"row {row['row']}, "
+        typer.echo(f"{row['severity']}: {position}{row['path']}: {row['reason']}. {row['remedy']}")
     if len(problems) > most:
         typer.echo(f"... and {len(problems) - most} more")
 
 
 def print_table(table: pd.DataFrame, *, title: str) -> None:
-    """Print a table: ruled on a terminal, plain text otherwise."""
+    """Print a table, with lines on a terminal and as plain text otherwise."""
     from rich.console import Console
     from rich.table import Table
 
@@ -70,12 +78,12 @@ def print_table(table: pd.DataFrame, *, title: str) -> None:
     if not console.is_terminal:
         typer.echo(f"{title}\n{table.to_string(index=False)}")
         return
-    ruled = Table(title=title, title_justify="left")
+    rich_table = Table(title=title, title_justify="left")
     for name in table.columns:
-        ruled.add_column(str(name), overflow="fold")
+        rich_table.add_column(str(name), overflow="fold")
     for row in table.itertuples(index=False):
-        ruled.add_row(*(str(value).replace("[", r"\[") for value in row))
-    console.print(ruled)
+        rich_table.add_row(*(str(value).replace("[", r"\[") for value in row))  # rich reads [...] as markup
+    console.print(rich_table)
 
 
 def print_json(value: Any) -> None:
@@ -86,5 +94,5 @@ def print_json(value: Any) -> None:
 
 
 def count(n: int, noun: str) -> str:
-    """Return a number with its noun."""
+    """Return a number with its noun, as in "1 image" or "2 images"."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

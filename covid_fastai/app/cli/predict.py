@@ -1,4 +1,4 @@
-"""The commands that use a trained model: predict a few files, predict many, take the model elsewhere."""
+"""The commands `predict`, `batch` and `export`, which use a trained model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from covid_fastai.app.cli.options import AsJson, Debug, Quiet, option
-from covid_fastai.app.cli.output import count, listen, print_json, print_table
+from covid_fastai.app.cli.output import count, print_json, print_table, set_up_logging
 from covid_fastai.evaluation.formatting import format_metric
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Engine, Fraction, WorkerCount
@@ -18,27 +18,37 @@ if TYPE_CHECKING:
 
 __all__ = ["batch", "export", "predict"]
 
-# Heavy modules (pandas, onnxruntime) are imported inside the commands, so that help answers at once; none needs torch.
+# Heavy modules (pandas, onnxruntime) are imported inside the commands, so that help appears at once; predict and batch
+# need no torch.
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, a saved model, or a name on the Hub: user/model.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="The folder of a run or a saved model, or user/model on the Hugging Face Hub."
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a model on the Hugging Face Hub.")]
 
 
 def predict(
     model: Model,
     files: Annotated[
-        list[str], typer.Argument(metavar="FILES...", help="Images, DICOM files, folders, CSVs, patterns.")
+        list[str],
+        typer.Argument(
+            metavar="FILES...", help="Images, DICOM files, folders, glob patterns, or CSVs with a column path."
+        ),
     ],
     out: Annotated[Path | None, typer.Option("--csv", metavar="OUT", help="Where to write the table, as CSV.")] = None,
     explain: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A folder for pictures of where the model looked.")
+        Path | None, typer.Option(metavar="DIR", help="Folder for the images with their class activation maps.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="The commit, tag or branch of a model on the Hub.")] = None,
+    revision: Revision = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Predict images with a trained model, without torch.
+    """Predict the class of images with a trained model, without torch.
 
-    A file that cannot be read is a row with its reason. Exit status 3 if not one could be answered.
+    A file that cannot be read has a row with the reason. The exit status is 3 if no image has a prediction.
     """
     from covid_fastai.app.inputs import list_images, openable
     from covid_fastai.files import write_csv
@@ -65,17 +75,25 @@ def predict(
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, a saved model, or a name on the Hub: user/model.")],
-    target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="The folder of a run or a saved model, or user/model on the Hugging Face Hub."
+        ),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to create.")],
     sensitivity: Annotated[
-        float | None, option(Fraction, help="Choose the threshold for it on the run's held-out patients.")
+        float | None,
+        option(Fraction, help="Choose the threshold with this sensitivity on the held-out patients of the run."),
     ] = None,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="Fit a temperature on them.")] = False,
-    revision: Annotated[str | None, typer.Option(help="The commit, tag or branch of a model on the Hub.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Fit a temperature on the held-out patients of the run.")
+    ] = False,
+    revision: Revision = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a trained model, checked, with its ONNX file and a model card, into a folder of its own."""
+    """Verify a trained model and copy it, with its ONNX file and model card, into a new folder."""
     from covid_fastai.app.export import export_model
 
     folder = export_model(run, target, revision=revision, sensitivity=sensitivity, calibrate=calibrate)
@@ -87,43 +105,56 @@ def export(
 
 def batch(
     model: Model,
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUTS...", help="Folders, CSVs, patterns, addresses.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUTS...", help="Images, folders, glob patterns, CSVs with a column path, or URLs of fsspec."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The table to write: .csv or .parquet.")],
-    workers: Annotated[int | None, option(WorkerCount, help="Processes; one a processor core if not given.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on where an interrupted batch ended.")] = True,
-    engine: Annotated[Engine, option(Engine, help="Where to compute: ray is for many machines.")] = "local",
-    revision: Annotated[str | None, typer.Option(help="The commit, tag or branch of a model on the Hub.")] = None,
+    workers: Annotated[
+        int | None, option(WorkerCount, help="Number of processes; one per processor core if not given.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted batch.")] = True,
+    engine: Annotated[
+        Engine, option(Engine, help="Run on processes of this machine (local) or on a Ray cluster (ray).")
+    ] = "local",
+    revision: Revision = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Predict any number of images into one table, a row an image; go on after an interruption.
+    """Predict any number of images into one table with one row per image.
 
-    Exit status 3 if not one could be answered; the column status says which could not.
+    An interrupted batch can be continued. The column status shows which images have no prediction; the exit status is
+    3 if none has one.
     """
-    listen(quiet=quiet, as_json=as_json)
+    set_up_logging(quiet=quiet, as_json=as_json)
     from covid_fastai.app.batch.run import predict_batch
 
-    found = predict_batch(model, inputs, out, workers=workers, resume=resume, engine=engine, revision=revision)
+    counts = predict_batch(model, inputs, out, workers=workers, resume=resume, engine=engine, revision=revision)
     if as_json:
-        print_json({"table": str(out), **found})
+        print_json({"table": str(out), **counts})
     else:
-        lost = f", {found['rows'] - found['ok']} of them without an answer" if found["ok"] < found["rows"] else ""
-        typer.echo(f"{count(found['rows'], 'row')}{lost}: {out}. {RESEARCH_USE}")
-    if not found["ok"]:
+        n_failed = counts["rows"] - counts["ok"]
+        failed = f", {n_failed} without a prediction" if n_failed else ""
+        typer.echo(f"{out}: {count(counts['rows'], 'row')}{failed}. {RESEARCH_USE}")
+    if not counts["ok"]:
         raise typer.Exit(3)
 
 
 def _print_predictions(table: pd.DataFrame, *, title: str) -> None:
-    shown = table[["path"]].copy()
+    printed = table[["path"]].copy()
     for name in (str(name) for name in table if str(name).startswith("p_")):
-        shown[name] = [format_metric(p) for p in table[name]]
-    print_table(shown.assign(prediction=table["prediction"], status=table["status"]), title=title)
+        printed[name] = [format_metric(p) for p in table[name]]
+    print_table(printed.assign(prediction=table["prediction"], status=table["status"]), title=title)
     for row in table.to_dict("records"):
         if row["reason"]:
             typer.echo(f"{row['status']}: {row['reason']}")
         if row["remark"]:
             typer.echo(f"remark: {row['path']}: {row['remark']}")
-    lost = int((table["status"] != "ok").sum())
-    said = f" {lost} without an answer." if lost else ""
-    typer.echo(f"{count(len(table), 'image')}.{said} Outputs of a model, no diagnoses. {RESEARCH_USE}")
+    n_failed = int((table["status"] != "ok").sum())
+    failed = f", {n_failed} without a prediction" if n_failed else ""
+    typer.echo(
+        f"{count(len(table), 'image')}{failed}. A prediction is a model's output, not a diagnosis. {RESEARCH_USE}"
+    )

@@ -1,4 +1,4 @@
-"""A progress bar for a terminal: fastai's own prints broken lines outside notebooks."""
+"""A progress bar for terminals, where the bar of fastai prints broken lines."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["TerminalProgress"]
 
 
 class TerminalProgress(Callback):
-    """Show one bar an epoch, with the smoothed training loss; the line of each epoch stays above it.
+    """Show one bar per epoch with the smoothed training loss, below the lines of the completed epochs.
 
     Args:
-        console: The terminal.
+        console: The console of the terminal.
     """
 
     order = 60  # after Recorder (50), whose smoothed loss it shows
@@ -23,7 +23,7 @@ class TerminalProgress(Callback):
         self.console, self.bar = console, None
 
     def before_fit(self):
-        """Open the bar; not for the short runs of lr_find and predictions."""
+        """Open the bar, except for `lr_find` and predictions."""
         if hasattr(self.learn, "lr_finder") or hasattr(self.learn, "gather_preds"):
             return
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -32,36 +32,35 @@ class TerminalProgress(Callback):
         self.task = self.bar.add_task("")
 
     def before_train(self):
-        """Begin an epoch."""
-        self._begin("training")
+        """Reset the bar for the training part of an epoch."""
+        self._reset("training")
 
     def before_validate(self):
-        """Begin its validation."""
-        self._begin("validation")
+        """Reset the bar for the validation part of an epoch."""
+        self._reset("validation")
 
     def after_batch(self):
-        """Move on by a batch."""
+        """Advance the bar by one batch."""
         if self.bar is not None:
             loss = f", loss {float(self.recorder.smooth_loss.value):.3f}" if self.training else ""
-            text = f"{self._what}{loss}"
-            self.bar.update(self.task, advance=1, description=text)
+            self.bar.update(self.task, advance=1, description=f"{self._description}{loss}")
 
     def after_fit(self):
-        """Close the bar."""
+        """Close the bar after training."""
         self.close()
 
     def after_cancel_fit(self):
-        """Close the bar."""
+        """Close the bar after a cancelled training."""
         self.close()
 
     def close(self) -> None:
-        """Take the bar off the terminal; also for an error, which fastai's own end is not called for."""
+        """Remove the bar from the terminal; call this after an error, for which fastai calls no `after_fit`."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
-    def _begin(self, what: str) -> None:
+    def _reset(self, part: str) -> None:
         if self.bar is not None:
             phase = "frozen" if self.opt.frozen_idx else "unfrozen"
-            self._what = f"{phase} epoch {self.epoch + 1}/{self.n_epoch}, {what}"
-            self.bar.reset(self.task, total=len(self.dl), description=self._what)
+            self._description = f"{phase} epoch {self.epoch + 1}/{self.n_epoch}, {part}"
+            self.bar.reset(self.task, total=len(self.dl), description=self._description)

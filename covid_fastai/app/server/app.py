@@ -1,4 +1,4 @@
-"""The web application: a page and a JSON interface in front of a saved model, without torch. Nothing is kept."""
+"""The web application: a page and a JSON API for a saved model, without torch. It stores nothing."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ def create_app(
     workers: WorkerCount = 1,
     limits: Limits | None = None,
 ) -> Starlette:
-    """Make the web application of a saved model, for uvicorn or any other ASGI server.
+    """Create the web application of a saved model, for uvicorn or another ASGI server.
 
-    The routes are Starlette's own: a framework that parses the form before the endpoint runs would spool uploads to the
-    disk, and would read them before the limits are checked.
+    It uses Starlette without a framework on top. A framework that parses forms before it calls an endpoint would write
+    uploads to the disk, and would read them before the limits are checked.
 
     Args:
         model: The folder of a saved model.
-        name: What the page calls the model; None for its folder's name or its task.
-        allow_host: Names, beside those of this machine for itself, that visitors may call the server by.
-        workers: Processes that read and answer files.
-        limits: What visitors may ask; None for the usual.
+        name: The name of the model on the page; None for the name of its folder or its task.
+        allow_host: Host names, in addition to `localhost` and the loopback addresses, that a request may be sent to.
+        workers: The number of processes that predict images.
+        limits: The limits of requests; None for the defaults.
 
     Returns:
-        The application. It is to be closed by its lifespan, which ends the processes.
+        The application. Its lifespan ends the processes.
 
     Raises:
-        ModelFormatError: The model cannot be used.
+        ModelFormatError: The model is missing, damaged or not allowed.
         UsageError: `workers` is not allowed.
     """
     limits = Limits() if limits is None else limits
@@ -78,27 +78,27 @@ def create_app(
         Route("/readyz", site.readiness, methods=["GET"]),
         *(Route(f"/{name}", _asset(name), methods=["GET"]) for name in ASSETS),
     ]
-    handlers = {RequestRejected: _refuse, HTTPException: _not_here}
-    gate = [Middleware(SecurityMiddleware, allow_host=tuple(allow_host))]
-    return Starlette(routes=routes, middleware=gate, exception_handlers=handlers, lifespan=site.lifespan)
+    handlers = {RequestRejected: _answer_rejected, HTTPException: _answer_http_error}
+    middleware = [Middleware(SecurityMiddleware, allow_host=tuple(allow_host))]
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=site.lifespan)
 
 
 class _Site:
-    """The endpoints, and what they share: the model's facts, the processes, the door."""
+    """The endpoints, and the state that they share: model facts, worker processes, rate limiter."""
 
     def __init__(self, model: str | Path, *, name: str | None, workers: int, limits: Limits):
         self.facts, self.limits = read_facts(model, name=name), limits
         self.workers = Workers(
             model, number=workers, seconds=limits.seconds, memory=limits.memory, max_pixels=limits.pixels
         )
-        self.door = RateLimiter(limits, workers=workers)
+        self.rate_limiter = RateLimiter(limits, workers=workers)
         self._description = describe_api(self.facts, limits)
         self._page = render_page(self.facts, limits)
-        self._threads: anyio.CapacityLimiter | None = None  # belongs to an event loop, which runs only later
+        self._threads: anyio.CapacityLimiter | None = None  # set by the lifespan, since it belongs to an event loop
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        self._threads = anyio.CapacityLimiter(self.workers.number)  # others wait here, in the order that they came
+        self._threads = anyio.CapacityLimiter(self.workers.number)  # further requests wait, first in, first out
         try:
             yield
         finally:
@@ -108,24 +108,24 @@ class _Site:
         return HTMLResponse(self._page)
 
     async def answer_form(self, request: Request) -> Response:
-        """Answer the form of a browser that runs no script, with the whole page."""
+        """Answer the form of a browser without scripts, with the whole page."""
         try:
-            answers = await self._answer(request, pictures=True)
-        except RequestRejected as refused:
-            page = render_page(self.facts, self.limits, error=refused.reason)
-            return HTMLResponse(page, status_code=refused.status, headers=_retry(refused))
+            answers = await self._answer(request, maps=True)
+        except RequestRejected as rejection:
+            page = render_page(self.facts, self.limits, error=rejection.reason)
+            return HTMLResponse(page, status_code=rejection.status, headers=_retry_headers(rejection))
         return HTMLResponse(render_page(self.facts, self.limits, answers=answers), status_code=_status(answers))
 
     async def answer_one(self, request: Request) -> Response:
-        """Answer the script's request for one file, with a piece of the page."""
-        answers = await self._answer(request, pictures=True)
+        """Answer the script's request for one file, with a fragment of the page."""
+        answers = await self._answer(request, maps=True)
         return HTMLResponse(render_answers(answers, self.facts), status_code=_status(answers))
 
     async def answer_json(self, request: Request) -> Response:
-        asked = request.query_params.get("maps", "false").lower()
-        if asked not in {"true", "false", "1", "0"}:
-            raise RequestRejected(400, "maps is true or false.")
-        answers = await self._answer(request, pictures=asked in {"true", "1"})
+        maps = request.query_params.get("maps", "false").lower()
+        if maps not in {"true", "false", "1", "0"}:
+            raise RequestRejected(400, "The query parameter maps is neither true nor false.")
+        answers = await self._answer(request, maps=maps in {"true", "1"})
         response = PredictResponse(research_use=RESEARCH_USE, model=self.facts, images=answers)
         return JSONResponse(response.model_dump(mode="json"), status_code=_status(answers))
 
@@ -143,20 +143,20 @@ class _Site:
         response = ReadinessResponse(status="ready" if ready else "not ready")
         return JSONResponse(response.model_dump(mode="json"), status_code=200 if ready else 503)
 
-    async def _answer(self, request: Request, *, pictures: bool) -> list[ImageAnswer]:
+    async def _answer(self, request: Request, *, maps: bool) -> list[ImageAnswer]:
         client = request.client.host if request.client else ""
-        with self.door.enter(client):
+        with self.rate_limiter.enter(client):
             uploads = await read_uploads(request, self.limits)
             if not uploads:
-                raise RequestRejected(400, "No file was sent. Choose one first.")
-            answers = [await self._ask(upload.content, pictures=pictures) for upload in uploads]
+                raise RequestRejected(400, "The request has no file. Choose a file first.")
+            answers = [await self._predict(upload.content, maps=maps) for upload in uploads]
             return [a.model_copy(update={"name": u.name}) for u, a in zip(uploads, answers, strict=True)]
 
-    async def _ask(self, content: bytes, *, pictures: bool) -> ImageAnswer:
-        def ask() -> ImageAnswer:
-            return self.workers.ask(content, pictures=pictures)
+    async def _predict(self, content: bytes, *, maps: bool) -> ImageAnswer:
+        def predict() -> ImageAnswer:
+            return self.workers.predict(content, maps=maps)
 
-        return await anyio.to_thread.run_sync(ask, limiter=self._threads)
+        return await anyio.to_thread.run_sync(predict, limiter=self._threads)
 
 
 def _asset(name: str):
@@ -170,16 +170,18 @@ def _status(answers: list[ImageAnswer]) -> int:
     return 200 if any(answer.status == "ok" for answer in answers) else 422
 
 
-def _retry(refused: RequestRejected) -> dict[str, str]:
-    return {"Retry-After": str(refused.retry_after)} if refused.retry_after else {}
+def _retry_headers(rejection: RequestRejected) -> dict[str, str]:
+    return {"Retry-After": str(rejection.retry_after)} if rejection.retry_after else {}
 
 
-async def _refuse(request: Request, refused: RequestRejected) -> Response:
-    response = ErrorResponse(error=refused.reason)
-    return JSONResponse(response.model_dump(mode="json"), status_code=refused.status, headers=_retry(refused))
+async def _answer_rejected(request: Request, rejection: RequestRejected) -> Response:
+    response = ErrorResponse(error=rejection.reason)
+    return JSONResponse(
+        response.model_dump(mode="json"), status_code=rejection.status, headers=_retry_headers(rejection)
+    )
 
 
-async def _not_here(request: Request, error: HTTPException) -> Response:
-    text = {404: "There is nothing here.", 405: "Not in this way."}.get(error.status_code, "This cannot be answered.")
+async def _answer_http_error(request: Request, error: HTTPException) -> Response:
+    text = {404: "Not found.", 405: "Method not allowed."}.get(error.status_code, "The request failed.")
     response = ErrorResponse(error=text)
     return JSONResponse(response.model_dump(mode="json"), status_code=error.status_code, headers=error.headers)

@@ -1,4 +1,4 @@
-"""A saved model as a Gradio app, for Hugging Face Spaces; `covid-fastai serve` is the page for everything else."""
+"""A Gradio app of a saved model, for Hugging Face Spaces. For other uses, `covid-fastai serve` has its own page."""
 
 from __future__ import annotations
 
@@ -26,64 +26,66 @@ NOTICE = f"{RESEARCH_USE} {NO_DIAGNOSIS}"
 def answer_file(
     predictor: Predictor, facts: ModelFacts, path: str | os.PathLike
 ) -> tuple[dict[str, float], Image.Image | None, str]:
-    """Answer one image file for the app.
+    """Predict one image file for the app.
 
     Args:
-        predictor: Of the model.
-        facts: Of the model.
-        path: The file.
+        predictor: The predictor of the model.
+        facts: The facts of the model.
+        path: The image file.
 
     Returns:
-        The probability of each class (none where the file cannot be read), the radiograph with its activation map,
-        and what has to be said beside them.
+        The probability of each class (empty if the file cannot be read), the radiograph with its class activation map,
+        and the text to show with them.
     """
     table, maps = predictor.explain([path], names=["the image"])
     row = table.iloc[0].to_dict()
     if row["status"] != "ok":
-        return {}, None, f"No answer: {row['reason']}"
-    p = {name: float(row[f"p_{name}"]) for name in predictor.classes}
-    wanted = predictor.classes.index(row["prediction"])
-    heat = against_rest(maps, [wanted])[0]
-    picture = draw_explained(open_image(path), heat, name=row["prediction"], probability=p[row["prediction"]])
-    said = [f"The model's rule gives: {row['prediction']} ({facts.rule})."]
+        return {}, None, f"No prediction: {row['reason']}"
+    probabilities = {name: float(row[f"p_{name}"]) for name in predictor.classes}
+    prediction = row["prediction"]
+    saliency = against_rest(maps, [predictor.classes.index(prediction)])[0]
+    overlay = draw_explained(open_image(path), saliency, name=prediction, probability=probabilities[prediction])
+    paragraphs = [f"Predicted class: {prediction} (rule: {facts.rule})."]
     if row.get("remark"):
-        said.append(f"Remark on the picture: {row['remark']}")
-    return p, picture, "\n\n".join([*said, NOTICE])
+        paragraphs.append(f"Remark on the image: {row['remark']}")
+    return probabilities, overlay, "\n\n".join([*paragraphs, NOTICE])
 
 
 def gradio_app(model: str | Path, *, revision: str | None = None) -> Any:
-    """Make a Gradio app of a saved model: one image in, probabilities, map, remark, verdict and limits out.
+    """Create a Gradio app that shows the prediction, class activation map and remarks for one image.
 
         app = gradio_app("user/model")  # the file app.py of a Space
         app.launch()
 
-    Nothing is sent to Gradio's makers; uploads lie in Gradio's temporary folder until its process ends.
+    The analytics of Gradio are disabled. Gradio keeps uploads in a temporary folder until its process ends.
 
     Args:
-        model: A run's folder, a saved model's, or its name on the Hugging Face Hub.
-        revision: Of a model on the Hub.
+        model: The folder of a run or of a saved model, or `"user/model"` on the Hugging Face Hub.
+        revision: The commit, tag or branch of a model on the Hub.
 
     Returns:
-        A `gradio.Blocks`; `launch()` starts it.
+        A `gradio.Blocks`, whose method `launch` starts the app.
 
     Raises:
         UnavailableError: Gradio is not installed.
-        ModelFormatError: The model cannot be used.
+        ModelFormatError: The model is missing, damaged or not allowed.
     """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it on import
     try:
         import gradio
     except ImportError as error:
-        raise UnavailableError("gradio is not installed.", hint="pip install 'covid_fastai[gradio]'.") from error
+        raise UnavailableError(
+            "The app needs the package gradio, which is not installed.", hint="pip install 'covid_fastai[gradio]'"
+        ) from error
     folder = find_model(model, revision=revision)
     predictor, facts = Predictor(folder), read_facts(folder)
     with gradio.Blocks(title=facts.name, analytics_enabled=False) as app:
-        gradio.Markdown(f"# {facts.name}\n\n**{NOTICE}**\n\nVerdict on the model: {facts.verdict}")
+        gradio.Markdown(f"# {facts.name}\n\n**{NOTICE}**\n\nVerdict of the evaluation: {facts.verdict}")
         with gradio.Row():
-            given = gradio.File(label="A frontal chest radiograph", type="filepath")
+            file = gradio.File(label="Frontal chest radiograph", type="filepath")
             with gradio.Column():
-                answer, said = gradio.Label(label="Probability of each class"), gradio.Markdown()
-        picture = gradio.Image(label="Where the model looked", interactive=False)
-        given.upload(lambda path: answer_file(predictor, facts, path), given, [answer, picture, said])
+                probabilities, text = gradio.Label(label="Probability of each class"), gradio.Markdown()
+        overlay = gradio.Image(label="Class activation map", interactive=False)
+        file.upload(lambda path: answer_file(predictor, facts, path), file, [probabilities, overlay, text])
         gradio.Markdown("Limits:\n\n" + "\n".join(f"- {limit}" for limit in facts.limits))
     return app

@@ -1,4 +1,4 @@
-"""What every request passes on its way in and every answer on its way out: hosts, origins, headers, errors."""
+"""The security middleware: it checks the host and origin of requests, adds headers to responses and hides errors."""
 
 from __future__ import annotations
 
@@ -22,96 +22,98 @@ logger = logging.getLogger("covid_fastai")
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 HEADERS = {  # guard: csp, nosniff
-    # nothing is loaded from another host, nothing inline is run; the pictures of an answer are data: URLs
+    # no resource of another host and no inline script; the images of an answer are data: URLs
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",  # with no-referrer, browsers send a form of our own page with Origin: null
+    "Referrer-Policy": "same-origin",  # with no-referrer, browsers send the form of this page with Origin: null
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
-    "Cache-Control": "no-store",  # no answer about a picture stays in a cache
+    "Cache-Control": "no-store",  # no answer is stored in a cache
 }
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 
 
 def check_hosts(host: str, allow_host: Iterable[str]) -> None:
-    """Make sure that a server which listens for other machines knows the names that they call it by.
+    """Require the allowed host names of a server that listens for other machines.
 
-    Any other name in a request is refused, so that no page elsewhere can ask through a name of its own (DNS rebinding).
+    The server refuses requests with another name in the Host header, which prevents DNS rebinding: a web page cannot
+    send requests to the server through a domain of its own.
 
     Args:
-        host: The address that it listens at.
-        allow_host: The names, without port.
+        host: The address that the server listens on.
+        allow_host: The allowed host names, without port.
 
     Raises:
-        UsageError: There is none.
+        UsageError: `host` is not a loopback address, and no host name is allowed.
     """
     if not list(allow_host) and not _is_local(host):  # guard: named_host
         raise UsageError(
-            f"host={host!r} lets other machines ask, and no name is allowed that they would call this one by.",
-            hint="Name it with allow_host (--allow-host), or stay with 127.0.0.1.",
+            f"host={host!r} accepts requests from other machines, which requires the allowed host names.",
+            hint="Give the names of this machine with allow_host (--allow-host), or listen on 127.0.0.1.",
         )
 
 
 class SecurityMiddleware:
-    """Wrap an ASGI application: refuse what comes from elsewhere, add the security headers, hide errors.
+    """Refuse requests with another host or origin, add security headers to responses, and hide errors.
 
     Args:
-        app: The application.
-        allow_host: What the Host header may say, without port, beside the names of this machine for itself.
+        app: The ASGI application.
+        allow_host: Host names without port, in addition to `LOCAL_HOSTS`, that are allowed in the Host header.
     """
 
     def __init__(self, app: ASGIApp, allow_host: Iterable[str] = ()):
-        self.app, self._hosts = app, frozenset([*LOCAL_HOSTS, *(_bare(name) for name in allow_host)])
+        self.app, self._hosts = app, frozenset([*LOCAL_HOSTS, *(_normalise(name) for name in allow_host)])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+        """Handle one request."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        begun = False
+        response_started = False
 
-        async def send_guarded(message: Message) -> None:
-            nonlocal begun
+        async def send_with_headers(message: Message) -> None:
+            nonlocal response_started
             if message["type"] == "http.response.start":
-                begun = True
+                response_started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
-        refused = self._refuse(scope)
-        if refused is not None:
-            await refused(scope, receive, send_guarded)
+        refusal = self._check_source(scope)
+        if refusal is not None:
+            await refusal(scope, receive, send_with_headers)
             return
         try:
-            await self.app(scope, receive, send_guarded)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the visitor sees a number and no more
+            await self.app(scope, receive, send_with_headers)
+        except Exception as error:  # noqa: BLE001 - the client sees no details of any exception
             number = secrets.token_hex(4)
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            # neither the message nor the values: they may hold what was uploaded
-            logger.error("Error %s: %s at %s:%s.", number, type(error).__name__, place.filename, place.lineno)
-            if not begun:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            # without the message and the values, which may contain uploaded data
+            logger.error("Error %s: %s at %s:%s.", number, type(error).__name__, frame.filename, frame.lineno)
+            if not response_started:
                 # guard: hidden_error
-                text = f"Something went wrong here. Tell the keeper of this server the number {number}."
-                await _error(500, text)(scope, receive, send_guarded)
+                text = f"Internal server error. Report the number {number} to the administrator of this server."
+                await _error(500, text)(scope, receive, send_with_headers)
 
-    def _refuse(self, scope: Scope) -> JSONResponse | None:
+    def _check_source(self, scope: Scope) -> JSONResponse | None:
+        """Return an error response to a request with another host or from another site, else None."""
         headers = Headers(scope=scope)
-        given = headers.getlist("host")
-        if len(given) != 1 or _hostname(given[0]) not in self._hosts:  # guard: host
-            return _error(400, "This server does not answer to that name.")
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or _hostname(hosts[0]) not in self._hosts:  # guard: host
+            return _error(400, "The host name of the request is not allowed.")
         if scope["method"] in SAFE_METHODS:
             return None
         site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin")
         # guard: origin
-        if site not in {"same-origin", "none"} or (origin is not None and _netloc(origin) != given[0].lower()):
-            return _error(403, "A page of another site may not ask here.")
+        if site not in {"same-origin", "none"} or (origin is not None and _netloc(origin) != hosts[0].lower()):
+            return _error(403, "Requests from pages of other sites are not allowed.")
         return None
 
 
@@ -122,23 +124,24 @@ def _error(status: int, text: str) -> JSONResponse:
 def _is_local(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
+    except ValueError:  # a name, not an address
         return False
 
 
-def _bare(name: str) -> str:
+def _normalise(name: str) -> str:
+    """Return a host name in lower case, without the brackets of an IPv6 address."""
     return name.strip("[]").lower()
 
 
 def _hostname(host: str) -> str | None:
     try:
         return urlsplit(f"//{host}").hostname
-    except ValueError:  # brackets that do not close
+    except ValueError:  # unbalanced brackets
         return None
 
 
 def _netloc(origin: str) -> str | None:
-    """Return host and port of an origin, as a Host header says them; None for "null", which is nobody's page."""
+    """Return the host and port of an origin, in the form of a Host header; None for the opaque origin "null"."""
     try:
         return urlsplit(origin).netloc.lower() or None
     except ValueError:

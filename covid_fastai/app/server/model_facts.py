@@ -1,4 +1,4 @@
-"""What stands beside every answer of a served model: what it is, what it is worth, where it ends."""
+"""Facts of a saved model that the server shows with each prediction: architecture, rule, verdict, limits."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ NOT_STATED = "not stated"
 
 
 def read_facts(folder: str | Path, *, name: str | None = None) -> ModelFacts:
-    """Read the facts of a saved model from its `config.json` and its `findings.json`.
+    """Read the facts of a saved model from its `config.json` and `findings.json`.
 
     Args:
-        folder: The saved model.
-        name: What it is called; None for its folder's name, or its task where that says more.
+        folder: The folder of the saved model.
+        name: The name of the model; None for the name of its folder, or for its task if the folder is named `model`.
+
+    Returns:
+        The facts. A verdict or limits that `findings.json` lacks are `"not stated"`.
 
     Raises:
-        ModelFormatError: `config.json` is missing, or one of the two is not to be trusted.
+        ModelFormatError: `config.json` is missing, or one of the files is damaged or belongs to another model.
     """
     folder = Path(folder)
     config = read_config(folder / CONFIG_FILE)
     findings = read_findings(folder, config)
-    own = folder.resolve().name
+    folder_name = folder.resolve().name
     return ModelFacts(
-        name=name or (f"{config.task or 'a'} model" if own in ("", "model") else own),
+        name=name or (f"{config.task or 'a'} model" if folder_name in ("", "model") else folder_name),
         task=config.task,
         classes=tuple(config.classes),
         positive=config.positive,
@@ -46,7 +49,8 @@ def read_facts(folder: str | Path, *, name: str | None = None) -> ModelFacts:
 
 
 def _rule(config: BundleConfig) -> str:
+    """Return how the class is predicted from the probabilities, as the end of a sentence."""
     if config.threshold is None:
         return "the most probable class"
-    other = next(name for name in config.classes if name != config.positive)
-    return f"{config.positive} from a probability of {config.threshold:.3g} on, else {other}"
+    negative = next(name for name in config.classes if name != config.positive)
+    return f"{config.positive} if its probability is at least {config.threshold:.3g}, else {negative}"

@@ -1,4 +1,4 @@
-"""The page of the web application from Jinja2 templates: text is escaped, nothing inline, nothing from elsewhere."""
+"""Render the page of the web application from Jinja2 templates, with all text escaped."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from covid_fastai.notices import NO_DIAGNOSIS, RESEARCH_USE
 __all__ = ["ACCEPTED", "render_answers", "render_page"]
 
 ACCEPTED = "image/png,image/jpeg,image/tiff,image/bmp,image/webp,application/dicom,.dcm,.dicom,.tif,.tiff,.jfif"
-OPACITY = 60  # percent of the overlay at first: the heat is seen and so are the ribs under it
+OPACITY = 60  # percent, the initial opacity of the overlay: both the saliency and the ribs below it are visible
 
 
 def render_page(facts: ModelFacts, limits: Limits, *, answers: Iterable[ImageAnswer] = (), error: str = "") -> str:
-    """Write the whole page.
+    """Render the whole page.
 
     Args:
-        facts: Of the model.
-        limits: What the form says about sizes, and the script keeps to.
-        answers: For a browser that runs no script.
-        error: What went wrong with a form that was sent.
+        facts: The facts of the model.
+        limits: The limits that the form states and the script checks.
+        answers: The answers to the form of a browser without scripts.
+        error: The reason why such a form was rejected.
 
     Returns:
-        HTML.
+        The HTML document.
     """
     template = _environment().get_template("page.html")
     return template.render(facts=facts, limits=limits, answers=list(answers), error=error)
 
 
 def render_answers(answers: Iterable[ImageAnswer], facts: ModelFacts) -> str:
-    """Write answers as a piece of the page.
+    """Render answers as a fragment of the page.
 
     Args:
-        answers: To one file each; one with status `ok` has maps.
-        facts: Of the model.
+        answers: One per file; an answer with the status `ok` has maps.
+        facts: The facts of the model.
 
     Returns:
-        An `<article>` an answer, whose `data-row` holds the row of the table in JSON.
+        One `<article>` per answer, whose attribute `data-row` holds its row of the CSV as JSON.
     """
     return _environment().get_template("answers.html").render(answers=list(answers), facts=facts)
 
@@ -51,7 +51,7 @@ def render_answers(answers: Iterable[ImageAnswer], facts: ModelFacts) -> str:
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("covid_fastai.app.server"),
-        autoescape=True,  # file names, model cards and labels are hostile text
+        autoescape=True,  # file names, model cards and labels are untrusted text
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,4 +1,4 @@
-"""A uvicorn protocol that hangs up on connections which send no whole request head in time (slow loris)."""
+"""A uvicorn protocol that closes connections without a complete request head in time, against Slowloris attacks."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ import asyncio
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["HEAD_SECONDS", "ImpatientProtocol"]
+__all__ = ["HEAD_SECONDS", "HeadTimeoutProtocol"]
 
-HEAD_SECONDS = 10.0  # a head is a kilobyte; the body's time is the application's to limit
+HEAD_SECONDS = 10.0  # a head has about one kilobyte; the application limits the time of the body
 
 
-class ImpatientProtocol(H11Protocol):
-    """Close a connection that has been waited at for `HEAD_SECONDS` while no request is under way."""
+class HeadTimeoutProtocol(H11Protocol):
+    """Close a connection that sends no complete request head within `HEAD_SECONDS`."""
 
     head_seconds = HEAD_SECONDS
-    _hang_up: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Begin to wait for the first head."""
+        """Start the timer for the first head."""
         super().connection_made(transport)
-        self._wait()
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; go on waiting unless it has made the head whole."""
+        """Process the data, and stop the timer if the head is complete."""
         super().data_received(data)
-        waiting = self.cycle is None or self.cycle.response_complete
-        if not waiting:
-            self._stop()
-        elif self._hang_up is None and self.conn.their_state is h11.IDLE:
-            self._wait()  # the first bytes of a further head
+        waiting_for_head = self.cycle is None or self.cycle.response_complete
+        if not waiting_for_head:
+            self._stop_timer()
+        elif self._timer is None and self.conn.their_state is h11.IDLE:
+            self._start_timer()  # these are the first bytes of the next head
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
-        self._stop()
+        """Stop the timer."""
+        self._stop_timer()
         super().connection_lost(exc)
 
-    def _wait(self) -> None:
-        self._hang_up = self.loop.call_later(self.head_seconds, self.transport.close)  # guard: patience
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(self.head_seconds, self.transport.close)  # guard: patience
 
-    def _stop(self) -> None:
-        if self._hang_up is not None:
-            self._hang_up.cancel()
-            self._hang_up = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,6 +1,6 @@
-"""The JSON interface of the server as pydantic models, and the OpenAPI document that is generated from them.
+"""The JSON API of the server as pydantic models, and the OpenAPI document that is generated from them.
 
-The server builds every JSON answer from these models, so that the document cannot differ from the answers.
+The server builds every JSON response from these models, so that the document always matches the responses.
 """
 
 from __future__ import annotations
@@ -39,67 +39,73 @@ class _Schema(BaseModel):
 
 
 class Remark(_Schema):
-    """A property of an image that a classifier of frontal chest radiographs was not made for."""
+    """A property that makes an image unsuitable for a classifier of frontal chest radiographs."""
 
     kind: RemarkKind
-    text: str = Field(description="What the input check noticed, one sentence.")
+    text: str = Field(description="A description, one sentence.")
 
 
 class ImageAnswer(_Schema):
     """The answer to one uploaded file."""
 
-    name: str = Field(description="The last part of the name of the file.")
-    status: PredictionStatus = Field(description="ok, or why the model gave no answer.")
-    reason: str = Field(description="Why there is no answer; empty where the status is ok.")
-    probabilities: dict[str, Probability] = Field(description="By class; empty where there is no answer.")
-    prediction: str = Field(description="The class that the model names, which is not a diagnosis.")
-    remarks: tuple[Remark, ...] = Field(description="What the input check noticed.")
+    name: str = Field(description="The last component of the file name.")
+    status: PredictionStatus = Field(description="ok, or the reason in one word why there is no prediction.")
+    reason: str = Field(description="Why there is no prediction; empty if the status is ok.")
+    probabilities: dict[str, Probability] = Field(
+        description="Probability of each class; empty if there is no prediction."
+    )
+    prediction: str = Field(description="The predicted class, which is not a diagnosis; empty if there is none.")
+    remarks: tuple[Remark, ...] = Field(description="The remarks of the input check.")
     withheld: bool = Field(description="Whether a remark makes the predicted class unreliable.")
-    width: int | None = Field(ge=1, description="Pixels, as the file has them.")
-    height: int | None = Field(ge=1, description="Pixels, as the file has them.")
+    width: int | None = Field(ge=1, description="Width of the image in the file, pixels.")
+    height: int | None = Field(ge=1, description="Height of the image in the file, pixels.")
 
     @model_validator(mode="after")
     def _check_status(self) -> ImageAnswer:
-        answered = self.status == "ok"
+        is_ok = self.status == "ok"
         present = (bool(self.probabilities), bool(self.prediction), self.width is not None, self.height is not None)
-        if set(present) != {answered} or bool(self.reason) == answered:
-            raise ValueError("An answer has numbers and no reason where its status is ok, else a reason and no numbers")
+        if set(present) != {is_ok} or bool(self.reason) == is_ok:
+            raise ValueError(
+                f"The status {self.status!r} and the other fields disagree: with the status 'ok', an answer has "
+                "probabilities, a prediction, a width, a height and no reason, otherwise only a reason."
+            )
         return self
 
 
 class ImageAnswerWithMaps(ImageAnswer):
     """The answer to one uploaded file, with the radiograph and its class activation map."""
 
-    radiograph: EncodedPng = Field(description="The image as the model's opener reads it.")
-    heat: EncodedPng = Field(description="A transparent overlay of the same size.")
-    heat_of: str = Field(description="The class that the map speaks for.")
-    heat_top: float = Field(ge=0, allow_inf_nan=False, description="The largest value of the map, in logits.")
-    heat_cells: tuple[int, int] = Field(description="Rows and columns of the map.")
+    radiograph: EncodedPng = Field(description="The image as read from the file, reduced in size.")
+    saliency: EncodedPng = Field(description="The class activation map as a transparent overlay of the same size.")
+    map_class: str = Field(description="The class of the map, which shows its logit relative to the other classes.")
+    map_max: float = Field(ge=0, allow_inf_nan=False, description="The largest value of the map, in logits.")
+    map_shape: tuple[int, int] = Field(description="Rows and columns of the map.")
 
 
 class ModelFacts(_Schema):
-    """The facts of a saved model that are shown beside each of its answers."""
+    """The facts of a saved model that are shown with its predictions."""
 
-    name: str = Field(description="What the model is called.")
-    task: str = Field(description="The task that it was trained for.")
-    classes: tuple[str, ...] = Field(description="In the order of the outputs.")
-    positive: str | None = Field(description="The class that the threshold is about.")
+    name: str = Field(description="The name of the model.")
+    task: str = Field(description="The task that the model was trained for.")
+    classes: tuple[str, ...] = Field(description="The classes, in the order of the outputs.")
+    positive: str | None = Field(description="The positive class; null if there is none.")
     threshold: float | None = Field(
-        description="The positive class is predicted from this probability on; null for the most probable class."
+        description="The positive class is predicted if its probability is at least this; null to predict the most "
+        "probable class."
     )
     arch: str = Field(description="The architecture.")
     image_size: int = Field(description="Side of the square input, pixels.")
-    temperature: float = Field(description="Of the calibration; 1 for none.")
-    weights: str = Field(description="Where its first weights came from.")
-    saved_by: str = Field(description="The version of covid_fastai.")
-    fingerprint: str = Field(description="The sha256 of its configuration.")
-    verdict: str = Field(description='What the evaluation showed, or "not stated".')
-    limits: tuple[str, ...] = Field(description='What it cannot do; one "not stated" where its findings name none.')
-    rule: str = Field(description="How a class is predicted from the probabilities, as the end of a sentence.")
+    temperature: float = Field(description="The temperature of the calibration; 1 for none.")
+    weights: str = Field(description="The weights that training started from.")
+    saved_by: str = Field(description="The version of covid_fastai that saved the model.")
+    fingerprint: str = Field(description="The sha256 of the configuration.")
+    verdict: str = Field(description='The verdict of the evaluation, or "not stated".')
+    limits: tuple[str, ...] = Field(description='The limits of the model; one "not stated" if there are none.')
+    rule: str = Field(description="How the class is predicted from the probabilities, as the end of a sentence.")
 
 
 class PredictResponse(_Schema):
-    """The answers to the files of one request, in their order."""
+    """The answers to the files of one request, in the order of the files."""
 
     research_use: str
     model: ModelFacts
@@ -107,21 +113,21 @@ class PredictResponse(_Schema):
 
 
 class HealthResponse(_Schema):
-    """The server runs."""
+    """The server is running."""
 
     status: Literal["alive"]
 
 
 class ReadinessResponse(_Schema):
-    """Whether a process with the loaded model is running."""
+    """Whether a process that has loaded the model is running."""
 
     status: Literal["ready", "not ready"]
 
 
 class ErrorResponse(_Schema):
-    """Why a request got no answer."""
+    """The reason why a request failed."""
 
-    error: str = Field(min_length=1, description="A sentence for people.")
+    error: str = Field(min_length=1, description="A message for users, one sentence.")
 
 
 RESPONSES: tuple[type[BaseModel], ...] = (
@@ -134,11 +140,11 @@ RESPONSES: tuple[type[BaseModel], ...] = (
 
 
 def describe_api(facts: ModelFacts, limits: Limits) -> dict[str, Any]:
-    """Describe the JSON interface as OpenAPI 3.1, with examples of the served model.
+    """Describe the JSON API as OpenAPI 3.1, with examples for the served model.
 
     Args:
-        facts: Of the served model.
-        limits: Of the server.
+        facts: The facts of the served model.
+        limits: The limits of the server.
 
     Returns:
         The OpenAPI document.
@@ -157,7 +163,7 @@ def describe_api(facts: ModelFacts, limits: Limits) -> dict[str, Any]:
         "paths": {
             "/api/predict": {"post": _predict(facts, limits)},
             "/api/model": {"get": _get("model", "The facts of the served model.", ModelFacts)},
-            "/healthz": {"get": _get("health", "Whether the server runs.", HealthResponse)},
+            "/healthz": {"get": _get("health", "Whether the server is running.", HealthResponse)},
             "/readyz": {"get": _get("readiness", "Whether the model is loaded.", ReadinessResponse, 200, 503)},
         },
         "components": {"schemas": schemas["$defs"]},
@@ -166,20 +172,20 @@ def describe_api(facts: ModelFacts, limits: Limits) -> dict[str, Any]:
 
 def _predict(facts: ModelFacts, limits: Limits) -> dict[str, Any]:
     errors = {
-        400: "The request body is malformed, it has no file, maps is neither true nor false, or the Host header names "
-        "another server.",
-        403: "A page of another site sent the request.",
+        400: "The request body is malformed or has no file, maps is neither true nor false, or the host name of the "
+        "request is not allowed.",
+        403: "The request came from a page of another site.",
         408: f"The request did not arrive within {limits.receive_seconds:g} seconds.",
-        413: f"More than {limits.files} files, {limits.file_bytes >> 20} MiB in one file, or "
-        f"{limits.request_bytes >> 20} MiB in all.",
+        413: f"The request has more than {limits.files} files, a file of more than {limits.file_bytes >> 20} MiB, or "
+        f"more than {limits.request_bytes >> 20} MiB in total.",
         415: "The request body is not multipart/form-data.",
-        429: "Too many requests from this address; Retry-After says when to try again.",
-        500: "An error of the server.",
-        503: "The queue is full; Retry-After says when to try again.",
+        429: "There were too many requests from this address. Retry after the time in the header Retry-After.",
+        500: "Internal server error.",
+        503: "The queue is full. Retry after the time in the header Retry-After.",
     }
     responses = {
-        200: _response("The model answered at least one file.", PredictResponse, _example(facts, _answered(facts))),
-        422: _response("The model could answer no file.", PredictResponse, _example(facts, UNREADABLE)),
+        200: _response("At least one file has a prediction.", PredictResponse, _example(facts, _predicted(facts))),
+        422: _response("No file has a prediction.", PredictResponse, _example(facts, UNREADABLE)),
     }
     responses |= {status: _response(text, ErrorResponse, ErrorResponse(error=text)) for status, text in errors.items()}
     for status in (429, 503):
@@ -192,13 +198,13 @@ def _predict(facts: ModelFacts, limits: Limits) -> dict[str, Any]:
     }
     return {
         "operationId": "predict",
-        "summary": "Ask the model about one image or several.",
-        "description": f"{RESEARCH_USE} The files are read in memory, answered and forgotten.",
+        "summary": "Predict one or more images.",
+        "description": f"{RESEARCH_USE} The files are read in memory and not stored.",
         "parameters": [
             {
                 "name": "maps",
                 "in": "query",
-                "description": "Whether to return the radiograph as it was read and its class activation map.",
+                "description": "Whether to return each radiograph with its class activation map.",
                 "schema": {"type": "boolean", "default": False},
             }
         ],
@@ -209,8 +215,8 @@ def _predict(facts: ModelFacts, limits: Limits) -> dict[str, Any]:
 
 def _get(name: str, summary: str, model: type[BaseModel], *statuses: int) -> dict[str, Any]:
     responses = {status: _response(summary, model) for status in statuses or (200,)}
-    responses[400] = _response("The Host header names another server.", ErrorResponse)
-    responses[500] = _response("An error of the server.", ErrorResponse)
+    responses[400] = _response("The host name of the request is not allowed.", ErrorResponse)
+    responses[500] = _response("Internal server error.", ErrorResponse)
     return {"operationId": name, "summary": summary, "responses": _by_status(responses)}
 
 
@@ -238,9 +244,9 @@ UNREADABLE = ImageAnswer(
 )
 
 
-def _answered(facts: ModelFacts) -> ImageAnswer:
-    """Return an answer with made-up probabilities, which halve from the last class to the first."""
-    weights = [2.0**place for place in range(len(facts.classes))]
+def _predicted(facts: ModelFacts) -> ImageAnswer:
+    """Return an example answer, in which each class is twice as probable as the class before it."""
+    weights = [2.0**index for index in range(len(facts.classes))]
     probabilities = {name: round(w / sum(weights), 4) for name, w in zip(facts.classes, weights, strict=True)}
     return ImageAnswer(
         name="a.png",

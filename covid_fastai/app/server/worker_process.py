@@ -1,4 +1,4 @@
-"""What one uploaded file is answered with, made in a process that may do little else and may be killed."""
+"""Predict one uploaded file in a worker process with restricted resources, which the server can kill."""
 
 from __future__ import annotations
 
@@ -23,74 +23,77 @@ from covid_fastai.model.predictor import Predictor
 from covid_fastai.plotting import as_base64, encode_png
 from covid_fastai.saliency.overlay import against_rest, draw_layer, shrink_to_fit
 
-__all__ = ["WITHHOLDS", "answer_file", "refusal", "run_worker"]
+__all__ = ["WITHHELD_AFTER", "answer_file", "answer_without_prediction", "run_worker"]
 
-# remarks after which a class is not named, though the numbers are given
-WITHHOLDS: set[RemarkKind] = {"inverted", "turned", "unlike"}  # guard: withheld
-PICTURE = 640  # pixels of the longer side: what a column of the page shows, sharp on a phone
-NAME = "the image"  # in messages: names are the visitor's, and stay in the process that speaks with the browser
+# remarks that make the predicted class unreliable: the page then shows the probabilities, but no class
+WITHHELD_AFTER: set[RemarkKind] = {"inverted", "turned", "unlike"}  # guard: withheld
+DISPLAY_SIDE = 640  # pixels of the longer side: twice the width of a column of the page, for screens of high resolution
+NAME = "the image"  # the name in messages; worker processes do not receive the names of uploaded files
 
 
-def answer_file(predictor: Predictor, content: bytes, *, pictures: bool, max_pixels: int) -> ImageAnswer:
-    """Answer the bytes of one file.
+def answer_file(predictor: Predictor, content: bytes, *, maps: bool, max_pixels: int) -> ImageAnswer:
+    """Predict the content of one file.
 
     Args:
-        predictor: The model.
-        content: What was uploaded.
-        pictures: Add the radiograph and the heat over it, as PNG in base64.
-        max_pixels: Of the picture, known from its header before it is decoded.
+        predictor: The predictor of the model.
+        content: The bytes of the file.
+        maps: Whether to add the radiograph and the overlay of its class activation map, as PNG in base64.
+        max_pixels: The largest number of pixels, which is checked in the header before the image is decoded.
 
     Returns:
-        The answer, its `name` empty; with `pictures`, an `ImageAnswerWithMaps` where the status is `ok`.
+        The answer with an empty `name`; with `maps`, an `ImageAnswerWithMaps` if the status is `ok`.
     """
     try:
         _check_pixels(content, max_pixels)
     except ImageError as error:
-        return refusal("unreadable", str(error))
-    found = predictor.examine(content, name=NAME)
-    row = found.row
+        return answer_without_prediction("unreadable", str(error))
+    examination = predictor.examine(content, name=NAME)
+    row = examination.row
     if row["status"] != "ok":
-        return refusal(row["status"], row["reason"])
-    assert found.facts is not None  # the file was read
+        return answer_without_prediction(row["status"], row["reason"])
+    assert examination.facts is not None  # the file was read
     answer: dict[str, Any] = {
         "name": "",
         "status": "ok",
         "reason": "",
         "probabilities": {name: float(row[f"p_{name}"]) for name in predictor.classes},
         "prediction": row["prediction"],
-        "remarks": [Remark(kind=remark.kind, text=remark.text) for remark in found.remarks],
-        "withheld": bool(WITHHOLDS & {remark.kind for remark in found.remarks}),
-        "width": found.facts.width,
-        "height": found.facts.height,
+        "remarks": [Remark(kind=remark.kind, text=remark.text) for remark in examination.remarks],
+        "withheld": bool(WITHHELD_AFTER & {remark.kind for remark in examination.remarks}),
+        "width": examination.facts.width,
+        "height": examination.facts.height,
     }
-    if not pictures:
+    if not maps:
         return ImageAnswer(**answer)
-    grey = open_image(content, image_size=PICTURE // 2)  # of twice as many pixels; the model's own are too few to show
-    return ImageAnswerWithMaps(**answer, **_draw(grey, found.maps[None], predictor.classes, row["prediction"]))
+    # open_image may decode at a reduced scale, with at least twice as many pixels as its `image_size`
+    grey = open_image(content, image_size=DISPLAY_SIDE // 2)
+    return ImageAnswerWithMaps(**answer, **_draw_maps(grey, examination.maps, predictor.classes, row["prediction"]))
 
 
-def refusal(status: PredictionStatus, reason: str) -> ImageAnswer:
-    """Return the answer that holds no number."""
+def answer_without_prediction(status: PredictionStatus, reason: str) -> ImageAnswer:
+    """Return the answer to a file that has no prediction."""
     empty = {"probabilities": {}, "prediction": "", "remarks": (), "withheld": False, "width": None, "height": None}
     return ImageAnswer(name="", status=status, reason=reason, **empty)
 
 
 def run_worker(connection: Connection, folder: str, *, max_pixels: int, memory: int) -> None:
-    """Answer files that come through a connection, until it closes; the body of a worker process.
+    """Predict the files that arrive through a connection, until it closes. This is the main function of a worker.
 
-    What goes through the connection is JSON and the file's bytes, no pickle: a worker that a hostile file has taken
-    over cannot make the server run anything. It may write no file, and take so much memory and no more.
+    The connection carries JSON and the bytes of files, and no pickle. A malicious file that takes over the worker
+    therefore cannot make the server execute code. The worker cannot write files, and its memory is limited.
 
     Args:
-        connection: To the server.
-        folder: The saved model.
-        max_pixels: As in `answer_file`.
-        memory: Bytes that it may take beyond what the loaded model does (where the system knows such limits).
+        connection: The connection to the server.
+        folder: The folder of the saved model.
+        max_pixels: The largest number of pixels of an image.
+        memory: Bytes that the process may allocate in addition to the loaded model, on systems that have such a limit.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then closes the connection
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the server closes the connection
     try:
         predictor = Predictor(folder, threads=1)
-        check_input(Image.fromarray(golden_image(predictor.image_size)))  # loads what it needs before the confinement
+        check_input(
+            Image.fromarray(golden_image(predictor.image_size))
+        )  # loads its file before the process is confined
     except CovidFastaiError as error:
         _send(connection, {"error": error.message, "hint": error.hint})
         return
@@ -98,14 +101,14 @@ def run_worker(connection: Connection, folder: str, *, max_pixels: int, memory: 
     _send(connection, {"ready": os.getpid()})
     while True:
         try:
-            question = json.loads(connection.recv_bytes())
+            options = json.loads(connection.recv_bytes())
             content = connection.recv_bytes()
         except (EOFError, OSError):
             return
         try:
-            answer = answer_file(predictor, content, pictures=question["pictures"], max_pixels=max_pixels)
+            answer = answer_file(predictor, content, maps=options["maps"], max_pixels=max_pixels)
         except MemoryError:
-            answer = refusal("unreadable", "To read this file takes more memory than is allowed.")
+            answer = answer_without_prediction("unreadable", "Reading the image needs more memory than is allowed.")
         connection.send_bytes(answer.model_dump_json().encode())
 
 
@@ -114,31 +117,32 @@ def _send(connection: Connection, message: dict[str, Any]) -> None:
 
 
 def _check_pixels(content: bytes, max_pixels: int) -> None:
-    """Refuse a picture that is larger than is allowed here, before it is decoded; others are the opener's to judge."""
+    """Raise an ImageError if the header states more pixels than are allowed; leave other checks to `open_image`."""
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as stored:
-            width, height = stored.size
-    except Exception:  # noqa: BLE001 - whatever it is, the opener has the words for it
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+    except Exception:  # noqa: BLE001 - `open_image` reports every unreadable file
         return
     if width * height > max_pixels:  # guard: page_pixels
         raise ImageError(
-            f"{NAME} has {width} x {height} pixels, more than are read here.",
-            hint=f"At most {max_pixels:,} pixels: scale it down.",
+            f"{NAME} has {width} x {height} pixels, more than the allowed {max_pixels:,}.", hint="Reduce its size."
         )
 
 
-def _draw(grey: Image.Image, maps: np.ndarray, classes: list[str], shown: str) -> dict[str, Any]:
-    heat = against_rest(maps, np.array([classes.index(shown)]))[0]
-    picture = shrink_to_fit(grey, PICTURE)
-    pictures = {"radiograph": picture, "heat": draw_layer(heat, picture.size)}
-    found = {name: as_base64(encode_png(image, pixels_only=True)) for name, image in pictures.items()}
-    return found | {"heat_of": shown, "heat_top": max(0.0, float(heat.max())), "heat_cells": list(heat.shape)}
+def _draw_maps(grey: Image.Image, maps: np.ndarray, classes: list[str], name: str) -> dict[str, Any]:
+    """Return the fields of `ImageAnswerWithMaps` for the class `name`; `maps` has the shape `(classes, h, w)`."""
+    saliency = against_rest(maps[None], np.array([classes.index(name)]))[0]
+    radiograph = shrink_to_fit(grey, DISPLAY_SIDE)
+    images = {"radiograph": radiograph, "saliency": draw_layer(saliency, radiograph.size)}
+    encoded = {key: as_base64(encode_png(image, pixels_only=True)) for key, image in images.items()}
+    maximum = max(0.0, float(saliency.max()))
+    return encoded | {"map_class": name, "map_max": maximum, "map_shape": list(saliency.shape)}
 
 
 def _confine(memory: int) -> None:
-    """Allow the process no file, no core dump, and some memory beyond what it has; where there are no such limits, not.
+    """Forbid this process to write files and core dumps, and limit its memory.
 
-    On Windows there are none; macOS does not enforce the one of memory. What remains there is the time limit.
+    Windows has no such limits, and macOS does not enforce the limit of memory. The time limit remains there.
     """
     try:
         import resource
@@ -148,5 +152,5 @@ def _confine(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # guard: fsize
     if os.path.exists("/proc/self/statm"):
         with open("/proc/self/statm", encoding="ascii") as file:
-            taken = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))  # guard: rlimit
+            allocated = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (allocated + memory, allocated + memory))  # guard: rlimit

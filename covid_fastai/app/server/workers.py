@@ -1,4 +1,4 @@
-"""Worker processes that read hostile files, each bounded in time and memory: one that dies is replaced."""
+"""Worker processes that read untrusted files within limits of time and memory. A process that dies is replaced."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from covid_fastai.app.server.schemas import ImageAnswer, ImageAnswerWithMaps
-from covid_fastai.app.server.worker_process import refusal, run_worker
+from covid_fastai.app.server.worker_process import answer_without_prediction, run_worker
 from covid_fastai.errors import ModelFormatError, UnavailableError
 
 __all__ = ["Workers"]
 
 logger = logging.getLogger("covid_fastai")
 
-START = 120  # seconds that a worker may take to load the model: on a busy machine it takes ten times its usual 1 to 2
-LARGEST_ANSWER = 16 << 20  # bytes; two pictures of 640 pixels take one
+START_SECONDS = 120  # to load the model, which takes 1 to 2 seconds and ten times as long on a busy machine
+MAX_ANSWER_BYTES = 16 << 20  # two images of 640 pixels have about 1 MiB
 Message = TypeVar("Message")
 ANSWER: TypeAdapter[ImageAnswer] = TypeAdapter(ImageAnswerWithMaps | ImageAnswer)
 
 
 class Workers:
-    """Answer files in processes of their own, one at a time each.
+    """Predict files in worker processes, each of which handles one file at a time.
 
-    Any thread may ask. A file on which a process takes too long, or dies, is answered with `failed`; the process is
-    replaced before the next one, and the others go on meanwhile.
+    This class is thread-safe. If a process takes too long for a file or dies, the answer has the status `failed`, and
+    the process is replaced before the next file. The other processes are not affected.
 
     Args:
-        folder: The saved model.
-        number: Processes.
-        seconds: What one file may take.
-        memory: Bytes that a process may take beyond the loaded model.
-        max_pixels: Of one picture.
+        folder: The folder of the saved model.
+        number: The number of processes.
+        seconds: The longest time for one file.
+        memory: Bytes that a process may allocate in addition to the loaded model.
+        max_pixels: The largest number of pixels of an image.
 
     Raises:
-        ModelFormatError: The model cannot be used.
+        ModelFormatError: The model is missing, damaged or not allowed.
         UnavailableError: No process can be started.
     """
 
@@ -52,25 +52,25 @@ class Workers:
         self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
         self._all: set[_Worker] = set()
         self._closed = False
-        first = self._start()  # alone: a model that cannot be used shall not be tried `number` times
+        first = self._start()  # reports an unusable model once
         self._idle.put(first)
         for _ in range(number - 1):
-            self._idle.put(None)  # started by the first question that needs it
+            self._idle.put(None)  # a process that starts when it is first needed
 
     @property
     def ready(self) -> bool:
-        """Whether a process with a loaded model is there."""
+        """Whether a process that has loaded the model is running."""
         return not self._closed and any(worker.process.is_alive() for worker in tuple(self._all))
 
-    def ask(self, content: bytes, *, pictures: bool) -> ImageAnswer:
-        """Answer one file, after those that wait already.
+    def predict(self, content: bytes, *, maps: bool) -> ImageAnswer:
+        """Predict one file, as soon as a process is idle.
 
         Args:
-            content: Its bytes.
-            pictures: As in `answer_file`.
+            content: The bytes of the file.
+            maps: Whether to add the radiograph and its class activation map.
 
         Returns:
-            As `answer_file` does.
+            The answer, as from `answer_file`.
         """
         worker = self._idle.get()
         try:
@@ -78,11 +78,11 @@ class Workers:
                 self._drop(worker)
                 worker = None
                 worker = self._start()
-            return worker.ask(content, pictures=pictures, seconds=self._seconds)
-        except _Lost as lost:  # guard: lost_worker
+            return worker.predict(content, maps=maps, seconds=self._seconds)
+        except _WorkerLost as error:  # guard: lost_worker
             self._drop(worker)
             worker = None
-            return refusal("failed", lost.args[0])
+            return answer_without_prediction("failed", error.args[0])
         finally:
             self._idle.put(worker)
 
@@ -94,7 +94,7 @@ class Workers:
 
     def _start(self) -> _Worker:
         if self._closed:
-            raise UnavailableError("The server is closing.", hint="Ask again when it is back.")
+            raise UnavailableError("The server is shutting down.", hint="Try again after it has restarted.")
         worker = _Worker(self._options)
         self._all.add(worker)
         return worker
@@ -105,38 +105,39 @@ class Workers:
             worker.end()
 
 
-class _Lost(Exception):
-    """A worker gave no answer; the one argument says why, for the visitor."""
+class _WorkerLost(Exception):
+    """A worker process gave no valid answer; the argument is the reason, a sentence for the client."""
 
 
 class _Worker:
-    """One process and the connection to it."""
+    """A worker process and the connection to it."""
 
     def __init__(self, options: dict[str, Any]):
-        context = get_context("spawn")  # a fork would copy the server's threads' locks
-        self._connection, theirs = context.Pipe()
-        self.process = context.Process(target=run_worker, args=(theirs,), kwargs=options, daemon=True)
+        context = get_context("spawn")  # a fork would copy the locks that the threads of the server hold
+        self._connection, worker_end = context.Pipe()
+        self.process = context.Process(target=run_worker, args=(worker_end,), kwargs=options, daemon=True)
         self.process.start()
-        theirs.close()
+        worker_end.close()
         try:
-            said = self._within(START, self._receive)
-        except _Lost as lost:
+            message = self._within(START_SECONDS, self._receive)
+        except _WorkerLost as error:
             self.end()
             raise UnavailableError(
-                "The process that is to answer ended at its start.", hint="Look for memory and for its own message."
-            ) from lost
-        if "error" in said:
+                "A worker process ended before it had loaded the model.",
+                hint="Check that the machine has enough memory, and read the messages above.",
+            ) from error
+        if "error" in message:
             self.end()
-            raise ModelFormatError(said["error"], hint=said["hint"])
+            raise ModelFormatError(message["error"], hint=message["hint"])
 
-    def ask(self, content: bytes, *, pictures: bool, seconds: float) -> ImageAnswer:
-        def speak() -> ImageAnswer:
-            self._connection.send_bytes(json.dumps({"pictures": pictures}).encode())
+    def predict(self, content: bytes, *, maps: bool, seconds: float) -> ImageAnswer:
+        def exchange() -> ImageAnswer:
+            self._connection.send_bytes(json.dumps({"maps": maps}).encode())
             self._connection.send_bytes(content)
-            # checked again: a hostile file may have taken over the process that sends it
-            return ANSWER.validate_json(self._connection.recv_bytes(LARGEST_ANSWER))
+            # validated here too, since a malicious file could have taken over the process that sends the answer
+            return ANSWER.validate_json(self._connection.recv_bytes(MAX_ANSWER_BYTES))
 
-        return self._within(seconds, speak)
+        return self._within(seconds, exchange)
 
     def end(self) -> None:
         self.process.kill()
@@ -144,30 +145,30 @@ class _Worker:
         self._connection.close()
 
     def _receive(self) -> dict[str, Any]:
-        return json.loads(self._connection.recv_bytes(LARGEST_ANSWER))
+        return json.loads(self._connection.recv_bytes(MAX_ANSWER_BYTES))
 
-    def _within(self, seconds: float, speak: Callable[[], Message]) -> Message:
-        """Speak with the process, which is killed when the time is over: that ends a wait at either end of the pipe."""
-        late = threading.Event()
+    def _within(self, seconds: float, exchange: Callable[[], Message]) -> Message:
+        """Exchange messages with the process, and kill it after a timeout, which closes both ends of the pipe."""
+        timed_out = threading.Event()
 
         def kill() -> None:
-            late.set()
+            timed_out.set()
             self.process.kill()
 
         timer = threading.Timer(seconds, kill)
         timer.daemon = True
         timer.start()
         try:
-            return speak()
+            return exchange()
         except (EOFError, OSError, ValueError) as error:
-            if late.is_set():
-                reason = f"It took longer than {seconds:g} seconds, and was given up."
+            if timed_out.is_set():
+                reason = f"The prediction took longer than {seconds:g} seconds."
             elif isinstance(error, ValueError):
-                reason = "The process that read it gave an invalid answer."
+                reason = "The worker process gave an invalid answer."
             else:
                 self.process.join(1)
-                reason = "The process that read it ended; it was probably too large."
+                reason = "The worker process ended; the image was probably too large."
             logger.warning("A worker was lost (%s, exit status %s).", type(error).__name__, self.process.exitcode)
-            raise _Lost(reason) from error
+            raise _WorkerLost(reason) from error
         finally:
             timer.cancel()

@@ -1,4 +1,4 @@
-"""compare, and evaluate's thresholds and predictive values, as a user meets them: a process, its output, its status."""
+"""The commands compare and evaluate as processes, with their output and exit status."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def run(*arguments, cwd):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
-def draw(*, seed: int, skill: float, folds: int = 4) -> pd.DataFrame:
+def make_predictions(*, seed: int, skill: float, folds: int = 4) -> pd.DataFrame:
+    """Return random predictions of 80 patients; a larger `skill` separates the two classes better."""
     rng = np.random.default_rng(seed)
     label = np.arange(80) % 2
     p = 1 / (1 + np.exp(-rng.normal(skill * (2 * label - 1))))
@@ -34,40 +35,43 @@ def draw(*, seed: int, skill: float, folds: int = 4) -> pd.DataFrame:
 @pytest.fixture
 def tables(tmp_path):
     for name, skill in (("good", 1.5), ("poor", 0.3)):
-        draw(seed=len(name) + int(skill), skill=skill).to_csv(tmp_path / f"{name}.csv", index=False)
+        make_predictions(seed=len(name) + int(skill), skill=skill).to_csv(tmp_path / f"{name}.csv", index=False)
     return tmp_path
 
 
-def test_compare_prints_what_the_function_returns(tables):
+def test_compare_prints_the_result_of_the_function(tables):
     done = run("compare", "good.csv", "poor.csv", cwd=tables)
     assert done.returncode == 0, done.stderr
-    found = compare(tables / "good.csv", tables / "poor.csv")
-    row = found.row("auc")
+    row = compare(tables / "good.csv", tables / "poor.csv").row("auc")
     line = next(line for line in done.stdout.splitlines() if "AUC" in line)
     assert f"{row['difference']:+.3f}" in line and f"{row['low']:+.3f} to {row['high']:+.3f}" in line
-    assert "Against good" in done.stdout and "kappa" in done.stdout and "not a medical device" in done.stdout
+    assert "Compared with good" in done.stdout and "kappa" in done.stdout and "not a medical device" in done.stdout
 
 
-def test_compare_for_machines(tables):
+def test_compare_as_json_and_csv(tables):
     options = ("--json", "--n-resamples", 200, "--name", "A", "--name", "B", "--threshold", 0.5, "--threshold", 0.4)
     done = run("compare", "good.csv", "poor.csv", *options, "--out", "d.csv", "--cases", "c.csv", cwd=tables)
     answer = json.loads(done.stdout)
-    found = compare(tables / "good.csv", tables / "poor.csv", names=["A", "B"], threshold=[0.5, 0.4], n_resamples=200)
-    assert answer["reference"] == "A" and answer["table"][0]["difference"] == found.table["difference"][0]
-    pd.testing.assert_frame_equal(pd.read_csv(tables / "d.csv", keep_default_na=False), found.table, check_dtype=False)
-    assert list(pd.read_csv(tables / "c.csv")["patient"]) == list(found.cases["patient"])
+    expected = compare(
+        tables / "good.csv", tables / "poor.csv", names=["A", "B"], threshold=[0.5, 0.4], n_resamples=200
+    )
+    assert answer["reference"] == "A" and answer["table"][0]["difference"] == expected.table["difference"][0]
+    differences = pd.read_csv(tables / "d.csv", keep_default_na=False)
+    pd.testing.assert_frame_equal(differences, expected.table, check_dtype=False)
+    assert list(pd.read_csv(tables / "c.csv")["patient"]) == list(expected.cases["patient"])
 
 
-def test_compare_needs_two_and_says_what_is_wrong(tables):
+def test_compare_refuses_one_model_a_missing_file_and_other_classes(tables):
     assert run("compare", "good.csv", cwd=tables).returncode == 2
     done = run("compare", "good.csv", "gone.csv", cwd=tables)
     assert done.returncode == 3 and "gone.csv" in done.stderr and "Traceback" not in done.stderr
-    draw(seed=0, skill=1).rename(columns={"p_P": "p_Q"}).replace("P", "Q").to_csv(tables / "other.csv", index=False)
+    table = make_predictions(seed=0, skill=1).rename(columns={"p_P": "p_Q"}).replace("P", "Q")
+    table.to_csv(tables / "other.csv", index=False)
     done = run("compare", "good.csv", "other.csv", cwd=tables)
     assert done.returncode == 3 and "other has N, Q" in done.stderr
 
 
-def test_evaluate_says_what_a_promise_comes_to_and_what_answers_are_worth(tables):
+def test_evaluate_reports_the_operating_point_and_the_predictive_values(tables):
     options = ("--sensitivity", 0.9, "--prevalence", 0.01, "--prevalence", 0.2)
     done = run("evaluate", "good.csv", *options, cwd=tables)
     assert done.returncode == 0, done.stderr
@@ -82,8 +86,8 @@ def test_evaluate_says_what_a_promise_comes_to_and_what_answers_are_worth(tables
     assert "predictive_values" not in json.loads(run("evaluate", "good.csv", "--json", cwd=tables).stdout)
 
 
-def test_a_threshold_that_was_chosen_and_judged_on_the_same_patients_says_so(tables):
-    draw(seed=1, skill=1.0, folds=1).to_csv(tables / "one.csv", index=False)
+def test_evaluate_notes_a_threshold_chosen_on_the_same_patients(tables):
+    make_predictions(seed=1, skill=1.0, folds=1).to_csv(tables / "one.csv", index=False)
     done = run("evaluate", "one.csv", "--sensitivity", 0.9, cwd=tables)
     assert "On the patients that it was chosen on" in done.stdout
     assert run("evaluate", "one.csv", "--sensitivity", 1.9, cwd=tables).returncode == 2

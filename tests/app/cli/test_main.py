@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a process, its output and its exit status."""
+"""The command line as a process, with its output and its exit status."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import inspect
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -29,18 +28,16 @@ def run(*arguments, cwd, check=False):
 
 @pytest.fixture
 def faulty_folder(tmp_path):
-    """A truncated JPEG, a page named .jpg, a missing file, an unknown label, and a 16-bit PNG that is right."""
+    """A truncated JPEG, an HTML page named .jpg, a missing file, an unknown label, and a valid 16-bit PNG."""
     folder = tmp_path / "data"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 255, (64, 64), dtype=np.uint8)
+    pixels = rng.integers(0, 255, (64, 64), dtype=np.uint8)
     for number in range(4):
-        Image.fromarray(np.roll(picture, 7 * number, axis=number % 2) // (1 + number)).save(
-            folder / f"good{number}.jpg"
-        )
-    Image.fromarray(picture).save(folder / "cut.jpg")
-    whole = (folder / "cut.jpg").read_bytes()
-    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+        Image.fromarray(np.roll(pixels, 7 * number, axis=number % 2) // (1 + number)).save(folder / f"good{number}.jpg")
+    Image.fromarray(pixels).save(folder / "cut.jpg")
+    content = (folder / "cut.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(content[: len(content) // 2])
     (folder / "page.jpg").write_text("<!doctype html><title>404</title>")
     Image.fromarray(np.linspace(0, 60000, 64 * 64).reshape(64, 64).astype(np.uint16)).save(folder / "deep.png")
     labels = {f"good{n}.jpg": ("Normal", "COVID-19")[n % 2] for n in range(3)}
@@ -58,26 +55,29 @@ def faulty_folder(tmp_path):
     return folder
 
 
-def test_check_lists_all_faults_at_once_with_remedies(faulty_folder, tmp_path):
+def test_check_lists_all_problems_with_their_fixes(faulty_folder, tmp_path):
     done = run("check", faulty_folder / "labels.csv", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
-    faults = [line for line in done.stdout.splitlines() if line.startswith("error:")]
-    assert len(faults) == 4
+    errors = [line for line in done.stdout.splitlines() if line.startswith("error:")]
+    assert len(errors) == 4
     for name in ("cut.jpg", "page.jpg", "gone.jpg", "good3.jpg"):
-        assert any(name in line for line in faults), name
+        assert any(name in line for line in errors), name
     assert "deep.png" not in done.stdout
-    assert "4 faults" in done.stdout
     problems = pd.read_csv(tmp_path / "problems.csv")
+    n_warnings, n_notes = ((problems["severity"] == severity).sum() for severity in ("warning", "note"))
+    plural = {True: "", False: "s"}
+    last_line = f"4 errors, {n_warnings} warning{plural[n_warnings == 1]}, {n_notes} note{plural[n_notes == 1]}."
+    assert done.stdout.splitlines()[-1] == f"{last_line} problems.csv lists all of them."
     assert (problems["severity"] == "error").sum() == 4
     assert problems["remedy"].str.len().min() > 5
     assert sorted(problems["row"]) == [5, 6, 7, 8]
 
 
-def test_check_of_what_is_right(covid_dataset, tmp_path):
+def test_check_of_valid_data(covid_dataset, tmp_path):
     done = run("check", covid_dataset, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["faults"] == 0 and sum(row["images"] for row in found["counts"]) > 40
+    result = json.loads(done.stdout)
+    assert result["faults"] == 0 and sum(row["images"] for row in result["counts"]) > 40
     assert not (tmp_path / "problems.csv").exists()
 
 
@@ -86,12 +86,12 @@ QUICK = ("--image-size", 32, "--batch-size", 8, "--frozen-epochs", 0, "--unfroze
 
 @pytest.fixture(scope="module")
 def trained(covid_dataset, tmp_path_factory):
-    """One training by command line; its output and the folder of its run."""
+    """One training from the command line: the finished process and the folder of its run."""
     folder = tmp_path_factory.mktemp("cli")
     return run("train", covid_dataset, "--out", "runs/first", *QUICK, cwd=folder), folder / "runs" / "first"
 
 
-def test_train_prints_one_table_the_python_line_and_the_report(trained, covid_dataset):
+def test_train_prints_a_table_the_python_call_and_the_report(trained, covid_dataset):
     done, folder = trained
     assert done.returncode == 0, done.stderr
     assert "95% interval" in done.stdout and "Research use only" in done.stdout
@@ -104,21 +104,21 @@ def test_train_prints_one_table_the_python_line_and_the_report(trained, covid_da
 
 
 @pytest.mark.slow
-def test_the_command_in_the_report_does_the_same(trained, tmp_path):
+def test_the_command_in_the_report_reproduces_the_metrics(trained, tmp_path):
     import shlex
 
     _, folder = trained
     command = json.loads((folder / "config.json").read_text())["command"]
-    words = shlex.split(command)
-    assert words[:2] == ["covid-fastai", "train"]
-    done = run(*words[1:], "--out", "again", "--json", cwd=tmp_path)
+    arguments = shlex.split(command)
+    assert arguments[:2] == ["covid-fastai", "train"]
+    done = run(*arguments[1:], "--out", "again", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    again = json.loads(done.stdout)
+    second = json.loads(done.stdout)
     first = json.loads((folder / "metrics.json").read_text())
-    assert again["valid"]["metrics"] == first["valid"]["metrics"]
+    assert second["valid"]["metrics"] == first["valid"]["metrics"]
 
 
-def test_evaluate_needs_no_torch_and_gives_the_runs_figures(trained, tmp_path):
+def test_evaluate_needs_no_torch_and_returns_the_metrics_of_the_run(trained, tmp_path):
     _, folder = trained
     done = run("evaluate", folder / "predictions.csv", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["metrics"] == json.loads((folder / "metrics.json").read_text())["valid"]["metrics"]
@@ -130,7 +130,7 @@ def test_evaluate_needs_no_torch_and_gives_the_runs_figures(trained, tmp_path):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_runs_lists_them(trained, tmp_path):
+def test_runs_lists_the_runs(trained, tmp_path):
     _, folder = trained
     done = run("runs", folder.parent, cwd=tmp_path)
     assert done.returncode == 0 and "first" in done.stdout and "finished" in done.stdout
@@ -144,10 +144,10 @@ def test_explore_writes_a_page(covid_dataset, tmp_path):
 
 def test_doctor_names_versions_and_device(tmp_path):
     done = run("doctor", "--json", cwd=tmp_path)
-    found = {row["what"]: row for row in json.loads(done.stdout)}
-    assert (
-        found["torch"]["state"] == "ok" and "cpu" in found["device"]["details"] or "cuda" in found["device"]["details"]
-    )
+    findings = {row["what"]: row for row in json.loads(done.stdout)}
+    assert findings["torch"]["state"] == "ok"
+    assert any(device in findings["device"]["details"] for device in ("cpu", "cuda", "mps"))
+    assert findings["working folder"]["state"] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -164,21 +164,21 @@ def test_doctor_names_versions_and_device(tmp_path):
         (["nonsense"], 2, "nonsense"),
     ],
 )
-def test_errors_have_a_status_a_reason_and_no_traceback(arguments, status, text, tmp_path):
+def test_an_error_has_a_status_a_reason_and_no_traceback(arguments, status, text, tmp_path):
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == status, done.stderr
     assert text in done.stderr and "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir()), "a command that failed at once left something behind"
+    assert not list(tmp_path.iterdir()), "a command that failed at once left files"
 
 
-def test_debug_shows_the_traceback_and_json_the_error(tmp_path):
+def test_debug_prints_the_traceback_and_json_the_error(tmp_path):
     assert "Traceback" in run("train", "gone", "--debug", cwd=tmp_path).stderr
     answer = json.loads(run("train", "gone", "--json", cwd=tmp_path).stdout)
     assert answer["exit_code"] == 3 and "gone" in answer["error"] and answer["hint"]
 
 
 @pytest.mark.parametrize("command", ["--help", "train --help", "check -h", "--version"])
-def test_help_needs_nothing_heavy(command):
+def test_help_imports_no_heavy_package(command):
     code = "import sys; sys.argv[1:] = %r\nfrom covid_fastai.app.cli.main import main\n"
     code += "try:\n    main()\nexcept SystemExit:\n"
     code += "    print(sorted({'torch', 'fastai', 'pandas', 'numpy', 'sklearn', 'matplotlib'} & set(sys.modules)))"
@@ -188,14 +188,14 @@ def test_help_needs_nothing_heavy(command):
         assert done.stdout.startswith("covid_fastai ")
 
 
-def test_every_choice_of_a_training_is_an_option():
+def test_every_field_of_the_config_is_an_option_of_train():
     from covid_fastai.app.cli.main import train
 
     assert set(TrainConfig.model_fields) <= set(inspect.signature(train).parameters)
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("flags", "expected"),
     [
         ([], {}),
         (["--no-exclude-pretraining-overlap"], {"exclude_pretraining_overlap": False}),
@@ -206,22 +206,22 @@ def test_every_choice_of_a_training_is_an_option():
         ),
     ],
 )
-def test_options_that_are_on_or_off(words, expected, monkeypatch):
+def test_switches_are_on_or_off(flags, expected, monkeypatch):
     from typer.testing import CliRunner
 
     from covid_fastai.app.cli import main
 
-    found = {}
-    monkeypatch.setattr(main, "listen", lambda **options: None)  # it would set up logging for all tests
-    monkeypatch.setattr(main, "_train", lambda *arguments, choices, **options: found.update(choices))
-    done = CliRunner().invoke(main.app, ["train", "data", *words, "--quiet"])
-    assert done.exit_code == 0 and found == expected
-    assert TrainConfig.build(**found).to_command("data").split()[3:] == [
-        word for word in words if word != "--exclude-pretraining-overlap"
+    given = {}
+    monkeypatch.setattr(main, "set_up_logging", lambda **options: None)  # it would change the logging of all tests
+    monkeypatch.setattr(main, "_train", lambda *arguments, choices, **options: given.update(choices))
+    done = CliRunner().invoke(main.app, ["train", "data", *flags, "--quiet"])
+    assert done.exit_code == 0 and given == expected
+    assert TrainConfig.build(**given).to_command("data").split()[3:] == [
+        flag for flag in flags if flag != "--exclude-pretraining-overlap"
     ]
 
 
-def test_an_interrupt_ends_with_130_and_says_how_to_go_on(covid_dataset, tmp_path):
+def test_an_interrupt_ends_with_130_and_the_message_tells_how_to_resume(covid_dataset, tmp_path):
     import signal
     import time
 
@@ -255,22 +255,22 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(covid_dataset, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_demo_is_right_about_patients_that_it_has_not_seen(tmp_path):
+def test_the_demo_is_accurate_on_held_out_patients(tmp_path):
     done = run("demo", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    figures = {row["metric"]: row for row in found["valid"]["metrics"]}
-    assert figures["accuracy"]["n"] >= 100
-    assert figures["accuracy"]["value"] >= 0.9
-    assert shutil.os.path.exists(tmp_path / found["report"])
+    result = json.loads(done.stdout)
+    metrics = {row["metric"]: row for row in result["valid"]["metrics"]}
+    assert metrics["accuracy"]["n"] >= 100
+    assert metrics["accuracy"]["value"] >= 0.9
+    assert (tmp_path / result["report"]).exists()
 
 
-def test_cache_is_shown_and_cleared(tmp_path, monkeypatch, phantom_root):
+def test_cache_lists_and_clears_the_cache(tmp_path, monkeypatch, phantom_root):
     monkeypatch.setenv("COVID_FASTAI_CACHE", str(tmp_path / "cache"))
     run("check", phantom_root, "--quiet", cwd=tmp_path)
-    shown = json.loads(run("cache", "--json", cwd=tmp_path, check=True).stdout)
-    (row,) = shown["contents"]
-    assert shown["folder"] == str(tmp_path / "cache") and row["kind"].startswith("prints-") and row["entries"] > 50
+    facts = json.loads(run("cache", "--json", cwd=tmp_path, check=True).stdout)
+    (row,) = facts["contents"]
+    assert facts["folder"] == str(tmp_path / "cache") and row["kind"].startswith("prints-") and row["entries"] > 50
     assert "of at most 2,147 MB" in run("cache", cwd=tmp_path, check=True).stdout
     assert json.loads(run("cache", "--clear", "--json", cwd=tmp_path, check=True).stdout)["contents"] == []
     monkeypatch.setenv("COVID_FASTAI_CACHE", "off")

@@ -1,4 +1,4 @@
-"""predict and export as a user meets them: processes, their output, their exit status, and no torch."""
+"""The commands predict and export as processes that import no torch, and the listing of inputs."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def run_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """Three radiographs, two of one name, and a page that is called one."""
+    """Three radiographs, of which two have the same name, and an HTML page named .png."""
     folder = tmp_path_factory.mktemp("images")
     (folder / "b").mkdir()
     for number, name in enumerate(["a.png", "b/a.png", "z.jpeg"]):
-        drawn = draw_phantom(np.random.default_rng(number), image_size=128).image
+        phantom = draw_phantom(np.random.default_rng(number), image_size=128).image
         exif = Image.Exif()
-        exif[0x010E] = SENTINEL
-        Image.fromarray(drawn).save(folder / name, exif=exif)
+        exif[0x010E] = SENTINEL  # ImageDescription
+        Image.fromarray(phantom).save(folder / name, exif=exif)
     (folder / "bad.png").write_text("<!doctype html>")
     (folder / "notes.txt").write_text("no image")
     return folder
 
 
 def covid_fastai(*arguments, cwd):
-    """Run the command, and say on standard error what it imported of the heavy kind."""
+    """Run the command, and check that it imported no heavy package."""
     code = """
 import atexit, sys
 from covid_fastai.app.cli.main import main
@@ -67,8 +67,8 @@ main()
     return done
 
 
-def test_predict_prints_writes_and_draws(run_folder, images, tmp_path):
-    done = covid_fastai("predict", run_folder, images, "--json", "--csv", "t.csv", "--explain", "looked", cwd=tmp_path)
+def test_predict_writes_json_csv_and_overlays(run_folder, images, tmp_path):
+    done = covid_fastai("predict", run_folder, images, "--json", "--csv", "t.csv", "--explain", "maps", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert [Path(row["path"]).relative_to(images).as_posix() for row in rows] == [
@@ -77,26 +77,27 @@ def test_predict_prints_writes_and_draws(run_folder, images, tmp_path):
         "bad.png",
         "z.jpeg",
     ]
-    wanted = Predictor(run_folder / "model").predict([row["path"] for row in rows])
+    expected = Predictor(run_folder / "model").predict([row["path"] for row in rows])
     written = pd.read_csv(tmp_path / "t.csv", keep_default_na=False, na_values={"p_COVID-19": [""]})
-    for found in (pd.DataFrame(rows), written):
-        np.testing.assert_allclose(found["p_COVID-19"].astype(float), wanted["p_COVID-19"], atol=1e-6)
-        assert found["prediction"].tolist() == wanted["prediction"].tolist()
-        assert found["status"].tolist() == ["ok", "ok", "unreadable", "ok"]
+    for table in (pd.DataFrame(rows), written):
+        np.testing.assert_allclose(table["p_COVID-19"].astype(float), expected["p_COVID-19"], atol=1e-6)
+        assert table["prediction"].tolist() == expected["prediction"].tolist()
+        assert table["status"].tolist() == ["ok", "ok", "unreadable", "ok"]
     assert "HTML" in rows[2]["reason"] and rows[2]["overlay"] == ""
-    assert sorted(os.listdir(tmp_path / "looked")) == ["a-2.png", "a.png", "z.png"]
-    for name in os.listdir(tmp_path / "looked"):
-        content = (tmp_path / "looked" / name).read_bytes()
+    assert sorted(os.listdir(tmp_path / "maps")) == ["a-2.png", "a.png", "z.png"]
+    for name in os.listdir(tmp_path / "maps"):
+        content = (tmp_path / "maps" / name).read_bytes()
         assert SENTINEL.encode() not in content and np.asarray(open_image(content)).size > 128 * 128
 
 
-def test_predict_for_people(run_folder, images, tmp_path):
+def test_predict_prints_a_table(run_folder, images, tmp_path):
     done = covid_fastai("predict", run_folder / "model", images / "a.png", images / "gone.png", cwd=tmp_path)
-    assert done.returncode == 0 and "2 images. 1 without an answer." in done.stdout
-    assert "gone.png is missing" in done.stdout and "no diagnoses" in done.stdout and "Research use only" in done.stdout
+    assert done.returncode == 0 and "2 images, 1 without a prediction." in done.stdout
+    assert "gone.png is missing" in done.stdout
+    assert "not a diagnosis" in done.stdout and "Research use only" in done.stdout
 
 
-def test_not_one_answer_is_status_3(run_folder, images, tmp_path):
+def test_the_status_is_3_without_any_prediction(run_folder, images, tmp_path):
     assert covid_fastai("predict", run_folder, images / "bad.png", cwd=tmp_path).returncode == 3
     assert covid_fastai("predict", run_folder, tmp_path, cwd=tmp_path).returncode == 3  # a folder without images
     assert covid_fastai("predict", tmp_path, images, cwd=tmp_path).returncode == 3  # no model
@@ -104,7 +105,7 @@ def test_not_one_answer_is_status_3(run_folder, images, tmp_path):
         assert "--help" in covid_fastai(command, "--help", cwd=tmp_path).stdout
 
 
-def test_export_makes_a_model_that_answers_and_overwrites_nothing(run_folder, images, tmp_path):
+def test_export_writes_a_usable_model_and_overwrites_nothing(run_folder, images, tmp_path):
     done = covid_fastai("export", run_folder, "out/shared", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["files"] == [
@@ -115,8 +116,8 @@ def test_export_makes_a_model_that_answers_and_overwrites_nothing(run_folder, im
         "model.safetensors",
     ]
     target = tmp_path / "out/shared"
-    mine, theirs = (Predictor(path).predict(str(images / "a.png")) for path in (target, run_folder / "model"))
-    pd.testing.assert_frame_equal(mine, theirs)
+    exported, original = (Predictor(path).predict(str(images / "a.png")) for path in (target, run_folder / "model"))
+    pd.testing.assert_frame_equal(exported, original)
     assert "# first" in (target / "README.md").read_text() and "Not stated" in (target / "README.md").read_text()
     before = {path.name: path.read_bytes() for path in target.iterdir()}
     done = covid_fastai("export", run_folder, "out/shared", cwd=tmp_path)
@@ -124,7 +125,7 @@ def test_export_makes_a_model_that_answers_and_overwrites_nothing(run_folder, im
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
-def test_export_of_a_damaged_model_leaves_nothing(run_folder, tmp_path):
+def test_export_of_a_damaged_model_writes_nothing(run_folder, tmp_path):
     model = write_small_model(tmp_path / "model")
     content = bytearray((model / "model.safetensors").read_bytes())
     content[-1] ^= 1
@@ -134,78 +135,80 @@ def test_export_of_a_damaged_model_leaves_nothing(run_folder, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(40, 40), (2000, 900), (300, 900)])
-def test_the_drawing_keeps_the_radiograph_and_says_what_it_is(size):
+def test_the_overlay_leaves_the_rest_of_the_radiograph_unchanged(size):
     grey = Image.new("L", size, 100)
-    none = draw_explained(grey, np.zeros((4, 4)), name="COVID-19", probability=0.5)
-    heat = np.zeros((4, 4))
-    heat[0, 0] = 2.0
-    drawn = np.asarray(draw_explained(grey, heat, name="COVID-19", probability=0.5)).astype(int)
-    assert none.width == drawn.shape[1] >= 360
-    wide = min(1, 768 / max(size)) * size[0]
-    left, right = int((drawn.shape[1] - wide) / 2 + 2), int((drawn.shape[1] + wide) / 2 - 3)
-    assert np.ptp(drawn[2, left]) > 50 and (drawn[2, right] == 100).all()  # yellow where the heat is, grey elsewhere
+    empty = draw_explained(grey, np.zeros((4, 4)), name="COVID-19", probability=0.5)
+    saliency = np.zeros((4, 4))
+    saliency[0, 0] = 2.0
+    overlay = np.asarray(draw_explained(grey, saliency, name="COVID-19", probability=0.5)).astype(int)
+    assert empty.width == overlay.shape[1] >= 360
+    width = min(1, 768 / max(size)) * size[0]
+    left, right = int((overlay.shape[1] - width) / 2 + 2), int((overlay.shape[1] + width) / 2 - 3)
+    assert np.ptp(overlay[2, left]) > 50  # coloured where the saliency is high
+    assert (overlay[2, right] == 100).all()  # grey elsewhere
 
 
-# what is listed
+# inputs
 
 
 def test_inputs_of_every_kind(images, tmp_path):
-    everything = [str(images / name) for name in ("a.png", "b/a.png", "bad.png", "z.jpeg")]
-    assert list(list_images(images)) == everything
-    assert list(list_images(f"{images}/**/*.png")) == everything[:3]
+    expected = [str(images / name) for name in ("a.png", "b/a.png", "bad.png", "z.jpeg")]
+    assert list(list_images(images)) == expected
+    assert list(list_images(f"{images}/**/*.png")) == expected[:3]
     (tmp_path / "list.csv").write_text(f"\ufeffid,path\n1,gone.png\n2,{images}/a.png\n", encoding="utf-8")
-    assert list(list_images(tmp_path / "list.csv")) == [str(tmp_path / "gone.png"), everything[0]]
-    assert list(list_images([images / "a.png", "no.png"])) == [everything[0], "no.png"]
+    assert list(list_images(tmp_path / "list.csv")) == [str(tmp_path / "gone.png"), expected[0]]
+    assert list(list_images([images / "a.png", "no.png"])) == [expected[0], "no.png"]
     (images / "b" / "1.2.840").write_bytes(bytes(128) + b"DICM")
     assert str(images / "b" / "1.2.840") in list(list_images(images))
     (images / "b" / "1.2.840").unlink()
     (tmp_path / "odd[1].png").write_bytes(b"")
     assert list(list_images(tmp_path / "odd[1].png")) == [str(tmp_path / "odd[1].png")]
-    for empty, words in ((tmp_path / "x*.png", "holds no image"), (tmp_path / "t.csv", "no column path")):
-        (tmp_path / "t.csv").write_text("file\na.png\n")
-        with pytest.raises(DataError, match=words):
-            list(list_images(empty))
+    (tmp_path / "t.csv").write_text("file\na.png\n")
+    for path, message in ((tmp_path / "x*.png", "contains no image"), (tmp_path / "t.csv", "no column path")):
+        with pytest.raises(DataError, match=message):
+            list(list_images(path))
 
 
-def test_addresses(images):
+def test_inputs_that_are_urls(images):
     fsspec = pytest.importorskip("fsspec")
     store = fsspec.filesystem("memory")
     for name in ("scans/a.png", "scans/b/c.png"):
         store.pipe(f"/{name}", (images / "a.png").read_bytes())
     store.pipe("/scans/notes.txt", b"x")
-    found = list(list_images("memory://scans"))
-    assert found == ["memory:///scans/a.png", "memory:///scans/b/c.png"]
-    assert list(list_images("memory://scans/*.png")) == found[:1]
-    assert open_image(openable(found[0])) == open_image(images / "a.png")
+    urls = list(list_images("memory://scans"))
+    assert urls == ["memory:///scans/a.png", "memory:///scans/b/c.png"]
+    assert list(list_images("memory://scans/*.png")) == urls[:1]
+    assert open_image(openable(urls[0])) == open_image(images / "a.png")
     with pytest.raises(UnavailableError, match="cannot be read"):
         list(list_images("nowhere://x"))
     store.rm("/scans", recursive=True)
 
 
-# the environment without torch
+# an environment without torch
 
 
-def floors(text: str) -> dict[str, str]:
+def lowest_versions(text: str) -> dict[str, str]:
+    """Return the lower bound of each requirement that has no other bound, by package."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
     return dict(line.split(">=") for line in lines if line.count(">=") == 1 and "," not in line)
 
 
-def test_the_predictors_requirements_agree_with_settings():
+def test_the_requirements_of_the_predictor_agree_with_settings():
     settings = ConfigParser(delimiters=("=",), interpolation=None)
     settings.read(REPOSITORY / "settings.ini", encoding="utf-8")
-    known = floors(settings["DEFAULT"]["requirements"])
-    few = floors((REPOSITORY / "requirements-predict.txt").read_text())
-    assert len(few) >= 8 and few == {name: known[name] for name in few}
-    assert few.items() <= floors((REPOSITORY / "requirements-serve.txt").read_text()).items()
+    package = lowest_versions(settings["DEFAULT"]["requirements"])
+    predictor = lowest_versions((REPOSITORY / "requirements-predict.txt").read_text())
+    assert len(predictor) >= 8 and predictor == {name: package[name] for name in predictor}
+    assert predictor.items() <= lowest_versions((REPOSITORY / "requirements-serve.txt").read_text()).items()
 
 
 @pytest.mark.slow
 @pytest.mark.network
-def test_an_environment_without_torch(run_folder, images, tmp_path):
+def test_predict_in_an_environment_without_torch(run_folder, images, tmp_path):
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    for what in (["-r", REPOSITORY / "requirements-predict.txt"], ["--no-deps", REPOSITORY]):
-        subprocess.run([python, "-m", "pip", "install", "-q", *what], check=True)
+    for arguments in (["-r", REPOSITORY / "requirements-predict.txt"], ["--no-deps", REPOSITORY]):
+        subprocess.run([python, "-m", "pip", "install", "-q", *arguments], check=True)
     done = subprocess.run(
         [python, "-m", "covid_fastai", "predict", run_folder, images / "a.png", "--json"],
         capture_output=True,
@@ -213,8 +216,8 @@ def test_an_environment_without_torch(run_folder, images, tmp_path):
         cwd=tmp_path,
         check=True,
     )
-    wanted = Predictor(run_folder / "model").predict(str(images / "a.png"))
-    assert abs(json.loads(done.stdout)["rows"][0]["p_COVID-19"] - wanted["p_COVID-19"][0]) < 1e-4
+    expected = Predictor(run_folder / "model").predict(str(images / "a.png"))
+    assert abs(json.loads(done.stdout)["rows"][0]["p_COVID-19"] - expected["p_COVID-19"][0]) < 1e-4
     absent = "import importlib.util as u; assert not u.find_spec('torch') and not u.find_spec('fastai')"
     subprocess.run([python, "-c", absent], check=True)
     size = sum(path.lstat().st_size for path in (tmp_path / "env").rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""The bar of a terminal: it moves, and it is gone afterwards."""
+"""The progress bar for terminals: it shows progress, and is removed afterwards."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ def console():
     return Console(file=io.StringIO(), force_terminal=True, width=100)
 
 
-def test_it_names_phase_epoch_and_loss(covid_dls, console, tmp_path):
+def test_the_bar_shows_phase_epoch_and_loss(covid_dls, console, tmp_path):
     bar = TerminalProgress(console)
     learn = build_learner(covid_dls, weights=None, path=tmp_path, callbacks=[bar])
     fit(learn, frozen_epochs=1, unfrozen_epochs=1)
     text = console.file.getvalue()
     assert "unfrozen epoch 1/1, training, loss" in text and " validation" in text
     assert bar.bar is None
-    before = len(text)
     learn.get_preds(dl=covid_dls.valid)
-    assert len(console.file.getvalue()) == before, "predicting is no training"
+    assert console.file.getvalue() == text, "a prediction showed a bar"
 
 
-def test_it_is_taken_off_after_an_error(covid_dls, console, tmp_path):
+def test_the_bar_is_removed_after_an_error(covid_dls, console, tmp_path):
     from fastai.callback.core import Callback
 
     class Stop(Callback):

@@ -1,4 +1,4 @@
-"""The command as it runs: a process that listens, slow visitors, its end; and options that are refused."""
+"""The command serve as a process: answers, slow clients, its end and refused options; the rate limiter."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def serving(model, *options):
     command = [sys.executable, "-m", "covid_fastai", "serve", str(model), "--port", str(port), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            until = time.monotonic() + 60
-            while time.monotonic() < until and process.poll() is None:
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and process.poll() is None:
                 try:
                     get(port, "/readyz")
                     break
@@ -67,35 +67,35 @@ def post(port, content):
 
 
 @POSIX
-def test_the_command_serves_and_ends(small_model):
+def test_the_command_serves_and_stops(small_model):
     with serving(small_model) as (port, process):
         image = post(port, png(radiograph(0)))["images"][0]
-        assert image["status"] == "ok" and b"Ask a model" in get(port, "/")
+        assert image["status"] == "ok" and b"Classify chest radiographs" in get(port, "/")
         children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
     assert f"http://127.0.0.1:{port}" in out and "not a medical device" in out
     assert "a.png" not in out + err and "POST" not in out + err and "Traceback" not in err
-    left = children.stdout.split()
-    assert left
-    until = time.monotonic() + 10  # multiprocessing's own helper goes a moment after
-    while left and time.monotonic() < until:
+    remaining = children.stdout.split()
+    assert remaining
+    deadline = time.monotonic() + 10  # the resource tracker of multiprocessing ends a moment later
+    while remaining and time.monotonic() < deadline:
         time.sleep(0.05)
-        left = [child for child in left if os.path.exists(f"/proc/{child}")]
-    assert not left, "a worker was left behind"
+        remaining = [child for child in remaining if os.path.exists(f"/proc/{child}")]
+    assert not remaining, "a worker process is still running"
 
 
 @POSIX
 @pytest.mark.slow
-def test_slow_visitors_are_hung_up_on(small_model):
-    """A head that never ends; meanwhile others are answered."""
+def test_the_connection_of_a_slow_client_is_closed(small_model):
+    """The client never completes the head of its request; other clients get answers meanwhile."""
     with serving(small_model) as (port, _), socket.create_connection(("127.0.0.1", port)) as slow:
-        begun = time.monotonic()
+        start = time.monotonic()
         slow.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
         assert get(port, "/healthz")
         slow.settimeout(1)
         closed = False
-        while not closed and time.monotonic() - begun < 20:
+        while not closed and time.monotonic() - start < 20:
             try:
                 slow.sendall(b"X-a: b\r\n")
                 closed = slow.recv(10) == b""
@@ -103,63 +103,63 @@ def test_slow_visitors_are_hung_up_on(small_model):
                 continue
             except OSError:
                 closed = True
-        assert closed and 9 < time.monotonic() - begun < 15
+        assert closed and 9 < time.monotonic() - start < 15
 
 
-def test_a_port_that_is_taken(small_model):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
+def test_a_port_in_use_is_an_error(small_model):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
         command = [sys.executable, "-m", "covid_fastai", "serve", str(small_model), "--port", port]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 4 and f"port {port} cannot be listened at" in done.stderr
+    assert done.returncode == 4 and f"cannot listen on 127.0.0.1, port {port}" in done.stderr
 
 
-def test_a_folder_without_a_model(tmp_path):
+def test_a_folder_without_a_model_is_an_error(tmp_path):
     command = [sys.executable, "-m", "covid_fastai", "serve", str(tmp_path), "--port", "1"]
     done = subprocess.run([*command[:-1], "18999"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 3 and "no such file" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_open_to_others_needs_a_name():
+def test_listening_for_other_machines_requires_the_allowed_host_names():
     for host in ("127.0.0.1", "localhost", "::1", "127.0.0.9"):
         check_hosts(host, [])
     for host in ("0.0.0.0", "::", "192.168.1.2", "ward.example"):
-        with pytest.raises(UsageError, match="lets other machines ask"):
+        with pytest.raises(UsageError, match="requires the allowed host names"):
             check_hosts(host, [])
         check_hosts(host, ["ward.example"])
 
 
-# the door
+# the rate limiter
 
 
-def test_the_door_holds_places():
-    door = RateLimiter(Limits(queue=3, per_minute=0), workers=1)
-    with door.enter("a"), door.enter("a"), door.enter("b"), door.enter("c"):
-        with pytest.raises(RequestRejected) as caught, door.enter("d"):
+def test_the_rate_limiter_limits_concurrent_requests():
+    limiter = RateLimiter(Limits(queue=3, per_minute=0), workers=1)
+    with limiter.enter("a"), limiter.enter("a"), limiter.enter("b"), limiter.enter("c"):
+        with pytest.raises(RequestRejected) as caught, limiter.enter("d"):
             pass
         assert caught.value.status == 503 and caught.value.retry_after
-    with door.enter("d"):
+    with limiter.enter("d"):
         pass
-    door = RateLimiter(Limits(queue=30, per_minute=0), workers=2)
-    places = [door.enter("slow") for _ in range(16)]
-    for place in places:
-        place.__enter__()
-    with pytest.raises(RequestRejected) as caught, door.enter("slow"):
+    limiter = RateLimiter(Limits(queue=30, per_minute=0), workers=2)
+    requests = [limiter.enter("slow") for _ in range(16)]
+    for request in requests:
+        request.__enter__()
+    with pytest.raises(RequestRejected) as caught, limiter.enter("slow"):
         pass
     assert caught.value.status == 429
-    with door.enter("other"):  # one address does not keep the others out
+    with limiter.enter("other"):  # one address cannot block the others
         pass
 
 
-def test_the_door_counts_requests_of_an_address():
+def test_the_rate_limiter_limits_the_requests_of_an_address_per_minute():
     now = [0.0]
-    door = RateLimiter(Limits(per_minute=60), workers=1, clock=lambda: now[0])
+    limiter = RateLimiter(Limits(per_minute=60), workers=1, clock=lambda: now[0])
 
     def enter(client):
-        with door.enter(client):
+        with limiter.enter(client):
             return True
 
-    assert all(enter("a") for _ in range(12))  # a fifth of a minute's at once
+    assert all(enter("a") for _ in range(12))  # the bucket holds a fifth of the requests of a minute
     with pytest.raises(RequestRejected) as caught:
         enter("a")
     assert (caught.value.status, caught.value.retry_after) == (429, 2) and enter("b")
@@ -171,11 +171,11 @@ def test_the_door_counts_requests_of_an_address():
     assert sum(1 for _ in range(12) if enter("a")) == 12
     for number in range(10_000):
         enter(f"client {number}")
-    assert len(door._buckets) <= 4096 and not door._inside
+    assert len(limiter._buckets) <= 4096 and not limiter._active
 
 
 @pytest.mark.parametrize(
-    ("sent", "kept"),
+    ("sent", "cleaned"),
     [
         ("a.png", "a.png"),
         ("/x/../a.png", "a.png"),
@@ -184,8 +184,8 @@ def test_the_door_counts_requests_of_an_address():
         ("a\tb\x1b[0m", "a\ufffdb\ufffd[0m"),
     ],
 )
-def test_names(sent, kept):
-    assert clean_name(sent) == kept
+def test_names_of_files_are_cleaned(sent, cleaned):
+    assert clean_name(sent) == cleaned
 
 
 # memory
@@ -195,15 +195,15 @@ def test_names(sent, kept):
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="system: memory is read from /proc")
 def test_memory_stays_flat(small_model):
-    """400 requests of four kinds, after 200 to warm up; the growth of server and worker together."""
+    """400 requests of four kinds after 200 warm-up requests; the memory of server and worker together."""
     contents = [png(radiograph(0, 512)), png(np.zeros((300, 300), np.uint8)), b"x" * 1_000_000, png(radiograph(1, 128))]
 
     def rss(parent):
-        found = subprocess.run(
+        children = subprocess.run(
             ["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True
         ).stdout.split()
         total = 0
-        for pid in [parent, *found]:
+        for pid in [parent, *children]:
             with open(f"/proc/{pid}/status") as file:
                 total += next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
         return total
@@ -217,7 +217,7 @@ def test_memory_stays_flat(small_model):
     with serving(small_model, "--per-minute", "0") as (port, process), ThreadPoolExecutor(4) as pool:
         list(pool.map(ask, range(200)))
         before = rss(process.pid)
-        found = list(pool.map(ask, range(400)))
+        statuses = list(pool.map(ask, range(400)))
         after = rss(process.pid)
-    assert found[:4] == ["ok", 422, 422, "ok"] and found == found[:4] * 100
+    assert statuses[:4] == ["ok", 422, 422, "ok"] and statuses == statuses[:4] * 100
     assert after - before < 20 << 10, f"{before} to {after} KiB"

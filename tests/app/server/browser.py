@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over its DevTools protocol: enough of it for the tests of the page."""
+"""A minimal client of the DevTools protocol of headless Chromium, for the tests of the page."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def find_chromium() -> str | None:
-    """Return the browser's path, None where there is none."""
+    """Return the path of the browser, or None if it is not installed."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 @contextmanager
 def open_browser() -> Iterator[Page]:
-    """Start a browser with a profile of its own, and yield its one page."""
+    """Start a browser with a new profile, and yield its page."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         flags += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "--hide-scrollbars"]
@@ -40,8 +40,8 @@ def open_browser() -> Iterator[Page]:
 
 
 def _address(file: Path) -> str:
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         lines = file.read_text().splitlines() if file.is_file() else []
         if len(lines) == 2:
             return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
@@ -50,19 +50,24 @@ def _address(file: Path) -> str:
 
 
 class Page:
-    """One page: commands of the protocol, scripts, keys, files, screenshots."""
+    """One page: protocol commands, scripts, keys, files and screenshots.
+
+    Attributes:
+        requests: Every URL that the page has requested.
+        complaints: Errors of scripts, and violations of the content security policy.
+    """
 
     def __init__(self, socket):
         self._socket, self._count, self._session = socket, 0, None
-        self.requests: list[str] = []  # every address that the page has asked for
-        self.complaints: list[str] = []  # errors of scripts, and what the content security policy has stopped
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "DOM", "Log"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Run a command and return its result."""
+        """Run a protocol command and return its result."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": parameters}
         if self._session:
@@ -73,36 +78,36 @@ class Page:
             if answer.get("id") == self._count:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
-            self._note(answer)
+            self._record(answer)
 
-    def _note(self, event: dict[str, Any]) -> None:
-        found = event.get("params", {})
+    def _record(self, event: dict[str, Any]) -> None:
+        parameters = event.get("params", {})
         if event["method"] == "Network.requestWillBeSent":
-            self.requests.append(found["request"]["url"])
+            self.requests.append(parameters["request"]["url"])
         elif event["method"] == "Runtime.exceptionThrown":
-            self.complaints.append(str(found["exceptionDetails"])[:500])
-        elif event["method"] == "Log.entryAdded" and found["entry"]["source"] != "network":
-            self.complaints.append(found["entry"]["text"])
+            self.complaints.append(str(parameters["exceptionDetails"])[:500])
+        elif event["method"] == "Log.entryAdded" and parameters["entry"]["source"] != "network":
+            self.complaints.append(parameters["entry"]["text"])
 
     def run(self, script: str) -> Any:
-        """Return the value of a script."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        """Run a script and return its value."""
+        result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
 
     def wait_for(self, script: str, *, seconds: float = 30) -> Any:
-        """Wait until a script has a value that is true, and return it."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        """Run a script until its value is true, and return the value."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
             if value := self.run(script):
                 return value
             time.sleep(0.05)
-        raise AssertionError(f"not within {seconds} seconds: {script}")
+        raise AssertionError(f"not true within {seconds} seconds: {script}")
 
     def go(
         self, address: str, *, width: int = 1200, height: int = 900, dark: bool = False, phone: bool = False
     ) -> None:
-        """Open an address in a window of a size, in light or dark."""
+        """Open an address in a window of the given size and colour scheme."""
         scale = 2 if phone else 1
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone
@@ -113,19 +118,19 @@ class Page:
         self.wait_for(f"location.href.startsWith({json.dumps(address)}) && document.readyState === 'complete'")
 
     def choose(self, selector: str, files: list[Path]) -> None:
-        """Put files into an input, as the file dialogue does."""
+        """Choose files in a file input."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", files=[str(file) for file in files], nodeId=node)
 
     def press(self, key: str, code: int, text: str = "") -> None:
-        """Press a key and let it go."""
-        facts = {"key": key, "code": key, "windowsVirtualKeyCode": code}
-        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **facts)
-        self.call("Input.dispatchKeyEvent", type="keyUp", **facts)
+        """Press and release a key."""
+        key_facts = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **key_facts)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **key_facts)
 
     def screenshot(self, file: Path, *, whole: bool = True) -> Path:
-        """Write what is seen as a PNG."""
-        found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        file.write_bytes(base64.b64decode(found["data"]))
+        """Write a screenshot as PNG, of the whole page or only its visible part."""
+        result = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        file.write_bytes(base64.b64decode(result["data"]))
         return file

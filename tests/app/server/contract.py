@@ -1,4 +1,4 @@
-"""A test client that checks every JSON answer against the models of the interface and the served OpenAPI document."""
+"""A test client that validates every JSON response by the models of the API and the served OpenAPI document."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from covid_fastai.app.server import schemas
 
 __all__ = ["CheckedClient", "check_value"]
 
-PAGES = {"/", "/answer"}  # which answer in HTML
+PAGES = {"/", "/answer"}  # paths whose response is HTML
 
 
 def check_value(value: Any, model: str, document: dict[str, Any]) -> None:
-    """Check a JSON value against a model and against the schema of the same name in an OpenAPI document.
+    """Validate a JSON value by a model and by the schema of the same name in an OpenAPI document.
 
     Raises:
-        jsonschema_rs.ValidationError: The schema does not allow it.
-        pydantic.ValidationError: The model does not allow it.
+        jsonschema_rs.ValidationError: The value does not match the schema.
+        pydantic.ValidationError: The value does not match the model.
     """
     jsonschema_rs.validate({**document, "$ref": f"#/components/schemas/{model}"}, value)
     assert getattr(schemas, model).model_validate(value).model_dump(mode="json") == value
 
 
 class CheckedClient(TestClient):
-    """Starlette's test client; an answer that the document does not describe fails the test that asked."""
+    """The test client of Starlette. A response that does not match the OpenAPI document fails the test."""
 
     @cached_property
     def document(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The page and the JSON interface: the predictor's own answer, nothing kept, and what hostile visitors meet."""
+"""The page and the JSON API: predictions, limits, refused requests, and that nothing is stored."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from covid_fastai.model.predictor import Predictor
 from tests.app.server.contract import CheckedClient
 
 URL = "http://127.0.0.1:8000"
-FREE = Limits(per_minute=0)
+NO_RATE_LIMIT = Limits(per_minute=0)
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="system: Windows has neither these signals nor these limits")
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="system: only Linux keeps to a limit of memory")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="system: only Linux enforces a limit of memory")
 
 
 def radiograph(seed: int, size: int = 256) -> np.ndarray:
@@ -50,7 +50,7 @@ def png(pixels: np.ndarray, **options) -> bytes:
 
 @pytest.fixture(scope="module")
 def client(small_model):
-    with CheckedClient(create_app(small_model, limits=FREE), base_url=URL) as client:
+    with CheckedClient(create_app(small_model, limits=NO_RATE_LIMIT), base_url=URL) as client:
         yield client
 
 
@@ -60,68 +60,70 @@ def ask(client, *contents, names=None, path="/api/predict", **options):
     return client.post(path, files=files, **options)
 
 
-# the answer
+# answers
 
 
-def test_the_predictors_own_answer(client, small_model):
+def test_the_answer_is_the_prediction_of_the_predictor(client, small_model):
     contents = [png(radiograph(seed)) for seed in range(6)]
-    said = ask(client, *contents).json()
+    response = ask(client, *contents).json()
     table = Predictor(small_model, threads=1).predict(contents)
-    assert [image["name"] for image in said["images"]] == [f"{n}.png" for n in range(6)]
-    for image, row in zip(said["images"], table.to_dict("records"), strict=True):
+    assert [image["name"] for image in response["images"]] == [f"{n}.png" for n in range(6)]
+    for image, row in zip(response["images"], table.to_dict("records"), strict=True):
         assert image["status"] == "ok" and image["prediction"] == row["prediction"]
         assert image["probabilities"] == {name: row[f"p_{name}"] for name in ("Normal", "COVID-19")}
-    assert np.ptp(table["p_COVID-19"]) > 1e-2  # or the comparison would say nothing
-    assert "medical device" in said["research_use"] and said["model"]["threshold"] == 0.4
+    assert np.ptp(table["p_COVID-19"]) > 1e-2, "the images do not distinguish the predictions"
+    assert "medical device" in response["research_use"] and response["model"]["threshold"] == 0.4
     assert set(table["prediction"]) == {"Normal", "COVID-19"}
 
 
-def test_a_bad_file_among_good_ones(client):
-    found = ask(client, png(radiograph(0)), b"<!doctype html>", b"", names=["a.png", "b.png", "c.png"])
-    assert found.status_code == 200
-    assert [image["status"] for image in found.json()["images"]] == ["ok", "unreadable", "unreadable"]
-    page = found.json()["images"][1]
-    assert "HTML" in page["reason"] and page["probabilities"] == {} and page["prediction"] == ""
+def test_unreadable_files_do_not_affect_readable_ones(client):
+    response = ask(client, png(radiograph(0)), b"<!doctype html>", b"", names=["a.png", "b.png", "c.png"])
+    assert response.status_code == 200
+    images = response.json()["images"]
+    assert [image["status"] for image in images] == ["ok", "unreadable", "unreadable"]
+    assert "HTML" in images[1]["reason"] and images[1]["probabilities"] == {} and images[1]["prediction"] == ""
     assert ask(client, b"nonsense").status_code == 422
 
 
-def test_the_guards_remark_holds_back_the_class(client):
+def test_a_remark_withholds_the_predicted_class(client):
     upright, turned = radiograph(1), np.ascontiguousarray(radiograph(1)[::-1, ::-1])
     assert not check_input(png(upright))
     first, second = ask(client, png(upright), png(turned)).json()["images"]
     assert not first["withheld"] and first["remarks"] == []
     assert second["withheld"] and second["remarks"][0]["kind"] == "turned" and second["probabilities"]
     page = ask(client, png(turned), path="/answer").text
-    assert "names no class" in page and "upside down" in page and "Model output" not in page
+    assert "class is withheld" in page and "upside down" in page and "Model output" not in page
 
 
-def test_maps_come_when_asked_for(client, small_model):
+def test_maps_are_returned_on_request(client, small_model):
     pixels = radiograph(2)
-    assert "heat" not in ask(client, png(pixels)).json()["images"][0]
+    assert "saliency" not in ask(client, png(pixels)).json()["images"][0]
     image = ask(client, png(pixels), params={"maps": "true"}).json()["images"][0]
-    shown = Image.open(io.BytesIO(base64.b64decode(image["radiograph"])))
-    heat = Image.open(io.BytesIO(base64.b64decode(image["heat"])))
-    np.testing.assert_array_equal(np.asarray(shown), pixels)
-    assert heat.mode == "RGBA" and heat.size == shown.size and image["heat_of"] == image["prediction"]
+    returned = Image.open(io.BytesIO(base64.b64decode(image["radiograph"])))
+    overlay = Image.open(io.BytesIO(base64.b64decode(image["saliency"])))
+    np.testing.assert_array_equal(np.asarray(returned), pixels)
+    assert overlay.mode == "RGBA" and overlay.size == returned.size and image["map_class"] == image["prediction"]
     _, maps = Predictor(small_model).explain(png(pixels))
-    number = ["Normal", "COVID-19"].index(image["prediction"])
-    wanted = maps[0, number] - maps[0, 1 - number]
-    assert image["heat_top"] == pytest.approx(max(0, float(wanted.max())), rel=1e-5)
-    assert image["heat_cells"] == [4, 4]
-    alpha = np.asarray(heat)[..., 3]
-    row, column = np.unravel_index(wanted.argmax(), wanted.shape)
-    step = pixels.shape[0] // 4
-    assert alpha[row * step + step // 2, column * step + step // 2] > 240  # it is brightest where the map is
-    assert ask(client, png(pixels), params={"maps": "perhaps"}).status_code == 400
+    predicted = ["Normal", "COVID-19"].index(image["prediction"])
+    saliency = maps[0, predicted] - maps[0, 1 - predicted]
+    assert image["map_max"] == pytest.approx(max(0, float(saliency.max())), rel=1e-5)
+    assert image["map_shape"] == [4, 4]
+    alpha = np.asarray(overlay)[..., 3]
+    row, column = np.unravel_index(saliency.argmax(), saliency.shape)
+    cell = pixels.shape[0] // 4
+    assert alpha[row * cell + cell // 2, column * cell + cell // 2] > 240  # the maxima of overlay and map coincide
+    response = ask(client, png(pixels), params={"maps": "perhaps"})
+    assert response.status_code == 400 and "neither true nor false" in response.json()["error"]
 
 
 # the page
 
 
-def test_the_page_loads_nothing_from_elsewhere(client):
+def test_the_page_loads_nothing_from_other_hosts(client):
     page = client.get("/")
     assert page.status_code == 200 and page.text.lower().count("<!doctype html>") == 1
-    policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+    directives = page.headers["content-security-policy"].split(";")
+    policy = dict(directive.strip().split(" ", 1) for directive in directives)
     assert policy["default-src"] == "'self'" and policy["img-src"] == "'self' data:"
     assert "unsafe" not in page.headers["content-security-policy"] and "script-src" not in policy
     links = re.findall(r'(?:src|href|action)="([^"]*)"', page.text)
@@ -133,25 +135,25 @@ def test_the_page_loads_nothing_from_elsewhere(client):
         assert not re.search(r"https?://|//[a-z]|@import|eval\(|innerHTML", client.get(name).text.replace("// ", ""))
 
 
-def test_every_answer_has_the_security_headers(client):
-    for answer in (client.get("/"), client.get("/nothing"), client.post("/answer"), client.get("/app.js")):
-        assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["x-frame-options"] == "DENY"
-        assert "default-src 'self'" in answer.headers["content-security-policy"]
+def test_every_response_has_the_security_headers(client):
+    for response in (client.get("/"), client.get("/nothing"), client.post("/answer"), client.get("/app.js")):
+        assert response.headers["x-content-type-options"] == "nosniff" and response.headers["x-frame-options"] == "DENY"
+        assert "default-src 'self'" in response.headers["content-security-policy"]
     assert client.get("/").headers["cache-control"] == "no-store"
     assert "set-cookie" not in client.get("/").headers
 
 
-def test_a_form_without_a_script(client):
-    found = ask(client, png(radiograph(3)), names=["mine.png"], path="/")
-    assert found.status_code == 200 and found.headers["content-type"].startswith("text/html")
-    for words in ("mine.png", "Model output", "Class activation map", "Verdict on this model", "not stated"):
-        assert words in found.text
-    assert found.text.count("data:image/png;base64,") == 2
-    nothing = client.post("/", files={"files": ("", b"")})
-    assert nothing.status_code == 400 and "Choose one first" in nothing.text and "<form" in nothing.text
+def test_a_form_without_scripts_is_answered_with_the_whole_page(client):
+    response = ask(client, png(radiograph(3)), names=["mine.png"], path="/")
+    assert response.status_code == 200 and response.headers["content-type"].startswith("text/html")
+    for text in ("mine.png", "Model output", "Class activation map", "Verdict on this model", "not stated"):
+        assert text in response.text
+    assert response.text.count("data:image/png;base64,") == 2
+    empty = client.post("/", files={"files": ("", b"")})
+    assert empty.status_code == 400 and "Choose a file first" in empty.text and "<form" in empty.text
 
 
-def test_no_words_of_a_diagnosis(client):
+def test_the_page_uses_no_words_of_a_diagnosis(client):
     text = (client.get("/").text + ask(client, png(radiograph(3)), path="/answer").text).lower()
     assert "research use only; not a medical device" in text
     assert "model output" in text and "not a statement about a person" in text
@@ -159,15 +161,15 @@ def test_no_words_of_a_diagnosis(client):
 
 
 @pytest.mark.parametrize("name", ['<img src=x onerror="alert(1)">.png', "\"><script>alert('1')</script>", "a\r\nb"])
-def test_a_hostile_name_is_only_text(client, name):
+def test_a_malicious_file_name_is_only_text(client, name):
     for path in ("/", "/answer"):
         boundary = "x"
         quoted = name.replace('"', "%22").replace("\r\n", "%0D%0A")
         for sent in (quoted, name.replace('"', '\\"').replace("\r\n", " ")):
             body = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{sent}"\r\n\r\n'.encode()
             body += png(radiograph(3)) + b"\r\n--x--\r\n"
-            kind = {"content-type": f"multipart/form-data; boundary={boundary}"}
-            page = client.post(path, content=body, headers=kind)
+            headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
+            page = client.post(path, content=body, headers=headers)
             assert page.status_code == 200
             assert "<img src=x" not in page.text and "<script>alert" not in page.text
             assert not re.search(r"<[^>]*\sonerror=", re.sub(r'"[^"]*"', '""', page.text))
@@ -177,25 +179,25 @@ def test_a_hostile_name_is_only_text(client, name):
             assert row["status"] == "ok"
 
 
-def test_paths_in_names_are_cut(client):
+def test_paths_are_removed_from_file_names(client):
     names = ["../../etc/passwd", "C:\\Users\\doe\\x.png", "a\0b.png", "é 雪.png", "x" * 900]
-    found = ask(client, *[png(radiograph(0))] * 5, names=names).json()["images"]
-    assert [image["name"] for image in found[:2]] == ["passwd", "x.png"]
-    assert "\0" not in found[2]["name"] and found[3]["name"] == "é 雪.png" and len(found[4]["name"]) <= 200
+    images = ask(client, *[png(radiograph(0))] * 5, names=names).json()["images"]
+    assert [image["name"] for image in images[:2]] == ["passwd", "x.png"]
+    assert "\0" not in images[2]["name"] and images[3]["name"] == "é 雪.png" and len(images[4]["name"]) <= 200
 
 
-def test_the_models_card_stands_beside_the_number(small_model, tmp_path):
+def test_the_page_shows_the_findings_of_the_model_with_a_prediction(small_model, tmp_path):
     import shutil
 
     folder = Path(shutil.copytree(small_model, tmp_path / "m"))
-    own = json.loads((folder / "config.json").read_text())["fingerprint"]
+    fingerprint = json.loads((folder / "config.json").read_text())["fingerprint"]
     findings = {"verdict": "Not shown to <b>see</b> disease.", "limits": ["Adults only.", "Frontal."]}
-    (folder / FINDINGS_FILE).write_text(json.dumps({"fingerprint": own, **findings}))
+    (folder / FINDINGS_FILE).write_text(json.dumps({"fingerprint": fingerprint, **findings}))
     with CheckedClient(create_app(folder, name="me/mine"), base_url=URL) as client:
         page = ask(client, png(radiograph(0)), path="/answer").text
         assert "Not shown to &lt;b&gt;see&lt;/b&gt; disease." in page and "Adults only. Frontal." in page
         assert client.get("/api/model").json()["limits"] == ["Adults only.", "Frontal."]
-        assert "The model: me/mine" in client.get("/").text
+        assert "Model: me/mine" in client.get("/").text
     (folder / FINDINGS_FILE).write_text(json.dumps({"fingerprint": "0" * 64, **findings}))
     with pytest.raises(ModelFormatError, match="about the model 0000"):
         create_app(folder)
@@ -213,7 +215,7 @@ def test_health_and_readiness(small_model):
         assert client.get("/readyz").status_code == 503 and client.get("/healthz").status_code == 200
 
 
-def test_a_model_that_cannot_be_used_is_told_at_once(small_model, tmp_path):
+def test_an_unusable_model_is_an_error_at_the_start(small_model, tmp_path):
     import shutil
 
     folder = Path(shutil.copytree(small_model, tmp_path / "m"))
@@ -226,10 +228,10 @@ def test_a_model_that_cannot_be_used_is_told_at_once(small_model, tmp_path):
         create_app(tmp_path / "gone")
 
 
-# what is refused
+# refused requests
 
 
-def test_other_names_of_the_host_are_refused(small_model, client):
+def test_other_host_names_are_refused(small_model, client):
     for host in ("evil.example", "127.0.0.1.evil.example", "", "localhost@evil.example:1", "[::1", "a, localhost"):
         assert client.get("/healthz", headers={"host": host}).status_code == 400, host
     for host in ("localhost", "LOCALHOST:9999", "127.0.0.1", "[::1]:8000"):
@@ -249,20 +251,25 @@ def test_pages_of_other_sites_are_refused(client):
             {"origin": URL, "sec-fetch-site": "cross-site"},
         ):
             assert ask(client, png(radiograph(0)), path=path, headers=headers).status_code == 403
-    own = {"origin": URL, "sec-fetch-site": "same-origin"}
-    found = ask(client, png(radiograph(0)), headers=own)
-    assert found.status_code == 200 and not [name for name in found.headers if name.startswith("access-control")]
-    options = client.options("/api/predict", headers={"origin": "http://evil.example"})
-    assert options.status_code == 405 and not [n for n in options.headers if n.startswith("access-control")]
+    same_origin = {"origin": URL, "sec-fetch-site": "same-origin"}
+    response = ask(client, png(radiograph(0)), headers=same_origin)
+    assert response.status_code == 200 and not [n for n in response.headers if n.startswith("access-control")]
+    preflight = client.options("/api/predict", headers={"origin": "http://evil.example"})
+    assert preflight.status_code == 405 and not [n for n in preflight.headers if n.startswith("access-control")]
+
+
+def test_errors_of_http_are_named(client):
+    assert client.get("/nothing").json() == {"error": "Not found."}
+    assert client.get("/api/predict").json() == {"error": "Method not allowed."}
 
 
 def test_sizes_are_limited(small_model):
     limits = Limits(file_bytes=100_000, request_bytes=300_000, files=3, per_minute=0)
     with CheckedClient(create_app(small_model, limits=limits), base_url=URL) as client:
-        good = png(radiograph(0, 128))
-        assert ask(client, good, b"x" * 99_000).status_code == 200
+        image = png(radiograph(0, 128))
+        assert ask(client, image, b"x" * 99_000).status_code == 200
         assert ask(client, b"x" * 100_001).status_code == 413
-        assert ask(client, *[b"x" * 90_000] * 3, good, names=list("abcd")).status_code == 413  # too many files
+        assert ask(client, *[b"x" * 90_000] * 3, image, names=list("abcd")).status_code == 413  # too many files
         assert ask(client, b"x" * 400_000).status_code == 413
 
         def chunks():  # no Content-Length
@@ -271,69 +278,74 @@ def test_sizes_are_limited(small_model):
                 yield b"y" * 10_000
 
         form = {"content-type": "multipart/form-data; boundary=x"}
-        sent = client.post("/api/predict", content=chunks(), headers=form)
-        assert sent.status_code == 413 and "error" in sent.json()
+        response = client.post("/api/predict", content=chunks(), headers=form)
+        assert response.status_code == 413 and "error" in response.json()
 
-        def trailing():  # no file is too large, and the form has ended: the rest counts all the same
+        def trailing():  # a complete form with a small file, and then more bytes, which count too
             yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\ny\r\n--x--\r\n'
             for _ in range(40):
                 yield b"y" * 10_000
 
         assert client.post("/api/predict", content=trailing(), headers=form).status_code == 413
         fields = {f"f{number}": "x" for number in range(50)}
-        assert client.post("/api/predict", data=fields, files={"files": good}).status_code == 413
+        assert client.post("/api/predict", data=fields, files={"files": image}).status_code == 413
 
 
 @pytest.mark.parametrize(
-    ("kind", "body", "status"),
+    ("content_type", "body", "status", "message"),
     [
-        ("application/json", b"{}", 415),
-        ("application/x-www-form-urlencoded", b"files=x", 415),
-        ("multipart/form-data", b"x", 400),
-        ("multipart/form-data; boundary=x", b"nonsense", 400),
-        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data\r\n\r\n\r\n--x--\r\n", 400),
-        ("multipart/form-data; boundary=x", b"--x--\r\n", 400),
+        ("application/json", b"{}", 415, "not multipart/form-data"),
+        ("application/x-www-form-urlencoded", b"files=x", 415, "not multipart/form-data"),
+        ("multipart/form-data", b"x", 400, "Malformed request body"),
+        ("multipart/form-data; boundary=x", b"nonsense", 400, "Malformed request body"),
+        (
+            "multipart/form-data; boundary=x",
+            b"--x\r\nContent-Disposition: form-data\r\n\r\n\r\n--x--\r\n",
+            400,
+            "Malformed request body",
+        ),
+        ("multipart/form-data; boundary=x", b"--x--\r\n", 400, "no file"),
     ],
 )
-def test_what_is_no_form_is_refused(client, kind, body, status):
-    found = client.post("/api/predict", content=body, headers={"content-type": kind})
-    assert found.status_code == status and found.json()["error"]
+def test_a_malformed_form_is_refused(client, content_type, body, status, message):
+    response = client.post("/api/predict", content=body, headers={"content-type": content_type})
+    assert response.status_code == status and message in response.json()["error"]
 
 
-def bomb(side: int) -> bytes:
-    """A small PNG of very many pixels."""
+def pixel_bomb(side: int) -> bytes:
+    """Return a small PNG file of a black square with very many pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    pack = zlib.compressobj(9)
+    compressor = zlib.compressobj(9)
     row = bytes(1 + side)
-    data = b"".join(pack.compress(row * 1000) for _ in range(side // 1000)) + pack.flush()
+    data = b"".join(compressor.compress(row * 1000) for _ in range(side // 1000)) + compressor.flush()
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def test_a_pixel_bomb_is_refused_by_its_header(client):
-    content = bomb(13_000)
+    content = pixel_bomb(13_000)
     assert len(content) < 1 << 20
-    begun = time.monotonic()
-    found = ask(client, content)
-    assert found.status_code == 422 and "13000 x 13000 pixels" in found.json()["images"][0]["reason"]
-    assert time.monotonic() - begun < 3  # decoding would take longer, and 169 MB
-    reason = ask(client, bomb(6000)).json()["images"][0]["reason"]  # fewer than `open_image` itself refuses
-    assert "6000 x 6000 pixels, more than are read here" in reason
+    start = time.monotonic()
+    response = ask(client, content)
+    assert response.status_code == 422 and "13000 x 13000 pixels" in response.json()["images"][0]["reason"]
+    assert time.monotonic() - start < 3  # decoding would take longer, and 169 MB
+    reason = ask(client, pixel_bomb(6000)).json()["images"][0]["reason"]  # `open_image` would accept this size
+    assert "6000 x 6000 pixels, more than the allowed 25,000,000" in reason
 
 
 @LINUX
-def test_a_picture_that_takes_too_much_memory(small_model):
-    deep = png(np.random.default_rng(0).integers(0, 60_000, (2500, 2500)).astype(np.uint16), compress_level=0)
+def test_an_image_that_needs_too_much_memory_fails(small_model):
+    large = png(np.random.default_rng(0).integers(0, 60_000, (2500, 2500)).astype(np.uint16), compress_level=0)
     with CheckedClient(create_app(small_model, limits=Limits(memory=96 << 20)), base_url=URL) as client:
-        found = ask(client, deep)
-        assert found.status_code == 422
-        assert "memory" in found.json()["images"][0]["reason"] or "ended" in found.json()["images"][0]["reason"]
+        response = ask(client, large)
+        reason = response.json()["images"][0]["reason"]
+        assert response.status_code == 422 and ("memory" in reason or "ended" in reason)
         assert ask(client, png(radiograph(0))).json()["images"][0]["status"] == "ok"
     with CheckedClient(create_app(small_model), base_url=URL) as client:
-        assert ask(client, deep).json()["images"][0]["status"] == "ok"
+        assert ask(client, large).json()["images"][0]["status"] == "ok"
 
 
 @POSIX
@@ -345,27 +357,27 @@ def test_a_killed_or_slow_worker_is_replaced(small_model):
             (worker,) = site.workers._all
             return worker.process.pid
 
-        wanted = ask(client, png(radiograph(0))).json()["images"]
-        os.kill(pid(), 19)  # SIGSTOP: it will never answer
-        begun = time.monotonic()
-        found = ask(client, png(radiograph(0)))
-        assert found.status_code == 422 and "longer than 3 seconds" in found.json()["images"][0]["reason"]
-        assert time.monotonic() - begun < 15
-        assert ask(client, png(radiograph(0))).json()["images"] == wanted
+        expected = ask(client, png(radiograph(0))).json()["images"]
+        os.kill(pid(), 19)  # SIGSTOP: it never answers
+        start = time.monotonic()
+        response = ask(client, png(radiograph(0)))
+        assert response.status_code == 422 and "longer than 3 seconds" in response.json()["images"][0]["reason"]
+        assert time.monotonic() - start < 15
+        assert ask(client, png(radiograph(0))).json()["images"] == expected
         os.kill(pid(), 9)
-        assert ask(client, png(radiograph(0))).json()["images"] == wanted  # a dead one is seen before it is asked
+        assert ask(client, png(radiograph(0))).json()["images"] == expected  # a dead process gets no request
         assert client.get("/readyz").status_code == 200
 
 
 @POSIX
-def test_a_worker_may_write_no_file(small_model, tmp_path):
-    """What confines it is tried in a process of its own."""
+def test_a_worker_cannot_write_files(small_model, tmp_path):
+    """A separate process confines itself and then tries to write a file."""
     from multiprocessing import get_context
 
-    ours, theirs = get_context("spawn").Pipe()
-    process = get_context("spawn").Process(target=_try_to_write, args=(theirs, str(tmp_path / "file")))
+    connection, process_end = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(target=_try_to_write, args=(process_end, str(tmp_path / "file")))
     process.start()
-    assert ours.recv_bytes() == b"refused"
+    assert connection.recv_bytes() == b"refused"
     process.join()
 
 
@@ -381,42 +393,43 @@ def _try_to_write(connection, path):
         connection.send_bytes(b"refused")
 
 
-def test_too_many_requests_are_told_when_to_come_again(small_model):
+def test_too_many_requests_get_the_status_429_and_the_time_to_retry(small_model):
     with CheckedClient(create_app(small_model, limits=Limits(per_minute=10)), base_url=URL) as client:
-        found = [client.post("/answer").status_code for _ in range(6)]
-        assert found[:2] == [415, 415] and found[-1] == 429
-        again = client.post("/api/predict")
-        assert again.status_code == 429 and 1 <= int(again.headers["retry-after"]) <= 7 and again.json()["error"]
-        assert client.get("/healthz").status_code == 200  # reading is free
+        statuses = [client.post("/answer").status_code for _ in range(6)]
+        assert statuses[:2] == [415, 415] and statuses[-1] == 429
+        response = client.post("/api/predict")
+        assert response.status_code == 429 and 1 <= int(response.headers["retry-after"]) <= 7
+        assert "Too many requests" in response.json()["error"]
+        assert client.get("/healthz").status_code == 200  # the limit is only for predictions
 
 
-def test_a_full_queue_says_so_and_the_server_lives(small_model, monkeypatch):
-    """One worker that takes its time, one place to wait: the others are sent away, at once."""
-    gate = threading.Event()
-    wait = workers_module.Workers.ask
+def test_a_full_queue_gets_the_status_503_while_the_server_runs(small_model, monkeypatch):
+    """With one slow worker and a queue of one, further requests are rejected at once."""
+    released = threading.Event()
+    predict = workers_module.Workers.predict
 
-    def slow(self, content, *, pictures):
-        gate.wait(30)
-        return wait(self, content, pictures=pictures)
+    def slow(self, content, *, maps):
+        released.wait(30)
+        return predict(self, content, maps=maps)
 
-    monkeypatch.setattr(workers_module.Workers, "ask", slow)
+    monkeypatch.setattr(workers_module.Workers, "predict", slow)
     with CheckedClient(create_app(small_model, limits=Limits(queue=1, per_minute=0)), base_url=URL) as client:
         with ThreadPoolExecutor(6) as pool:
             jobs = [pool.submit(ask, client, png(radiograph(0))) for _ in range(6)]
             while sum(job.done() for job in jobs) < 4:
                 time.sleep(0.02)
             assert client.get("/healthz").status_code == 200
-            sent_away = [job.result() for job in jobs if job.done()]
-            gate.set()
+            rejected = [job.result() for job in jobs if job.done()]
+            released.set()
             assert sorted(job.result().status_code for job in jobs) == [200, 200, 503, 503, 503, 503]
-        assert all(answer.headers["retry-after"] == "2" for answer in sent_away)
+        assert all(response.headers["retry-after"] == "2" for response in rejected)
 
 
-# what is kept: nothing
+# privacy
 
 
-def test_nothing_is_kept_logged_or_passed_on(small_model, tmp_path, monkeypatch, caplog, capfd):
-    """A sentinel in the file's name, text chunks and EXIF comes back in its name alone, and reaches no disk or log."""
+def test_nothing_is_stored_or_logged(small_model, tmp_path, monkeypatch, caplog, capfd):
+    """A sentinel in the name, text chunks and EXIF of a file returns only in the name, and reaches no disk or log."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -424,37 +437,38 @@ def test_nothing_is_kept_logged_or_passed_on(small_model, tmp_path, monkeypatch,
     text.add_text("PatientName", "DOE^JOHN")
     exif = Image.Exif()
     exif[0x010E] = "DOE^JOHN"
-    big = np.random.default_rng(0).integers(0, 255, (1500, 1500)).astype(np.uint8)  # 2 MB: Starlette would spool it
-    content = png(big, pnginfo=text, exif=exif)
+    pixels = (
+        np.random.default_rng(0).integers(0, 255, (1500, 1500)).astype(np.uint8)
+    )  # by default, Starlette spools 2 MB
+    content = png(pixels, pnginfo=text, exif=exif)
     assert content.count(b"DOE^JOHN") == 2 and len(content) > 2 << 20
     caplog.set_level(logging.DEBUG)
-    spooled = []  # to files without a name, which no folder shows
+    spooled = []  # a spooled file has no name, and no folder lists it
     monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", lambda self: spooled.append(self))
     with CheckedClient(create_app(small_model), base_url=URL) as client:
-        found = ask(client, content, names=["DOE^JOHN.png"], params={"maps": "true"})
+        (image,) = ask(client, content, names=["DOE^JOHN.png"], params={"maps": "true"}).json()["images"]
         page = ask(client, content, names=["x.png"], path="/answer").text
-        broken = ask(client, content[:5000], names=["DOE^JOHN.png"]).json()["images"][0]
-    logged = caplog.text  # before the test itself opens pictures
-    image = found.json()["images"][0]
-    assert image.pop("name") == "DOE^JOHN.png" and broken.pop("name") and "DOE^" not in json.dumps([image, broken])
+        (damaged,) = ask(client, content[:5000], names=["DOE^JOHN.png"]).json()["images"]
+    logged = caplog.text  # before this test itself opens images
+    assert image.pop("name") == "DOE^JOHN.png" and damaged.pop("name") and "DOE^" not in json.dumps([image, damaged])
     assert "DOE^" not in page
-    for part in ("radiograph", "heat"):
-        assert b"DOE^" not in base64.b64decode(image[part])
+    for field in ("radiograph", "saliency"):
+        assert b"DOE^" not in base64.b64decode(image[field])
     out, err = capfd.readouterr()
     assert "DOE^" not in logged + out + err
     assert list(tmp_path.iterdir()) == [] and spooled == []
 
 
-def test_an_error_shows_a_number_and_no_more(small_model, monkeypatch, caplog):
-    def broken(self, content, *, pictures):
+def test_an_internal_error_shows_only_a_number(small_model, monkeypatch, caplog):
+    def failing(self, content, *, maps):
         raise RuntimeError("secret DOE^JOHN")
 
-    monkeypatch.setattr(workers_module.Workers, "ask", broken)
+    monkeypatch.setattr(workers_module.Workers, "predict", failing)
     with CheckedClient(create_app(small_model), base_url=URL) as client:
-        found = ask(client, png(radiograph(0)))
-        number = re.search(r"number ([0-9a-f]{8})\.", found.json()["error"]).group(1)
-        assert found.status_code == 500 and "secret" not in found.text and "Traceback" not in found.text
-        assert found.headers["x-content-type-options"] == "nosniff"
+        response = ask(client, png(radiograph(0)))
+        number = re.search(r"number ([0-9a-f]{8}) ", response.json()["error"]).group(1)
+        assert response.status_code == 500 and "secret" not in response.text and "Traceback" not in response.text
+        assert response.headers["x-content-type-options"] == "nosniff"
     assert f"Error {number}: RuntimeError at" in caplog.text and "secret" not in caplog.text
 
 
@@ -470,24 +484,24 @@ def test_no_directory_is_listed(client):
         assert client.get(path).status_code == 404, path
 
 
-# many at once
+# concurrency and DICOM
 
 
-def test_threads_get_the_answers_of_one(small_model):
+def test_concurrent_requests_get_the_same_answers_as_single_ones(small_model):
     """200 requests from 8 threads."""
     contents = [png(radiograph(seed, 128)) for seed in range(10)]
-    with CheckedClient(create_app(small_model, workers=2, limits=FREE), base_url=URL) as client:
-        alone = [ask(client, content).json()["images"][0]["probabilities"] for content in contents]
+    with CheckedClient(create_app(small_model, workers=2, limits=NO_RATE_LIMIT), base_url=URL) as client:
+        expected = [ask(client, content).json()["images"][0]["probabilities"] for content in contents]
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda number: ask(client, contents[number % 10]), range(200)))
-    assert {answer.status_code for answer in found} == {200}
-    assert [answer.json()["images"][0]["probabilities"] for answer in found] == alone * 20
-    assert len({json.dumps(one) for one in alone}) == 10
+            responses = list(pool.map(lambda number: ask(client, contents[number % 10]), range(200)))
+    assert {response.status_code for response in responses} == {200}
+    assert [response.json()["images"][0]["probabilities"] for response in responses] == expected * 20
+    assert len({json.dumps(probabilities) for probabilities in expected}) == 10
 
 
 @pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm"])
-def test_dicom_files_are_answered_as_the_predictor_does(client, small_model, name):
-    """Of another modality, so that the answer is held to the header's word; the pictures are pydicom's own."""
+def test_the_answer_to_a_dicom_file_is_the_prediction_of_the_predictor(client, small_model, name):
+    """The files are samples of pydicom with other modalities than radiography."""
     data = pytest.importorskip("pydicom.data", reason="the extra dicom is not installed")
     content = Path(data.get_testdata_file(name)).read_bytes()
     (answer,) = client.post("/api/predict", files=[("files", (name, content))]).json()["images"]
@@ -496,20 +510,19 @@ def test_dicom_files_are_answered_as_the_predictor_does(client, small_model, nam
     assert row["status"] != "ok" or answer["probabilities"]["COVID-19"] == pytest.approx(row["p_COVID-19"], abs=1e-6)
 
 
-def test_a_radiograph_as_dicom_is_answered_as_its_picture(client, small_model):
+def test_a_dicom_file_and_its_image_have_the_same_prediction(client, small_model):
     pytest.importorskip("pydicom", reason="the extra dicom is not installed")
     content, grey = dicom_of_phantom()
     (answer,) = client.post("/api/predict", files=[("files", ("IM0001", content))]).json()["images"]
-    wanted = Predictor(small_model).predict(grey).iloc[0]
+    expected = Predictor(small_model).predict(grey).iloc[0]
     assert answer["status"] == "ok" and answer["width"] == grey.shape[1]
-    assert answer["probabilities"]["COVID-19"] == pytest.approx(wanted["p_COVID-19"], abs=0.02), (
-        "8 of 12 bits, rescaled"
-    )
+    # the 12 bits of the file are rescaled to 8 bits
+    assert answer["probabilities"]["COVID-19"] == pytest.approx(expected["p_COVID-19"], abs=0.02)
     assert "DOE" not in json.dumps(answer)
 
 
 def dicom_of_phantom() -> tuple[bytes, np.ndarray]:
-    """A MONOCHROME1 radiograph of 12 bits, with a name in it, and the picture that it shows."""
+    """Return a 12-bit MONOCHROME1 DICOM file with the name of a patient, and its 8-bit pixels."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 

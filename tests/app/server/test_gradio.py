@@ -1,4 +1,4 @@
-"""The Gradio app: its answers are the predictor's; without gradio it says what to install."""
+"""The Gradio app: its predictions, and the error without the package gradio."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from covid_fastai.errors import UnavailableError
 from covid_fastai.model.predictor import Predictor
 
 
-def test_the_answer_is_the_predictors(small_model, phantom_cohort):
+def test_the_answer_is_the_prediction_of_the_predictor(small_model, phantom_cohort):
     predictor, facts = Predictor(small_model), read_facts(small_model)
     path = phantom_cohort["path"].iloc[0]
-    p, picture, said = answer_file(predictor, facts, path)
+    probabilities, overlay, text = answer_file(predictor, facts, path)
     row = predictor.predict(path).iloc[0]
-    assert p == {name: row[f"p_{name}"] for name in predictor.classes}
-    assert isinstance(picture, Image.Image) and row["prediction"] in said and "Research use only" in said
+    assert probabilities == {name: row[f"p_{name}"] for name in predictor.classes}
+    assert isinstance(overlay, Image.Image) and row["prediction"] in text and "Research use only" in text
 
 
-def test_a_file_that_is_no_picture_is_said_to_be_none(small_model, tmp_path):
-    (tmp_path / "letter.txt").write_text("no picture")
-    p, picture, said = answer_file(Predictor(small_model), read_facts(small_model), tmp_path / "letter.txt")
-    assert p == {} and picture is None and said.startswith("No answer")
+def test_an_unreadable_file_has_no_prediction(small_model, tmp_path):
+    (tmp_path / "letter.txt").write_text("not an image")
+    probabilities, overlay, text = answer_file(Predictor(small_model), read_facts(small_model), tmp_path / "letter.txt")
+    assert probabilities == {} and overlay is None and text.startswith("No prediction: ")
 
 
-def test_without_gradio_it_names_the_extra(small_model, monkeypatch):
+def test_without_gradio_the_error_names_the_extra(small_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UnavailableError, match="gradio") as error:
         gradio_app(small_model)

@@ -1,4 +1,4 @@
-"""The JSON interface: answers against their models, the generated OpenAPI document, and requests made from it."""
+"""The JSON API: responses and their models, the generated OpenAPI document, and requests generated from it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from covid_fastai.app.server.limits import Limits
 from covid_fastai.app.server.schemas import ImageAnswer, PredictResponse
 from covid_fastai.data.input_check import RemarkKind
 from tests.app.server.contract import CheckedClient, check_value
-from tests.app.server.test_app import FREE, URL, ask, dicom_of_phantom, png, radiograph
+from tests.app.server.test_app import NO_RATE_LIMIT, URL, ask, dicom_of_phantom, png, radiograph
 
 
 @pytest.fixture(scope="module")
 def client(small_model):
-    with CheckedClient(create_app(small_model, limits=FREE), base_url=URL) as client:
+    with CheckedClient(create_app(small_model, limits=NO_RATE_LIMIT), base_url=URL) as client:
         yield client
 
 
@@ -79,31 +79,34 @@ def test_the_models_need_no_torch():
     assert done.stdout.split() == []
 
 
-# answers
+# responses
 
 
-def changed(answer: dict, **fields) -> dict:
-    return {**answer, "images": [{**answer["images"][0], **fields}]}
+def with_fields(response: dict, **fields) -> dict:
+    """Return a response with some fields of its first image replaced."""
+    return {**response, "images": [{**response["images"][0], **fields}]}
 
 
 @pytest.mark.parametrize("maps", [False, True])
-def test_an_answer_that_differs_is_noticed(client, maps):
-    """By the schema and by the model: an unknown field, a missing one, a value outside of what is allowed."""
+def test_invalid_responses_are_rejected(client, maps):
+    """Both the schema and the model reject unknown fields, missing fields and invalid values."""
     turned = png(np.ascontiguousarray(radiograph(1)[::-1, ::-1]))
-    answer = ask(client, turned, params={"maps": maps}).json()
-    image = answer["images"][0]
-    assert image["remarks"][0]["kind"] == "turned" and ("heat" in image) == maps
-    check_value(answer, "PredictResponse", client.document)
-    faulty = [
-        {**answer, "extra": 1},
-        {**answer, "images": []},
-        changed(answer, extra=1),
-        changed(answer, status="fine"),
+    response = ask(client, turned, params={"maps": maps}).json()
+    image = response["images"][0]
+    assert image["remarks"][0]["kind"] == "turned" and ("saliency" in image) == maps
+    check_value(response, "PredictResponse", client.document)
+    invalid = [
+        {**response, "extra": 1},
+        {**response, "images": []},
+        with_fields(response, extra=1),
+        with_fields(response, status="fine"),
+        with_fields(response, remarks=[{"kind": "tilted", "text": "?"}]),
+        with_fields(response, probabilities={"Normal": 2}),
+        with_fields(response, width="wide"),
+        with_fields(response, map_max=-1.0),
     ]
-    faulty += [changed(answer, remarks=[{"kind": "tilted", "text": "?"}]), changed(answer, probabilities={"Normal": 2})]
-    faulty += [changed(answer, width="wide"), changed(answer, heat_top=-1.0)]
-    faulty += [{**answer, "images": [{k: v for k, v in image.items() if k != name}]} for name in image]
-    for value in faulty:
+    invalid += [{**response, "images": [{k: v for k, v in image.items() if k != name}]} for name in image]
+    for value in invalid:
         with pytest.raises(jsonschema_rs.ValidationError):
             check_value(value, "PredictResponse", client.document)
         with pytest.raises(ValidationError):
@@ -120,16 +123,15 @@ def test_an_answer_that_differs_is_noticed(client, maps):
         {"status": "failed", "reason": "x"},
     ],
 )
-def test_numbers_and_reason_go_with_the_status(fields):
+def test_the_other_fields_must_agree_with_the_status(fields):
     answer = {"status": "ok", "reason": "", "probabilities": {"a": 0.5, "b": 0.5}, "prediction": "a", "remarks": []}
     answer |= {"name": "", "withheld": False, "width": 9, "height": 9}
     assert ImageAnswer(**answer).status == "ok"
-    with pytest.raises(ValidationError, match="its status"):
+    with pytest.raises(ValidationError, match="The status 'ok'|The status 'failed'"):
         ImageAnswer(**(answer | fields))
 
 
-def test_a_request_that_arrives_too_slowly(small_model):
-    """Its answer is 408, which the document describes."""
+def test_a_slow_request_gets_the_status_408(small_model):
     app = create_app(small_model, limits=Limits(receive_seconds=0.05))
     sent = []
 
@@ -148,8 +150,8 @@ def test_a_request_that_arrives_too_slowly(small_model):
         check_value(json.loads(sent[1]["body"]), "ErrorResponse", client.document)
 
 
-def _answer_out_of_range(connection, folder, **options):
-    """Stand in for a worker that a hostile file has taken over."""
+def _run_compromised_worker(connection, folder, **options):
+    """Send invalid answers, as a worker that a malicious file has taken over could do."""
     connection.send_bytes(b'{"ready": 1}')
     answer = {
         "name": "",
@@ -165,32 +167,34 @@ def _answer_out_of_range(connection, folder, **options):
         connection.send_bytes(json.dumps(answer).encode())
 
 
-def test_an_invalid_answer_of_a_worker_goes_no_further(small_model, monkeypatch):
-    monkeypatch.setattr(workers_module, "run_worker", _answer_out_of_range)
-    with CheckedClient(create_app(small_model, limits=FREE), base_url=URL) as client:
+def test_an_invalid_answer_of_a_worker_is_rejected(small_model, monkeypatch):
+    monkeypatch.setattr(workers_module, "run_worker", _run_compromised_worker)
+    with CheckedClient(create_app(small_model, limits=NO_RATE_LIMIT), base_url=URL) as client:
         response = ask(client, png(radiograph(0)))
     (image,) = response.json()["images"]
     assert response.status_code == 422 and image["status"] == "failed" and "invalid answer" in image["reason"]
 
 
-# requests made from the document
+# generated requests
 
 
 @pytest.mark.slow
-def test_requests_made_from_the_document(small_model):
-    """Valid and invalid ones; no answer is a server error or differs from the document.
+def test_requests_generated_from_the_document(small_model):
+    """Valid and invalid requests; every response matches the document, and none is a server error.
 
-    The engine of schemathesis is asked directly: its pytest plugin (4.32) fails with fixtures under pytest 9.
+    This uses the engine of schemathesis, since its pytest plugin (4.32) fails with fixtures under pytest 9.
     """
     schemathesis.openapi.format("binary", st.binary(max_size=64) | st.just(png(radiograph(0, 64))))
     config = {
         "generation": {"max-examples": 60, "deterministic": True},
         "checks": {
-            "positive_data_acceptance": {"expected-statuses": ["2xx", 422]},  # so are files answered that are no images
+            "positive_data_acceptance": {"expected-statuses": ["2xx", 422]},  # 422: no file is an image
             "negative_data_rejection": {"expected-statuses": [400, 405, 413, 415]},
         },
     }
-    app = create_app(small_model, allow_host=["testserver"], limits=FREE)  # the host that schemathesis asks
+    app = create_app(
+        small_model, allow_host=["testserver"], limits=NO_RATE_LIMIT
+    )  # the host name that schemathesis uses
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=SchemathesisConfig.from_dict(config))
     schema.validate()  # against the meta-schema of OpenAPI 3.1
     failures, statuses = [], Counter()
@@ -204,10 +208,10 @@ def test_requests_made_from_the_document(small_model):
                     for check in checks
                     if check.failure_info
                 ]
-                answers = [one.response for one in event.recorder.interactions.values()]
-                statuses.update(answer.status_code for answer in answers if answer is not None)
+                responses = [interaction.response for interaction in event.recorder.interactions.values()]
+                statuses.update(response.status_code for response in responses if response is not None)
     finally:
         app.routes[0].endpoint.__self__.workers.close()
     assert failures == []
-    assert {200, 400, 405, 413, 415, 422} <= statuses.keys(), statuses  # else too little was reached to say anything
+    assert {200, 400, 405, 413, 415, 422} <= statuses.keys(), statuses  # the requests covered these cases
     assert statuses.total() > 100

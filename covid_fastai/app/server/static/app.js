@@ -1,34 +1,34 @@
-// The page without reloads: one request a picture, so that many can be asked about and each answer comes when it is there.
+// Predict without reloading the page: one request per image, so that each result appears as soon as it is ready.
 "use strict";
 
-const form = document.getElementById("ask");
+const form = document.getElementById("upload");
 const files = document.getElementById("files");
-const state = document.getElementById("state");
+const statusLine = document.getElementById("status");
 const results = document.getElementById("results");
 const answers = document.getElementById("answers");
 const tools = document.getElementById("tools");
 const button = form.querySelector("button");
-const largest = Number(form.dataset.fileBytes);
-let running = null; // an AbortController while pictures are asked about
+const maxBytes = Number(form.dataset.fileBytes);
+let running = null; // an AbortController while images are being predicted
 
-function say(text, isError = false) {
-  state.textContent = text;
-  state.classList.toggle("error", isError);
+function showStatus(text, isError = false) {
+  statusLine.textContent = text;
+  statusLine.classList.toggle("error", isError);
 }
 
-function wake(article) {
+function activateSlider(article) {
   const slider = article.querySelector(".opacity");
   if (!slider) return;
-  const heat = article.querySelector(".heat");
+  const saliency = article.querySelector(".saliency");
   slider.closest("label").hidden = false;
-  slider.addEventListener("input", () => { heat.style.opacity = slider.value / 100; });
+  slider.addEventListener("input", () => { saliency.style.opacity = slider.value / 100; });
 }
 
-function show(html) {
+function showAnswer(html) {
   const parsed = new DOMParser().parseFromString(html, "text/html").querySelector("article");
-  if (!parsed) throw new Error("The server's answer cannot be read.");
+  if (!parsed) throw new Error("the response of the server is invalid.");
   const article = document.importNode(parsed, true);
-  wake(article);
+  activateSlider(article);
   answers.append(article);
   results.hidden = false;
   tools.hidden = false;
@@ -36,42 +36,42 @@ function show(html) {
 }
 
 function pause(seconds, signal) {
-  return new Promise((done) => {
-    const timer = setTimeout(done, 1000 * seconds);
-    signal.addEventListener("abort", () => { clearTimeout(timer); done(); }, { once: true });
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, 1000 * seconds);
+    signal.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
   });
 }
 
-async function ask(file, signal) {
-  if (file.size > largest) throw new Error(`it has more than ${largest / 1048576} MiB.`);
-  for (let tries = 0; ; tries += 1) {
+async function predict(file, signal) {
+  if (file.size > maxBytes) throw new Error(`it has more than ${maxBytes / 1048576} MiB.`);
+  for (let retries = 0; ; retries += 1) {
     const body = new FormData();
     body.append("files", file);
     const response = await fetch("/answer", { method: "POST", body, signal });
     const busy = response.status === 429 || response.status === 503;
-    if (busy && tries < 20 && !signal.aborted) {
+    if (busy && retries < 20 && !signal.aborted) {
       await pause(Number(response.headers.get("Retry-After")) || 2, signal);
       continue;
     }
     const text = await response.text();
-    if ((response.headers.get("Content-Type") || "").startsWith("text/html")) return show(text);
+    if ((response.headers.get("Content-Type") || "").startsWith("text/html")) return showAnswer(text);
     throw new Error(JSON.parse(text).error);
   }
 }
 
-async function askAll(chosen) {
-  const all = Array.from(chosen);
-  if (!all.length || running) return;
+async function predictAll(chosen) {
+  const images = Array.from(chosen);
+  if (!images.length || running) return;
   running = new AbortController();
   const { signal } = running;
   const failures = [];
   button.disabled = true;
   answers.setAttribute("aria-busy", "true");
-  for (const [number, file] of all.entries()) {
+  for (const [number, file] of images.entries()) {
     if (signal.aborted) break;
-    say(`Asking about ${number + 1} of ${all.length}: ${file.name}`);
+    showStatus(`Image ${number + 1} of ${images.length}: ${file.name}`);
     try {
-      const row = await ask(file, signal);
+      const row = await predict(file, signal);
       if (row.status !== "ok") failures.push(file.name);
     } catch (error) {
       if (!signal.aborted) failures.push(`${file.name}: ${error.message}`);
@@ -80,20 +80,20 @@ async function askAll(chosen) {
   answers.removeAttribute("aria-busy");
   button.disabled = false;
   if (!signal.aborted) {
-    const answered = all.length - failures.length;
-    const lost = failures.length ? ` Without an answer: ${failures.join("; ")}` : "";
-    say(`${answered} of ${all.length} answered.${lost}`, failures.length > 0);
+    const predicted = images.length - failures.length;
+    const failed = failures.length ? ` No prediction: ${failures.join("; ")}` : "";
+    showStatus(`${predicted} of ${images.length} images classified.${failed}`, failures.length > 0);
     form.reset();
   }
   running = null;
 }
 
-// A table of all answers, made here: the server keeps none.
+// The browser makes the table of all answers, since the server stores none.
 
 function cell(value) {
   if (typeof value === "number") return String(value);
   let text = value === null || value === undefined ? "" : String(value);
-  if (/^[=+\-@\t\r]/.test(text)) text = `'${text}`; // a spreadsheet would take it for a formula
+  if (/^[=+\-@\t\r]/.test(text)) text = `'${text}`; // else a spreadsheet would interpret it as a formula
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
@@ -109,22 +109,22 @@ function download() {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-form.addEventListener("submit", (event) => { event.preventDefault(); askAll(files.files); });
+form.addEventListener("submit", (event) => { event.preventDefault(); predictAll(files.files); });
 document.getElementById("table").addEventListener("click", download);
 document.getElementById("clear").addEventListener("click", () => {
   if (running) running.abort();
   answers.replaceChildren();
   tools.hidden = true;
   results.hidden = true;
-  say("Cleared.");
+  showStatus("Cleared.");
   files.focus();
 });
 for (const name of ["dragover", "drop", "dragleave"]) {
   document.addEventListener(name, (event) => {
     event.preventDefault();
     form.classList.toggle("over", name === "dragover");
-    if (name === "drop") askAll(event.dataTransfer.files);
+    if (name === "drop") predictAll(event.dataTransfer.files);
   });
 }
-answers.querySelectorAll("article").forEach(wake);
+answers.querySelectorAll("article").forEach(activateSlider);
 if (answers.children.length) tools.hidden = false;
