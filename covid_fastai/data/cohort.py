@@ -45,12 +45,12 @@ class CohortInfo(BaseModel):
     Attributes:
         classes: The task's classes, the negative one first. This order is the vocabulary of a model and the order of
             the columns `p_<class>` in its predictions.
-        positive: The class that sensitivity is about; None where no class is, or where it is not known.
+        positive: The class that sensitivity refers to; None if the task has none, or if it is not known.
         task: The task's name; `""` where it is not known.
         data: What was read, a path or `"a table"`; `""` where it is not known.
         root: The folder that the images lie below; `""` where it is not known.
-        problems: What was found in the data, a dictionary a problem with the keys `row`, `path`, `kind`, `severity`,
-            `reason` and `remedy`.
+        problems: What was found in the data, one dictionary per problem with the keys `row`, `path`, `kind`,
+            `severity`, `reason` and `remedy`.
         leaked_fraction: After a split by image, the fraction of the validation patients who are in training too, 0 to
             1; None after a split by patient.
 
@@ -108,8 +108,8 @@ class CohortInfo(BaseModel):
 class Cohort(pd.DataFrame):
     """A table with one row an image that knows its task, its classes and what was found in the data.
 
-    It is a `DataFrame`, and so is the result of every operation on it: slices, copies, merges, what another process
-    unpickles. `facts` goes along. It is not called `info`, since `DataFrame.info()` is pandas' own summary.
+    It is a `DataFrame`. Slices, copies, merges and concatenations of it, and its pickled copies, are cohorts
+    with the same `facts`. The name is not `info`, since `DataFrame.info()` is pandas' own summary.
 
     `read_cohort` makes cohorts with these columns. Behind them stand the columns that the data came with, as they are:
     those of a CSV are text. Of the images that Cohen's collection describes there are also `sex` (text), `age` (years)
@@ -235,7 +235,7 @@ def as_cohort(table: pd.DataFrame) -> Cohort:
             hint="Make it with read_cohort.",
         )
     for name in FLAGS:
-        if name in table and not pd.api.types.is_bool_dtype(table[name]):  # guard: flags
+        if name in table and len(table) and not pd.api.types.is_bool_dtype(table[name]):  # guard: flags
             raise DataError(
                 f"The column {name} of the cohort is not boolean; it holds {table[name].iloc[0]!r}.",
                 hint="load_cohort and read_run restore types. Convert it: "
