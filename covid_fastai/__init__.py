@@ -14,7 +14,7 @@ import lazy_loader
 
 _load, _, _names = lazy_loader.attach_stub(__name__, __file__)
 
-__all__ = sorted([*_names, "__version__"])
+__all__ = sorted([*_names, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]: the stub lists them
 
 
 def __getattr__(name: str) -> Any:
