@@ -42,7 +42,8 @@ def test_the_same_figure_is_the_same_svg():
 
 def test_a_figure_is_saved_as_a_png_or_not_at_all(tmp_path):
     save_figure(tmp_path / "figure.png", draw())
-    assert Image.open(tmp_path / "figure.png").size == (220, 110)
+    with Image.open(tmp_path / "figure.png") as image:
+        assert image.size == (220, 110)
     with pytest.raises(ResourceError):
         save_figure(tmp_path / "nowhere" / "figure.png", draw())
 
