@@ -1,8 +1,8 @@
-"""What has to be said beside a figure: where a model may be right for a wrong reason, and what is not known."""
+"""Caveats of a result: reasons why it may be too good or rest on a shortcut, and what it does not measure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,20 +14,21 @@ from covid_fastai.evaluation.metrics import Evaluation
 from covid_fastai.evaluation.runs import Run
 from covid_fastai.run_folder import BATCH_HALVED, TEST_EVALUATED
 
-__all__ = ["FEW", "Remark", "cohort_remarks", "limits", "result_remarks", "run_remarks", "source_table"]
+__all__ = ["Caveat", "FEW", "cohort_caveats", "limits", "result_caveats", "run_caveats", "source_table"]
 
-FEW = 30  # held-out patients of a class; below it Wilson's interval around 0.9 is wider than 0.2
-OWN_SHARE = 0.95  # of a class's images from collections that the other classes hardly have: as good as confounded
+FEW = 30  # held-out patients of a class; below it, Wilson's interval for a proportion of 0.9 is wider than 0.2
+OWN_FRACTION = 0.95  # of a class's images from collections that hardly occur in the other classes: confounded
+TOO_GOOD = "The results are too good by an unknown amount."
 
 
 @dataclass(frozen=True)
-class Remark:
+class Caveat:
     """A box in a report.
 
     Attributes:
-        level: `"alarm"` for what can make the figures worthless, `"care"` for what limits them.
-        title: A sentence.
-        text: What follows from it.
+        level: `"alarm"` if it may invalidate the results, `"caution"` if it limits them.
+        title: The finding, one sentence.
+        text: The consequence.
     """
 
     level: str
@@ -35,65 +36,68 @@ class Remark:
     text: str
 
 
-NO_PATIENTS = Remark(
+NO_PATIENTS = Caveat(
     "alarm",
-    "Not every image's patient is known.",
-    "An image without one counts as a patient of its own. That the same patient is trained on and held out cannot be "
-    "excluded.",
+    "The patients of some images are unknown.",
+    "An image of an unknown patient counts as a separate patient. The same patient may be in training and held out.",
 )
 
 
-def cohort_remarks(cohort: pd.DataFrame) -> list[Remark]:
-    """Return what has to be said of the data before anything is learnt from them.
+def cohort_caveats(cohort: pd.DataFrame) -> list[Caveat]:
+    """Return the caveats of a cohort.
 
     Args:
-        cohort: With `label`, `patient`, `split`, `source` and, where it is known, `patient_known`.
+        cohort: With `label`, `patient`, `split`, `source` and, optionally, `patient_known`.
 
     Returns:
-        The remarks, the gravest first.
+        The caveats, alarms first.
     """
-    return sorted(_of_cohort(as_cohort(cohort)), key=lambda r: r.level)
+    return _alarms_first(_of_cohort(as_cohort(cohort)))
 
 
-def run_remarks(run: Run) -> list[Remark]:
-    """Return what has to be said beside a run's figures.
+def run_caveats(run: Run) -> list[Caveat]:
+    """Return the caveats of an evaluated run.
 
     Args:
-        run: A run that was judged.
+        run: The run.
 
     Returns:
-        The remarks, the gravest first.
+        The caveats, alarms first.
     """
-    return sorted([*_of_run(run), *_of_cohort(run.cohort)], key=lambda r: r.level)
+    return _alarms_first([*_of_run(run), *_of_cohort(run.cohort)])
 
 
-def result_remarks(result: Evaluation, *, missing: int = 0) -> list[Remark]:
-    """Return what has to be said beside figures of which only the predictions are known.
+def result_caveats(result: Evaluation, *, missing: int = 0) -> list[Caveat]:
+    """Return the caveats of an evaluation for which only the predictions are known.
 
     Args:
         result: The evaluation.
-        missing: How many of the images are not at hand.
+        missing: Number of images that do not exist at their paths.
 
     Returns:
-        The remarks, the gravest first.
+        The caveats, alarms first.
     """
-    said = list(_of_few(result))
+    caveats = list(_of_few_patients(result))
     if not result.patients_known:
-        said.append(NO_PATIENTS)
+        caveats.append(NO_PATIENTS)
     if missing:
-        said.append(
-            Remark(
-                "care",
-                "Shortcuts were not looked for.",
-                f"{missing} of the images are not at the paths that the table names. Whether the classes can be told "
-                "apart without a look at a lung is not known.",
+        caveats.append(
+            Caveat(
+                "caution",
+                "The predictions were not tested for shortcuts.",
+                f"{missing} images do not exist at the paths in the table. It is unknown whether the classes can be "
+                "separated without the lungs.",
             )
         )
-    return sorted(said, key=lambda remark: remark.level)
+    return _alarms_first(caveats)
+
+
+def _alarms_first(caveats: Iterable[Caveat]) -> list[Caveat]:
+    return sorted(caveats, key=lambda caveat: caveat.level)  # "alarm" precedes "caution"
 
 
 def source_table(cohort: pd.DataFrame) -> pd.DataFrame | None:
-    """Count the images that take part by collection and class; None where no collection is known."""
+    """Count the images of the task by collection and class; None if no collection is known."""
     cohort = as_cohort(cohort)
     rows = cohort[cohort["split"].isin(["train", "valid", "test"])]
     if rows["source"].replace("unknown", "").eq("").all():
@@ -104,150 +108,151 @@ def source_table(cohort: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def limits(cohort: pd.DataFrame, result: Evaluation, *, external: bool = False) -> list[str]:
-    """Return what the figures do not say, in sentences.
+    """Return the limits of a result, in sentences.
 
     Args:
         cohort: The run's cohort.
         result: The evaluation of its held-out patients.
-        external: Whether the model was also judged on data that it has no part of.
+        external: Whether the model was also evaluated on external data.
 
     Returns:
         The sentences.
     """
-    elsewhere = "stands with the external data." if external else "is not measured here."
-    said = [
-        "The held-out patients come from the same collections as the training patients. How well the model does at a "
-        f"hospital that it has never seen {elsewhere}",
-        "The share of each class here is that of the collections, not of any clinic; precision and accuracy change "
-        "with it.",
-        "The intervals hold for other patients of these collections. They know nothing of other training runs, other "
-        "seeds, wrong labels, or choices that were made after looking at the held-out patients.",
-        "The labels were taken as the data have them; nobody has read the images anew.",
+    elsewhere = "is reported under external data" if external else "was not measured"
+    sentences = [
+        "The held-out patients come from the same collections as the training patients. The performance at other "
+        f"hospitals {elsewhere}.",
+        "The prevalence of each class is that of the collections, not that of a clinic. Precision and accuracy depend "
+        "on it.",
+        "The intervals describe the variation between patients of these collections. They do not include the variation "
+        "between training runs and seeds, wrong labels, or choices made after the held-out results were known.",
+        "The labels are those of the data. The images were not read again.",
     ]
     sources = {str(text).casefold() for text in cohort["source"].unique()}
     if {"kermany", "cohen"} & sources:
-        said.append(
-            "CoronaHack's COVID-19 images are of adults, from publications; nearly all of its other images are of "
-            "children of one hospital in Guangzhou."
+        sentences.append(
+            "CoronaHack's COVID-19 images show adults and come from publications. Nearly all of its other images show "
+            "children from one hospital in Guangzhou."
         )
     if result.positive is not None:
-        said.append(
-            f"Sensitivity and specificity belong to the threshold {result.threshold:g} on the mean probability; it was "
-            "not chosen on any data."
+        sentences.append(
+            f"Sensitivity and specificity are given at a threshold of {result.threshold:g} on the mean probability, "
+            "which was not chosen on any data."
         )
-    return said
+    return sentences
 
 
-def _of_run(run: Run) -> Iterator[Remark]:
+def _of_run(run: Run) -> Iterator[Caveat]:
     weights = run.built.get("weights", {})
-    yield from _of_seen(run, weights)
+    yield from _of_pretraining(run, weights)
     if weights.get("name") == "random":
-        yield Remark(
-            "care",
-            "The model began with random weights.",
-            "Nothing was transferred to it; it has learnt all that it knows from these images. Pretrained weights "
-            "usually need fewer images: weights='auto'.",
+        yield Caveat(
+            "caution",
+            "The model was trained from random weights.",
+            "It has learnt from these images only. Pretrained weights usually need fewer images (weights='auto').",
         )
     cohort = run.cohort
     used = cohort[cohort["split"].isin(["train", "valid"])]
-    both = used.groupby("patient")["split"].nunique() > 1
-    if both.any():  # guard: two_sides
+    in_both = used.groupby("patient")["split"].nunique() > 1
+    if in_both.any():  # guard: two_sides
         held_out = used.loc[used["split"] == "valid", "patient"].nunique()
-        yield Remark(
+        yield Caveat(
             "alarm",
-            f"{int(both.sum())} of {held_out} held-out patients were trained on too.",
-            "The split was made by image. The figures are too good by an unknown amount.",
+            f"{int(in_both.sum())} of {held_out} held-out patients are also in training.",
+            f"The data were not split by patient. {TOO_GOOD}",
         )
-    yield from _of_few(run.metrics)
+    yield from _of_few_patients(run.metrics)
     halved = [event for event in run.record if event["event"] == BATCH_HALVED]
     if halved:
-        yield Remark(
-            "care",
-            f"The memory did not do for {halved[0]['asked']} images in a step; {halved[-1]['batch_size']} were taken.",
+        yield Caveat(
+            "caution",
+            f"Out of memory: the batch size was reduced from {halved[0]['asked']} to {halved[-1]['batch_size']}.",
             "The learning rates are those of the larger batches.",
         )
-    touches = sum(event["event"] == TEST_EVALUATED for event in run.record)
-    if touches > 1:  # guard: touches
-        yield Remark(
+    evaluations = sum(event["event"] == TEST_EVALUATED for event in run.record)
+    if evaluations > 1:  # guard: touches
+        yield Caveat(
             "alarm",
-            f"The official test set was touched {touches} times.",
-            "Each look at it makes its figures a little less those of unseen patients.",
+            f"The official test set was evaluated {evaluations} times.",
+            "Choices made between the evaluations may have adapted the model to the test set.",
         )
 
 
-def _of_few(result: Evaluation) -> Iterator[Remark]:
+def _of_few_patients(result: Evaluation) -> Iterator[Caveat]:
     counts = result.confusion.sum(axis=1)
     few = counts[counts < FEW]
     if len(few):
         listed = " and ".join(f"{n} of {name}" for name, n in few.items())
-        yield Remark(
-            "care",
+        yield Caveat(
+            "caution",
             f"There are few held-out {result.unit}s: {listed}.",
-            "The intervals are wide; a difference between two runs on so few is mostly chance. "
-            "cross_validate predicts every patient once.",
+            "The intervals are wide. A difference between two runs on so few is mostly chance. cross_validate predicts "
+            "every patient once.",
         )
 
 
-def _of_seen(run: Run, weights: Mapping[str, Any]) -> Iterator[Remark]:
-    """What the package's weights know of the patients: who was kept out of evaluation for it, or was not."""
+def _of_pretraining(run: Run, weights: Mapping[str, Any]) -> Iterator[Caveat]:
+    """Yield the caveats of an overlap between the pretraining data of the package's weights and the held-out images."""
     cohort = run.cohort
     origin = str(weights.get("origin", "")).replace("\\", "/").rsplit("/", 1)[-1]
-    ours = weights.get("name") == "cxr" or origin.startswith("cxr-")  # the package's file, named by its path
-    fields = run.config.get("config") or {}  # none where the story was told by hand
-    if ours and ("in_pretraining" not in cohort or not fields.get("exclude_pretraining_overlap", True)):
-        yield Remark(
+    package_weights = weights.get("name") == "cxr" or origin.startswith("cxr-")  # by name, or by the path of the file
+    fields = run.config.get("config") or {}  # empty if the steps were called one by one
+    excluding = "in_pretraining" in cohort and fields.get("exclude_pretraining_overlap", True)
+    if package_weights and not excluding:
+        yield Caveat(
             "alarm",
-            "The weights may have seen the held-out patients.",
-            "The model began from this package's weights, which were pretrained on a part of CoronaHack's "
-            "training patients and on the COVID-19 Radiography Database, and those were not kept out of evaluation "
-            "(exclude_pretraining_overlap=False). The figures are too good by an unknown amount.",
+            "Held-out patients may be in the pretraining data of the weights.",
+            "This package's weights were pretrained on some of CoronaHack's training patients and on the COVID-19 "
+            "Radiography Database. Their images were not excluded from evaluation (exclude_pretraining_overlap=False). "
+            f"{TOO_GOOD}",
         )
         return
     if "in_pretraining" not in cohort:
         return
-    seen = cohort["in_pretraining"]
-    judged = cohort["split"].isin(["valid", "test"])
+    pretrained = cohort["in_pretraining"]
+    evaluated = cohort["split"].isin(["valid", "test"])
     if "fold" in cohort:
-        judged |= cohort["fold"] >= 0
-    if ours and (seen & judged).any():
-        yield Remark(
+        evaluated |= cohort["fold"] >= 0
+    if package_weights and (pretrained & evaluated).any():
+        yield Caveat(
             "alarm",
-            f"The weights have seen {int((seen & judged).sum())} held-out images, or others of their patients.",
-            "The split was not made by this package, or was changed. The figures are too good by an unknown amount.",
+            f"{int((pretrained & evaluated).sum())} held-out images, or other images of their patients, are in the "
+            "pretraining data of the weights.",
+            f"The split was not made by this package, or was changed. {TOO_GOOD}",
         )
-    kept_out = int((seen & ((cohort["split"] == "train") | (cohort["note"] == SEEN))).sum())
-    unknown = (
-        "The COVID-19 Radiography Database, on which the weights were pretrained too, names no patients: whether some "
-        "of its patients are in other collections that come from the NIH's is not known."
-    )
-    if ours or kept_out:
-        others = "They are kept out whatever weights are chosen, so that all are judged on the same patients."
-        yield Remark(
-            "care",
-            f"{kept_out:,} images were kept out of evaluation: this package's weights have seen them, or another image "
-            "of their patient.",
-            unknown if ours else others,
+    not_evaluated = int((pretrained & ((cohort["split"] == "train") | (cohort["note"] == SEEN))).sum())
+    if package_weights or not_evaluated:
+        unknown_overlap = (
+            "The weights were also pretrained on the COVID-19 Radiography Database, which does not name its patients. "
+            "It is unknown whether some of them are in other collections that contain images of the NIH."
+        )
+        same_patients = "They are excluded for any choice of weights, so that all models have the same patients."
+        yield Caveat(
+            "caution",
+            f"{not_evaluated:,} images were excluded from evaluation: they, or other images of their patients, are in "
+            "the pretraining data of this package's weights.",
+            unknown_overlap if package_weights else same_patients,
         )
 
 
-def _of_cohort(cohort: Cohort) -> Iterator[Remark]:
+def _of_cohort(cohort: Cohort) -> Iterator[Caveat]:
     if not cohort.patients_known:
         yield NO_PATIENTS
     rows = cohort[cohort["split"].isin(["train", "valid", "test"]) & ~cohort["source"].isin(["", "unknown"])]
     counts = pd.crosstab(rows["label"], rows["source"])
     if len(counts) < 2:
         return
-    shares = counts.div(counts.sum(axis=1), axis=0)
-    for name, own in shares.iterrows():
-        others = shares.drop(index=name).max()
-        apart = own[others < 1 - OWN_SHARE].sum()
-        if apart >= OWN_SHARE:  # guard: own_source
-            places = ", ".join(own[(others < 1 - OWN_SHARE) & (own > 0)].index[:3])
-            yield Remark(
+    fractions = counts.div(counts.sum(axis=1), axis=0)  # of each class, by source
+    for name, by_source in fractions.iterrows():
+        rare_in_others = fractions.drop(index=name).max() < 1 - OWN_FRACTION
+        from_own = by_source[rare_in_others].sum()
+        if from_own >= OWN_FRACTION:  # guard: own_source
+            own_sources = ", ".join(by_source[rare_in_others & (by_source > 0)].index[:3])
+            yield Caveat(
                 "alarm",
-                f"Class and source are one: {name}.",
-                f"{100 * apart:.0f}% of its images come from {places}, where the other classes have next to none. "
-                "Whatever differs between the collections (age, machine, position, file format) tells the class "
-                "without a look at a lung. A high figure here shows that two collections can be told apart.",
+                f"Class and source are confounded: {name}.",
+                f"{100 * from_own:.0f}% of its images come from {own_sources}, which hold hardly any images of other "
+                "classes. Any difference between the collections (age, machine, projection, file format) separates "
+                "the classes without the lungs. A high AUC shows only that the collections can be separated.",
             )
             return

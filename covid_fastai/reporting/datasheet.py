@@ -1,4 +1,4 @@
-"""The data sheet of a run: what the data are and are not, in the questions of Gebru et al. (CACM 64(12), 2021)."""
+"""The data sheet of a run, with the sections of Gebru et al., Datasheets for Datasets (CACM 64(12), 2021)."""
 
 from __future__ import annotations
 
@@ -9,94 +9,102 @@ from covid_fastai.data.metadata import summarise_cohort
 from covid_fastai.data.pretraining_overlap import package_manifests, read_manifest
 from covid_fastai.evaluation.subgroups import AGE_BANDS
 from covid_fastai.notices import RESEARCH_USE
-from covid_fastai.reporting.caveats import cohort_remarks, source_table
-from covid_fastai.reporting.run_facts import KNOWN_COLUMNS, RunFacts, markdown_table, say_counts
+from covid_fastai.reporting.caveats import cohort_caveats, source_table
+from covid_fastai.reporting.run_facts import KNOWN_COLUMNS, RunFacts, describe_counts, markdown_table
 from covid_fastai.run_folder import RunFolder
 
 __all__ = ["build_datasheet"]
 
-UNKNOWN = "Unknown: the data do not say."
-CORONAHACK = {"kermany", "cohen"}  # the sources that this package gives names to by itself
+UNKNOWN = "Unknown: the data do not state it."
+CORONAHACK = {"kermany", "cohen"}  # the sources that this package infers from file names
 
 
 def build_datasheet(facts: RunFacts) -> str:
-    """Write what a run knows of its data as Markdown; what it does not know is said to be unknown.
+    """Describe the data of a run as Markdown; facts that the run does not hold are reported as unknown.
 
     Args:
-        facts: Of the run.
+        facts: The facts of the run.
 
     Returns:
         The text.
     """
     sections = {
-        "Why the data were made": f"{UNKNOWN} This run uses them to tell {_task(facts)}.",
-        "What is in them": _composition(facts),
-        "Where the images come from": _sources(facts),
-        "What is excluded": _aside(facts),
-        "Who the patients are": _patients(facts),
-        "The files": _files(facts),
-        "The same picture twice": _copies(facts),
-        "Problems found": _problems(facts),
-        "How they were collected": "Unknown, unless the terms below say it: dates, machines, consent, ethics approval, "
-        "and how patients' identities were removed.",
+        "Motivation": f"{UNKNOWN} This run uses the data to {_task(facts)}.",
+        "Composition": _composition(facts),
+        "Sources": _sources(facts),
+        "Excluded rows": _excluded(facts),
+        "Patients": _patients(facts),
+        "Files": _files(facts),
+        "Copies": _copies(facts),
+        "Problems": _problems(facts),
+        "Collection": "Dates, machines, consent, ethics approval and de-identification are unknown, unless the terms "
+        "of use below state them.",
         "Labels": _labels(facts),
-        "What weights have seen": _seen(facts),
+        "Pretraining overlap": _pretraining(facts),
         "Uses": _uses(facts),
-        "Terms": _terms(facts),
-        "Maintenance": f"{UNKNOWN} `{RunFolder.training_manifest}` recognises the training images without showing one.",
+        "Terms of use": _terms(facts),
+        "Maintenance": f"{UNKNOWN} `{RunFolder.training_manifest}` holds fingerprints of the training images, which "
+        "recognise them without showing them.",
     }
     name = facts.run.config.get("data") or "rows of a table in memory"
-    head = f"# Data sheet\n\nOf the data `{name}`, as this run read them. Counted from `{RunFolder.cohort}`, "
-    head += f"which lists every image. {RESEARCH_USE}\n"
+    head = f"# Data sheet\n\nThis sheet describes the data `{name}` as this run read them. `{RunFolder.cohort}` lists "
+    head += f"every image. {RESEARCH_USE}\n"
     return "\n".join([head, *(f"## {title}\n\n{text}\n" for title, text in sections.items())])
 
 
 def _task(facts: RunFacts) -> str:
-    return " from ".join(facts.result.classes) if facts.judged else "its classes apart"
+    return f"separate {' from '.join(facts.result.classes)}" if facts.evaluated else "separate its classes"
 
 
 def _composition(facts: RunFacts) -> str:
-    both = f"{facts.both_sides} patients are on two sides."
-    known = "Every image that takes part names its patient."
+    shared = f"{facts.shared_patients} patients are in more than one part."
+    known = "The patient of every used image is known."
     if not facts.patients_known:
-        known = "Not every image names its patient; an image without one counts as a patient of its own."
-    everybody, taking_part = (rows["patient"].nunique() for rows in (facts.cohort, facts.used))
-    text = f"Chest radiographs: {len(facts.cohort):,} images of {everybody:,} patients; {len(facts.used):,} images of "
-    text += f"{taking_part:,} patients take part. {known} {both}"
+        known = "The patients of some used images are unknown; each of these images counts as a separate patient."
+    n_all, n_used = (rows["patient"].nunique() for rows in (facts.cohort, facts.used))
+    text = (
+        f"Chest radiographs: {len(facts.cohort):,} images of {n_all:,} patients, of which {len(facts.used):,} images "
+    )
+    text += f"of {n_used:,} patients are used. {known} {shared}"
     rows = summarise_cohort(facts.cohort[facts.cohort["split"] != "excluded"])
     rows["split"] = rows["split"].replace("train", "folds, or training" if facts.folds else "train")
-    parts = [text, markdown_table(rows.drop(columns="note").rename(columns={"split": "part", "label": "class"}))]
+    paragraphs = [text, markdown_table(rows.drop(columns="note").rename(columns={"split": "part", "label": "class"}))]
     if facts.folds:
-        judged = facts.used[facts.used["fold"] >= 0]
-        never = len(facts.used) - len(judged)
-        parts.append(f"In the folds: {say_counts(judged)}. {never:,} more images are trained on in every fold.")
-    return "\n\n".join(parts)
+        in_folds = facts.used[facts.used["fold"] >= 0]
+        only_training = len(facts.used) - len(in_folds)
+        counts = describe_counts(in_folds)
+        paragraphs.append(f"In the folds: {counts}. {only_training:,} more images are in training in every fold.")
+    return "\n\n".join(paragraphs)
 
 
 def _sources(facts: RunFacts) -> str:
     table = source_table(facts.cohort)
     if table is None:
         return UNKNOWN
-    text = "Images by collection or hospital and class, by a column of the data or, where there is none, by file names."
-    alarms = [f"- **{one.title}** {one.text}" for one in cohort_remarks(facts.cohort) if one.level == "alarm"]
+    text = (
+        "Number of images by collection or hospital and class. The source is a column of the data or, without one, is "
+    )
+    text += "inferred from file names."
+    caveats = cohort_caveats(facts.cohort)
+    alarms = [f"- **{caveat.title}** {caveat.text}" for caveat in caveats if caveat.level == "alarm"]
     return "\n\n".join([text, markdown_table(table), *(["\n".join(alarms)] if alarms else [])])
 
 
-def _aside(facts: RunFacts) -> str:
+def _excluded(facts: RunFacts) -> str:
     if facts.excluded.empty:
-        return "Nothing: every row takes part."
+        return "None: all rows are used."
     rows = summarise_cohort(facts.excluded).drop(columns="split")
-    text = "Rows that were read and take no part, neither in training nor in any figure."
-    return f"{text}\n\n{markdown_table(rows.rename(columns={'label': 'finding', 'note': 'why'}))}"
+    text = "These rows were read, but are used neither in training nor in the evaluation."
+    return f"{text}\n\n{markdown_table(rows.rename(columns={'label': 'finding', 'note': 'reason'}))}"
 
 
 def _patients(facts: RunFacts) -> str:
     lines, total = [], len(facts.used)
     for column, name in KNOWN_COLUMNS.items():
-        n = facts.known(column)
-        lines.append(f"- {name.capitalize()}: " + (f"known of {n:,} of {total:,} images." if n else "unknown."))
+        n = facts.count_known(column)
+        lines.append(f"- {name.capitalize()}: " + (f"known for {n:,} of {total:,} images." if n else "unknown."))
     tables = [markdown_table(table) for column in ("view", "sex") if (table := _crosstab(facts, column)) is not None]
-    if facts.known("age"):
+    if facts.count_known("age"):
         years = pd.to_numeric(facts.used["age"], errors="coerce")
         bands = pd.cut(years, [0, *AGE_BANDS.values()], right=False, labels=list(AGE_BANDS))
         rows = facts.used.assign(age_band=bands.astype(object).where(bands.notna(), "unknown"))
@@ -108,12 +116,15 @@ def _patients(facts: RunFacts) -> str:
             else f"- Age of {name}: unknown."
             for name, row in ages.iterrows()
         ]
-    note = "Images by class. Where a class alone is known, or differs, a model can tell the class by it."
+    note = (
+        "The tables count images by class. A characteristic that differs between the classes, or is known for only one "
+    )
+    note += "class, is a possible shortcut."
     return "\n\n".join(["\n".join(lines), *([note] if tables else []), *tables])
 
 
 def _crosstab(facts: RunFacts, column: str) -> pd.DataFrame | None:
-    if not facts.known(column):
+    if not facts.count_known(column):
         return None
     values = facts.used[column].astype(object).where(facts.used[column].notna(), "").astype(str)
     values = values.str.strip().replace("", "unknown")
@@ -122,19 +133,21 @@ def _crosstab(facts: RunFacts, column: str) -> pd.DataFrame | None:
 
 def _files(facts: RunFacts) -> str:
     if facts.headers is None:
-        return "Not read: the images are no longer where the run found them."
+        return "Not read: the images are no longer where the run read them."
     rows = [
         {
             "class": name,
-            "files read": len(found),
-            "formats": ", ".join(f"{kind} {n}" for kind, n in found["format"].value_counts().items()),
-            "modes": ", ".join(f"{kind} {n}" for kind, n in found["mode"].value_counts().items()),
-            "median size, pixels": f"{found['width'].median():.0f} x {found['height'].median():.0f}",
-            "median megabytes": f"{found['megabytes'].median():.3f}",
+            "files read": len(headers),
+            "formats": ", ".join(f"{kind} {n}" for kind, n in headers["format"].value_counts().items()),
+            "modes": ", ".join(f"{kind} {n}" for kind, n in headers["mode"].value_counts().items()),
+            "median size, pixels": f"{headers['width'].median():.0f} x {headers['height'].median():.0f}",
+            "median megabytes": f"{headers['megabytes'].median():.3f}",
         }
-        for name, found in facts.headers.groupby("label", sort=False)
+        for name, headers in facts.headers.groupby("label", sort=False)
     ]
-    text = "Headers of 400 files a class at most. Where the classes differ here, a file tells its class unseen."
+    text = (
+        "The headers of at most 400 files per class were read. A difference between the classes is a possible shortcut."
+    )
     return f"{text}\n\n{markdown_table(rows)}"
 
 
@@ -143,13 +156,11 @@ def _copies(facts: RunFacts) -> str:
         return UNKNOWN
     rows = facts.run.problems
     if (rows["kind"] == "not_opened").any():
-        return "Not looked for: the images were not opened when the rows were read."
+        return "Not searched: the images were not opened when the rows were read."
     n = int(rows["kind"].str.contains("same_picture").sum())
-    joined = facts.cohort.groupby("group")["patient"].nunique()
-    text = (
-        f"Images that show the picture of another one, re-encoded or resized copies included: {n}. A split by patient "
-    )
-    return text + f"keeps them together; groups that join several patients for it: {int((joined > 1).sum())}."
+    patients = facts.cohort.groupby("group")["patient"].nunique()
+    text = f"{n} images are copies of other images, including re-encoded and resized copies. A split by patient keeps "
+    return text + f"copies in one part; {int((patients > 1).sum())} groups of copies join several patients."
 
 
 def _problems(facts: RunFacts) -> str:
@@ -157,44 +168,51 @@ def _problems(facts: RunFacts) -> str:
         return UNKNOWN
     rows = facts.run.problems
     if rows.empty:
-        return "None: every row and every image was checked."
+        return "None. Every row and every image was checked."
     counts = rows.groupby(["severity", "kind"], sort=False).agg(rows=("row", "size"), example=("reason", "first"))
     return markdown_table(counts.reset_index().assign(kind=lambda table: table["kind"].str.replace("_", " ")))
 
 
 def _labels(facts: RunFacts) -> str:
     findings = facts.used.groupby("label")["finding"].agg(lambda values: ", ".join(sorted(set(values) - {""})))
-    said = "; ".join(f"{name} from {found or 'the class itself'}" for name, found in findings.items())
-    text = f"Taken as the data have them: {said}. Who gave them, from the picture or from a laboratory test, how often "
-    return text + "readers agree, and how many are wrong is unknown. Nobody has read the images anew."
+    mapping = "; ".join(f"{name} from {values or 'the class itself'}" for name, values in findings.items())
+    text = f"The labels are those of the data: {mapping}. It is unknown who assigned them, whether from the image or a "
+    return text + "laboratory test, how well readers agree, and how many are wrong. The images were not read again."
 
 
-def _seen(facts: RunFacts) -> str:
+def _pretraining(facts: RunFacts) -> str:
     if "in_pretraining" not in facts.cohort or not facts.fields.get("exclude_pretraining_overlap", True):
-        return "Not looked for (exclude_pretraining_overlap=False): pretrained weights may have seen judged images."
-    seen = facts.cohort["in_pretraining"]
+        return (
+            "Not searched (exclude_pretraining_overlap=False): evaluated images may be in the pretraining data of the "
+            "weights."
+        )
+    pretrained = facts.cohort["in_pretraining"]
     fold = facts.cohort["fold"] if "fold" in facts.cohort else -1
-    judged = seen & (facts.cohort["split"].isin(["valid", "test"]) | (fold >= 0))
-    n = int(seen.sum())
-    text = f"Of {n:,} images, the package's own weights have seen them or another image of their patient; figures "
-    text += f"count {int(judged.sum())} of those."
+    evaluated = pretrained & (facts.cohort["split"].isin(["valid", "test"]) | (fold >= 0))
+    text = f"{int(pretrained.sum()):,} images, or other images of their patients, are in the pretraining data of this "
+    text += f"package's weights; {int(evaluated.sum())} of them are evaluated."
     collections = "; ".join(
         f"{name}, {n:,} images" for file in package_manifests() for name, n in read_manifest(file).sources.items()
     )
-    text += f" Those weights were made from: {collections}." if collections else ""
+    text += f" The pretraining data are: {collections}." if collections else ""
     name = facts.weights.get("name", "unknown")
-    others = "" if name in ("cxr", "random") else " What those have seen is not known to the package."
-    return f"{text} This model began from the weights `{name}`.{others}"
+    others = "" if name in ("cxr", "random") else " The pretraining data of those weights are unknown to this package."
+    return f"{text} The initial weights of this model are `{name}`.{others}"
 
 
 def _uses(facts: RunFacts) -> str:
-    outside = ", ".join(facts.external) or "none"
-    text = f"In this run: to train a model and judge it. External data that it was tried on: {outside}. Not for "
-    return text + "decisions about any person: for what the data were collected, and whom they represent, is unknown."
+    external = ", ".join(facts.external) or "none"
+    text = (
+        f"This run used the data to train and evaluate a model. External data for its evaluation: {external}. Do not "
+    )
+    text += "use the data for decisions about a person: it is unknown for which purpose they were collected and which "
+    return text + "population they represent."
 
 
 def _terms(facts: RunFacts) -> str:
     if not CORONAHACK & set(facts.used["source"].str.casefold()):
-        return "Unknown: the data name no licence. Ask who gave you the data before you share them or a model of them."
-    text = "By their columns or file names, images here are of collections that CoronaHack is made of. What is known "
-    return f"{text}of its terms: {TERMS}"
+        return (
+            "Unknown: the data name no licence. Ask the provider before you share the data or a model trained on them."
+        )
+    text = "Columns or file names show that these images come from collections that are part of CoronaHack. Its terms: "
+    return f"{text}{TERMS}"

@@ -1,4 +1,4 @@
-"""A self-contained page: a template filled with tables and pictures, which loads nothing."""
+"""Self-contained HTML pages: a template filled with tables and figures, which loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["draw_chart", "write_page"]
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Write a page.
+    """Render a template and write the page.
 
     Args:
-        path: The file.
-        template: Its name in `reporting/templates`.
-        **values: What the template names.
+        path: Path of the page.
+        template: Name of the template in `reporting/templates`.
+        **values: The variables of the template.
 
     Returns:
         `path`.
@@ -34,7 +34,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     """
     environment = jinja2.Environment(  # guard: autoescape
         loader=jinja2.PackageLoader("covid_fastai.reporting"),
-        autoescape=True,  # file names and labels are hostile text
+        autoescape=True,  # file names and labels are untrusted text
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -54,6 +54,6 @@ def _today() -> str:
 
 
 def draw_chart(figure: Figure, alt: str, *, kind: str = "svg", wide: bool = False) -> dict[str, Any]:
-    """Return a figure as the macro `picture` takes it: `source`, `alt`, `caption`, `wide`."""
+    """Return a figure as a mapping for the macro `picture`: `source`, `alt`, `caption`, `wide`."""
     mime = {"svg": "image/svg+xml", "png": "image/png"}[kind]
     return {"source": as_data_uri(encode_figure(figure, kind=kind), mime), "alt": alt, "caption": "", "wide": wide}

@@ -1,4 +1,4 @@
-"""The report: one self-contained page, made from tables, that one would show to a sceptic."""
+"""The report of a run: one self-contained HTML page, made from the tables of the run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from covid_fastai.evaluation.prediction_table import has_label_and_prediction
 from covid_fastai.evaluation.runs import Run, collect_versions, read_run
 from covid_fastai.files import write_csv, write_json
 from covid_fastai.plotting import as_data_uri, embed_image, save_figure
-from covid_fastai.reporting.caveats import limits, result_remarks, run_remarks, source_table
+from covid_fastai.reporting.caveats import limits, result_caveats, run_caveats, source_table
 from covid_fastai.reporting.html import draw_chart, write_page
 from covid_fastai.reporting.run_facts import SPLIT_TITLES, count_shared_patients
 from covid_fastai.run_folder import RunFolder
@@ -51,23 +51,23 @@ __all__ = [
     "write_report",
 ]
 
-CASES = 12  # of the largest loss, shown with their pictures
+CASES = 12  # held-out images with the largest loss that are shown
 VERDICT_TEXT = {
-    "good": "The rules and what was found for each stand below. Other hospitals and other readers may still differ.",
-    "care": "Nothing that was tried speaks against the model; what was not tried stands below.",
-    "alarm": "What the figures below measure may not be disease. The rules and what was found for each stand below.",
+    "good": "The conditions and their results are listed below. Results at other hospitals may still differ.",
+    "caution": "No condition failed, but not all of them could be confirmed. The conditions are listed below.",
+    "alarm": "The metrics below may measure something other than disease. The conditions are listed below.",
 }
 
 
 def write_report(learn: Learner, result: Evaluation) -> Path:
-    """Write `report.html` into the learner's folder, and the tables that it is made from where they are not there yet.
+    """Write `report.html` into the learner's folder, together with those of its tables that do not exist yet.
 
     Args:
-        learn: A fitted learner whose loaders `build_dataloaders` made; its `path` is the folder.
-        result: What `evaluate` returned for its held-out patients.
+        learn: A fitted learner with loaders from `build_dataloaders`; its `path` is the run's folder.
+        result: Result of `evaluate` for its held-out patients.
 
     Returns:
-        The report's file: one page without scripts that loads nothing.
+        The path of the report, a page without scripts that loads nothing.
 
     Raises:
         ResourceError: The folder cannot be written.
@@ -79,40 +79,42 @@ def write_report(learn: Learner, result: Evaluation) -> Path:
 
 
 def render_report(folder: str | Path) -> Path:
-    """Write `report.html` anew from a run's files alone; neither torch nor the data set is needed.
+    """Write `report.html` again from the files of a run; neither torch nor the data set is needed.
 
-    Pictures of the worst cases are in it only where the images are still where the run found them.
+    The worst cases are shown with their images if these are still where the run read them.
 
     Args:
         folder: A run's folder.
 
     Returns:
-        The report's file.
+        The path of the report.
 
     Raises:
-        DataError: The folder is no run, or not one that was judged.
+        DataError: The folder is not a run, or the run was not evaluated.
     """
     run = read_run(folder)
     fields = run.config.get("config") or {}
     cohort, result = run.cohort, run.metrics
     folds = run.config.get("folds")
     how = (
-        f"Each was predicted by the one of {folds} models that had not seen them." if folds else "None was trained on."
+        f"Each patient was predicted by the one of {folds} models that was not trained on them."
+        if folds
+        else "The model was not trained on these patients."
     )
     return write_page(
         run.folder.report,
         "run.html",
         files=RunFolder,
-        title=f"{_task_title(fields.get('task'), result)}: what the model is worth",
+        title=f"{_task_title(fields.get('task'), result)}: model evaluation",
         name=run.path.resolve().name,
         started=run.record[0].get("time", "").replace("T", " ").replace("Z", " UTC") if run.record else "",
         minutes=_minutes(run.history),
         device=run.built.get("device", ""),
-        heading="What it can do on patients that it has not seen",
-        remarks=run_remarks(run),
+        heading="Performance on held-out patients",
+        caveats=run_caveats(run),
         audit=describe_audit(read_audit(run.path)),
-        **_looked(run),
-        figures={SPLIT_TITLES.get(split, split): found.summary() for split, found in run.evaluations.items()},
+        **_describe_saliency(run),
+        metrics={SPLIT_TITLES.get(split, split): result.summary() for split, result in run.evaluations.items()},
         **describe_result(result, how=how),
         split_text=_split_text(cohort, fields),
         counts=count_rows(cohort),
@@ -133,56 +135,57 @@ def render_report(folder: str | Path) -> Path:
 def write_evaluation(
     predictions: str | Path | pd.DataFrame | Evaluation, out: str | Path = "evaluation.html", **options: Any
 ) -> Path:
-    """Judge predictions of any model, of this package or not, and write a page: figures, shortcuts, the worst cases.
+    """Evaluate predictions of any model and write a page with metrics, shortcut tests and the worst cases.
 
-    Where the images are at hand under `path`, baselines that see no lung are tried on them and a verdict is given.
+    If all images exist at `path`, baselines that see little or nothing of the lungs are evaluated on them and the page
+    gives a verdict.
 
     Args:
-        predictions: A predictions table or CSV, or the evaluation of one.
-        out: The page's file; its folder must exist.
-        **options: Of `evaluate`.
+        predictions: A predictions table or CSV, or the result of `evaluate` for one.
+        out: Path of the page; its folder must exist.
+        **options: Options of `evaluate`.
 
     Returns:
-        The file.
+        The path of the page.
 
     Raises:
-        UsageError: An option has a value that is not allowed.
+        UsageError: The value of an option is not allowed.
         DataError: The table is faulty.
         ResourceError: The file cannot be written.
     """
     result = predictions if isinstance(predictions, Evaluation) else evaluate(predictions, **options)
     rows = result.predictions
-    judged = rows[has_label_and_prediction(rows)]
-    here = judged["path"].map(os.path.isfile)
-    remarks = list(result_remarks(result, missing=int((~here).sum())))
-    audit = audit_predictions(rows, positive=result.positive) if here.all() else None
+    evaluated = rows[has_label_and_prediction(rows)]
+    exists = evaluated["path"].map(os.path.isfile)
+    caveats = result_caveats(result, missing=int((~exists).sum()))
+    audit = audit_predictions(rows, positive=result.positive) if exists.all() else None
     return write_page(
         Path(out),
         "evaluation.html",
-        title=f"{' or '.join(result.classes)}: what the predictions are worth",
-        heading="How well the predictions agree with the labels",
-        remarks=remarks,
+        title=f"{' or '.join(result.classes)}: evaluation of predictions",
+        heading="Agreement of the predictions with the labels",
+        caveats=caveats,
         audit=describe_audit(audit),
-        looked=None,
         saliency=None,
-        figures={"Predictions": result.summary()},
-        **describe_result(result, how="What the model had seen of them is not known here."),
+        saliency_figure=None,
+        metrics={"Predictions": result.summary()},
+        **describe_result(result, how="It is unknown whether the model was trained on any of them."),
         limits=limits(rows, result),
     )
 
 
-# what the pages about data show too
+# content that is shared with the pages about data
 
 
 def count_rows(cohort: pd.DataFrame) -> pd.DataFrame:
-    """Return images and patients by part and class, and why rows are excluded, for a page."""
+    """Return the number of images and patients by part and class, with the reasons of exclusion, for a page."""
     table = summarise_cohort(cohort)
     table["note"] = table["note"].map(lambda text: shorten(text, 90))
-    return table.rename(columns={"split": "part", "label": "class or finding", "note": "why excluded"})
+    return table.rename(columns={"split": "part", "label": "class or finding", "note": "reason for exclusion"})
 
 
 def count_problems(problems: pd.DataFrame) -> pd.DataFrame | None:
-    """Return what was found in the data by kind, the gravest first, for a page; None where nothing was."""
+    """Return the problems of the data by kind, the most severe first, for a page; None if there are none."""
     if problems.empty:
         return None
     groups = problems.groupby(["severity", "kind"], sort=False)
@@ -195,24 +198,22 @@ def count_problems(problems: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def describe_audit(audit: Audit | None) -> dict[str, Any] | None:
-    """Return what `audit.html` shows of an audit; None where there is none.
+    """Return the variables of `audit.html`; None without an audit.
 
     Args:
-        audit: What `audit_run` or `audit_predictions` returned.
+        audit: Result of `audit_run` or `audit_predictions`.
 
     Returns:
         Texts, tables and a figure by name.
     """
     if audit is None:
         return None
-    level = {"shown": "good", "not shown": "care", "failed": "alarm"}[audit.verdict.level]
-    conditions = audit.verdict.table().rename(
-        columns={"name": "what must hold", "outcome": "outcome", "text": "what was found"}
-    )
+    level = {"shown": "good", "not shown": "caution", "failed": "alarm"}[audit.verdict.level]
+    conditions = audit.verdict.table().rename(columns={"name": "condition", "text": "result"})
     altered = pd.DataFrame(
         {
-            "images": audit.altered["change"],
-            "altered": audit.altered["when"],
+            "change": audit.altered["change"],
+            "applied": audit.altered["when"],
             "AUC": [format_metric(value) for value in audit.altered["auc"]],
             "95% interval": [
                 format_interval(low, high)
@@ -221,7 +222,7 @@ def describe_audit(audit: Audit | None) -> dict[str, Any] | None:
         }
     )
     batch_effect = "; ".join(
-        f"of {row['class']} at AUC {format_metric(row['auc'])} ({format_interval(row['low'], row['high'])}, "
+        f"{row['class']}: AUC {format_metric(row['auc'])} ({format_interval(row['low'], row['high'])}, "
         f"n = {row['n']} patients)"
         for row in audit.batch_effect.to_dict("records")
     )
@@ -235,47 +236,47 @@ def describe_audit(audit: Audit | None) -> dict[str, Any] | None:
 
 
 def describe_shortcuts(shortcuts: ShortcutAudit) -> dict[str, Any]:
-    """Return what a page shows of baselines without a network beside them: texts, a table and a figure by name."""
+    """Return texts, a table and a figure of baselines without a network, by name, for a page."""
     return _baselines(shortcuts.summary(), shortcuts, None)
 
 
 def _baselines(table: pd.DataFrame, shortcuts: ShortcutAudit, network: Mapping[str, Any] | None) -> dict[str, Any]:
     table["baseline"] = table["baseline"] + ": " + table.pop("input")
-    alt = "AUC of baselines that see little or nothing of a lung" + (", and of the network" if network else "")
+    alt = "AUC of baselines that see little or nothing of the lungs" + (", and of the network" if network else "")
     figure = draw_chart(plot_shortcuts(shortcuts, network=network), alt, wide=True)
     return {"baselines": table, "notes": shortcuts.notes()[:-1], "figure": figure}
 
 
-# what the page says
+# texts of the report
 
 
 def _split_text(cohort: pd.DataFrame, fields: Mapping[str, Any]) -> str:
     seed = f", seed {fields['seed']}" if "seed" in fields else ""
     by = fields.get("split", "patient")
     rows = cohort[cohort["split"].isin(["train", "valid", "test"])]
-    name, both = "in two folds" if "fold" in cohort else "on two sides", count_shared_patients(rows)
-    proof = f"no patient is {name}" if both == 0 else f"{both} patients are {name}"
+    parts, shared = "fold" if "fold" in cohort else "part", count_shared_patients(rows)
+    overlap = f"{'no patient is' if shared == 0 else f'{shared} patients are'} in more than one {parts}"
     excluded = int((cohort["split"] == "excluded").sum())
-    return f"Split by {by}{seed}: {proof}. {excluded:,} images are excluded; the table says why."
+    return f"Split by {by}{seed}: {overlap}. {excluded:,} images are excluded; the table gives the reasons."
 
 
 def _training_text(run: Run, built: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
     weights = built.get("weights", {})
-    begun = {"random": "random weights", "imagenet": "ImageNet's weights", "cxr": "this package's radiograph weights"}
-    start = begun.get(weights.get("name"), f"the weights {weights.get('origin', '')}".strip())
+    names = {"random": "random weights", "imagenet": "ImageNet weights", "cxr": "this package's radiograph weights"}
+    start = names.get(weights.get("name"), f"the weights {weights.get('origin', '')}".strip())
     arch = built.get("arch") or fields.get("arch", "The model")
     epochs = run.history["phase"].value_counts() if "fold" not in run.history else {}
     plan = ", then ".join(
         f"{epochs[phase]} epochs with the body {phase}" for phase in ("frozen", "unfrozen") if phase in epochs
     )
-    folds = f"{run.config['folds']} models, one a fold; " if run.config.get("folds") else ""
-    size = f" on images of {fields['image_size']}×{fields['image_size']} pixels, one grey channel" if fields else ""
-    return f"{folds}{arch}, begun from {start}{size}. One-cycle learning rates{': ' + plan if plan else ''}."
+    folds = f"{run.config['folds']} models, one per fold: " if run.config.get("folds") else ""
+    size = f", on greyscale images of {fields['image_size']}×{fields['image_size']} pixels" if fields else ""
+    return f"{folds}{arch}, initialised with {start}{size}. One-cycle learning rates{': ' + plan if plan else ''}."
 
 
-def _versions(found: Mapping[str, Any]) -> str:
-    packages = ", ".join(f"{name} {number}" for name, number in found.get("packages", {}).items())
-    return f"Python {found.get('python', '?')}; {packages}; {found.get('system', '')}"
+def _versions(versions: Mapping[str, Any]) -> str:
+    packages = ", ".join(f"{name} {number}" for name, number in versions.get("packages", {}).items())
+    return f"Python {versions.get('python', '?')}; {packages}; {versions.get('system', '')}"
 
 
 def _record(run: Run) -> pd.DataFrame:
@@ -302,52 +303,57 @@ def _plain(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-# what the page shows
+# figures and tables of the report
 
 
 def _data_figures(run: Run, cohort: Cohort) -> list[dict[str, Any]]:
-    shown = [draw_chart(plot_class_counts(cohort), "Images and patients by class and part", wide=True)]
+    charts = [draw_chart(plot_class_counts(cohort), "Images and patients by class and part", wide=True)]
     if run.folder.batch_picture.is_file():
         source = as_data_uri(run.folder.batch_picture.read_bytes(), "image/png")
-        text = "A training batch after augmentation, as the model gets it"
-        shown.append({"source": source, "alt": text, "caption": text + ".", "wide": True})
-    return shown
+        text = "A training batch after augmentation, as given to the model"
+        charts.append({"source": source, "alt": text, "caption": text + ".", "wide": True})
+    return charts
 
 
-def _looked(run: Run) -> dict[str, Any]:
-    """Return where the class activation maps lie, and some of them; None where they were not measured."""
-    table = picture = None
+def _describe_saliency(run: Run) -> dict[str, Any]:
+    """Return the table and the figure of the class activation maps; None for those that were not written."""
+    table = figure = None
     if run.folder.saliency.is_file():
-        found = summarise_saliency_fraction(
+        summary = summarise_saliency_fraction(
             pd.read_csv(run.folder.saliency, keep_default_na=False, na_values={"inside": "", "border": ""})
         )
-        interval = [format_interval(*bounds, spec=PERCENT) for bounds in found[["low", "high"]].to_numpy()]
-        table = pd.DataFrame({"heat for": found["of"], "in the": found["region"].replace({"inside": "lungs' box"})})
-        table = table.assign(
-            share=[format_metric(value, spec=PERCENT) for value in found["fraction"]], **{"95% interval": interval}
+        table = pd.DataFrame(
+            {
+                "predicted class": summary["of"],
+                "region": summary["region"].replace({"inside": "central box"}),
+                "fraction of saliency": [format_metric(value, spec=PERCENT) for value in summary["fraction"]],
+                "95% interval": [
+                    format_interval(*bounds, spec=PERCENT) for bounds in summary[["low", "high"]].to_numpy()
+                ],
+                "fraction of area": [format_metric(value, spec=PERCENT) for value in summary["area"]],
+                "images": summary["images"],
+            }
         )
-        table["an even map"] = [format_metric(value, spec=PERCENT) for value in found["area"]]
-        table["images"] = found["images"]
     if run.folder.saliency_picture.is_file():
         source = as_data_uri(run.folder.saliency_picture.read_bytes(), "image/png")
-        alt = "Held-out radiographs and the heat of their class activation maps"
-        picture = {"source": source, "alt": alt, "caption": "", "wide": True}
-    return {"looked": table, "saliency": picture}
+        alt = "Held-out radiographs and their class activation maps"
+        figure = {"source": source, "alt": alt, "caption": "", "wide": True}
+    return {"saliency": table, "saliency_figure": figure}
 
 
 def _training_figures(run: Run) -> list[dict[str, Any]]:
-    shown = [draw_chart(plot_history(run.history), "Loss and accuracy by epoch", wide=True)]
+    charts = [draw_chart(plot_history(run.history), "Loss and accuracy by epoch", wide=True)]
     if run.folder.steps.is_file():
-        shown.append(draw_chart(plot_learning_rate(run.steps), "Learning rate and training loss by step", wide=True))
-    return shown
+        charts.append(draw_chart(plot_learning_rate(run.steps), "Learning rate and training loss by step", wide=True))
+    return charts
 
 
-# writing
+# tables of a run whose steps were called one by one
 
 
 def _write_missing(learn: Learner, result: Evaluation, folder: RunFolder) -> None:
-    """Write what a report is made from, where the steps were called by hand rather than by `train_classifier`."""
-    from covid_fastai.model.learner_facts import facts_of, log_model  # here: a report is written anew without torch
+    """Write the missing tables of a report; `train_classifier` writes them, the single steps do not."""
+    from covid_fastai.model.learner_facts import facts_of, log_model  # here, since `render_report` needs no torch
 
     facts, cohort = facts_of(learn), learn.dls.facts.cohort
     tables = {folder.predictions: result.predictions, folder.problems: cohort.facts.problem_table()}
@@ -356,8 +362,8 @@ def _write_missing(learn: Learner, result: Evaluation, folder: RunFolder) -> Non
             table = getattr(facts, path.stem)
             if table is None:
                 raise UsageError(
-                    f"This learner was not fitted here: it has no {path.stem}, and {folder.path} holds none.",
-                    hint="Set learn.path to its run's folder, or use write_evaluation for predictions alone.",
+                    f"This learner was not fitted in this session: it has no {path.stem}, nor has {folder.path}.",
+                    hint="Set learn.path to the run's folder, or use write_evaluation for predictions alone.",
                 )
             tables[path] = table
     if not folder.cohort.exists():
@@ -375,11 +381,11 @@ def _write_missing(learn: Learner, result: Evaluation, folder: RunFolder) -> Non
 
 
 def describe_result(result: Evaluation, *, how: str) -> dict[str, Any]:
-    """Return what `result.html` and `worst.html` show of an evaluation.
+    """Return the variables of `result.html` and `worst.html`.
 
     Args:
         result: The evaluation, with its predictions.
-        how: A sentence on what the model had seen of these patients.
+        how: A sentence on whether the model was trained on these patients.
 
     Returns:
         Texts, tiles, figures and cases by name.
@@ -387,7 +393,7 @@ def describe_result(result: Evaluation, *, how: str) -> dict[str, Any]:
     counts = result.confusion.sum(axis=1)
     who = ", ".join(f"{counts[name]} {name}" for name in result.classes)
     unit = "patients" if result.unit == "patient" else "images"
-    mean = " A patient's score is the mean over their images." if result.unit == "patient" else ""
+    mean = " The score of a patient is the mean over the patient's images." if result.unit == "patient" else ""
     return {
         "lead": f"{int(counts.sum())} held-out {unit} ({who}), {result.n_images} images. {how}{mean}",
         "tiles": _tiles(result),
@@ -414,22 +420,22 @@ def _tiles(result: Evaluation) -> list[dict[str, str]]:
 def _failed(result: Evaluation) -> str:
     if not result.n_failed:
         return ""
-    return f"{result.n_failed} images got no prediction and are counted nowhere; the column status says which."
+    return f"{result.n_failed} images without a prediction are not counted; the column status marks them."
 
 
 def _cases(result: Evaluation) -> list[dict[str, Any]]:
-    places = result.predictions.set_index("path")["source"].groupby(level=0).first()
+    hospitals = result.predictions.set_index("path")["source"].groupby(level=0).first()
     cases = []
     for row in top_losses(result, k=CASES).to_dict("records"):
-        picture = open_picture(row["path"])
+        pixels = open_picture(row["path"])
         cases.append(
             {
-                "source": None if picture is None else embed_image(Image.fromarray(picture)),
+                "image": None if pixels is None else embed_image(Image.fromarray(pixels)),
                 "label": row["label"],
                 "predicted": row["predicted"],
                 "wrong": row["label"] != row["predicted"],
                 "probability": format_metric(row["probability"]),
-                "place": places[row["path"]],
+                "hospital": hospitals[row["path"]],
                 "file": shorten(Path(row["path"]).name, 34),
             }
         )
@@ -437,11 +443,11 @@ def _cases(result: Evaluation) -> list[dict[str, Any]]:
 
 
 def _result_figures(result: Evaluation) -> list[dict[str, Any]]:
-    shown = [
+    charts = [
         draw_chart(plot_confusion_matrix(result), "Confusion matrix: true class by row, predicted class by column"),
         draw_chart(plot_roc(result), "ROC curve with its 95% band"),
         draw_chart(plot_precision_recall(result), "Precision-recall curve with its 95% band"),
-        draw_chart(plot_probabilities(result), "Probabilities given to each class's patients"),
+        draw_chart(plot_probabilities(result), "Predicted probabilities by true class"),
     ]
-    shown[1]["caption"] = shown[2]["caption"] = "Bands: the middle 95% of 500 bootstrap draws of patients."
-    return shown
+    charts[1]["caption"] = charts[2]["caption"] = "Bands: the middle 95% of 500 bootstrap resamples of patients."
+    return charts
