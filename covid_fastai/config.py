@@ -124,60 +124,66 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     task: Any = Field("covid", description="covid, pneumonia or etiology; in Python also a Task object, or its fields.")
-    image_root: PathText | None = Field(None, description="Folder that the CSV's image names are relative to.")
-    path_column: str | None = Field(None, description="CSV column with the image's path.")
+    image_root: PathText | None = Field(None, description="Folder that the image paths in the CSV are relative to.")
+    path_column: str | None = Field(None, description="CSV column with the path of the image.")
     label_column: str | None = Field(None, description="CSV column with the label.")
     patient_column: str | None = Field(None, description="CSV column with the patient.")
-    split_column: str | None = Field(None, description="CSV column with train/test.")
+    split_column: str | None = Field(None, description="CSV column with the split, train or test.")
     source_column: str | None = Field(None, description="CSV column with the hospital or collection.")
     view_column: str | None = Field(None, description="CSV column with the projection (PA, AP, L).")
-    encoding: str | None = Field(None, description="The CSV's encoding, where it is neither UTF-8 nor UTF-16.")
+    encoding: str | None = Field(None, description="Encoding of the CSV, if it is neither UTF-8 nor UTF-16.")
     negatives_per_positive: NegativesPerPositive | None = Field(
-        None, description="Images of the negative class drawn for each positive image; all if not given."
+        None, description="Number of sampled negative images per positive image; all if not given."
     )
     on_problem: OnProblem = Field(
-        "error", description="Whether faulty rows stop the reading, or are left out and listed."
+        "error", description="For faulty rows: error raises an error, skip excludes and lists them."
     )
     exclude_pretraining_overlap: Switch = Field(
         True,
-        description="Keep what the package's own weights have seen out of evaluation, whatever weights are chosen.",
+        description="Exclude the images that the weights of the package were trained on from the evaluation.",
     )
-    split: SplitUnit = Field("patient", description="Unit of the split; by image, one patient can stand on both sides.")
+    split: SplitUnit = Field("patient", description="Unit of the split; by image, a patient can be on both sides.")
     valid_pct: ValidPct = Field(0.2, description="Fraction of the images held out for validation.")
-    evaluate_test: Switch = Field(False, description="Evaluate the official TEST too; each touch is logged in the run.")
+    evaluate_test: Switch = Field(
+        False, description="Also evaluate on the official test set; the run logs each use of it."
+    )
     # 128: ten epochs on CoronaHack's 5,000 images end within half an hour on two CPU cores; at 224 within two hours
-    image_size: ImageSize = Field(128, description="Side of the square that images are resized to.")
+    image_size: ImageSize = Field(128, description="Side of the square input image.")
     augmentation: Augmentation = Field("default", description="Random changes of the training images.")
-    batch_size: BatchSize = Field(32, description="Images in a training step.")
+    batch_size: BatchSize = Field(32, description="Number of images per training step.")
     balance: Balance = Field(
-        "none", description="Answer to class imbalance: weights in the loss, or a weighted sampler."
+        "none", description="Remedy for class imbalance: class weights in the loss, or a weighted sampler."
     )
     arch: Arch = Field("resnet18", description="The architecture.")
     weights: PathText | None = Field("auto", description="auto, imagenet, cxr, a file, or none for random weights.")
     frozen_epochs: Epochs = Field(5, description="Epochs with the body frozen.")
-    unfrozen_epochs: Epochs = Field(5, description="Epochs with the whole model training.")
-    learning_rate: LearningRate = Field(2e-3, description="Peak of the one-cycle in the frozen phase.")
+    unfrozen_epochs: Epochs = Field(5, description="Epochs with all layers trained.")
+    learning_rate: LearningRate = Field(2e-3, description="Maximum learning rate of the frozen phase (one-cycle).")
     unfrozen_learning_rate: LearningRate | None = Field(
-        None, description="Peak for the head in the unfrozen phase; half of learning_rate if not given."
+        None, description="Maximum learning rate of the head in the unfrozen phase; half of learning_rate if not given."
     )
     lr_ratio: LearningRateRatio | None = Field(
-        None, description="How many times slower the first layers learn than the head; 100, or 1 for random weights."
+        None,
+        description="Ratio of the learning rates of head and first layers; if not given 100, or 1 for random weights.",
     )
     initial_image_size: ImageSize | None = Field(
-        None, description="Side of the images in the first half of the unfrozen epochs; all alike if not given."
+        None, description="Side of the input image in the first half of the unfrozen epochs; image_size if not given."
     )
     frozen_augmentations: FrozenAugmentations | None = Field(
-        None, description="Augmented views of each image that the frozen epochs share; a fresh one each if not given."
+        None,
+        description="Number of augmented versions of each image in the frozen epochs; new ones per epoch if not given.",
     )
     weight_decay: WeightDecay = Field(1e-2, description="Decoupled weight decay.")
-    gradient_clip: GradientNorm | None = Field(None, description="Largest norm of the gradient; not clipped if absent.")
-    audit: Switch = Field(True, description="Look for shortcuts after training: baselines that see no lung, a verdict.")
-    seed: Seed = Field(42, description="Seed of the draw, the split and the training.")
-    device: Device = Field("auto", description="Where to compute.")
-    precision: Precision = Field(
-        "auto", description="What training computes in; auto is 16-bit on a GPU, or a CPU with AMX."
+    gradient_clip: GradientNorm | None = Field(
+        None, description="Largest norm of the gradient; no clipping if not given."
     )
-    num_workers: NumWorkers = Field("auto", description="Processes that open images.")
+    audit: Switch = Field(True, description="Test for shortcuts after training, and write a verdict.")
+    seed: Seed = Field(42, description="Seed of the sampling, the split and the training.")
+    device: Device = Field("auto", description="Device for training.")
+    precision: Precision = Field(
+        "auto", description="Numeric precision of training; auto is 16-bit on a GPU or a CPU with AMX."
+    )
+    num_workers: NumWorkers = Field("auto", description="Number of processes that load images.")
 
     def __init__(self, **choices: Unpack[TrainOptions]) -> None:
         """Check the choices.
