@@ -105,7 +105,7 @@ def _export_calibrated(folder: Path, target: Path, *, sensitivity: float | None,
             f"sensitivity={sensitivity:g} needs a positive class, and the model has none.",
             hint="Omit sensitivity (--sensitivity).",
         )
-    held_out = read_predictions(table)
+    held_out = read_predictions(table, every_split=True)
     held_out = held_out[held_out["split"] == "valid"]
     temperature = fit_temperature(held_out) if calibrate else 1.0
     threshold = None

@@ -404,7 +404,8 @@ def _out_of_fold(x: np.ndarray, rows: pd.DataFrame, classes: list[str]) -> pd.Da
     predicted = fold >= 0
     columns = ["path", "label", "patient", "split", "source", "view", "fold"]
     about = rows.reindex(columns=columns)[predicted].reset_index(drop=True)
-    return _predictions_table(about, p[predicted], classes).assign(status="ok")
+    # each row is predicted by a model that was not fitted on it, whatever split it has
+    return _predictions_table(about, p[predicted], classes).assign(status="ok", split="valid")
 
 
 def _predictions_table(about: pd.DataFrame, p: np.ndarray, classes: list[str]) -> pd.DataFrame:

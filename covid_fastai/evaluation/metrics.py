@@ -169,6 +169,7 @@ def evaluate(
     n_resamples: NResamples = 2000,
     seed: Seed = 0,
     unit: Unit = "patient",
+    split: str | None = None,
 ) -> Evaluation:
     """Evaluate a predictions table and return every metric with its n and 95% interval.
 
@@ -187,13 +188,15 @@ def evaluate(
         n_resamples: Number of bootstrap resamples, 100 or more.
         seed: Seed of the bootstrap.
         unit: `"patient"`, or `"image"` to count images; the bootstrap still resamples whole patients.
+        split: The split whose rows are evaluated, such as `"test"`; None for a table of one split.
 
     Returns:
         The evaluation. Metrics that cannot be computed, such as the AUC of one class, are NaN.
 
     Raises:
         UsageError: An option has a value that is not allowed.
-        DataError: The table is faulty, or no row has both a label and a prediction.
+        DataError: The table is faulty, has labelled rows of several splits, or no row has both a label and a
+            prediction.
 
     Examples:
         >>> result = evaluate(predictions, threshold=0.5)
@@ -203,7 +206,7 @@ def evaluate(
         >>> f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f}), n = {row['n']}"
         '0.71 (0.53 to 0.85), n = 28'
     """
-    table = read_predictions(predictions)
+    table = read_predictions(predictions, split=split)
     classes = class_columns(table)
     positive = choose_positive(classes, positive)
     scores = score_units(table, positive=positive, threshold=threshold, unit=unit)

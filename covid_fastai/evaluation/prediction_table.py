@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -9,6 +10,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from covid_fastai.data.layouts import ROLES
+from covid_fastai.data.tasks import fold_text
 from covid_fastai.errors import DataError, UsageError
 
 __all__ = [
@@ -22,6 +25,9 @@ __all__ = [
     "read_predictions",
 ]
 
+logger = logging.getLogger("covid_fastai")
+
+PREDICTION_ROLES = ("path", "label", "patient", "split", "source", "view")
 PROBABILITY = "p_"  # before a class's name: the column with its probability
 PredictionStatus = Literal["ok", "unreadable", "failed"]
 STATUSES: tuple[PredictionStatus, ...] = get_args(PredictionStatus)
@@ -29,19 +35,26 @@ UNKNOWN_PATIENTS = "Not every image names its patient: one without counts as a p
 SUM_TOLERANCE = 1e-3  # probabilities written with three or four digits
 
 
-def read_predictions(source: str | Path | pd.DataFrame) -> pd.DataFrame:
+def read_predictions(
+    source: str | Path | pd.DataFrame, *, split: str | None = None, every_split: bool = False
+) -> pd.DataFrame:
     """Read a predictions table and check every row of it.
 
     Args:
         source: A CSV file or a table with `label` and a column `p_<class>` for each class (0 to 1, sum 1), the negative
             class first. `path`, `patient`, `patient_known`, `split`, `fold`, `source`, `view` and `status` are taken
-            where they are; without `patient`, or where `patient_known` is False, a row may be a patient of its own.
+            where they are, also under the usual other names that `read_cohort` knows (`patient_id`, `Patient ID`);
+            without `patient`, or where `patient_known` is False, a row may be a patient of its own.
+        split: The split whose rows are kept; None for a table whose labelled rows have one split or none.
+        every_split: Keep the rows of all splits, to take them apart afterwards.
 
     Returns:
         The table with all columns of `predict` and a RangeIndex.
 
     Raises:
-        DataError: A column is missing, or rows are faulty; `details` has a dictionary a fault, all of them.
+        DataError: A column is missing, rows are faulty (`details` has a dictionary a fault, all of them), or labelled
+            rows have several splits and none is chosen: training and test patients are not evaluated together.
+        UsageError: No row has the chosen split.
 
     Examples:
         >>> table = read_predictions(predictions)
@@ -52,6 +65,7 @@ def read_predictions(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     """
     name = "The table" if isinstance(source, pd.DataFrame) else str(source)
     table = source.copy() if isinstance(source, pd.DataFrame) else _read_csv(Path(source))
+    table = _with_usual_names(table)
     columns = [str(column) for column in table if str(column).startswith(PROBABILITY)]
     if "label" not in table or len(columns) < 2:
         raise DataError(
@@ -62,6 +76,8 @@ def read_predictions(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     if table.empty:
         raise DataError(f"{name} has no row.", hint="Give at least one prediction.")
     table = _complete(table.reset_index(drop=True))
+    if not every_split:
+        table = _choose_split(table, split, name)
     faults = list(_faults(table, columns))
     if faults:
         listed = "; ".join(f"row {fault['row']}: {fault['reason']}" for fault in faults[:3])
@@ -75,6 +91,37 @@ def read_predictions(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     best = table[columns].fillna(-1).to_numpy(dtype=float).argmax(axis=1)
     table["prediction"] = np.where(lost, "", np.array(class_columns(table), dtype=object)[best])
     return table
+
+
+def _with_usual_names(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with our columns added where they have another usual name."""
+    folded = {fold_text(column): column for column in reversed(table.columns)}
+    names = {}
+    for role, guesses in ROLES.items():
+        other = next((folded[guess] for guess in map(fold_text, guesses) if guess in folded), None)
+        if role in PREDICTION_ROLES and role not in table and other is not None:
+            names[role] = other
+    if names:
+        listed = ", ".join(f"{role} = {other!r}" for role, other in names.items())
+        logger.info("Columns of the predictions taken by their names: %s.", listed)
+    return table.assign(**{role: table[other] for role, other in names.items()})
+
+
+def _choose_split(table: pd.DataFrame, split: str | None, name: str) -> pd.DataFrame:
+    """Return the rows of one split; refuse a table whose labelled rows have several."""
+    counts = table.loc[table["label"].ne(""), "split"].value_counts(sort=False)
+    listed = ", ".join(f"{value or 'none'} {n}" for value, n in counts.items())
+    if split is None and len(counts) > 1:
+        raise DataError(
+            f"{name} has labelled rows of several splits: {listed}.",
+            hint=f"Keep the rows of one split; evaluate takes split={str(counts.index[-1])!r} (--split), too.",
+        )
+    if split is None:
+        return table
+    rows = table[table["split"] == split].reset_index(drop=True)
+    if rows.empty:
+        raise UsageError(f"{name} has no row of the split {split!r}.", hint=f"Its splits: {listed or 'none'}.")
+    return rows
 
 
 def class_columns(table: pd.DataFrame) -> list[str]:

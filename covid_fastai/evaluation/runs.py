@@ -78,7 +78,7 @@ class Run(ResultDisplay):
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """The predictions, a row an image."""
-        return read_predictions(self._file(RunFolder.predictions))
+        return read_predictions(self._file(RunFolder.predictions), every_split=True)
 
     @cached_property
     def evaluations(self) -> dict[str, Evaluation]:

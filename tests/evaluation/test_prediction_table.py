@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evaluation.calibration import calibrate
 from covid_fastai.evaluation.metrics import evaluate
 from covid_fastai.evaluation.prediction_table import (
     choose_positive,
@@ -14,6 +15,9 @@ from covid_fastai.evaluation.prediction_table import (
     has_label_and_prediction,
     read_predictions,
 )
+from covid_fastai.evaluation.selective import risk_coverage
+from covid_fastai.evaluation.subgroups import evaluate_subgroups
+from covid_fastai.evaluation.thresholds import choose_threshold
 
 
 def test_the_least_table_that_can_be_judged():
@@ -111,3 +115,38 @@ def test_an_empty_table_and_a_missing_file(predictions, tmp_path):
         read_predictions(predictions.head(0))
     with pytest.raises(DataError, match="gone.csv"):
         read_predictions(tmp_path / "gone.csv")
+
+
+SEVERAL = pd.DataFrame({"label": ["a", "b"] * 3, "p_a": [0.9, 0.2, 0.8, 0.4, 0.6, 0.7]})
+SEVERAL = SEVERAL.assign(p_b=1 - SEVERAL["p_a"], split=["train", "train", "valid", "valid", "test", "test"])
+
+
+@pytest.mark.parametrize("evaluation", [evaluate, calibrate, choose_threshold, evaluate_subgroups, risk_coverage])
+def test_rows_of_several_splits_are_not_evaluated_together(evaluation):
+    with pytest.raises(DataError, match=r"several splits: train 2, valid 2, test 2\.") as caught:
+        evaluation(SEVERAL)
+    assert "split='test'" in caught.value.hint
+
+
+def test_a_split_is_chosen_by_name():
+    assert evaluate(SEVERAL, split="valid").n_images == 2
+    unlabelled = SEVERAL.assign(label=SEVERAL["label"].where(SEVERAL["split"] == "test", ""))
+    assert evaluate(unlabelled).n_images == 2, "rows without a label may have any split"
+    with pytest.raises(UsageError, match="no row of the split 'val'") as caught:
+        evaluate(SEVERAL, split="val")
+    assert "train 2, valid 2, test 2" in caught.value.hint
+    assert len(read_predictions(SEVERAL, every_split=True)) == 6
+
+
+@pytest.mark.parametrize("name", ["patient_id", "Patient ID", "PatientID", "subject_id", "Subject-ID"])
+def test_a_patient_column_is_known_by_its_usual_names(name):
+    table = SEVERAL.drop(columns="split").assign(**{name: list("xxyyzz"), "Image": list("123456")})
+    table = read_predictions(table)
+    assert table["patient"].tolist() == list("xxyyzz") and table["path"].tolist() == list("123456")
+    assert name in table and evaluate(table).n_images == 6
+
+
+def test_a_column_of_ours_is_taken_before_another_name():
+    table = SEVERAL.drop(columns="split").assign(patient=list("xxyyzz"), subject=list("aabbcc"))
+    table = read_predictions(table)
+    assert table["patient"].tolist() == list("xxyyzz") and table["subject"].tolist() == list("aabbcc")

@@ -34,6 +34,7 @@ def evaluate(
     n_resamples: Annotated[int, option(NResamples, help="Bootstrap resamples.")] = 2000,
     seed: Annotated[int, option(Seed, help="Seed of the bootstrap.")] = 0,
     unit: Annotated[Unit, option(Unit, help="Unit of analysis.")] = "patient",
+    split: Annotated[str | None, typer.Option(help="The split to evaluate, if the table has several.")] = None,
     sensitivity: Annotated[
         float | None,
         option(Fraction, help="Choose a threshold with this sensitivity, for each fold on the other folds if any."),
@@ -51,9 +52,8 @@ def evaluate(
     """Evaluate the predictions of any model; each metric has its n and 95% interval."""
     from covid_fastai.evaluation.metrics import evaluate as evaluate_predictions
 
-    result = evaluate_predictions(
-        predictions, positive=positive, threshold=threshold, n_resamples=n_resamples, seed=seed, unit=unit
-    )
+    options = {"positive": positive, "threshold": threshold, "n_resamples": n_resamples, "seed": seed, "unit": unit}
+    result = evaluate_predictions(predictions, split=split, **options)
     further_results, tables = {}, []
     point = None
     if sensitivity is not None:
