@@ -1,1 +1,1 @@
-"""What this package takes beside what a user would take instead: `python -m benchmarks`, or `make bench`."""
+"""Speed of this package compared with the usual alternatives: `python -m benchmarks`, or `make bench`."""

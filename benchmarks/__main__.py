@@ -1,7 +1,7 @@
-"""`python -m benchmarks [NAME ...]`: measure, and keep results.csv, results.md and results.png beside this file.
+"""`python -m benchmarks [NAME ...]`: run benchmarks, and write results.csv, results.md and results.png to this folder.
 
-Figures of names that are not measured this time stay. COVID_FASTAI_DATA names the folder of real radiographs; without
-it the images are drawings, and the table says so.
+Earlier results of other benchmarks remain. COVID_FASTAI_DATA is the folder of real radiographs; without it the images
+are synthetic, which the table states.
 """
 
 from __future__ import annotations
@@ -32,22 +32,25 @@ BENCHMARKS = {
 
 
 def main() -> None:
-    """Run the benchmarks that are named, all if none is."""
+    """Run the named benchmarks, or all of them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all if none is given")
-    parser.add_argument("--repeats", type=int, default=5, help="pairs that count")
-    parser.add_argument("--quick", action="store_true", help="try them with little work; the figures mean nothing")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("--repeats", type=int, default=5, help="number of measured pairs")
+    parser.add_argument(
+        "--quick", action="store_true", help="run with little work, to test them; times have no meaning"
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="the folder of the results")
-    given = parser.parse_args()
-    unknown = [name for name in given.names if name not in BENCHMARKS]
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in BENCHMARKS]
     if unknown:
-        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+        parser.error(f"unknown benchmarks: {', '.join(unknown)}; known are {', '.join(BENCHMARKS)}")
     logging.getLogger("covid_fastai").setLevel(logging.WARNING)
     machine = f"{_processor()}, Python {platform.python_version()}"
-    for name in given.names or BENCHMARKS:
+    for name in arguments.names or BENCHMARKS:
         print(f"{name} ...", flush=True)
-        rows = [one.to_dict() for one in BENCHMARKS[name](repeats=given.repeats, quick=given.quick)]
-        table = write_results(given.out, name, rows, machine=machine)
+        measurements = BENCHMARKS[name](repeats=arguments.repeats, quick=arguments.quick)
+        rows = [measurement.to_dict() for measurement in measurements]
+        table = write_results(arguments.out, name, rows, machine=machine)
         print(
             table[table["benchmark"] == name].drop(columns=["benchmark", "machine"]).to_string(index=False), flush=True
         )

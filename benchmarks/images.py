@@ -1,4 +1,4 @@
-"""Opening full-resolution radiographs, and making batches of them."""
+"""Benchmarks: reading full-resolution radiographs, and loading batches of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.stock import SIZE, stock_loaders
 
 
 def measure(*, repeats: int, quick: bool) -> list[Measurement]:
-    """Compare opening with Pillow, and the loaders with fastai's own."""
+    """Compare the image reader with Pillow, and the loaders with fastai's."""
     from covid_fastai.data.images import open_square
     from covid_fastai.data.metadata import read_cohort
     from covid_fastai.data.splits import split_by_patient
@@ -29,39 +29,40 @@ def measure(*, repeats: int, quick: bool) -> list[Measurement]:
         for file in files:
             np.asarray(open_square(file, SIZE))
 
-    found = [
+    measurements = [
         compare(
             f"open {len(files)} JPEG files at {SIZE} px", ours, pillow, peer="Pillow RGB + resize", target=3,
             repeats=repeats, remark=note(),
         )
     ]  # fmt: skip
-    return [*found, *_loaders(cohort, repeats=repeats)]
+    return [*measurements, *_measure_loaders(cohort, repeats=repeats)]
 
 
-def _loaders(cohort, *, repeats: int) -> list[Measurement]:
+def _measure_loaders(cohort, *, repeats: int) -> list[Measurement]:
+    """Compare the first and the later passes over the training images with fastai's."""
     from covid_fastai.data.dataloaders import build_dataloaders
 
     later: list[float] = []
 
-    def once(dls) -> float:
+    def time_pass(dls) -> float:
         return timed(lambda: [batch for batch in dls.train])
 
     def ours_first() -> float:
         with fresh_cache():
             dls = build_dataloaders(cohort, image_size=SIZE, batch_size=32)
-            first = once(dls)
-            later.append(min(once(dls) for _ in range(2)))
+            first = time_pass(dls)
+            later.append(min(time_pass(dls) for _ in range(2)))
         return first
 
-    found = []
+    measurements = []
     for workers, peer in ((0, "fastai DataBlock, no workers as ours"), (2, "fastai DataBlock, 2 workers, its default")):
         stock = stock_loaders(cohort, batch_size=32, num_workers=workers)
         later.clear()
         pairs = {"peer": peer, "repeats": repeats, "remark": note()}
-        theirs = lambda stock=stock: once(stock)  # noqa: E731
-        found.append(compare("loader, first pass", ours_first, theirs, target=3, **pairs))
-        taken = iter(later[1:])  # of the passes that followed each first one; the first was the warming up
-        found.append(
-            compare("loader, later passes", lambda taken=taken: next(taken), theirs, target=15, warm=False, **pairs)
+        theirs = lambda stock=stock: time_pass(stock)  # noqa: E731
+        measurements.append(compare("loader, first pass", ours_first, theirs, target=3, **pairs))
+        times = iter(later[1:])  # of the passes after each first pass, without the warm-up
+        measurements.append(
+            compare("loader, later passes", lambda times=times: next(times), theirs, target=15, warm=False, **pairs)
         )
-    return found
+    return measurements

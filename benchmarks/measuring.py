@@ -1,4 +1,4 @@
-"""Two ways to do the same work, timed in turns in one run: medians, spread, and the ratio of each pair."""
+"""Time two ways to do the same work in alternation: medians, interquartile ranges, and the ratio of each pair."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ __all__ = ["Measurement", "compare", "data_folder", "fresh_cache", "note", "time
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one comparison came to.
+    """The result of a comparison.
 
     Attributes:
         name: The work.
-        peer: What it is compared with; empty for a figure without a peer.
-        ours: Median seconds.
-        ours_spread: Half the distance of the quartiles, seconds.
-        theirs: Median seconds of the peer.
-        theirs_spread: As `ours_spread`.
-        ratio: Median over the pairs of the peer's seconds by ours: above 1 we are faster.
+        peer: The alternative that it is compared with; empty for a time without a comparison.
+        ours: Median time of this package, seconds.
+        ours_half_iqr: Half of the interquartile range, seconds.
+        theirs: Median time of the alternative, seconds.
+        theirs_half_iqr: Half of its interquartile range, seconds.
+        ratio: Median over the pairs of the alternative's time divided by ours; above 1, this package is faster.
         low: The smallest ratio of a pair.
-        high: The largest.
-        target: The ratio (or, without a peer, the seconds) that is asked for; None where none is.
-        repeats: Pairs.
-        remark: What the reader must know, such as accuracies.
-        size: How much work it was (images, rows), where the same is measured for several sizes; else None.
+        high: The largest ratio of a pair.
+        target: The target ratio (or, without an alternative, the target time in seconds); None for no target.
+        repeats: Number of pairs.
+        remark: Remarks for the reader, such as accuracies.
+        size: The amount of work (images, rows), if it is measured for several amounts; otherwise None.
     """
 
     name: str
     peer: str
     ours: float
-    ours_spread: float
+    ours_half_iqr: float
     theirs: float | None
-    theirs_spread: float | None
+    theirs_half_iqr: float | None
     ratio: float | None
     low: float | None
     high: float | None
@@ -72,17 +72,18 @@ def compare(
     remark: str | Callable[[], str] = "",
     size: int | None = None,
 ) -> Measurement:
-    """Time two ways in turns, A B A B.
+    """Time two ways to do the same work in alternation (A B A B).
 
     Args:
         name: The work.
-        ours: Does it our way; returns the seconds that count, or anything else to have the whole call timed.
-        theirs: Does it the peer's way.
-        peer: Who that is.
+        ours: Does the work with this package. A float that it returns is taken as its time in seconds; otherwise the
+            whole call is timed.
+        theirs: Does the work with the alternative.
+        peer: The name of the alternative.
         target: See `Measurement`.
-        repeats: Pairs that count.
-        warm: Run each once before, uncounted.
-        remark: See `Measurement`; called at the end if it is a function.
+        repeats: Number of measured pairs.
+        warm: Whether to run each once before, without measuring.
+        remark: See `Measurement`; a function is called at the end.
         size: See `Measurement`.
 
     Returns:
@@ -96,19 +97,20 @@ def compare(
     for _ in range(repeats):
         for number, way in enumerate(ways):
             begun = time.perf_counter()
-            said = way()
-            seconds[number].append(said if isinstance(said, float) else time.perf_counter() - begun)
+            result = way()
+            seconds[number].append(result if isinstance(result, float) else time.perf_counter() - begun)
     text = remark() if callable(remark) else remark
-    own = statistics.median(seconds[0]), _spread(seconds[0])
+    our_time = statistics.median(seconds[0]), _half_iqr(seconds[0])
     if theirs is None:
-        return Measurement(name, "", *own, None, None, None, None, None, target, repeats, text, size)
+        return Measurement(name, "", *our_time, None, None, None, None, None, target, repeats, text, size)
     ratios = [b / a for a, b in zip(*seconds, strict=True)]
-    other = statistics.median(seconds[1]), _spread(seconds[1])
-    middle = statistics.median(ratios), min(ratios), max(ratios)
-    return Measurement(name, peer, *own, *other, *middle, target, repeats, text, size)
+    their_time = statistics.median(seconds[1]), _half_iqr(seconds[1])
+    ratio = statistics.median(ratios), min(ratios), max(ratios)
+    return Measurement(name, peer, *our_time, *their_time, *ratio, target, repeats, text, size)
 
 
-def _spread(values: list[float]) -> float:
+def _half_iqr(values: list[float]) -> float:
+    """Return half of the interquartile range; 0 for a single value."""
     if len(values) < 2:
         return 0.0
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -116,10 +118,10 @@ def _spread(values: list[float]) -> float:
 
 
 def data_folder() -> Path:
-    """Return CoronaHack at full resolution, or a drawn stand-in of 160 images where COVID_FASTAI_DATA has none."""
-    named = os.environ.get("COVID_FASTAI_DATA", "")
-    if named and (Path(named) / "coronahack-full").is_dir():
-        return Path(named).resolve() / "coronahack-full"
+    """Return CoronaHack at full resolution, or 160 synthetic images if COVID_FASTAI_DATA does not have it."""
+    data = os.environ.get("COVID_FASTAI_DATA", "")
+    if data and (Path(data) / "coronahack-full").is_dir():
+        return Path(data).resolve() / "coronahack-full"
     folder = Path(tempfile.gettempdir()) / "covid_fastai-benchmarks" / "phantoms"
     if not folder.is_dir():
         from covid_fastai.data.phantom import write_phantom
@@ -129,13 +131,13 @@ def data_folder() -> Path:
 
 
 def note() -> str:
-    """Say which images are used."""
+    """Return a remark if the images are synthetic."""
     return "" if os.environ.get("COVID_FASTAI_DATA") else "on drawings"
 
 
 @contextmanager
 def fresh_cache() -> Iterator[Path]:
-    """Keep decoded images in a new folder for the time of a `with` block."""
+    """Use an empty cache of decoded images during a `with` block."""
     before = os.environ.get("COVID_FASTAI_CACHE")
     with tempfile.TemporaryDirectory(prefix="covid_fastai-bench-") as folder:
         os.environ["COVID_FASTAI_CACHE"] = folder

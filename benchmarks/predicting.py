@@ -1,4 +1,4 @@
-"""Prediction from files, and what it takes to start."""
+"""Benchmarks: prediction from files, and startup times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.stock import SIZE, stock_learner, stock_loaders
 
 
 def measure_files(*, repeats: int, quick: bool) -> list[Measurement]:
-    """Compare prediction from files with ONNX Runtime on pixels in memory, and with `learn.predict` one by one."""
+    """Compare prediction from files with ONNX Runtime on pixels in memory, and with `learn.predict` image by image."""
     from covid_fastai.data.images import open_square
     from covid_fastai.evaluation.predict import predict
     from covid_fastai.model.bundle import load_model
@@ -38,15 +38,15 @@ def measure_files(*, repeats: int, quick: bool) -> list[Measurement]:
     few = files[:24]
     stock = stock_learner(stock_loaders(_labelled(few), num_workers=0), "resnet18", _folder())
 
-    def one_by_one(asked):
+    def one_by_one(learner):
         def run() -> float:
-            with asked.no_bar():
-                return timed(lambda: [asked.predict(file) for file in few]) * len(files) / len(few)
+            with learner.no_bar():
+                return timed(lambda: [learner.predict(file) for file in few]) * len(files) / len(few)
 
         return run
 
     gap = abs(predictor.predict(few)["p_COVID-19"] - predict(learn, few)["p_COVID-19"]).max()
-    remark = f"ResNet-18, {SIZE} px, answers differ by at most {gap:.0e} {note()}".strip()
+    remark = f"ResNet-18, {SIZE} px, predictions differ by at most {gap:.0e} {note()}".strip()
     name, options = f"predict {len(files)} files", {"repeats": repeats, "remark": remark}
     ours = lambda: predictor.predict(files)  # noqa: E731
     return [
@@ -62,7 +62,7 @@ def _labelled(files: list[str]):
 
 
 def measure_start(*, repeats: int, quick: bool) -> list[Measurement]:
-    """Time what stands between a command and its answer: help, a first prediction, the import."""
+    """Measure startup times: the help text, a first prediction, and the import."""
     file = _files()[0]
 
     def command(*arguments: str):
@@ -81,7 +81,7 @@ def measure_start(*, repeats: int, quick: bool) -> list[Measurement]:
 
 @cache
 def saved_model() -> Path:
-    """Save a ResNet-18 of random weights once a run."""
+    """Save a ResNet-18 with random weights, once per process, and return its folder."""
     from covid_fastai.data.dataloaders import empty_dataloaders
     from covid_fastai.model.bundle import save_model
     from covid_fastai.model.learner import build_learner

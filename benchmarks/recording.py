@@ -1,4 +1,4 @@
-"""The table and the plot that measurements leave."""
+"""Write the table and the plots of the measurements."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["as_brief", "as_markdown", "write_results"]
 
 
 def write_results(folder: Path, benchmark: str, rows: list[dict[str, Any]], *, machine: str) -> pd.DataFrame:
-    """Put a benchmark's rows in place of its former ones, and write `results.csv`, `.md`, `.png` and `growth.png` anew.
+    """Replace a benchmark's rows in `results.csv`, and write `results.md`, `results.png` and `growth.png`.
 
     Args:
-        folder: Where.
-        benchmark: Its name.
+        folder: The folder of the results.
+        benchmark: The benchmark's name.
         rows: Measurements as mappings.
-        machine: What they were measured on.
+        machine: A description of the machine.
 
     Returns:
-        The whole table.
+        The table with the rows of all benchmarks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     new = pd.DataFrame(rows).replace("", None).assign(benchmark=benchmark, machine=machine)
@@ -42,27 +42,28 @@ def write_results(folder: Path, benchmark: str, rows: list[dict[str, Any]], *, m
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """Return the table for a reader: seconds as median and half the quartiles' distance, ratios with their range."""
+    """Return the table as Markdown: times as median and half of the interquartile range, ratios with their range."""
     lines = [
         "# Speed",
         "",
-        "Measured by `python -m benchmarks`; ratios are above 1 where we are faster.",
+        "Measured by `python -m benchmarks`; a ratio above 1 means that this package is faster.",
         "",
         "| work | ours, s | compared with | theirs, s | ratio | target | |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in table.to_dict("records"):
-        ours, theirs, ratio = _seconds(row["ours"], row["ours_spread"]), "", ""
-        asked = "" if pd.isna(row["target"]) else f"{row['target']:g}"
+        ours, theirs, ratio = _seconds(row["ours"], row["ours_half_iqr"]), "", ""
+        target = "" if pd.isna(row["target"]) else f"{row['target']:g}"
         if not pd.isna(row["ratio"]):
-            theirs = _seconds(row["theirs"], row["theirs_spread"])
+            theirs = _seconds(row["theirs"], row["theirs_half_iqr"])
             ratio = f"**{row['ratio']:.2f}** ({row['low']:.2f} to {row['high']:.2f})"
-        elif asked:
-            asked = f"{asked} s"
+        elif target:
+            target = f"{target} s"
         peer, remark = (("" if pd.isna(row[key]) else row[key]) for key in ("peer", "remark"))
-        lines.append(f"| {row['name']} | {ours} | {peer} | {theirs} | {ratio} | {asked} | {remark} |")
+        lines.append(f"| {row['name']} | {ours} | {peer} | {theirs} | {ratio} | {target} | {remark} |")
     machines = "; ".join(sorted(set(table["machine"])))
-    return "\n".join([*lines, "", f"Measured on {machines}; {int(table['repeats'].max())} pairs in turns at most.", ""])
+    repeats = int(table["repeats"].max())
+    return "\n".join([*lines, "", f"Measured on {machines}; at most {repeats} pairs, in alternation.", ""])
 
 
 def as_brief(table: pd.DataFrame) -> str:
@@ -76,18 +77,18 @@ def as_brief(table: pd.DataFrame) -> str:
 
 
 def _with_peer(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that have a peer; of work that was measured for several sizes, only the largest."""
+    """Return the rows with a comparison; of work that was measured for several sizes, only the largest."""
     largest = table.groupby("benchmark")["size"].transform("max")
     return table[table["ratio"].notna() & (table["size"].isna() | (table["size"] == largest))]
 
 
-def _seconds(value: float, around: float | None = None) -> str:
+def _seconds(value: float, half_iqr: float | None = None) -> str:
     digits = 3 if value < 1 else 2 if value < 10 else 1
-    return f"{value:.{digits}f}" + ("" if around is None else f" ± {around:.{digits}f}")
+    return f"{value:.{digits}f}" + ("" if half_iqr is None else f" ± {half_iqr:.{digits}f}")
 
 
 def plot_ratios(table: pd.DataFrame, file: Path) -> None:
-    """Plot each ratio with the range of its pairs, and the target."""
+    """Plot each ratio with the range of its pairs and its target."""
     rows = _with_peer(table).iloc[::-1].reset_index(drop=True)
     if rows.empty:
         return
@@ -116,7 +117,7 @@ def plot_ratios(table: pd.DataFrame, file: Path) -> None:
 
 
 def plot_growth(table: pd.DataFrame, file: Path) -> None:
-    """Plot the seconds of work that was measured for several sizes; a dotted line grows as the size does."""
+    """Plot the time of work that was measured for several sizes, with a dotted line proportional to the size."""
     sized = table[table["size"].notna()].sort_values("size")
     grown = [(name, rows) for name, rows in sized.groupby("benchmark") if rows["size"].nunique() > 1]
     if not grown:
@@ -128,7 +129,7 @@ def plot_growth(table: pd.DataFrame, file: Path) -> None:
         if rows["theirs"].notna().all():
             axes.loglog(size, rows["theirs"], "s-", color="#762a83", label=rows["peer"].iloc[0])
         axes.loglog(size, ours[-1] * size / size[-1], ":", color="grey", label="in proportion to the size")
-        axes.set_xticks(size, [f"{int(one):,}" for one in size])
+        axes.set_xticks(size, [f"{int(value):,}" for value in size])
         axes.minorticks_off()
         axes.set_yticks(10.0 ** np.arange(np.floor(np.log10(ours.min())), np.ceil(np.log10(ours.max())) + 1))
         title = rows["name"].iloc[-1].replace(f"{int(size[-1]):,} ", "")

@@ -1,4 +1,4 @@
-"""fastai as its users write it: the loaders, the learner and the article's experiment that ours are compared with."""
+"""Plain fastai for the comparisons: its loaders, its learner and the article's experiment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SIZE = 256
 
 
 def stock_loaders(cohort, *, size: int = SIZE, batch_size: int = 8, article: bool = False, num_workers: int = 2):
-    """Make fastai's own loaders of a cohort's rows, with the same augmentation as ours."""
+    """Build fastai's loaders from a cohort's rows, with the same augmentation as ours."""
     from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, IndexSplitter, Resize, aug_transforms
 
     rows = cohort[cohort["split"].isin(["train", "valid"])].reset_index(drop=True)
@@ -30,7 +30,7 @@ def stock_loaders(cohort, *, size: int = SIZE, batch_size: int = 8, article: boo
 
 
 def stock_learner(dls, arch: str, path: Path):
-    """Make fastai's own learner with random weights, since there is no network."""
+    """Build fastai's learner with random weights, which need no download."""
     import torchvision
     from fastai.vision.all import GradientClip, accuracy, vision_learner
 
@@ -41,7 +41,7 @@ def stock_learner(dls, arch: str, path: Path):
 
 
 def run_article(cohort_csv: str, arch: str, out: str) -> None:
-    """Do the article's experiment, from the CSV to saved pictures of its evaluation and an exported model."""
+    """Run the article's experiment, from the CSV to the figures of its evaluation and an exported model."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -61,9 +61,9 @@ def run_article(cohort_csv: str, arch: str, out: str) -> None:
         plt.savefig(Path(out) / "confusion.png")
         interpretation.plot_top_losses(9)
         plt.savefig(Path(out) / "top_losses.png")
-        right = float(learn.validate()[1])
+        score = float(learn.validate()[1])
     learn.export()
-    print(f"accuracy {right:.4f} of {len(dls.valid_ds)}")
+    print(f"accuracy {score:.4f} of {len(dls.valid_ds)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cohorts of up to a million rows, bootstrap intervals, and the search for copies, as they grow."""
+"""Benchmarks of growing size: cohorts of up to a million rows, bootstrap intervals, and the search for copies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.measuring import Measurement, compare, data_folder, fresh_cache,
 
 ROWS = (10_000, 100_000, 1_000_000)
 
-# In a process of its own, so that the largest memory is that of this work.
+# Run in a separate process, so that its peak memory is that of this work.
 READ = """
 import json, resource, sys, time
 from covid_fastai.data.metadata import read_cohort
@@ -32,53 +32,53 @@ print(json.dumps({"rows": len(cohort), "read": read - begun, "split": split - re
 
 
 def measure_rows(*, repeats: int, quick: bool) -> list[Measurement]:
-    """Read and split cohorts of growing size: rows of two images a patient, files that are there, a sample opened."""
-    found = []
+    """Read and split cohorts of growing size with two images per patient; the files exist, and a sample is opened."""
+    measurements = []
     for rows in ROWS[:1] if quick else ROWS:
         with tempfile.TemporaryDirectory(prefix="covid_fastai-rows-") as folder:
             csv = write_rows(Path(folder), rows)
-            said: list[dict] = []
+            outputs: list[dict] = []
 
-            def ours(csv=csv, said=said) -> float:
-                done = subprocess.run(
+            def ours(csv=csv, outputs=outputs) -> float:
+                process = subprocess.run(
                     [sys.executable, "-c", READ, str(csv), str(csv.parent), "1000"], capture_output=True, text=True
                 )
-                if done.returncode:
-                    raise RuntimeError(done.stderr[-2000:])
-                said.append(json.loads(done.stdout))
-                return said[-1]["read"] + said[-1]["split"]
+                if process.returncode:
+                    raise RuntimeError(process.stderr[-2000:])
+                outputs.append(json.loads(process.stdout))
+                return outputs[-1]["read"] + outputs[-1]["split"]
 
-            def remark(said=said) -> str:
-                last = said[-1]
+            def remark(outputs=outputs) -> str:
+                last = outputs[-1]
                 return f"read {last['read']:.1f} s, split {last['split']:.1f} s, {last['memory']:.0f} MB at most"
 
-            once = {"repeats": min(repeats, 3) if rows < 1_000_000 else 1, "warm": False, "remark": remark}
-            found.append(compare(f"cohort of {rows:,} rows", ours, **once, size=rows))
-    return found
+            options = {"repeats": min(repeats, 3) if rows < 1_000_000 else 1, "warm": False, "remark": remark}
+            measurements.append(compare(f"cohort of {rows:,} rows", ours, **options, size=rows))
+    return measurements
 
 
 def write_rows(folder: Path, rows: int) -> Path:
-    """Write a CSV of that many rows, and a file for each: links to a thousand drawn pictures, 1,000 a folder."""
+    """Write a CSV of that many rows with a file for each: hard links to 1,000 synthetic images, 1,000 per folder."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    drawn = []
+    images = []
     for number in range(1000):
         small = Image.fromarray(rng.integers(0, 255, (6, 6), dtype=np.uint8))
-        drawn.append(folder / f"drawn-{number}.png")
-        small.resize((64, 64), Image.Resampling.BICUBIC).save(drawn[-1])
+        images.append(folder / f"drawn-{number}.png")
+        small.resize((64, 64), Image.Resampling.BICUBIC).save(images[-1])
     names = [f"{number // 1000:04d}/{number:07d}.png" for number in range(rows)]
     for number, name in enumerate(names):
         if number % 1000 == 0:
             (folder / name).parent.mkdir()
-        (folder / name).hardlink_to(drawn[number % 1000])
+        (folder / name).hardlink_to(images[number % 1000])
     table = pd.DataFrame({"image": names, "patient": [f"p{number // 2:07d}" for number in range(rows)]})
-    table["label"] = np.where(np.arange(rows) % 1000 < 100, "COVID-19", "Normal")  # one picture, one label
+    table["label"] = np.where(np.arange(rows) % 1000 < 100, "COVID-19", "Normal")  # equal images have equal labels
     table.to_csv(folder / "rows.csv", index=False)
     return folder / "rows.csv"
 
 
-# Memory that a training takes beyond what stands when its model is built.
+# Measures the memory of a training in addition to that after its model is built.
 TRAIN = """
 import json, os, resource, sys
 from covid_fastai.data.dataloaders import build_dataloaders
@@ -100,45 +100,45 @@ print(json.dumps({"images": len(cohort), "built": built, "peak": peak}))
 
 
 def measure_memory(*, repeats: int, quick: bool) -> list[Measurement]:
-    """Train on the same full-resolution images once and ten times over: the memory must not grow with their number."""
+    """Train on full-resolution images and on ten copies of them: memory must not grow with the number of images."""
     from covid_fastai.data.metadata import read_cohort
 
     rows = read_cohort(data_folder(), exclude_pretraining_overlap=False, check_images=False)
     rows = rows[rows["split"] == "train"][["path", "label", "patient"]]
-    found = []
+    measurements = []
     for copies in (1, 2) if quick else (1, 10):
         with tempfile.TemporaryDirectory(prefix="covid_fastai-memory-") as folder:
             csv = Path(folder) / "rows.csv"
             pd.concat([_copies(rows, Path(folder) / str(copy), copy) for copy in range(copies)]).to_csv(
                 csv, index=False
             )
-            said: list[dict] = []
+            outputs: list[dict] = []
 
-            def ours(csv=csv, said=said) -> None:
+            def ours(csv=csv, outputs=outputs) -> None:
                 command = [sys.executable, "-c", TRAIN, str(csv), str(csv.parent)]
-                done = subprocess.run(command, capture_output=True, text=True)
-                if done.returncode:
-                    raise RuntimeError(done.stderr[-2000:])
-                said.append(json.loads(done.stdout.splitlines()[-1]))
+                process = subprocess.run(command, capture_output=True, text=True)
+                if process.returncode:
+                    raise RuntimeError(process.stderr[-2000:])
+                outputs.append(json.loads(process.stdout.splitlines()[-1]))
 
-            def remark(said=said) -> str:
-                last = said[-1]
-                more = last["peak"] - last["built"]
-                return f"{more:.0f} MB in addition to the model ({last['built']:.0f} MB with all imports)"
+            def remark(outputs=outputs) -> str:
+                last = outputs[-1]
+                additional = last["peak"] - last["built"]
+                return f"{additional:.0f} MB in addition to the model ({last['built']:.0f} MB with all imports)"
 
             name = f"memory of 1 + 1 epochs on {copies * len(rows):,} full-resolution images"
-            found.append(compare(name, ours, repeats=1, warm=False, remark=remark))
-    return found
+            measurements.append(compare(name, ours, repeats=1, warm=False, remark=remark))
+    return measurements
 
 
 def _copies(rows: pd.DataFrame, folder: Path, copy: int) -> pd.DataFrame:
-    """Copy the files for other patients, each with a byte after the picture's end, so that no cache knows it."""
+    """Copy the files for other patients, with one byte appended to each, so that the cache does not have them."""
     folder.mkdir()
     paths = []
     for number, path in enumerate(rows["path"]):
         paths.append(folder / f"{number}{Path(path).suffix}")
         paths[-1].write_bytes(Path(path).read_bytes() + bytes([copy]))
-    return rows.assign(path=[str(path) for path in paths], patient=[f"{one}-{copy}" for one in rows["patient"]])
+    return rows.assign(path=[str(path) for path in paths], patient=[f"{name}-{copy}" for name in rows["patient"]])
 
 
 def measure_bootstrap(*, repeats: int, quick: bool) -> list[Measurement]:
@@ -148,7 +148,7 @@ def measure_bootstrap(*, repeats: int, quick: bool) -> list[Measurement]:
     from covid_fastai.evaluation.metrics import evaluate
 
     rng = np.random.default_rng(0)
-    n, draws = 500, 200 if quick else 2000
+    n, n_resamples = 500, 200 if quick else 2000
     label = rng.random(n) < 0.3
     p = np.clip(0.3 + 0.25 * label + rng.normal(0, 0.2, n), 0.001, 0.999)
     table = pd.DataFrame({"path": [f"{number}.png" for number in range(n)], "patient": [f"p{i}" for i in range(n)]})
@@ -156,15 +156,15 @@ def measure_bootstrap(*, repeats: int, quick: bool) -> list[Measurement]:
     table["p_COVID-19"] = p
 
     def loop() -> None:
-        sides = np.flatnonzero(label), np.flatnonzero(~label)
-        for _ in range(draws):
-            drawn = np.concatenate([rng.choice(side, len(side)) for side in sides])
-            average_precision_score(label[drawn], p[drawn])
+        strata = np.flatnonzero(label), np.flatnonzero(~label)
+        for _ in range(n_resamples):
+            resample = np.concatenate([rng.choice(stratum, len(stratum)) for stratum in strata])
+            average_precision_score(label[resample], p[resample])
 
     return [
         compare(
-            f"bootstrap of {n} patients, {draws:,} resamples",
-            lambda: evaluate(table, positive="COVID-19", n_resamples=draws),
+            f"bootstrap of {n} patients, {n_resamples:,} resamples",
+            lambda: evaluate(table, positive="COVID-19", n_resamples=n_resamples),
             loop, peer="loop over scikit-learn, one metric", repeats=repeats,
             remark="ours: every metric of the report",
         )
@@ -172,18 +172,18 @@ def measure_bootstrap(*, repeats: int, quick: bool) -> list[Measurement]:
 
 
 def measure_copies(*, repeats: int, quick: bool) -> list[Measurement]:
-    """Compare the search for copies with imagehash and every pair, on growing parts of the images."""
+    """Compare the search for copies with imagehash on every pair, for growing numbers of images."""
     import imagehash
     from PIL import Image
 
     from covid_fastai.data.fingerprints import duplicate_pairs, fingerprint_images
 
-    found = []
+    measurements = []
     images = sorted(str(path) for path in data_folder().rglob("*.jp*g"))[:280]
     for size in (35,) if quick else (35, 70, 140, 280):
         files = images[:size]
 
-        def usual(files=files) -> None:
+        def theirs(files=files) -> None:
             hashes = [imagehash.phash(Image.open(file), hash_size=16) for file in files]
             for first in range(len(hashes)):
                 for second in range(first + 1, len(hashes)):
@@ -195,5 +195,6 @@ def measure_copies(*, repeats: int, quick: bool) -> list[Measurement]:
 
         remark = f"ours finds mirrored and cropped copies, too {note()}".strip()
         options = {"repeats": repeats, "warm": False, "remark": remark, "size": len(files)}
-        found.append(compare(f"copies among {len(files)} images", ours, usual, peer="imagehash, every pair", **options))
-    return found
+        name = f"copies among {len(files)} images"
+        measurements.append(compare(name, ours, theirs, peer="imagehash, every pair", **options))
+    return measurements

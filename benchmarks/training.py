@@ -1,4 +1,4 @@
-"""The frozen phase, one step, and the article's experiment from command to report."""
+"""Benchmarks: the frozen phase, an epoch of steps, and the article's experiment from command to report."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def measure_frozen(*, repeats: int, quick: bool) -> list[Measurement]:
         return run
 
     def remark() -> str:
-        said = ", ".join(f"{name} {sum(found) / len(found):.2f}" for name, found in accuracies.items())
-        return f"caches cold; mean accuracy {said} {note()}".strip()
+        means = ", ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in accuracies.items())
+        return f"caches cold; mean accuracy {means} {note()}".strip()
 
     options = {"peer": "fastai, frozen", "repeats": repeats, "warm": False, "remark": remark}
     return [
@@ -59,8 +59,8 @@ def measure_step(*, repeats: int, quick: bool) -> list[Measurement]:
     from covid_fastai.model.precision import choose_precision
     from covid_fastai.model.schedule import fit
 
-    cohort, found = _cohort(), []
-    form = choose_precision("auto", torch.device("cpu"))
+    cohort, measurements = _cohort(), []
+    precision = choose_precision("auto", torch.device("cpu"))
     for arch in ["resnet18"] if quick else ["resnet18", "resnet50"]:
         with fresh_cache(), tempfile.TemporaryDirectory() as folder:
             learn = _learner(cohort, arch, folder)
@@ -77,65 +77,69 @@ def measure_step(*, repeats: int, quick: bool) -> list[Measurement]:
 
                 def run() -> None:
                     for x, y in batches:
-                        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=form == "bf16"):
+                        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
                             loss = torch.nn.functional.cross_entropy(model(x).float(), y)
                         loss.backward()
                         optimiser.step()
                         optimiser.zero_grad()
                     model.eval()
-                    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=form == "bf16"):
+                    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
                         for x, _ in held_out:
                             model(x)
 
                 return timed(run)
 
-            remark = f"{len(batches)} batches of 8 in {form}, images from the cache against tensors in memory {note()}"
-            found.append(
+            remark = (
+                f"{len(batches)} batches of 8 in {precision}, images from the cache against tensors in memory {note()}"
+            )
+            measurements.append(
                 compare(f"an epoch of steps, {arch}", ours, bare, peer="bare PyTorch loop", target=0.9,
                         repeats=repeats, remark=remark.strip())
             )  # fmt: skip
-    return found
+    return measurements
 
 
 def measure_article(*, repeats: int, quick: bool) -> list[Measurement]:
-    """Compare the article's experiment as two commands; from the start of the process to the report on the disk."""
-    found = []
+    """Compare the article's experiment as two commands, from the start of the process to the report on the disk."""
+    measurements = []
     for arch, target in {"resnet18": 2.0, "resnet50": 1.5}.items():
         if quick and arch != "resnet18":
             continue
-        said: dict[str, set[str]] = {"ours": set(), "stock": set()}
+        accuracies: dict[str, set[str]] = {"ours": set(), "stock": set()}
         with tempfile.TemporaryDirectory() as folder:
             cohort_csv = Path(folder) / "cohort.csv"
             _cohort().to_csv(cohort_csv, index=False)
             options = ["--preset", "article", "--arch", arch, "--weights", "none"]
             options += ["--frozen-epochs", "1", "--unfrozen-epochs", "1"] if quick else []
 
-            def ours(*more: str, said=said, folder=folder, options=options) -> float:
+            def ours(*more: str, accuracies=accuracies, folder=folder, options=options) -> float:
                 with fresh_cache(), tempfile.TemporaryDirectory(dir=folder) as out:
                     command = [sys.executable, "-m", "covid_fastai", "train", str(data_folder()), *options, *more]
                     seconds = timed(lambda: _run([*command, "--out", f"{out}/run"]))
                     metrics = (Path(out) / "run" / "metrics.json").read_text(encoding="utf-8")
-                said["ours"].add(_accuracy(metrics))
+                accuracies["ours"].add(_accuracy(metrics))
                 return seconds
 
-            def theirs(arch=arch, said=said, folder=folder, cohort_csv=cohort_csv) -> float:
+            def theirs(arch=arch, accuracies=accuracies, folder=folder, cohort_csv=cohort_csv) -> float:
                 with tempfile.TemporaryDirectory(dir=folder) as out:
                     command = [sys.executable, "-m", "benchmarks.stock", str(cohort_csv), arch, out]
                     lines: list[str] = []
                     seconds = timed(lambda: lines.append(_run(command)))
-                said["stock"].add(lines[-1].strip().splitlines()[-1])
+                accuracies["stock"].add(lines[-1].strip().splitlines()[-1])
                 return seconds
 
-            def remark(said=said) -> str:
-                listed = "; ".join(f"{name}: {', '.join(sorted(texts))}" for name, texts in said.items())
+            def remark(accuracies=accuracies) -> str:
+                listed = "; ".join(f"{name}: {', '.join(sorted(texts))}" for name, texts in accuracies.items())
                 return f"caches cold, no audit on either side; {listed} {note()}".strip()
 
             pairs = {"peer": "fastai as a user writes it", "repeats": repeats, "warm": False}
             name = f"the article's experiment, {arch}"
-            found.append(compare(name, lambda: ours("--no-audit"), theirs, target=target, **pairs, remark=remark))
+            measurements.append(
+                compare(name, lambda: ours("--no-audit"), theirs, target=target, **pairs, remark=remark)
+            )
             if arch == "resnet18":
-                found.append(compare(f"{name}, with our audit", ours, repeats=1, warm=False, remark=note()))
-    return found
+                measurements.append(compare(f"{name}, with our audit", ours, repeats=1, warm=False, remark=note()))
+    return measurements
 
 
 def _cohort():
@@ -159,13 +163,13 @@ def _learner(cohort, arch: str, folder: str):
 
 def _run(command: list[str]) -> str:
     environment = {**os.environ, "MPLBACKEND": "agg"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return done.stdout
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}:\n{process.stderr[-2000:]}")
+    return process.stdout
 
 
 def _accuracy(metrics: str) -> str:
-    figures = json.loads(metrics)["valid"]["metrics"]
-    row = next(one for one in figures if one["metric"] == "accuracy")
+    """Return the accuracy in the text of a `metrics.json`, with its interval."""
+    row = next(row for row in json.loads(metrics)["valid"]["metrics"] if row["metric"] == "accuracy")
     return f"accuracy {row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f}) of {row['n']} patients"

@@ -1,4 +1,4 @@
-"""Errors that name what is wrong, where, and what to do about it."""
+"""The errors that this package raises: each has a message, a hint and an exit status."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = [
 
 
 class CovidFastaiError(Exception):
-    """The base of every error that this package raises on purpose.
+    """Base class of every error that this package raises deliberately.
 
     Args:
-        message: What happened, with the file, row or value it happened to.
-        hint: The remedy, one sentence.
-        details: One mapping a faulty row (`row`, `path`, `kind`, `reason`, `remedy`), where there are rows.
+        message: What is wrong, with the file, row or value concerned.
+        hint: How to fix it, in one sentence.
+        details: For faulty rows, one mapping per row with `row`, `path`, `kind`, `reason` and `remedy`.
 
     Attributes:
         exit_code: The command line's exit status for this kind of error
@@ -50,32 +50,32 @@ class UsageError(CovidFastaiError, ValueError):
 
 
 class DataError(CovidFastaiError):
-    """A table, its rows or their labels cannot be used as they are."""
+    """A table, its rows or their labels cannot be used."""
 
     exit_code = 3
 
 
 class ImageError(DataError):
-    """A file is not an image that can be read as a radiograph."""
+    """A file cannot be read as a radiograph."""
 
 
 class ModelFormatError(DataError):
-    """A folder or file is not a model, or not one that this version can trust and read."""
+    """A folder or file is not a model, or not one that this version can verify and read."""
 
 
 class DivergenceError(CovidFastaiError):
-    """Training left the numbers: a loss or a weight became NaN or infinite."""
+    """A loss or a weight became NaN or infinite during training."""
 
 
 class UnavailableError(CovidFastaiError):
-    """The machine lacks something: a package, a network, room, a permission."""
+    """The machine lacks something: a package, a device, a network, disk space or a permission."""
 
     exit_code = 4
 
 
 class OfflineError(UnavailableError):
-    """Something has to be fetched and no network answers."""
+    """A download is needed, and the network or the server does not answer."""
 
 
 class ResourceError(UnavailableError):
-    """No room, no permission, or another process owns the folder."""
+    """The disk is full, a permission is missing, or another process owns the folder."""

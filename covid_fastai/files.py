@@ -1,4 +1,4 @@
-"""Writing files so that a crash loses nothing, and run folders that only one process can own."""
+"""Write files atomically, and make folders that only one process can own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from covid_fastai.errors import ResourceError
 
 __all__ = [
-    "ASIDE",
+    "REPLACED_SUFFIX",
     "atomic_write",
     "claim_folder",
     "make_folder",
@@ -32,25 +32,25 @@ __all__ = [
 ]
 __all__ += ["utc_now", "write_csv", "write_json"]
 
-LOCK_FILE, OWNER_FILE = ".lock", ".owner"  # in a claimed folder: the lock, and who holds it
+LOCK_FILE, OWNER_FILE = ".lock", ".owner"  # in a claimed folder: the lock, and the process that holds it
 PART_SUFFIX = ".part"
-ASIDE = "-old"  # the end of the name of a folder that has stepped aside
+REPLACED_SUFFIX = "-old"  # ends the name of a folder that was moved away to make room for a newer one
 
 
 def utc_now() -> str:
-    """Return the time now in UTC as ISO 8601 with seconds, e.g. `2026-11-23T20:41:15Z`."""
+    """Return the current time in UTC as ISO 8601 with seconds, such as `2026-11-23T20:41:15Z`."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")  # guard: utc
 
 
 @contextmanager
 def atomic_write(path: str | Path, *, mode: str = "w") -> Iterator[IO]:
-    """Open a file that appears under its name only once it is whole.
+    """Open a file that appears under its name only once it is complete.
 
-    The text or bytes go to a temporary file in the same folder, which is flushed to the disk and then renamed over
-    `path`; when anything fails on the way, the file that stood there before stays as it was.
+    The content goes to a temporary file in the same folder, which is flushed to the disk and then renamed to `path`.
+    If anything fails before that, an existing file at `path` stays unchanged.
 
     Args:
-        path: Where the finished file shall stand; its folder must exist.
+        path: The file to write; its folder must exist.
         mode: `"w"` for UTF-8 text, `"wb"` for bytes.
 
     Yields:
@@ -80,14 +80,14 @@ def atomic_write(path: str | Path, *, mode: str = "w") -> Iterator[IO]:
         if isinstance(error, OSError):
             raise ResourceError(
                 f"{path} could not be written: {error.strerror or error}.",
-                hint="Free some space or choose another folder; what stood there before is untouched.",
+                hint="Free some space or choose another folder; a file that was there before is unchanged.",
             ) from error
         raise
     _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the folder's own entry, so that the rename survives a power cut (POSIX only)."""
+    """Flush the folder's directory entry, so that the rename survives a power failure (POSIX only)."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -98,29 +98,30 @@ def _sync_folder(folder: Path) -> None:
 
 
 def restore_folder(folder: str | Path) -> None:
-    """Bring a folder back that was stepping aside for a newer one when its process was killed.
+    """Restore a folder that was being replaced when the process was killed.
 
-    No system has two folders change places in one step: between the two renames of `save_model` there is none of that
-    name. What stepped aside is then the last good one.
+    Two folders cannot be swapped in one step: between the two renames of `save_model` no folder has the final name.
+    The folder that was moved away is then the last complete one, and gets its name back.
     """
     folder = Path(folder)
     if not folder.parent.is_dir() or folder.exists():
         return
-    aside = sorted(folder.parent.glob(f"{glob.escape(unfinished_prefix(folder))}*{ASIDE}"), key=os.path.getmtime)
-    if aside:  # guard: restore_folder
+    pattern = f"{glob.escape(unfinished_prefix(folder))}*{REPLACED_SUFFIX}"
+    replaced = sorted(folder.parent.glob(pattern), key=os.path.getmtime)
+    if replaced:  # guard: restore_folder
         try:
-            os.rename(aside[-1], folder)
+            os.rename(replaced[-1], folder)
         except OSError:
-            return  # another process was faster, or nothing may be written here: the caller says what is missing
+            return  # another process was faster, or the disk is read-only: the caller reports what is missing
 
 
 def unfinished_prefix(folder: Path) -> str:
-    """Return how the folders begin that are written beside a folder until they are whole."""
+    """Return the start of the names of temporary folders, which lie next to `folder` until they are complete."""
     return f".{folder.name[:60]}.unfinished-"
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write `value` as indented JSON, atomically; NaN and infinities become null, paths become strings."""
+    """Write `value` as indented JSON, atomically; NaN and infinity become null, paths become strings."""
     with atomic_write(path) as file:
         json.dump(to_plain(value), file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
@@ -128,7 +129,7 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 def to_plain(value: Any) -> Any:
-    """Return `value` as what JSON can hold: NaN and infinities become None, paths text, numpy's numbers Python's."""
+    """Convert `value` to JSON types: NaN and infinity become None, paths strings, NumPy numbers Python numbers."""
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -144,45 +145,47 @@ def to_plain(value: Any) -> Any:
 
 def write_csv(path: str | Path, table) -> Path:
     """Write a pandas table as CSV without its index, atomically."""
-    # pandas puts no quotation marks around a carriage return, at which readers end a line
-    odd = any("\r" in str(name) for name in table)
-    odd = odd or any(table[name].map(lambda value: isinstance(value, str) and "\r" in value).any() for name in table)
+    # pandas does not quote a field with a carriage return, although readers end the line there
+    has_return = any("\r" in str(name) for name in table)
+    has_return = has_return or any(
+        table[name].map(lambda value: isinstance(value, str) and "\r" in value).any() for name in table
+    )
     with atomic_write(path) as file:
-        table.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC if odd else csv.QUOTE_MINIMAL)
+        table.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC if has_return else csv.QUOTE_MINIMAL)
     return Path(path)
 
 
 def make_folder(folder: str | Path, *, hint: str = "Name a folder that you may write to.") -> Path:
-    """Make a folder, and those above it, where they are not there yet.
+    """Create a folder and its parents if they do not exist yet.
 
     Args:
         folder: The folder.
-        hint: What to do where it cannot be made.
+        hint: The hint of the error if the folder cannot be created.
 
     Returns:
         The folder's path.
 
     Raises:
-        ResourceError: It cannot be made.
+        ResourceError: The folder cannot be created.
     """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:  # guard: read_only
-        raise ResourceError(f"{folder} cannot be made: {error.strerror}.", hint=hint) from error
+        raise ResourceError(f"The folder {folder} cannot be created: {error.strerror}.", hint=hint) from error
     return folder
 
 
 def new_run_folder(out: str | Path | None, *, task: str, root: str | Path = "runs") -> Path:
-    """Make a folder for one run and return it.
+    """Create the folder of a run and return it.
 
     Args:
-        out: The folder to make; None for `<root>/<UTC time>-<task>-<4 letters>`.
+        out: The folder to create; None for `<root>/<UTC time>-<task>-<4 letters>`.
         task: The task's name, for the folder's name.
-        root: Where unnamed runs are collected.
+        root: The parent folder of runs without a name.
 
     Raises:
-        ResourceError: `out` already holds something, or cannot be made.
+        ResourceError: `out` is not empty, or cannot be created.
     """
     if out is None:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
@@ -191,17 +194,17 @@ def new_run_folder(out: str | Path | None, *, task: str, root: str | Path = "run
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):  # guard: holds_something
         raise ResourceError(
-            f"{out} already holds something.", hint="Name a new folder, or resume the run that lies there."
+            f"{out} exists and is not empty.", hint="Name a new folder, or resume the run that it contains."
         )
     return make_folder(out)
 
 
 @contextmanager
 def claim_folder(folder: str | Path) -> Iterator[Path]:
-    """Own a folder for the time of a `with` block; a second process is refused.
+    """Own a folder during a `with` block; a second process gets an error.
 
-    The claim is an operating-system lock on `<folder>/.lock`, so it ends with the process, however that ends. The
-    lock file itself may stay behind: it means nothing unless a process holds it.
+    The claim is an operating-system lock on `<folder>/.lock`, so it ends with the process even if that is killed. The
+    lock file may remain; it has no effect unless a process holds the lock.
 
     Args:
         folder: An existing folder.
@@ -210,7 +213,7 @@ def claim_folder(folder: str | Path) -> Iterator[Path]:
         The folder's path.
 
     Raises:
-        ResourceError: Another process owns the folder, or it cannot be written to. The error names the owner.
+        ResourceError: Another process owns the folder (the message names it), or the folder cannot be written to.
     """
     folder = Path(folder)
     lock, owner = FileLock(folder / LOCK_FILE, timeout=0), folder / OWNER_FILE
@@ -218,7 +221,7 @@ def claim_folder(folder: str | Path) -> Iterator[Path]:
         lock.acquire()
     except Timeout as error:  # guard: claimed
         raise ResourceError(
-            f"{folder} is in use by {_read_owner(owner)}.", hint="Wait for it, or choose another folder."
+            f"{folder} is in use by {_read_owner(owner)}.", hint="Wait until it ends, or choose another folder."
         ) from error
     except OSError as error:
         raise ResourceError(
@@ -226,7 +229,7 @@ def claim_folder(folder: str | Path) -> Iterator[Path]:
         ) from error
     try:
         owner.write_text(f"process {os.getpid()} on {platform.node() or 'this machine'}", encoding="utf-8")
-        for part in folder.rglob(f".*{PART_SUFFIX}"):  # what a killed process left half-written
+        for part in folder.rglob(f".*{PART_SUFFIX}"):  # incomplete files of a process that was killed
             part.unlink(missing_ok=True)
         yield folder
     finally:
@@ -235,8 +238,8 @@ def claim_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def _read_owner(path: Path) -> str:
-    """Return who owns a folder; not kept in the lock file, which Windows lets nobody read while it is locked."""
+    """Return which process owns a folder; it has its own file since Windows does not let others read a locked file."""
     try:
         return path.read_text(encoding="utf-8") or "another process"
-    except OSError:  # the owner has not written it yet, or has just removed it
+    except OSError:  # the owner has not written the file yet, or has just removed it
         return "another process"

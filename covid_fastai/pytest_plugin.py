@@ -1,8 +1,8 @@
-"""pytest fixtures for people who build on this package: data, cohort, loaders and a trained learner, ready to use.
+"""pytest fixtures for packages that build on this one: a data set, a cohort, loaders and a trained learner.
 
-Installing the package is enough: pytest finds the plugin by its entry point. It imports nothing heavy until a fixture
-is used, so a test run without these fixtures pays nothing. All are made once a session, from a seed, without a network.
-Copy a table before you change it; train on a learner of your own (`build_learner(covid_dls)`).
+Installing the package is enough: pytest finds the plugin by its entry point. Heavy imports happen only when a fixture
+is used, so other test runs do not become slower. Each fixture is made once per session, from a seed, without a network.
+Copy a table before you change it; to train, build your own learner (`build_learner(covid_dls)`).
 
     def test_my_rule(covid_cohort):
         assert my_rule(covid_cohort).all()
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 __all__ = ["covid_cohort", "covid_dataset", "covid_dls", "covid_learner"]
 
 PATIENTS = {"COVID-19": 16, "Normal": 16, "bacteria": 4, "virus": 4}
-IMAGE_SIZE = 64  # pixels: drawn, opened and learnt from in seconds
+IMAGE_SIZE = 64  # pixels; small, so that drawing, reading and training take seconds
 SEED = 0
 
 
 @pytest.fixture(scope="session")
 def covid_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a synthetic data set in CoronaHack's layout: 40 patients, images of 64x64 pixels.
+    """Write a synthetic data set in CoronaHack's layout and return its folder: 40 patients, images of 64x64 pixels.
 
-    Its schematic chest radiographs hold no person's image; several images a patient, four hospitals, an official TEST
-    without COVID-19, as in CoronaHack.
+    The chest radiographs are schematic drawings, not images of people. As in CoronaHack, patients have several images,
+    there are four hospitals, and the official TEST has no COVID-19.
     """
     from covid_fastai.data.phantom import write_phantom
 
@@ -42,7 +42,7 @@ def covid_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def covid_cohort(covid_dataset: Path) -> pd.DataFrame:
-    """The cohort of `covid_dataset` for the task covid, a row an image, split by patient: a quarter is `valid`."""
+    """Return the cohort of `covid_dataset` for the task covid, split by patient with a quarter in `valid`."""
     from covid_fastai.data.metadata import read_cohort
     from covid_fastai.data.splits import split_by_patient
 
@@ -51,7 +51,7 @@ def covid_cohort(covid_dataset: Path) -> pd.DataFrame:
 
 @pytest.fixture(scope="session")
 def covid_dls(covid_cohort: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> DataLoaders:
-    """fastai `DataLoaders` of `covid_cohort` on the CPU: batches of 8 images `(8, 1, 64, 64)`."""
+    """Return fastai `DataLoaders` of `covid_cohort` on the CPU, with batches of 8 images `(8, 1, 64, 64)`."""
     from fastai.torch_core import no_random
 
     from covid_fastai.data.dataloaders import build_dataloaders
@@ -69,9 +69,9 @@ def covid_dls(covid_cohort: pd.DataFrame, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def covid_learner(covid_dls: DataLoaders) -> Learner:
-    """A fastai `Learner`, a ResNet-18 that was trained on `covid_dls` for one epoch from random weights.
+    """Return a fastai `Learner`: a ResNet-18 trained on `covid_dls` for one epoch from random weights.
 
-    It is quick, not good: use it where a test needs a learner, not where it needs a right answer.
+    Training is short and the model is not accurate: use it for tests that need a learner, not correct predictions.
     """
     from fastai.torch_core import no_random
 

@@ -1,6 +1,6 @@
-"""The folder of a run: the name of every file in it, and the record of what happened when.
+"""The folder of a run: the name of every file in it, and the record of its events.
 
-A new file of a run gets a line here; every module that writes or reads it asks `RunFolder` for its path.
+A new file of a run gets a line here; every module that writes or reads the file gets its path from `RunFolder`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from covid_fastai.files import utc_now
 
 __all__ = ["BATCH_HALVED", "FINISHED", "MODEL_BUILT", "RunFolder", "TEST_EVALUATED"]
 
-# Events of the record that the code looks for.
-BATCH_HALVED = "batch halved"  # the training ran out of memory and began anew with half as many images in a step
+# Events of the record that the code searches for.
+BATCH_HALVED = "batch halved"  # training ran out of memory and started again with half the batch size
 FINISHED = "finished"
 MODEL_BUILT = "model built"
 TEST_EVALUATED = "test evaluated"
 
 
 class _Entry:
-    """The name of a file or folder of a run: the name on the class, the path on a run's folder."""
+    """Descriptor of a file or folder of a run: its name on the class, its path on an instance."""
 
     def __init__(self, name: str):
         self.name = name
@@ -41,38 +41,38 @@ class _Entry:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of a run by what they hold: `RunFolder("runs/a").predictions` is `runs/a/predictions.csv`.
+    """The paths of a run's files by their content: `RunFolder("runs/a").predictions` is `runs/a/predictions.csv`.
 
     Attributes:
-        path: The folder. A fold of a cross-validation and a network of the full audit have a folder of the same kind
-            inside it, see `fold` and `retrained_network`.
+        path: The folder. Each fold of a cross-validation and each network of the full audit has such a folder
+            inside it; see `fold` and `retrained_network`.
     """
 
     path: Path
 
     config = _Entry("config.json")  # the data, the options, and the call and command that repeat the run
-    versions = _Entry("versions.json")  # of Python and of the packages that results depend on
-    cohort = _Entry("cohort.csv")  # a row an image, with its split
-    cohort_info = _Entry("cohort.json")  # what belongs to the cohort beside its rows
-    problems = _Entry("problems.csv")  # what was found in the data
-    history = _Entry("history.csv")  # a row an epoch
-    steps = _Entry("steps.csv")  # a row a training step
+    versions = _Entry("versions.json")  # versions of Python and of the packages that results depend on
+    cohort = _Entry("cohort.csv")  # one row per image, with its split
+    cohort_info = _Entry("cohort.json")  # task, classes, positive class and the other facts of the cohort
+    problems = _Entry("problems.csv")  # problems of the data, one row each
+    history = _Entry("history.csv")  # one row per epoch
+    steps = _Entry("steps.csv")  # one row per training step
     checkpoints = _Entry("checkpoints")  # the last epochs, to resume from; removed at the end
     model = _Entry("model")  # the saved model
-    training_manifest = _Entry("training.manifest.safetensors")  # fingerprints of the training images, no pictures
-    predictions = _Entry("predictions.csv")  # a row an image
+    training_manifest = _Entry("training.manifest.safetensors")  # fingerprints of the training images, not the images
+    predictions = _Entry("predictions.csv")  # one row per image
     metrics = _Entry("metrics.json")  # the evaluation of each split
     probes = _Entry("probes.csv")  # the network's predictions of altered images and of the negative controls
     saliency = _Entry("saliency.csv")  # the fraction of each class activation map inside and outside the lungs
     saliency_picture = _Entry("saliency.png")
-    external = _Entry("external")  # external validations, a JSON file a data set
-    retrained = _Entry("retrained")  # networks trained on altered images or permuted labels, a folder each
+    external = _Entry("external")  # external validations, one JSON file per data set
+    retrained = _Entry("retrained")  # networks trained on altered images or permuted labels, one folder each
     audit = _Entry("audit.json")
     batch_picture = _Entry("batch.png")  # a training batch after augmentation
     report = _Entry("report.html")
     datasheet = _Entry("datasheet.md")
-    reporting_items = _Entry("reporting-items.md")  # what the run answers of CLAIM 2024 and TRIPOD+AI
-    record = _Entry("record.jsonl")  # what happened when, a line an event
+    reporting_items = _Entry("reporting-items.md")  # the items of CLAIM 2024 and TRIPOD+AI, as far as the run has them
+    record = _Entry("record.jsonl")  # the events with their times, one line each
 
     def __init__(self, path: str | Path):
         object.__setattr__(self, "path", Path(path))
@@ -82,12 +82,12 @@ class RunFolder:
         return RunFolder(self.path / f"fold-{number}")
 
     def folds(self) -> list[RunFolder]:
-        """Return the folders of the folds that have begun, in their order; none of a single training."""
-        found = {int(path.name.removeprefix("fold-")): path for path in self.path.glob("fold-[0-9]*")}
-        return [RunFolder(found[number]) for number in sorted(found)]
+        """Return the folders of the folds that have begun, in order; empty for a single training."""
+        paths = {int(path.name.removeprefix("fold-")): path for path in self.path.glob("fold-[0-9]*")}
+        return [RunFolder(paths[number]) for number in sorted(paths)]
 
     def retrained_network(self, change: str) -> RunFolder:
-        """Return the folder of the network that the full audit trained with a change, such as `"black centre"`."""
+        """Return the folder of a network of the full audit by its change, such as `"black centre"`."""
         return RunFolder(self.retrained / change.replace(" ", "-"))
 
     def external_results(self) -> dict[str, Path]:
@@ -99,11 +99,11 @@ class RunFolder:
         return self.config.is_file() and self.record.is_file()
 
     def log(self, event: str, **facts: Any) -> None:
-        """Add a line to the record: what happened, when (UTC), and facts about it.
+        """Append an event to the record, with the time (UTC) and facts about it.
 
         Args:
-            event: What happened, a few words.
-            **facts: Plain values.
+            event: The event's name, a few words.
+            **facts: Values that JSON can hold.
 
         Raises:
             ResourceError: The record cannot be written.
@@ -113,7 +113,7 @@ class RunFolder:
             with open(self.record, "ab+") as file:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
-                    if file.read(1) != b"\n":  # a crash tore the last line; the next one must not be lost with it
+                    if file.read(1) != b"\n":  # a crash cut the last line; the new one must not be appended to it
                         file.write(b"\n")
                 file.write(line.encode() + b"\n")
                 file.flush()
@@ -125,10 +125,10 @@ class RunFolder:
             ) from error
 
     def read_record(self) -> list[dict[str, Any]]:
-        """Return the record, a dictionary an event; a line that a crash has torn is the event `unreadable`.
+        """Read the record, one dictionary per event; a line that a crash has cut becomes the event `unreadable`.
 
         Returns:
-            The events in their order; an empty list where there is no record.
+            The events in order; an empty list if there is no record.
         """
         if not self.record.is_file():
             return []
@@ -143,5 +143,5 @@ class RunFolder:
         return events
 
     def is_finished(self) -> bool:
-        """Return whether the record says that the run has finished."""
+        """Return whether the record has the event that the run finished."""
         return any(event["event"] == FINISHED for event in self.read_record())

@@ -1,1 +1,1 @@
-"""How the package's own weights were made: `python -m pretraining --data FOLDER --out FOLDER`."""
+"""The pretraining of the package's own weights: `python -m pretraining --data FOLDER --out FOLDER`."""

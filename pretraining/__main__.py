@@ -1,4 +1,4 @@
-"""Make the weights: `python -m pretraining --data FOLDER --out FOLDER`; run again, it goes on where it was stopped."""
+"""Pretrain the weights: `python -m pretraining --data FOLDER --out FOLDER`; the same command resumes it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pretraining.train import pretrain
 
 
 def main() -> None:
-    """Choose, store, ask the teacher, train, export."""
+    """Choose and store the images, compute the teacher's features, pretrain, and export the weights."""
     parser = argparse.ArgumentParser(prog="python -m pretraining", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="holds coronahack-224 and radiography-224")
+    parser.add_argument("--data", type=Path, required=True, help="the folder with coronahack-224 and radiography-224")
     parser.add_argument("--out", type=Path, required=True, help="the folder of this pretraining")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     recipe, out = Recipe(), options.out
     out.mkdir(parents=True, exist_ok=True)
-    seen = choose_images(options.data, out, kermany_share=recipe.kermany_share, seed=recipe.seed)
-    pixels = store_pixels(seen, out / "pixels.u8", size=recipe.stored_size)
-    features = teacher_features(seen["path"], out / "teacher.npy")
-    model = pretrain(seen, pixels, features, out, recipe)
-    export(model, seen, out, recipe)
+    images = choose_images(options.data, out, kermany_fraction=recipe.kermany_fraction, seed=recipe.seed)
+    pixels = store_pixels(images, out / "pixels.u8", size=recipe.stored_size)
+    features = teacher_features(images["path"], out / "teacher.npy")
+    model = pretrain(images, pixels, features, out, recipe)
+    export(model, images, out, recipe)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The recipe: every number that the weights depend on."""
+"""The recipe: every hyperparameter of the pretraining."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ __all__ = ["Recipe"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """One pretraining.
+    """The hyperparameters of a pretraining.
 
     Attributes:
-        seed: Of the choice of patients, the first weights, the order of the images and their views.
-        kermany_share: Share of Kermany's TRAIN patients that may be seen; the others stay for honest evaluation.
-        stored_size: Side that images are kept at, pixels; larger than a view, so that a view can be cut from it.
-        sizes: Side of the views in each epoch, pixels: small ones first, which cost less (progressive resizing).
-        batch_size: Images a step.
-        learning_rate: Peak of the one-cycle.
-        weight_decay: Of AdamW; not on biases and norms.
+        seed: Seed of the choice of patients, the initial weights, the order of the images and their views.
+        kermany_fraction: Fraction of Kermany's TRAIN patients to train on; the others remain for evaluation.
+        stored_size: Side of the stored images, pixels; larger than a view, which is cropped from it.
+        sizes: Side of the views in each epoch, pixels; smaller and faster ones first (progressive resizing).
+        batch_size: Images per step.
+        learning_rate: Peak learning rate of the one-cycle schedule.
+        weight_decay: Weight decay of AdamW; not applied to biases and norms.
         match: Weight of the cosine distance to the teacher's features.
-        kermany: Weight of the cross-entropy among Kermany's classes, which come from one hospital.
-        radiography: Weight of the cross-entropy among radiography-224's classes, which come from two image banks.
-        relate: Weight of the contrastive loss: of the teacher's features of a batch, which are of the same image?
-        temperature: Of the contrastive loss.
-        bfloat16: Whether the body computes in bfloat16: twice as fast where the processor has it.
-        degrees: Largest rotation of a view, either way.
-        scale: Smallest and largest magnification of a view.
-        shift: Largest shift of a view, share of its side.
+        kermany: Weight of the cross-entropy of Kermany's classes, which come from one hospital.
+        radiography: Weight of the cross-entropy of radiography-224's classes, which come from two image banks.
+        relate: Weight of the contrastive loss between the features of the student and the teacher in a batch.
+        temperature: Temperature of the contrastive loss.
+        bfloat16: Whether the body computes in bfloat16, which is twice as fast where the hardware supports it.
+        degrees: Maximum rotation of a view in both directions, degrees.
+        scale: Minimum and maximum magnification of a view.
+        shift: Maximum shift of a view, as a fraction of its side.
         gamma: Standard deviation of the logarithm of gamma.
-        contrast: Largest change of contrast, share.
+        contrast: Maximum change of contrast, as a fraction.
     """
 
     seed: int = 0
-    kermany_share: float = 0.5
+    kermany_fraction: float = 0.5
     stored_size: int = 144
     sizes: tuple[int, ...] = (96,) * 10 + (128,) * 10
     batch_size: int = 64

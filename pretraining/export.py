@@ -1,4 +1,4 @@
-"""The weights as the package reads them: 16-bit tensors under torchvision's names, and a page of facts."""
+"""Export the weights as the package reads them: 16-bit tensors by torchvision's names, and a JSON file of facts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from covid_fastai.files import atomic_write, utc_now, write_json
 from pretraining.config import Recipe
 from pretraining.train import MEAN, STD
 
-__all__ = ["NAME", "add_figures", "export"]
+__all__ = ["NAME", "add_metrics", "export"]
 
 NAME = "cxr-resnet18"
 SOURCES = {
@@ -29,8 +29,8 @@ SOURCES = {
 }
 
 
-def export(model: nn.Module, seen: pd.DataFrame, out: Path, recipe: Recipe) -> Path:
-    """Write the weights, their facts and the manifest of what they have seen into the folder; return the weights."""
+def export(model: nn.Module, images: pd.DataFrame, out: Path, recipe: Recipe) -> Path:
+    """Write the weights, their facts and the manifest of their training images; return the path of the weights."""
     state = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in model.state_dict().items()
@@ -49,16 +49,16 @@ def export(model: nn.Module, seen: pd.DataFrame, out: Path, recipe: Recipe) -> P
         "torch": torch.__version__,
         "recipe": dataclasses.asdict(recipe),
         "sources": SOURCES,
-        "in_pretraining": {bank: {"images": len(rows)} for bank, rows in seen.groupby("bank")},
+        "in_pretraining": {bank: {"images": len(rows)} for bank, rows in images.groupby("bank")},
         "use": "Research use only; not a medical device.",
     }
     write_json(path.with_suffix(".json"), facts)
-    write_manifest(seen, out / f"{NAME}.manifest.safetensors")
+    write_manifest(images, out / f"{NAME}.manifest.safetensors")
     return path
 
 
-def add_figures(out: Path, figures: pd.DataFrame) -> None:
-    """Add measured figures to the weights' facts; they are of exactly these weights, whose sha256 stands there."""
+def add_metrics(out: Path, metrics: pd.DataFrame) -> None:
+    """Add the metrics of the weights to their facts, which have the sha256 of the weights."""
     path = out / f"{NAME}.json"
     facts = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, {**facts, "figures": figures.to_dict("records")})
+    write_json(path, {**facts, "metrics": metrics.to_dict("records")})

@@ -1,7 +1,7 @@
-"""Make the input guard's usual look, and measure what it notices: `python -m pretraining.input_check DATA`.
+"""Fit the reference of the input check, and measure its remarks: `python -m pretraining.input_check DATA`.
 
-DATA is the folder with coronahack-224, radiography-224 and the two external sets. The look is made from Kermany's TRAIN
-images of CoronaHack and from 7 in 10 of the radiography database; all else is held out.
+DATA is the folder with coronahack-224, radiography-224 and the two external sets. The reference is fitted on Kermany's
+TRAIN images of CoronaHack and on 7 in 10 images of the radiography database; all others are held out.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from covid_fastai.data.patients import patient_key
 from covid_fastai.data.phantom import draw_phantom
 
 VIEWS = Path(__file__).parents[1] / "covid_fastai" / "data" / "cohen-metadata.csv"
-EACH = 600  # images of a group that are tried, at most
-HELD_OUT = 3  # in 10 of the radiography database
+MAX_IMAGES = 600  # per group
+HELD_OUT = 3  # of 10 images of the radiography database
 
 
 def main() -> None:
-    """Fit, write the file, and print what is noticed in each group with its Wilson interval."""
+    """Fit and write the reference, and print the fraction of images with a remark by group, with Wilson intervals."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     data = parser.parse_args().data
     groups = read_groups(data)
-    look = fit_look(np.stack([shrink_picture(open_image(path)) for path in groups.pop("made from")]))
+    look = fit_look(np.stack([shrink_picture(open_image(path)) for path in groups.pop("fitted on")]))
     save_file(look, LOOK)
     print(measure(groups).to_string(index=False))
 
 
 def read_groups(data: Path) -> dict[str, list[Path]]:
-    """Return the image files by group."""
+    """Return the image files of each group."""
     views = pd.read_csv(VIEWS).set_index("filename")["view"]
     corona = sorted((data / "coronahack-224").rglob("*.*g"))
     radiography = sorted((data / "radiography-224").rglob("*.*g"))
@@ -47,7 +47,7 @@ def read_groups(data: Path) -> dict[str, list[Path]]:
     cohen = [path for path in corona if path.name in views.index]
     held_out = [path for number, path in enumerate(radiography) if number % 10 < HELD_OUT]
     return {
-        "made from": [path for path in kermany if path.parent.name == "train"]
+        "fitted on": [path for path in kermany if path.parent.name == "train"]
         + [path for number, path in enumerate(radiography) if number % 10 >= HELD_OUT],
         "CoronaHack TEST": [path for path in kermany if path.parent.name == "test"],
         "Cohen, frontal": [path for path in cohen if views[path.name] != "L"],
@@ -60,39 +60,40 @@ def read_groups(data: Path) -> dict[str, list[Path]]:
 
 
 def measure(groups: Mapping[str, list[Path]]) -> pd.DataFrame:
-    """Return a row a group: how many have a remark, its interval, and the kinds."""
-    pictures = {
-        name: [open_image(path) for path in pd.Series(paths).sample(min(EACH, len(paths)), random_state=0)]
+    """Return one row per group: the number of images with a remark, their fraction with its interval, and the kinds."""
+    images = {
+        name: [open_image(path) for path in pd.Series(paths).sample(min(MAX_IMAGES, len(paths)), random_state=0)]
         for name, paths in groups.items()
     }
-    frontal = pictures["CoronaHack TEST"][:300] + pictures["external-adult"] + pictures["external-actualmed"]
-    pictures["upside down"] = [image.transpose(Image.Transpose.ROTATE_180) for image in frontal]
-    pictures["on its side"] = [image.transpose(Image.Transpose.ROTATE_90) for image in frontal]
-    pictures["inverted"] = [image.point(lambda value: 255 - value) for image in frontal]
-    pictures["mirrored"] = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in frontal]
-    pictures["in a white frame"] = [framed(image) for image in frontal]
-    pictures["synthetic radiographs"] = [
+    frontal = images["CoronaHack TEST"][:300] + images["external-adult"] + images["external-actualmed"]
+    images["upside down"] = [image.transpose(Image.Transpose.ROTATE_180) for image in frontal]
+    images["on its side"] = [image.transpose(Image.Transpose.ROTATE_90) for image in frontal]
+    images["inverted"] = [image.point(lambda value: 255 - value) for image in frontal]
+    images["mirrored"] = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in frontal]
+    images["in a white frame"] = [framed(image) for image in frontal]
+    images["synthetic radiographs"] = [
         Image.fromarray(draw_phantom(np.random.default_rng([1, n]), image_size=128).image) for n in range(300)
     ]
-    pictures["grey photographs, crops of 2"] = photographs(np.random.default_rng(0))
-    pictures["noise"] = [
+    images["grey photographs, crops of 2"] = photographs(np.random.default_rng(0))
+    images["noise"] = [
         Image.fromarray(np.random.default_rng(n).integers(0, 256, (224, 224), dtype=np.uint8)) for n in range(100)
     ]
     rows = []
-    for name, images in pictures.items():
-        found = [check_input(image) for image in images]
-        noticed = sum(map(bool, found))
-        low, high = binomtest(noticed, len(found)).proportion_ci(method="wilson")
-        kinds = pd.Series([one.kind for each in found for one in each], dtype=str).value_counts().to_dict()
-        rows.append((name, len(found), noticed, f"{noticed / len(found):.1%} [{low:.1%}, {high:.1%}]", str(kinds)))
-    return pd.DataFrame(rows, columns=["group", "n", "noticed", "fraction", "kinds"])
+    for name, group in images.items():
+        remarks = [check_input(image) for image in group]
+        n, n_remarked = len(remarks), sum(map(bool, remarks))
+        low, high = binomtest(n_remarked, n).proportion_ci(method="wilson")
+        kinds = pd.Series([remark.kind for of_image in remarks for remark in of_image], dtype=str)
+        fraction = f"{n_remarked / n:.1%} [{low:.1%}, {high:.1%}]"
+        rows.append((name, n, n_remarked, fraction, str(kinds.value_counts().to_dict())))
+    return pd.DataFrame(rows, columns=["group", "n", "with a remark", "fraction", "kinds"])
 
 
 def framed(image: Image.Image) -> Image.Image:
-    """Return a picture with a white frame of a tenth of its side."""
-    wide, high = image.width // 10, image.height // 10
-    frame = Image.new("L", (image.width + 2 * wide, image.height + 2 * high), 255)
-    frame.paste(image, (wide, high))
+    """Return an image with a white frame of a tenth of its sides."""
+    dx, dy = image.width // 10, image.height // 10
+    frame = Image.new("L", (image.width + 2 * dx, image.height + 2 * dy), 255)
+    frame.paste(image, (dx, dy))
     return frame
 
 
@@ -102,10 +103,10 @@ def photographs(rng: np.random.Generator) -> list[Image.Image]:
     for pixels in load_sample_images().images:
         image = Image.fromarray(pixels).convert("L")
         for _ in range(100):
-            share = rng.uniform(0.3, 1)
-            wide, high = int(image.width * share), int(image.height * share)
-            left, top = rng.integers(0, image.width - wide + 1), rng.integers(0, image.height - high + 1)
-            crops.append(image.crop((left, top, left + wide, top + high)))
+            fraction = rng.uniform(0.3, 1)
+            width, height = int(image.width * fraction), int(image.height * fraction)
+            left, top = rng.integers(0, image.width - width + 1), rng.integers(0, image.height - height + 1)
+            crops.append(image.crop((left, top, left + width, top + height)))
     return crops
 
 

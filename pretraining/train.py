@@ -1,4 +1,4 @@
-"""The pretraining itself: match the teacher's features, and tell the classes of one bank apart; resumable by epoch."""
+"""Pretrain: match the teacher's features, and classify the images of each bank; can be resumed after every epoch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["MEAN", "STD", "body", "pretrain", "views"]
 
 logger = logging.getLogger("pretraining")
 
-MEAN, STD = 0.5, 0.25  # of the grey value, 0 to 1; saved beside the weights
-WARM_UP = 0.2  # share of the steps
+MEAN, STD = 0.5, 0.25  # normalisation of pixel intensities from 0 to 1; saved with the weights
+WARM_UP = 0.2  # fraction of the steps
 
 
 def body() -> nn.Module:
@@ -36,7 +36,7 @@ def body() -> nn.Module:
 
 
 class Student(nn.Module):
-    """The body with what it learns by: a projection to the teacher's features, and a classifier a bank."""
+    """The body with the layers of its losses: a projection to the teacher's features, and one classifier per bank."""
 
     def __init__(self, classes: dict[str, int]):
         super().__init__()
@@ -46,13 +46,13 @@ class Student(nn.Module):
 
 
 def views(pixels: np.ndarray, size: int, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:
-    """Return one view of each image: turned, scaled, shifted, flipped, of another gamma and contrast.
+    """Return one view of each image, with random rotation, scale, shift, flip, gamma and contrast.
 
     Args:
         pixels: `(n, h, w)` uint8.
         size: Side of the view, pixels.
-        recipe: How far views go.
-        generator: The source of chance.
+        recipe: The ranges of the transforms.
+        generator: The random generator.
 
     Returns:
         `(n, 1, size, size)` float, normalised.
@@ -67,6 +67,7 @@ def views(pixels: np.ndarray, size: int, recipe: Recipe, generator: torch.Genera
     scale = 1 / uniform(*recipe.scale)
     flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    # affine_grid's coordinates run from -1 to 1, so a shift by the whole side is 2
     shift_x, shift_y = (uniform(-2 * recipe.shift, 2 * recipe.shift) for _ in range(2))
     affine = torch.stack([torch.stack([flip * cos, -sin, shift_x], 1), torch.stack([flip * sin, cos, shift_y], 1)], 1)
     grid = functional.affine_grid(affine, (n, 1, size, size), align_corners=False)
@@ -79,24 +80,25 @@ def views(pixels: np.ndarray, size: int, recipe: Recipe, generator: torch.Genera
     return ((x - MEAN) / STD).contiguous(memory_format=torch.channels_last)
 
 
-def pretrain(seen: pd.DataFrame, pixels: np.ndarray, features: np.ndarray, out: Path, recipe: Recipe) -> nn.Module:
+def pretrain(images: pd.DataFrame, pixels: np.ndarray, features: np.ndarray, out: Path, recipe: Recipe) -> nn.Module:
     """Train the student and return its body.
 
-    After each epoch `checkpoint.pt` and `history.csv` are written; the same call goes on from there, and ends with the
-    same weights up to the rounding of the machine's threads.
+    After each epoch `checkpoint.pt` and `history.csv` are written. The same call resumes from them and ends with the
+    same weights, up to rounding that depends on the number of threads.
 
     Args:
-        seen: `bank` and `label` of each image.
+        images: `bank` and `label` of each image.
         pixels: `(n, h, w)` uint8.
-        features: The teacher's, `(n, 1280)`.
-        out: The folder of the run.
-        recipe: The numbers.
+        features: The teacher's features, `(n, 1280)`.
+        out: The folder of the pretraining.
+        recipe: The hyperparameters.
     """
     targets = torch.from_numpy(features.astype(np.float32))
-    targets = (targets - targets.mean(0)) / targets.std(0).clamp_min(1e-6)  # else all images are alike in most features
-    labels = {bank: sorted(rows["label"].unique()) for bank, rows in seen.groupby("bank")}
-    codes = torch.tensor([labels[row.bank].index(row.label) for row in seen.itertuples()])
-    banks = {bank: torch.tensor((seen["bank"] == bank).to_numpy()) for bank in labels}
+    # standardised, since most of the teacher's features hardly differ between radiographs
+    targets = (targets - targets.mean(0)) / targets.std(0).clamp_min(1e-6)
+    labels = {bank: sorted(rows["label"].unique()) for bank, rows in images.groupby("bank")}
+    codes = torch.tensor([labels[row.bank].index(row.label) for row in images.itertuples()])
+    banks = {bank: torch.tensor((images["bank"] == bank).to_numpy()) for bank in labels}
     weights = {name: getattr(recipe, name) for name in ("match", "relate", *labels)}
     torch.manual_seed(recipe.seed)
     student = Student({bank: len(names) for bank, names in labels.items()}).to(memory_format=torch.channels_last)
@@ -105,24 +107,24 @@ def pretrain(seen: pd.DataFrame, pixels: np.ndarray, features: np.ndarray, out: 
     optimiser = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0}]
     )
-    steps = len(seen) // recipe.batch_size
+    steps = len(images) // recipe.batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, recipe.learning_rate, total_steps=steps * len(recipe.sizes), pct_start=WARM_UP
     )
     history, begin = [], 0
     checkpoint = out / "checkpoint.pt"
-    facts = json.dumps([dataclasses.asdict(recipe), len(seen)])
+    facts = json.dumps([dataclasses.asdict(recipe), len(images)])
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         if saved["facts"] != facts:
-            raise ValueError(f"{checkpoint} is of another recipe; name another folder.")
+            raise ValueError(f"{checkpoint} belongs to another recipe. Name another folder.")
         student.load_state_dict(saved["student"])
         optimiser.load_state_dict(saved["optimiser"])
         schedule.load_state_dict(saved["schedule"])
         history, begin = saved["history"], len(saved["history"])
     for epoch in range(begin, len(recipe.sizes)):
         generator = torch.Generator().manual_seed(recipe.seed * 1000 + epoch)
-        order = torch.randperm(len(seen), generator=generator)
+        order = torch.randperm(len(images), generator=generator)
         student.train()
         sums, started = dict.fromkeys(weights, 0.0), time.perf_counter()
         for step in range(steps):
@@ -132,14 +134,15 @@ def pretrain(seen: pd.DataFrame, pixels: np.ndarray, features: np.ndarray, out: 
                 hidden = student.body(x)
             hidden = hidden.float()
             projected = functional.normalize(student.project(hidden))
-            likeness = projected @ functional.normalize(targets[rows]).T
-            losses = {"match": 1 - likeness.diagonal().mean()}
-            if recipe.relate:
-                losses["relate"] = functional.cross_entropy(likeness / recipe.temperature, torch.arange(len(rows)))
+            similarity = projected @ functional.normalize(targets[rows]).T  # cosines of student (rows) and teacher
+            losses = {"match": 1 - similarity.diagonal().mean()}
+            if recipe.relate:  # InfoNCE: the teacher's features of the same image are the positive example
+                losses["relate"] = functional.cross_entropy(similarity / recipe.temperature, torch.arange(len(rows)))
             for bank, mask in banks.items():
-                there = mask[rows]
-                if weights[bank] and there.any():
-                    losses[bank] = functional.cross_entropy(student.classify[bank](hidden[there]), codes[rows][there])
+                of_bank = mask[rows]
+                if weights[bank] and of_bank.any():
+                    logits = student.classify[bank](hidden[of_bank])
+                    losses[bank] = functional.cross_entropy(logits, codes[rows][of_bank])
             loss = sum(weights[name] * value for name, value in losses.items())
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -152,8 +155,8 @@ def pretrain(seen: pd.DataFrame, pixels: np.ndarray, features: np.ndarray, out: 
         history.append(row)
         logger.info("%s", {key: round(value, 4) for key, value in row.items()})
         write_csv(out / "history.csv", pd.DataFrame(history))
-        part = checkpoint.with_suffix(".part")
+        temporary = checkpoint.with_suffix(".part")
         state = {"student": student.state_dict(), "optimiser": optimiser.state_dict()}
-        torch.save(state | {"schedule": schedule.state_dict(), "history": history, "facts": facts}, part)
-        part.rename(checkpoint)
+        torch.save(state | {"schedule": schedule.state_dict(), "history": history, "facts": facts}, temporary)
+        temporary.rename(checkpoint)
     return student.body

@@ -52,7 +52,7 @@ def test_json_turns_nan_into_null_and_paths_into_text(tmp_path):
 def test_a_folder_is_made_once_and_an_error_names_it(tmp_path):
     assert make_folder(str(tmp_path / "a" / "b")) == make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="file/inside cannot be made: Not a directory") as caught:
+    with pytest.raises(ResourceError, match="file/inside cannot be created: Not a directory") as caught:
         make_folder(tmp_path / "file" / "inside", hint="Take another.")
     assert caught.value.hint == "Take another."
 
@@ -62,7 +62,7 @@ def test_a_run_folder_is_new_and_named_by_time_and_task(tmp_path):
     assert first != second
     assert "-covid-" in first.name
     (first / "x").write_text("x")
-    with pytest.raises(ResourceError, match="already holds"):
+    with pytest.raises(ResourceError, match="exists and is not empty"):
         new_run_folder(first, task="covid")
 
 

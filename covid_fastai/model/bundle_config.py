@@ -1,4 +1,4 @@
-"""What a saved model says of itself in `config.json`, checked field by field, without torch."""
+"""The configuration of a saved model, `config.json`: its fields, their checks and the self-test, without torch."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ __all__ = [
     "describe_faults",
     "golden_image",
     "golden_sha256",
-    "no_model",
     "read_bytes",
     "read_config",
     "read_verified",
     "seal_config",
+    "unusable_model",
 ]
 
-FORMAT = 2  # raised whenever a reader of the old number would read the new files wrongly
+FORMAT = 2  # increased whenever an older version would read the new files wrongly
 WEIGHTS_FILE, CONFIG_FILE, ONNX_FILE = "model.safetensors", "config.json", "model.onnx"
 ONNX_INPUT, ONNX_OUTPUTS = "images", ("probabilities", "logits", "maps")
-PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's zip; a bare pickle
-GOLDEN_TOLERANCE = 1e-3  # share of a logit; another CPU or version moves it by some 1e-6, a wrong mean by 1e-2
-LARGEST_CONFIG = 1 << 20  # bytes; a thousand classes take a tenth of that
+PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's zip file; a pickle
+GOLDEN_TOLERANCE = 1e-3  # relative; another CPU or version changes a logit by about 1e-6, a wrong mean by 1e-2
+LARGEST_CONFIG = 1 << 20  # bytes; a thousand classes need a tenth of that
 LARGEST_WEIGHTS = 2 << 30  # bytes; ResNet-50 has 90 MiB
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -55,7 +55,7 @@ class _Strict(BaseModel):
 
 
 class _Origin(_Strict):
-    """Where the first weights came from: the facts of `covid_fastai.model.weights.Weights`."""
+    """The origin of the initial weights: the facts of `covid_fastai.model.weights.Weights`."""
 
     name: Name
     mean: Mean
@@ -66,57 +66,60 @@ class _Origin(_Strict):
 
 
 class _Golden(_Strict):
-    """One picture that the code draws, and what the model answered to it when it was saved."""
+    """The self-test: the hash of an image that the code draws, and the model's outputs for it when it was saved."""
 
     image_sha256: Sha256
-    logits: list[Logit] = Field(min_length=2, max_length=1000)  # a sure model's probabilities hardly move, these do
+    # logits too, since probabilities near 0 or 1 hardly change when the model does
+    logits: list[Logit] = Field(min_length=2, max_length=1000)
     probabilities: list[Probability] = Field(min_length=2, max_length=1000)
 
 
 class _Onnx(_Strict):
-    """The same model as `model.onnx`: what it takes and gives, for readers in any language."""
+    """The facts about `model.onnx`: its hash, version, input and outputs."""
 
     sha256: Sha256
     opset: Annotated[int, Field(ge=1, le=1000)]
-    input: Literal["images"]  # uint8 (n, 1, image_size, image_size), grey values 0 to 255
+    input: Literal["images"]  # uint8 (n, 1, image_size, image_size), intensities 0 to 255
     outputs: list[Literal["probabilities", "logits", "maps"]] = Field(min_length=3, max_length=3)
 
 
 class BundleConfig(_Strict):
-    """Hold what `config.json` says; unknown fields and values beyond what makes sense are refused.
+    """The fields of `config.json`, checked: unknown fields and values out of range are errors.
 
     Attributes:
-        format: The layout's number.
-        covid_fastai: The version that wrote it.
+        format: The version of the file format.
+        covid_fastai: The version of this package that wrote it.
         arch: The architecture's name.
         head: The layers of the head, in order.
-        n_in: Channels of the input, one.
-        classes: In the order of the model's outputs.
-        positive: The class that sensitivity is about, if there is one.
+        n_in: Number of input channels, 1.
+        classes: The classes in the order of the model's outputs.
+        positive: The positive class, which sensitivity refers to; None if there is none.
         task: The task's name.
         image_size: Side of the square input, pixels.
-        resize: How an image is brought to it.
-        mean: Subtracted from grey values on the scale 0 to 1.
-        std: What they are divided by after that.
-        augmentation: A name in `AUGMENTATIONS`, for training on and for test-time augmentation.
-        batch_size: Images in a training step.
-        threshold: From which probability of `positive` on an image of two classes is called that; None for the more
+        resize: The method that resizes an image to `image_size`.
+        mean: Mean of the pixel intensities on the scale 0 to 1, which normalisation subtracts.
+        std: Standard deviation of the pixel intensities, by which normalisation divides.
+        augmentation: A name in `AUGMENTATIONS`, for further training and for test-time augmentation.
+        batch_size: Images per training step.
+        threshold: The probability of `positive` at or above which it is predicted, for two classes; None for the more
             probable class.
-        temperature: What the logits were divided by after training (Guo et al., ICML 2017). The division is in the
-            weights and in `model.onnx`, so that no reader can forget it; 1 for none.
-        training_manifest: The sha256 of the manifest of the images that it was trained on; empty where there is none.
-        weights: Where the first weights came from.
-        sha256: Of `model.safetensors`.
-        onnx: The facts about `model.onnx`; None where it was saved without.
-        versions: Of python, torch, torchvision, fastai and onnxscript, when it was saved.
+        temperature: The divisor of the logits after training (Guo et al., ICML 2017); 1 for none. The weights and
+            `model.onnx` already contain the division.
+        training_manifest: The sha256 of the manifest of the training images; empty if there is none.
+        weights: The origin of the initial weights.
+        sha256: The sha256 of `model.safetensors`.
+        onnx: The facts about `model.onnx`; None if it was not saved.
+        versions: The versions of python, torch, torchvision, fastai and onnxscript when the model was saved.
         golden: The self-test.
-        fingerprint: The sha256 of all the other fields, so that an edit does not go unseen.
+        fingerprint: The sha256 of all other fields, which detects a changed field.
     """
 
     format: Literal[2]
     covid_fastai: Name
     # guard: arch_name
-    arch: Annotated[str, Field(max_length=100, pattern=r"^(timm/)?[A-Za-z0-9_.\-]+$")]  # then build_learner's own list
+    arch: Annotated[
+        str, Field(max_length=100, pattern=r"^(timm/)?[A-Za-z0-9_.\-]+$")
+    ]  # `build_learner` checks the name
     head: list[Name] = Field(max_length=20)
     n_in: Literal[1]
     classes: list[Name] = Field(min_length=2, max_length=1000)
@@ -126,7 +129,7 @@ class BundleConfig(_Strict):
     resize: Literal["squash-bilinear-antialias"]
     mean: Mean
     std: Std
-    augmentation: Annotated[str, Field(max_length=30, pattern=r"^[a-z0-9\-]+$")]  # then the list of AUGMENTATIONS
+    augmentation: Annotated[str, Field(max_length=30, pattern=r"^[a-z0-9\-]+$")]  # the loaders check the name
     batch_size: Annotated[int, Field(ge=2, le=65536)]
     threshold: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None
     temperature: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
@@ -139,13 +142,14 @@ class BundleConfig(_Strict):
     fingerprint: Sha256
 
     @model_validator(mode="after")
-    def _belong_together(self) -> BundleConfig:
+    def _check_consistency(self) -> BundleConfig:
+        """Check the fields that depend on each other."""
         if len(set(self.classes)) != len(self.classes):
-            raise ValueError("a class stands twice")
+            raise ValueError("a class is listed twice")
         if self.positive is not None and self.positive not in self.classes:
-            raise ValueError(f"positive={self.positive!r} is no class")
+            raise ValueError(f"positive={self.positive!r} is not one of the classes")
         if self.threshold is not None and (self.positive is None or len(self.classes) != 2):
-            raise ValueError("a threshold needs two classes, and one of them to be positive")
+            raise ValueError("a threshold needs two classes, one of them positive")
         if not len(self.golden.probabilities) == len(self.golden.logits) == len(self.classes):  # guard: classes_match
             raise ValueError("golden and classes differ in number")
         if (self.weights.mean, self.weights.std, self.weights.arch) != (self.mean, self.std, self.arch):
@@ -154,42 +158,44 @@ class BundleConfig(_Strict):
 
 
 def golden_image(image_size: int) -> np.ndarray:
-    """Draw the picture of the self-test: a slope of greys with a bright ellipse, the same on every machine.
+    """Draw the image of the self-test: an intensity gradient with a bright ellipse, the same on every machine.
 
     Args:
         image_size: Side of the square, pixels.
 
     Returns:
-        uint8 array `(image_size, image_size)`, made in whole numbers alone.
+        uint8 array `(image_size, image_size)`, computed with integers only.
     """
     y, x = np.mgrid[:image_size, :image_size].astype(np.int64)
-    grey = (160 * x + 60 * y) // (image_size - 1)
+    gradient = (160 * x + 60 * y) // (image_size - 1)  # 0 in the first corner to 220 in the last
+    # centred at a third of the width and half of the height
     ellipse = (3 * x - image_size) ** 2 + (2 * y - image_size) ** 2 < (image_size // 2) ** 2
-    return np.where(ellipse, 255 - grey // 4, grey).astype(np.uint8)
+    return np.where(ellipse, 255 - gradient // 4, gradient).astype(np.uint8)
 
 
 def golden_sha256(image_size: int) -> str:
-    """Return the sha256 of the picture's pixels."""
+    """Return the sha256 of the pixels of `golden_image`."""
     return hashlib.sha256(golden_image(image_size).tobytes()).hexdigest()
 
 
-def check_golden(config: BundleConfig, found: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Compare the answer to the picture of the self-test with the one that the model gave when it was saved.
+def check_golden(config: BundleConfig, outputs: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Compare the model's outputs for the golden image with its outputs when it was saved.
 
     Args:
-        config: Of the model.
-        found: `logits` and `probabilities`, one a class.
-        path: What has answered, for the message.
+        config: The configuration of the model.
+        outputs: `logits` and `probabilities`, one value per class.
+        path: The model's path, for the message.
 
     Raises:
-        ModelFormatError: The answer is another, or the picture is.
+        ModelFormatError: The outputs differ, or the golden image does.
     """
     if golden_sha256(config.image_size) != config.golden.image_sha256:
-        raise no_model(path, "the picture of its self-test is not the one that this version draws")
+        raise unusable_model(path, "the image of its self-test is not the one that this version draws")
     for name in ("logits", "probabilities"):
-        pairs = list(zip(found[name], getattr(config.golden, name), strict=True))
+        pairs = list(zip(outputs[name], getattr(config.golden, name), strict=True))
+        # relative for large logits, absolute for values below 1
         if not all(abs(a - b) <= GOLDEN_TOLERANCE * max(1, abs(b)) for a, b in pairs):  # guard: golden
-            raise no_model(
+            raise unusable_model(
                 path,
                 f"its self-test gives {name} {[round(a, 4) for a, _ in pairs]}, not {[round(b, 4) for _, b in pairs]}",
                 f"It was saved with {config.versions}; try those versions, or train again.",
@@ -197,7 +203,7 @@ def check_golden(config: BundleConfig, found: Mapping[str, Sequence[float]], pat
 
 
 def seal_config(fields: dict[str, Any]) -> dict[str, Any]:
-    """Add the fingerprint to the fields of a config, after making sure that `read_config` will take them.
+    """Add the fingerprint to the fields of a config, after checking that `read_config` accepts them.
 
     Raises:
         UsageError: A field is missing or not allowed; the message names it.
@@ -207,58 +213,60 @@ def seal_config(fields: dict[str, Any]) -> dict[str, Any]:
         BundleConfig.model_validate(sealed)
     except ValidationError as error:
         raise UsageError(
-            f"This model cannot be saved: {describe_faults(error)}.", hint="Build its loaders anew."
+            f"This model cannot be saved: {describe_faults(error)}.", hint="Build its loaders again."
         ) from None
     return sealed
 
 
 def _fingerprint(config: dict[str, Any]) -> str:
-    """Return the sha256 of all fields but `fingerprint`, however the JSON is spaced and ordered."""
+    """Return the sha256 of all fields except `fingerprint`, independent of the whitespace and order of the JSON."""
     fields = {key: value for key, value in config.items() if key != "fingerprint"}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def no_model(path: Path, reason: str, hint: str = "Copy the folder again, or save the model anew.") -> ModelFormatError:
-    """Make the error that says why a file is no model."""
-    return ModelFormatError(f"{path} is no model that can be used: {reason}.", hint=hint)
+def unusable_model(
+    path: Path, reason: str, hint: str = "Copy the folder again, or save the model again."
+) -> ModelFormatError:
+    """Return the error for a file that cannot be used as a model, with the reason."""
+    return ModelFormatError(f"{path} cannot be used as a model: {reason}.", hint=hint)
 
 
 def read_bytes(path: Path, largest: int) -> bytes:
-    """Return the bytes of a regular file, which may be `largest` at most.
+    """Return the content of a regular file of at most `largest` bytes.
 
     Raises:
-        ModelFormatError: It is not there, no regular file, larger, or cannot be read.
+        ModelFormatError: The file is missing, not a regular file, too large, or cannot be read.
     """
-    if not path.is_file():  # a folder, a FIFO, which would wait for ever, or nothing; guard: irregular
+    if not path.is_file():  # missing, a folder, or a FIFO, which would block forever; guard: irregular
         # guard: pickle_named
-        beside = sorted(other.name for other in path.parent.glob("*.pkl")) if path.parent.is_dir() else []
-        reason = f"{', '.join(beside)} is a pickle, which is never loaded" if beside else "there is no such file"
-        raise no_model(path, reason, "Name a folder that save_model has written.")
+        pickles = sorted(other.name for other in path.parent.glob("*.pkl")) if path.parent.is_dir() else []
+        reason = f"{', '.join(pickles)} is a pickle, which is never loaded" if pickles else "there is no such file"
+        raise unusable_model(path, reason, "Name a folder that save_model has written.")
     try:
         with open(path, "rb") as file:
             content = file.read(largest + 1)
     except OSError as error:
-        raise no_model(path, str(error.strerror), "Check its permissions.") from error
+        raise unusable_model(path, str(error.strerror), "Check its permissions.") from error
     if len(content) > largest:
-        raise no_model(path, f"it is larger than {largest >> 20} MiB")
+        raise unusable_model(path, f"it is larger than {largest >> 20} MiB")
     return content
 
 
 def read_verified(path: Path, sha256: str) -> bytes:
-    """Return the bytes of a file of a saved model, once they are known to be the ones that were saved.
+    """Return the content of a file of a saved model, after verifying its sha256.
 
     Args:
         path: The file.
-        sha256: What config.json says of it.
+        sha256: Its sha256 according to `config.json`.
 
     Raises:
-        ModelFormatError: It is missing, a pickle, which is never opened, or not the file that was saved.
+        ModelFormatError: The file is missing, is a pickle, which is never loaded, or is not the file that was saved.
     """
     content = read_bytes(path, LARGEST_WEIGHTS)
     if content.startswith(PICKLE_MAGIC):  # guard: pickle_magic
-        raise no_model(path, "it is a pickle, which may run any code and is never loaded")
+        raise unusable_model(path, "it is a pickle, which may run any code and is never loaded")
     if hashlib.sha256(content).hexdigest() != sha256:  # guard: verified
-        raise no_model(path, "its sha256 is not the one in config.json, so it was damaged or exchanged")
+        raise unusable_model(path, "its sha256 is not the one in config.json, so it was damaged or exchanged")
     return content
 
 
@@ -266,37 +274,38 @@ def read_config(path: Path) -> BundleConfig:
     """Read and check a `config.json`.
 
     Raises:
-        ModelFormatError: It is missing, no JSON, of a newer format, or has a field that is not allowed or was changed.
+        ModelFormatError: The file is missing, not JSON or of another format, or a field is not allowed or was changed.
     """
     try:
         raw = json.loads(read_bytes(path, LARGEST_CONFIG).decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # guard: no_json
-        raise no_model(path, f"it is not JSON ({error})") from error
+        raise unusable_model(path, f"it is not JSON ({error})") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("format"), int) or isinstance(raw["format"], bool):
-        raise no_model(path, "it has no format number")
+        raise unusable_model(path, "it has no format number")
     if raw["format"] > FORMAT:  # guard: newer_format
         raise ModelFormatError(
             f"{path} has format {raw['format']} and needs a newer covid_fastai; this one reads format {FORMAT}.",
             hint="pip install --upgrade covid_fastai",
         )
     if raw["format"] < FORMAT:
-        raise no_model(
+        raise unusable_model(
             path, f"it has format {raw['format']}, this version reads format {FORMAT}", "Train the model again."
         )
     try:
         config = BundleConfig.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:  # guard: config_fields
-        raise no_model(path, describe_faults(error)) from None
+        raise unusable_model(path, describe_faults(error)) from None
     if _fingerprint(raw) != config.fingerprint:  # guard: fingerprint
-        raise no_model(path, "a field was changed after it was saved, since its fingerprint is another")
+        raise unusable_model(path, "a field was changed after it was saved: the fingerprint differs")
     return config
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    """Raise for NaN and infinity, which Python's JSON reader would accept."""
+    raise ValueError(f"{name} is not a number that JSON allows")
 
 
 def describe_faults(error: ValidationError) -> str:
-    """Say which fields pydantic refuses, and why, in 500 characters at most."""
+    """Return which fields pydantic rejects, and why, in 500 characters at most."""
     faults = [f"{'.'.join(map(str, fault['loc'])) or 'its fields'}: {fault['msg']}" for fault in error.errors()]
     return "; ".join(faults[:5])[:500]

@@ -1,4 +1,4 @@
-"""Callbacks of a training: records of steps and epochs, the stop at NaN or infinity, checkpoints and resumption."""
+"""Training callbacks: the history of steps and epochs, the stop at NaN or infinity, checkpoints and resumption."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PHASES = (FROZEN, UNFROZEN)
 
 @dataclass(frozen=True)
 class Phase:
-    """One of the two one-cycles: its name, epochs, peak learning rates, and the epochs before it."""
+    """One of the two training phases: its name, epochs, peak learning rates, and the number of epochs before it."""
 
     name: str
     epochs: int
@@ -52,7 +52,7 @@ class Phase:
 
 @dataclass
 class Record:
-    """What training has left so far: a row an epoch, a row a step."""
+    """The history of a training so far: one row per epoch, one entry per step."""
 
     history: list[dict[str, Any]] = field(default_factory=list)
     phase: list[int] = field(default_factory=list)  # index in PHASES
@@ -60,7 +60,7 @@ class Record:
     train_loss: list[torch.Tensor] = field(default_factory=list)
 
     def publish(self, learn: Learner) -> None:
-        """Show the record as `learn.facts.history` and `learn.facts.steps`."""
+        """Set `learn.facts.history` and `learn.facts.steps` from the record."""
         columns = ["phase", "epoch", "train_loss", "valid_loss", *learn.metrics.attrgot("name"), "seconds"]
         facts = facts_of(learn)
         facts.history = pd.DataFrame(self.history, columns=columns)
@@ -83,7 +83,7 @@ class Record:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint | None) -> Record:
-        """Return the record that a checkpoint holds; an empty one without a checkpoint."""
+        """Return the record of a checkpoint; an empty record if there is no checkpoint."""
         if checkpoint is None:
             return cls()
         steps = checkpoint.part("steps.")
@@ -92,15 +92,15 @@ class Record:
 
 
 class EpochLog(Callback):
-    """Log a line an epoch.
+    """Log one line per epoch.
 
     Args:
-        before: Epochs of earlier phases, counted in.
-        epochs: How many there are in all; those of this fit if None.
-        phase: The phase's name, if it is to be said.
+        before: Number of epochs of earlier phases.
+        epochs: Number of epochs of all phases; None for those of this fit.
+        phase: The phase's name; empty to leave it out of the line.
     """
 
-    order, run_valid = 56, False  # after Recorder (50) has the numbers
+    order, run_valid = 56, False  # after Recorder (50), which computes the values
 
     def __init__(self, before: int = 0, epochs: int | None = None, phase: str = ""):
         self.before, self.epochs, self.phase = before, epochs, phase
@@ -116,7 +116,7 @@ class EpochLog(Callback):
             for name, value in zip(self.recorder.metric_names[1:], self.learn.final_record, strict=False)
             if isinstance(value, float)
         ]
-        if values:  # a resumed run passes its earlier epochs by, without any
+        if values:  # a resumed run skips its finished epochs, which have no values
             seconds = time.perf_counter() - self.started
             epochs = self.n_epoch if self.epochs is None else self.epochs
             epoch = f"epoch {self.before + self.epoch + 1}/{epochs}" + (f" ({self.phase})" if self.phase else "")
@@ -124,26 +124,26 @@ class EpochLog(Callback):
 
 
 class HistoryRecorder(Callback):
-    """Write down every step and epoch."""
+    """Record every step and epoch."""
 
-    order = 55  # after Recorder (50) has the numbers
+    order = 55  # after Recorder (50), which computes the values
 
     def __init__(self, record: Record, phase: Phase, done: int):
         self.record, self.phase, self.done = record, phase, done
 
     def before_epoch(self):
-        """Start the clock and remember where the steps stand."""
+        """Start the clock."""
         self.started = time.perf_counter()
 
     def after_batch(self):
-        """Write down a step."""
+        """Record a step."""
         if self.training:
             self.record.phase.append(PHASES.index(self.phase.name))
             self.record.learning_rate.append(float(self.opt.hypers[-1]["lr"]))
             self.record.train_loss.append(self.recorder.smooth_loss.value)
 
     def after_epoch(self):
-        """Write down an epoch."""
+        """Record an epoch."""
         if self.epoch < self.done:
             return
         values = dict(zip(self.recorder.metric_names[1:], self.learn.final_record, strict=False))
@@ -153,29 +153,29 @@ class HistoryRecorder(Callback):
 
 
 class NonFiniteGuard(Callback):
-    """Stop at the first number that is none, and keep the model of the last good epoch to go back to."""
+    """Stop at the first NaN or infinite value, and keep a copy of the model after the last good epoch."""
 
-    order = 54  # after Recorder (50) and mixed precision (10), before the journal (55) writes down a bad epoch
+    order = 54  # after Recorder (50) and mixed precision (10), before HistoryRecorder (55) records a bad epoch
 
     def __init__(self, learn: Learner, epoch: int):
         self.good, self.good_epoch = copied_state(learn), epoch
 
     def restore(self, learn: Learner) -> str:
-        """Put the kept model back and say which one it is."""
+        """Restore the copied model and return a sentence about it."""
         get_model(learn.model).load_state_dict(self.good)
-        which = f"after epoch {self.good_epoch}" if self.good_epoch else "before the first epoch"
-        return f"The model is again as it was {which}."
+        state = f"after epoch {self.good_epoch}" if self.good_epoch else "before the first epoch"
+        return f"The model was restored to its state {state}."
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, reason: str) -> None:
         epoch, step = self.good_epoch + 1, self.iter + 1
         raise DivergenceError(
-            f"Training left the numbers in epoch {epoch}, step {step}: {what}.",
-            hint="Take a smaller learning_rate, or set gradient_clip.",
-            details=[{"epoch": epoch, "step": step, "reason": what}],
+            f"Training diverged in epoch {epoch}, step {step}: {reason}.",
+            hint="Use a smaller learning_rate, or set gradient_clip.",
+            details=[{"epoch": epoch, "step": step, "reason": reason}],
         )
 
     def after_loss(self):
-        """Check the loss before it reaches the weights."""
+        """Check the loss before the optimiser step, which would change the weights."""
         if self.training and not bool(self.loss.isfinite().all()):  # guard: guard_loss
             self._fail(f"the loss is {float(self.loss.detach().mean())}")
 
@@ -183,10 +183,10 @@ class NonFiniteGuard(Callback):
         """Check the weights."""
         for name, tensor in get_model(self.model).state_dict().items():
             if not bool(tensor.isfinite().all()):
-                self._fail(f"{name} holds NaN or infinity")
+                self._fail(f"the weight {name} is NaN or infinite")
 
     def after_epoch(self):
-        """Check the validation loss and keep a good epoch's model."""
+        """Check the validation loss, and copy the model after a good epoch."""
         loss = next(iter(self.learn.final_record[1:]), None)
         if self.learn.final_record and loss is not None and not math.isfinite(loss):
             self._fail(f"the validation loss is {loss}")
@@ -197,7 +197,7 @@ class NonFiniteGuard(Callback):
 class CheckpointCallback(Callback):
     """Write a checkpoint after every epoch."""
 
-    order = 95  # last, so that it holds what every other callback has done
+    order = 95  # last, so that the checkpoint has the effects of all other callbacks
 
     def __init__(self, record: Record, phase: Phase, folder: Path, config: dict[str, Any]):
         self.record, self.phase, self.folder, self.config = record, phase, folder, config
@@ -220,16 +220,16 @@ class CheckpointCallback(Callback):
 
 
 class Resumption(Callback):
-    """Take up a phase where a checkpoint left it: random states, smoothed loss and what the recorder knows."""
+    """Continue a phase from a checkpoint: random states, smoothed loss and the recorder's state."""
 
-    order = 94  # after every callback that starts afresh in before_fit, before CheckpointCallback
+    order = 94  # after every callback that resets itself in before_fit, before CheckpointCallback
 
     def __init__(self, checkpoint: Checkpoint, done: int):
         self.checkpoint, self.done, self.waiting = checkpoint, done, True
 
     def before_fit(self):
-        """Silence the table while the epochs that are done are passed by."""
-        self.kept_logger, self.learn.logger = self.learn.logger, _say_nothing
+        """Silence fastai's table of epochs while the finished epochs are skipped."""
+        self.epoch_logger, self.learn.logger = self.learn.logger, _discard
         if self.done:
             self._restore_recorder()
 
@@ -241,16 +241,16 @@ class Resumption(Callback):
             self.learn.scaler.load_state_dict(facts["scaler"])
 
     def before_train(self):
-        """Let the first epoch that is not done begin as it would have."""
+        """Restore logger, recorder and random states before the first epoch that is not finished."""
         if not self.waiting:
             return
-        self.waiting, self.learn.logger = False, self.kept_logger
+        self.waiting, self.learn.logger = False, self.epoch_logger
         self.recorder.values, self.recorder.iters = [], []
         restore_random(self.learn, self.checkpoint)
 
 
-def _say_nothing(*_: Any) -> None:
-    """Take the place of a logger."""
+def _discard(*_: Any) -> None:
+    """Do nothing, in place of a logger."""
 
 
 def copied_state(learn: Learner) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
-"""The model card: what a saved model is, what it is worth and where it ends.
+"""The model card of a saved model: its description, its verdict and its limits.
 
-Two files beside the model say so: `README.md` for people and for the Hugging Face Hub, and `findings.json`, the verdict
-and the limits that are shown beside every answer. Both are written from the same `Findings`; programs read the second.
+Two files are written next to the model: `README.md` for readers and for the Hugging Face Hub, and `findings.json`, the
+verdict and limits that are shown with every prediction. Both contain the same `Findings`; programs read the second.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from covid_fastai.model.bundle_config import (
     BundleConfig,
     Sha256,
     describe_faults,
-    no_model,
     read_bytes,
+    unusable_model,
 )
 from covid_fastai.notices import RESEARCH_USE
 
@@ -33,13 +33,13 @@ FINDINGS_FILE = "findings.json"
 LIBRARY = "covid_fastai"
 NOT_STATED = "Not stated."
 LARGEST_CARD = 1 << 20  # bytes
-LONGEST = 1200  # characters of a sentence that is shown beside a number
+LONGEST = 1200  # characters of a verdict or limit that is shown with a prediction
 MOST_LIMITS = 100
 TAGS = ("chest-x-ray", "covid_fastai", "fastai", "onnx", "research-only", "safetensors")
 
 
 def _line(text: object) -> str:
-    """Return a text on one line, so that it cannot break out of its place in the card."""
+    """Return a text on one line, so that it cannot add lines to the card."""
     return " ".join(str(text).split())
 
 
@@ -47,12 +47,12 @@ Sentence = Annotated[str, BeforeValidator(lambda value: _line(value)[:LONGEST] i
 
 
 class Findings(BaseModel):
-    """What was found about a model, which is shown beside every answer of the model.
+    """The verdict and limits of a model, which are shown with every prediction.
 
     Attributes:
-        fingerprint: Of the model that they are about.
-        verdict: What the model was found to be worth, in a sentence or two; empty where that is not stated.
-        limits: What it cannot do, a sentence each; none where that is not stated.
+        fingerprint: The fingerprint of the model.
+        verdict: The result of the model's evaluation, in a sentence or two; empty if not stated.
+        limits: What the model cannot do, one sentence each; empty if not stated.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,21 +72,22 @@ def build_card(
     license: str = "unknown",
     tags: Sequence[str] = (),
 ) -> str:
-    """Write the text of a model card, with the metadata that the Hugging Face Hub reads.
+    """Return the text of a model card, with the metadata that the Hugging Face Hub reads.
 
     Args:
-        config: Of the saved model.
-        title: The model's name, a line.
-        verdict: What it was found to be worth, in a sentence or two; empty for "Not stated".
-        limits: What it cannot do, a sentence each.
-        metrics: What was measured, as Markdown: each metric with its n, its interval and the command.
-        license: The Hub's word for the licence of the weights, such as `"cc-by-4.0"`; training data may bind it.
-        tags: More words to be found by.
+        config: The configuration of the saved model.
+        title: The model's name, one line.
+        verdict: The result of its evaluation, in a sentence or two; empty for "Not stated".
+        limits: What the model cannot do, one sentence each.
+        metrics: The metrics as Markdown, each with its n, its interval and the command.
+        license: The Hub's identifier of the weights' licence, such as `"cc-by-4.0"`; the terms of the training data
+            may restrict it.
+        tags: More tags for the Hub's search.
 
     Returns:
-        Markdown with YAML before it.
+        Markdown after a block of YAML.
     """
-    from huggingface_hub import ModelCardData  # here: it brings an HTTP client, which reading findings does not need
+    from huggingface_hub import ModelCardData  # imports an HTTP client, which reading findings does not need
 
     data = ModelCardData(
         library_name=LIBRARY,
@@ -94,8 +95,11 @@ def build_card(
         pipeline_tag="image-classification",
         tags=sorted({*TAGS, *tags}),
     )
-    rule = f"from a probability of {config.threshold:.3g} on" if config.threshold is not None else "where more probable"
-    positive = f"; {config.positive} is called {rule}" if config.positive else ""
+    if config.threshold is not None:
+        rule = f"at a probability of {config.threshold:.3g} or more"
+    else:
+        rule = "if it is the most probable class"
+    positive = f"; {config.positive} is predicted {rule}" if config.positive else ""
     lines = [
         "---",
         data.to_yaml(),
@@ -105,12 +109,16 @@ def build_card(
         "",
         f"{RESEARCH_USE} No output of this model is a statement about a person's health.",
         "",
-        f"- **What it does**: gives a frontal chest radiograph a probability of each class: "
+        f"- **Purpose**: predicts the probability of each class for a frontal chest radiograph: "
         f"{', '.join(_line(name) for name in config.classes)}{_line(positive)}.",
-        f"- **What it is**: {config.arch} on one grey channel, {config.image_size} x {config.image_size} pixels, "
-        f"temperature {config.temperature:.3g}; first weights: {_line(config.weights.name)}.",
+        f"- **Model**: {config.arch} on one grey channel, {config.image_size} x {config.image_size} pixels, "
+        f"temperature {config.temperature:.3g}; initial weights: {_line(config.weights.name)}.",
         f"- **Files**: `{WEIGHTS_FILE}` (plain tensors), `{CONFIG_FILE}`"
-        + (f", `{ONNX_FILE}` (the same model; pixels in, probabilities and maps out)." if config.onnx else "."),
+        + (
+            f", `{ONNX_FILE}` (the same model; input: pixels, outputs: probabilities and class activation maps)."
+            if config.onnx
+            else "."
+        ),
         f"- **Fingerprint**: `{config.fingerprint[:16]}`, saved by covid_fastai {_line(config.covid_fastai)}.",
         "",
         "## Verdict",
@@ -149,7 +157,7 @@ def write_card(
         metrics: As in `build_card`.
 
     Returns:
-        The card, `README.md`; `findings.json` is beside it.
+        The path of the card, `README.md`; `findings.json` is in the same folder.
 
     Raises:
         ResourceError: A file cannot be written.
@@ -163,17 +171,17 @@ def write_card(
 
 
 def read_findings(folder: str | Path, config: BundleConfig) -> Findings:
-    """Read what was found about a saved model.
+    """Read the verdict and limits of a saved model.
 
     Args:
         folder: The saved model.
         config: Its `config.json`.
 
     Returns:
-        The findings; empty where the model has no `findings.json`.
+        The findings; empty if the model has no `findings.json`.
 
     Raises:
-        ModelFormatError: The file is damaged, or about another model.
+        ModelFormatError: The file is damaged, or belongs to another model.
     """
     path = Path(folder) / FINDINGS_FILE
     if not path.exists():
@@ -181,8 +189,8 @@ def read_findings(folder: str | Path, config: BundleConfig) -> Findings:
     try:
         findings = Findings.model_validate_json(read_bytes(path, LARGEST_CONFIG))
     except ValidationError as error:
-        raise no_model(path, describe_faults(error)) from None
+        raise unusable_model(path, describe_faults(error)) from None
     if findings.fingerprint != config.fingerprint:  # guard: findings_of
         reason = f"it is about the model {findings.fingerprint[:16]}, and this one is {config.fingerprint[:16]}"
-        raise no_model(path, reason, "Write the run's documents anew, or remove the file.")
+        raise unusable_model(path, reason, "Write the run's documents again, or remove the file.")
     return findings

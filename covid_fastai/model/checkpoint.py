@@ -1,4 +1,4 @@
-"""What a run resumes from: the state after an epoch, written atomically, verified on reading, none of it a pickle."""
+"""Checkpoints that a run resumes from: the state after an epoch, written atomically, verified on reading, no pickle."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ __all__ = [
 logger = logging.getLogger("covid_fastai")
 
 FORMAT = 1
-KEPT = 2  # the newest may be the one that a failing disk damaged
+N_CHECKPOINTS = 2  # a failing disk may have damaged the newest one
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Hold the state of a training after a whole epoch.
+    """The state of a training after a complete epoch.
 
     Attributes:
         path: The JSON file that it was read from.
-        facts: `phase`, `done` (epochs of that phase), `epoch` (of all phases), `history` (a mapping a row),
-            `optimiser`, `random`, `recorder`, `scaler`: plain values.
-        tensors: The tensors, their names beginning with `model.`, `optimiser.`, `random.` or `steps.`.
+        facts: Values that JSON can hold: `phase`, `done` (finished epochs of that phase), `epoch` (finished epochs of
+            all phases), `history` (one mapping per row), `optimiser`, `random`, `recorder` and `scaler`.
+        tensors: The tensors; their names start with `model.`, `optimiser.`, `random.`, `recorder.` or `steps.`.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Checkpoint:
     tensors: Mapping[str, torch.Tensor]
 
     def part(self, prefix: str) -> dict[str, torch.Tensor]:
-        """Return the tensors under a prefix, without it."""
+        """Return the tensors whose names start with a prefix, by their names without it."""
         return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
 
 
@@ -76,19 +76,19 @@ def save_checkpoint(
 
     Args:
         learn: The learner in training, between two epochs.
-        folder: Where to write; must exist.
+        folder: An existing folder.
         phase: The phase's name.
-        done: How many epochs of this phase are done.
-        epoch: How many epochs of all phases are done.
-        config: What makes this run this run; a resumed run must have the same.
-        history: One mapping an epoch so far.
-        steps: Numbers of each step so far, as tensors of one dimension.
+        done: Number of finished epochs of this phase.
+        epoch: Number of finished epochs of all phases.
+        config: The settings that identify the run; a resumed run must have the same.
+        history: One mapping per epoch so far.
+        steps: Values of each step so far, as tensors with one dimension.
 
     Returns:
-        The JSON file; the tensors lie beside it in a file of the same name ending in `.safetensors`.
+        The JSON file; the tensors are in a file of the same name that ends in `.safetensors`.
 
     Raises:
-        ResourceError: The disk is full or the folder cannot be written; earlier checkpoints are untouched.
+        ResourceError: The disk is full or the folder cannot be written to; earlier checkpoints are unchanged.
     """
     facts, tensors = _random_state(learn)
     facts = {"random": facts, "phase": phase, "done": done, "epoch": epoch, "config": dict(config), "history": history}
@@ -106,41 +106,41 @@ def save_checkpoint(
         file.write(content)
     facts |= {"format": FORMAT, "tensors_sha256": hashlib.sha256(content).hexdigest()}
     text = _canonical(facts)
-    with atomic_write(target) as file:  # last, so that a checkpoint with a JSON file is whole
+    with atomic_write(target) as file:  # last, so that a checkpoint with a JSON file is complete
         file.write(json.dumps({"sha256": _sha256(text), "checkpoint": json.loads(text)}))
-    for old in list_checkpoints(folder)[KEPT:]:
+    for old in list_checkpoints(folder)[N_CHECKPOINTS:]:
         _remove(old)
     return target
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
-    """Return the checkpoints' JSON files, the newest first; whether they can be read is not looked at."""
+    """Return the JSON files of the checkpoints, the newest first, without checking that they can be read."""
     return sorted(Path(folder).glob("epoch-[0-9][0-9][0-9][0-9].json"), reverse=True)
 
 
 def clear_checkpoints(folder: str | Path) -> None:
-    """Remove every checkpoint, as one may when the finished model is saved."""
+    """Remove all checkpoints; the saved model of a finished run replaces them."""
     for path in list_checkpoints(folder):
         _remove(path)
 
 
 def _remove(path: Path) -> None:
-    path.unlink()  # first, for without it the other file counts as nothing
+    path.unlink()  # first, since a tensor file without its JSON file is ignored
     path.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def read_checkpoint(folder: str | Path, *, config: Mapping[str, Any]) -> Checkpoint | None:
-    """Read the newest checkpoint that is whole; a damaged one is named in a warning and the one before it is read.
+    """Read the newest complete checkpoint; a damaged one gives a warning, and the one before it is read.
 
     Args:
-        folder: Where they lie.
-        config: What makes this run this run.
+        folder: The folder of the checkpoints.
+        config: The settings that identify the run.
 
     Returns:
-        The checkpoint; None where there is none.
+        The checkpoint; None if there is none.
 
     Raises:
-        ModelFormatError: There are checkpoints and none can be read.
+        ModelFormatError: There are checkpoints, but none can be read.
         UsageError: The checkpoint belongs to a run with other settings; the message names them.
     """
     paths = list_checkpoints(folder)
@@ -148,7 +148,7 @@ def read_checkpoint(folder: str | Path, *, config: Mapping[str, Any]) -> Checkpo
         try:
             checkpoint = _read(path)
         except ModelFormatError as error:
-            logger.warning("%s The checkpoint before it is taken.", error.message)
+            logger.warning("%s The checkpoint before it is used.", error.message)
             continue
         _check_config(checkpoint, config)
         return checkpoint
@@ -162,11 +162,11 @@ def _read(path: Path) -> Checkpoint:
         outer = json.loads(path.read_text(encoding="utf-8"))
         facts = outer["checkpoint"]
         content = path.with_suffix(".safetensors").read_bytes()
-        whole = outer["sha256"] == _sha256(_canonical(facts)) and facts["tensors_sha256"] == _sha256(content)
+        intact = outer["sha256"] == _sha256(_canonical(facts)) and facts["tensors_sha256"] == _sha256(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelFormatError(f"{path} cannot be read: {error}.") from error
-    if not whole:  # guard: checkpoint_hash
-        raise ModelFormatError(f"{path} or its .safetensors is damaged: the sha256 differs.")
+    if not intact:  # guard: checkpoint_hash
+        raise ModelFormatError(f"{path} or its .safetensors file is damaged: the sha256 differs.")
     if facts["format"] != FORMAT:
         raise ModelFormatError(f"{path} has format {facts['format']}; this version reads {FORMAT}.")
     return Checkpoint(path, facts, load_safetensors(content))
@@ -174,63 +174,69 @@ def _read(path: Path) -> Checkpoint:
 
 def _check_config(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
     now, before = json.loads(_canonical(config)), checkpoint.facts["config"]
-    odd = [key for key in now.keys() | before.keys() if now.get(key) != before.get(key)]
-    if odd:  # guard: checkpoint_config
-        changes = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in sorted(odd))
-        raise UsageError(f"{checkpoint.path} is of another run: {changes}.", hint="Resume with the same settings.")
+    changed = [key for key in now.keys() | before.keys() if now.get(key) != before.get(key)]
+    if changed:  # guard: checkpoint_config
+        changes = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in sorted(changed))
+        raise UsageError(
+            f"{checkpoint.path} belongs to a run with other settings: {changes}.", hint="Resume with the same settings."
+        )
 
 
 def check_room(learn: Learner, folder: str | Path) -> None:
-    """Raise unless the disk has room for the checkpoints to come.
+    """Check that the disk has enough space for the checkpoints.
 
     Raises:
-        ResourceError: It has not.
+        ResourceError: The free space is too small.
     """
     size = sum(parameter.numel() * parameter.element_size() for parameter in learn.model.parameters())
-    needed = 3 * size * (KEPT + 1)  # a model and Adam's two moments, in the kept ones and the one being written
+    # three values per parameter (the weight and Adam's two moments), and one checkpoint more while it is written
+    needed = 3 * size * (N_CHECKPOINTS + 1)
     free = shutil.disk_usage(folder).free
     if free < needed:  # guard: room
         raise ResourceError(
-            f"{folder}: {free >> 20} MiB are free, the checkpoints need {needed >> 20} MiB.", hint="Free some space."
+            f"On the disk of {folder} {free >> 20} MiB are free, the checkpoints need {needed >> 20} MiB.",
+            hint="Free some space.",
         )
 
 
 def restore_model(learn: Learner, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights into the model.
+    """Load a checkpoint's weights into the model.
 
     Raises:
-        ModelFormatError: They are of another model.
+        ModelFormatError: The weights belong to another model.
     """
     try:
         get_model(learn.model).load_state_dict(checkpoint.part("model."))
     except RuntimeError as error:
-        raise ModelFormatError(f"{checkpoint.path} is of another model: {error}.", hint="Start a new run.") from error
+        raise ModelFormatError(
+            f"{checkpoint.path} belongs to another model: {error}.", hint="Start a new run."
+        ) from error
 
 
 def _optimiser_state(opt: Optimizer) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Part fastai's optimiser state in plain values and tensors."""
+    """Split the state of fastai's optimiser into plain values and tensors."""
     if not isinstance(opt, Optimizer):
         raise UsageError(
-            f"Checkpoints know fastai's optimisers only, not {type(opt).__name__}.",
+            f"The optimiser {type(opt).__name__} cannot be saved: checkpoints support fastai's optimisers only.",
             hint="Use fastai's Adam or SGD, or out=None.",
         )
     state, plain, tensors = opt.state_dict(), [], {}
     for number, values in enumerate(state["state"]):
         plain.append({key: value for key, value in values.items() if not isinstance(value, torch.Tensor)})
-        found = {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
-        tensors |= {f"optimiser.{number}.{key}": value for key, value in found.items()}
+        moments = {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
+        tensors |= {f"optimiser.{number}.{key}": value for key, value in moments.items()}
     return {"hypers": [dict(hyper) for hyper in state["hypers"]], "state": plain}, tensors
 
 
 def restore_optimiser(learn: Learner, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's moments, step counts and hyper-parameters into the optimiser, which must exist."""
+    """Load a checkpoint's moments, step counts and hyperparameters into the optimiser, which must exist."""
     plain, tensors = checkpoint.facts["optimiser"], checkpoint.part("optimiser.")
     states = [dict(values) for values in plain["state"]]
     parameters = [parameter for parameter, *_ in learn.opt.all_params()]
     for key, value in tensors.items():
         number, _, name = key.partition(".")
         like = parameters[int(number)]
-        # in the parameter's own device and memory format, which channels-last models are faster with
+        # on the parameter's device and in its memory format: channels-last models train faster so
         states[int(number)][name] = torch.empty_like(like, requires_grad=False).copy_(value)
     learn.opt.load_state_dict({"state": states, "hypers": learn.opt.hypers})
     for hyper, values in zip(learn.opt.hypers, plain["hypers"], strict=True):
@@ -238,13 +244,13 @@ def restore_optimiser(learn: Learner, checkpoint: Checkpoint) -> None:
 
 
 def _random_state(learn: Learner) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Take the state of every generator that training draws from: Python's, numpy's, torch's and the loaders'."""
+    """Return the state of every random generator that training uses: Python's, NumPy's, torch's and the loaders'."""
     facts, tensors = {}, {}
     generators = {"python": random, **{f"loader{i}": loader.rng for i, loader in enumerate(learn.dls.loaders)}}
     for name, generator in generators.items():
         version, numbers, gauss = generator.getstate()
         facts[name], tensors[f"random.{name}"] = [version, gauss], torch.tensor(numbers, dtype=torch.int64)
-    kind, numbers, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - fastai draws from numpy's global generator
+    kind, numbers, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - fastai uses NumPy's global generator
     facts["numpy"], tensors["random.numpy"] = [kind, *rest], torch.from_numpy(np.asarray(numbers).astype(np.int64))
     tensors["random.torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -253,7 +259,7 @@ def _random_state(learn: Learner) -> tuple[dict[str, Any], dict[str, torch.Tenso
 
 
 def restore_random(learn: Learner, checkpoint: Checkpoint) -> None:
-    """Set every generator to where it stood when the checkpoint was taken."""
+    """Restore the state of every random generator from a checkpoint."""
     facts, tensors = checkpoint.facts["random"], checkpoint.part("random.")
     generators = {"python": random, **{f"loader{i}": loader.rng for i, loader in enumerate(learn.dls.loaders)}}
     for name, generator in generators.items():
@@ -268,7 +274,7 @@ def restore_random(learn: Learner, checkpoint: Checkpoint) -> None:
 
 
 def _canonical(value: Any) -> str:
-    """Write plain values as JSON with sorted keys; a float comes back as the same float, NaN included."""
+    """Return plain values as JSON with sorted keys; floats, NaN included, are read back unchanged."""
     return json.dumps(
         value, sort_keys=True, default=lambda item: item.tolist() if hasattr(item, "tolist") else str(item)
     )

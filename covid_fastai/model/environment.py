@@ -32,9 +32,9 @@ def check_environment(config: TrainConfig) -> None:
 
     Examples:
         >>> check_environment(TrainConfig(weights=None, device="cpu"))
-        >>> check_environment(TrainConfig(weights="my-weights.pth"))
+        >>> check_environment(TrainConfig(weights="my.pth"))
         Traceback (most recent call last):
-        covid_fastai.errors.UsageError: There are no weights 'my-weights.pth'. Known: auto, imagenet, cxr, a file, None.
+        covid_fastai.errors.UsageError: The weights 'my.pth' do not exist. Known: auto, imagenet, cxr, a file, None.
     """
     task = get_task(config.task)
     if config.negatives_per_positive is not None:

@@ -1,4 +1,4 @@
-"""The frozen phase: what a frozen body says of an image is computed once, and the head learns from that."""
+"""The frozen phase: compute the features of the frozen body once, and train the head on them."""
 
 from __future__ import annotations
 
@@ -22,22 +22,21 @@ __all__ = ["FeatureLoader", "features_of_frozen_body", "needs_body"]
 
 logger = logging.getLogger("covid_fastai")
 
-# fastai's own that look at losses, figures, gradients and weights only, never at an image or into the body
+# fastai's callbacks that use losses, metrics, gradients and weights only, not images or activations of the body
 BODILESS = (TrainEvalCallback, CastToTensor, Recorder, ProgressCallback, ParamScheduler, TrackerCallback, CSVLogger)
 BODILESS += (GradientClip, ShowGraphCallback)
 
 
 def needs_body(learn: Learner) -> str:
-    """Say what in a learner needs images and the body in every step, though the body is frozen.
+    """Return why a learner with a frozen body needs images and the body in every step.
 
     Args:
         learn: The learner.
 
     Returns:
-        The reason, as part of a sentence; empty where features that were computed once will do: the model is a body
-        and a head that begins with the mean over positions (or has nothing to pool), the loaders are fastai's, there is
-        one process, and every callback is fastai's or this package's own of those that look at neither, or says
-        `needs_body = False` of itself.
+        The reason, as part of a sentence; empty if precomputed features are enough. They are if the model is a body
+        and a head that starts with the mean over positions (or pools nothing), the loaders are fastai's, there is one
+        process, and each callback is this package's, one of `BODILESS`, or has `needs_body = False`.
     """
     if num_distrib() > 1:
         return "there are several processes"
@@ -56,46 +55,45 @@ def needs_body(learn: Learner) -> str:
         own = type(callback).__module__.partition(".")[0] == "covid_fastai"
         harmless = own or type(callback) in BODILESS or isinstance(callback, TrackerCallback)
         if getattr(callback, "needs_body", not harmless):
-            return f"{type(callback).__name__} may look at it"
+            return f"{type(callback).__name__} may use them"
     return ""
 
 
 @contextmanager
 def features_of_frozen_body(learn: Learner, *, views: int) -> Iterator[Callback]:
-    """Let a learner whose body is frozen train on features instead of images, for the time of a `with` block.
+    """Train a learner with a frozen body on features instead of images during a `with` block.
 
-    Within it the loaders give `(n, features, 1, 1)` rather than images, and the body passes them on, so that the head,
-    its optimiser, its dropout and all callbacks do what they always do. Features of the validation images are computed
-    once; those of the training images once for each view, a fresh draw of the augmentation, when it is first needed.
-    Views are drawn from generators of their own, that depend on the learner's seed and the view's number alone: a run
-    that was interrupted sees the same ones again. In memory stand 4 bytes a feature, image and view (ResNet-18: 2 KB).
+    In the block, the loaders yield features `(n, features, 1, 1)` and the body returns its input, so the head, its
+    optimiser, dropout and all callbacks work as usual. Features of the validation images are computed once. Features
+    of the training images are computed once per view, a random augmentation of every image, when the view is first
+    used. The generator of a view depends only on the learner's seed and the view's number, so a resumed run has the
+    same views. Memory: 4 bytes per feature, image and view (2 KB per image and view for ResNet-18).
 
     Args:
-        learn: The learner, its body frozen, of whom `needs_body` says nothing.
-        views: How many views there are; epoch `e` of the phase learns from view `e % views`.
+        learn: The learner with a frozen body, for which `needs_body` returns no reason.
+        views: Number of views; epoch `e` of the phase trains on view `e % views`.
 
     Yields:
-        A callback that the fit needs.
+        The callback that `fit` needs.
     """
     body, images = get_model(learn.model)[0], list(learn.dls.loaders)
     loaders = [FeatureLoader(loader, learn, augmented=number == 0) for number, loader in enumerate(images)]
     learn.dls.loaders[:] = loaders
-    body.forward = (
-        _pass_on  # the instance's own shadows the class's: names of weights and the optimiser stay as they are
-    )
+    # set on the instance, so that the names of the weights and the optimiser's parameters do not change
+    body.forward = _identity
     try:
-        yield _Views(loaders[0], views)
+        yield _ViewChooser(loaders[0], views)
     finally:
         del body.forward
         learn.dls.loaders[:] = images  # guard: features_back
 
 
-def _pass_on(features: torch.Tensor) -> torch.Tensor:
+def _identity(features: torch.Tensor) -> torch.Tensor:
     return features
 
 
-class _Views(Callback):
-    """Say before each epoch which view it learns from."""
+class _ViewChooser(Callback):
+    """Choose the view of each epoch."""
 
     order, run_valid = -20, False
 
@@ -103,71 +101,72 @@ class _Views(Callback):
         self.loader, self.views = loader, views
 
     def before_train(self):
-        """Choose the view; each is used once where there are as many as epochs, and forgotten then."""
+        """Choose the view; with as many views as epochs, each is used once and its features are then discarded."""
         self.loader.choose_view(self.epoch % self.views, keep=self.views < self.n_epoch)
 
 
 class FeatureLoader(GetAttr):
-    """Give what a frozen body says of a loader's images, in the order that the loader itself would take.
+    """Yield the frozen body's features of a loader's images, in the loader's order.
 
-    Everything else (`vocab`, `n`, `rng`, ...) is that of the loader.
+    All other attributes (`vocab`, `n`, `rng`, ...) are those of the loader.
 
     Args:
         loader: fastai's loader of images.
-        learn: The learner whose body is asked.
-        augmented: Whether the loader's images are drawn anew each time.
+        learn: The learner with the frozen body.
+        augmented: Whether the loader augments its images at random.
     """
 
     _default = "loader"
 
     def __init__(self, loader: TfmdDL, learn: Learner, *, augmented: bool):
         self.loader, self.learn, self.augmented = loader, learn, augmented
-        self.view, self.keep, self.known = 0, True, {}
-        self.after_batch = None  # nothing is normalised here: CheckNormalisation has nothing to check
+        self.view, self.keep, self.cache = 0, True, {}
+        self.after_batch = None  # features are not normalised, so CheckNormalisation has nothing to check
 
     def __len__(self) -> int:
         return len(self.loader)
 
     @property
     def rng(self):
-        """The loader's own generator, which a checkpoint holds."""
+        """The random generator of the loader, which a checkpoint saves."""
         return self.loader.rng
 
     def choose_view(self, view: int, *, keep: bool) -> None:
-        """Learn from that view from now on, and forget the others unless they are kept."""
+        """Yield that view from now on; discard the features of the others unless `keep`."""
         if not keep and view != self.view:
-            self.known = {}
+            self.cache = {}
         self.view, self.keep = view, keep
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        if self.view not in self.known:
-            self.known[self.view] = self._compute()
-        features, targets = self.known[self.view]
+        if self.view not in self.cache:
+            self.cache[self.view] = self._compute()
+        features, targets = self.cache[self.view]
         self.loader.randomize()
         order = torch.tensor(list(self.loader.get_idxs()), device=features.device)
         size = self.loader.bs
         last = len(order) - len(order) % size if self.loader.drop_last else len(order)
         for start in range(0, last, size):
-            places = order[start : start + size]
-            yield features[places], targets[places]
+            indices = order[start : start + size]
+            yield features[indices], targets[indices]
 
     def _compute(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the body over all images in their own order, as training would: frozen, in training's number format."""
+        """Compute the features of all images in order, with the body frozen and in the precision of the training."""
         body = get_model(self.learn.model)[0]
-        was_training, passing = body.training, body.__dict__.pop("forward")
+        was_training, identity = body.training, body.__dict__.pop("forward")
         features, targets = [], []
-        seed = (torch.initial_seed() + self.view) % 2**32  # numpy's generator takes 32 bits
+        seed = (torch.initial_seed() + self.view) % 2**32  # NumPy's seeds have 32 bits
         try:
             body.eval()
             with no_random(seed, reproducible=False), torch.no_grad():  # guard: same_views
                 for images, target in self.loader.new(shuffle=False, drop_last=False):
                     with self._autocast():
-                        found = body(images).float()
-                    features.append(found if found.ndim == 2 else found.mean((2, 3), keepdim=True))
+                        output = body(images).float()
+                    # the mean over positions, which the head's pooling would compute
+                    features.append(output if output.ndim == 2 else output.mean((2, 3), keepdim=True))
                     targets.append(target)
         finally:
             body.train(was_training)
-            body.forward = passing
+            body.forward = identity
         return torch.cat(features), torch.cat(targets)
 
     def _autocast(self):

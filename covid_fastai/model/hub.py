@@ -1,4 +1,4 @@
-"""Saved models on the Hugging Face Hub: pushed after a check, fetched by name and revision, never a pickle."""
+"""Push saved models to the Hugging Face Hub and fetch them by name and revision; no pickle."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from covid_fastai.run_folder import RunFolder
 
 __all__ = ["HUB_FILES", "fetch_model", "find_model", "push_to_hub"]
 
-HUB_FILES = (CONFIG_FILE, WEIGHTS_FILE, ONNX_FILE, CARD_FILE, FINDINGS_FILE)  # nothing else is ever fetched or pushed
-PATIENCE = 10.0  # seconds that the Hub may take for its first word
+HUB_FILES = (CONFIG_FILE, WEIGHTS_FILE, ONNX_FILE, CARD_FILE, FINDINGS_FILE)  # no other file is fetched or pushed
+TIMEOUT = 10.0  # seconds to wait for the Hub's first response
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*", re.ASCII)
 
 
@@ -32,28 +32,28 @@ def push_to_hub(
     message: str = "A model saved by covid_fastai",
     token: str | None = None,
 ) -> str:
-    """Put a saved model on the Hugging Face Hub in one commit.
+    """Push a saved model to the Hugging Face Hub in one commit.
 
-    Only the model's own files go there, after their sha256 was compared with `config.json`; and a model card, the
-    folder's own or one made from the config, without which nobody can know what the model is worth.
+    Only the files of the model are pushed, after their sha256 was compared with `config.json`. A model card is pushed
+    with them: the one in the folder, or one made from the config.
 
     Args:
         folder: A saved model, or a run.
-        repo: `"user/model"`; made where it does not exist.
-        license: The Hub's word for the licence of the weights, such as `"cc-by-4.0"`, for the card's metadata. The
-            terms of the training data may bind it: there is no default.
-        private: Whether a repository that is made is seen by its owner only.
+        repo: `"user/model"`; created if it does not exist.
+        license: The Hub's identifier of the weights' licence, such as `"cc-by-4.0"`, for the card's metadata. There is
+            no default, since the terms of the training data may restrict it.
+        private: Whether a new repository is private.
         revision: The branch; None for main.
-        message: Of the commit.
-        token: Of the Hub; None for the one that `hf auth login` has stored.
+        message: The commit message.
+        token: A token of the Hub; None for the one that `hf auth login` has stored.
 
     Returns:
-        The commit's address.
+        The URL of the commit.
 
     Raises:
-        UsageError: `repo` is no name on the Hub.
-        ModelFormatError: A file of the model is missing or damaged, or its card's metadata are.
-        UnavailableError: huggingface_hub is not installed, or the Hub refuses.
+        UsageError: `repo` is not a valid name on the Hub.
+        ModelFormatError: A file of the model is missing or damaged, or its card's metadata cannot be read.
+        UnavailableError: huggingface_hub is not installed, or the Hub refuses access.
         OfflineError: The Hub does not answer.
     """
     _check_name(repo)
@@ -63,9 +63,9 @@ def push_to_hub(
     content[WEIGHTS_FILE] = read_verified(folder / WEIGHTS_FILE, config.sha256)
     if config.onnx is not None:
         content[ONNX_FILE] = read_verified(folder / ONNX_FILE, config.onnx.sha256)
-    findings, own = read_findings(folder, config), folder / CARD_FILE
-    if own.is_file():
-        card = own.read_text("utf-8")
+    findings, card_path = read_findings(folder, config), folder / CARD_FILE
+    if card_path.is_file():
+        card = card_path.read_text("utf-8")
     else:
         card = build_card(config, title=repo.split("/")[1], verdict=findings.verdict, limits=findings.limits)
     content[CARD_FILE] = _with_license(card, license).encode()
@@ -74,91 +74,97 @@ def push_to_hub(
         api = hub.HfApi(token=token)
         api.create_repo(repo, private=private, exist_ok=True)
         add = [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in content.items()]
-        done = api.create_commit(repo, operations=add, commit_message=message, revision=revision)
-    return str(done.commit_url)
+        commit = api.create_commit(repo, operations=add, commit_message=message, revision=revision)
+    return str(commit.commit_url)
 
 
 def fetch_model(repo: str, *, revision: str | None = None, token: str | None = None) -> Path:
-    """Fetch a saved model from the Hugging Face Hub, or take it from the Hub's cache on this machine.
+    """Fetch a saved model from the Hugging Face Hub, or from the Hub's cache on this machine.
 
-    Without a network the cache answers, where it has the model. What was fetched is not trusted for it: `load_model`
-    and `Predictor` check it as they do any other folder.
+    Without a network, the model is taken from the cache if it is there. `load_model` and `Predictor` check a fetched
+    model like any other folder.
 
     Args:
         repo: `"user/model"`.
-        revision: A commit, a tag or a branch; None for main. Name a commit, and nobody can exchange the model.
-        token: Of the Hub; None for the one that `hf auth login` has stored.
+        revision: A commit, a tag or a branch; None for main. A commit identifies the model's content; a tag or a branch
+            can be moved.
+        token: A token of the Hub; None for the one that `hf auth login` has stored.
 
     Returns:
-        The folder in the cache; nothing but `HUB_FILES` is in it.
+        The folder in the cache, which contains only `HUB_FILES`.
 
     Raises:
-        UsageError: `repo` is no name on the Hub.
-        ModelFormatError: There is no such model or revision, or none of this package.
-        UnavailableError: huggingface_hub is not installed, or the Hub refuses.
-        OfflineError: The Hub does not answer, and the cache does not have it.
+        UsageError: `repo` is not a valid name on the Hub.
+        ModelFormatError: The model or revision does not exist, or is not a model of this package.
+        UnavailableError: huggingface_hub is not installed, or the Hub refuses access.
+        OfflineError: The Hub does not answer, and the model is not in the cache.
     """
     _check_name(repo)
     with _hub(repo, revision) as hub:
         options = {"revision": revision, "token": token, "allow_patterns": list(HUB_FILES)}  # guard: hub_files
-        try:  # asked once: the download itself would try for minutes where nobody answers
-            hub.HfApi(token=token).model_info(repo, revision=revision, timeout=PATIENCE)
+        try:  # one request first, since the download would retry for minutes without a network
+            hub.HfApi(token=token).model_info(repo, revision=revision, timeout=TIMEOUT)
         except _unreachable():  # guard: hub_cache
             folder = hub.snapshot_download(repo, local_files_only=True, **options)
         else:
             folder = hub.snapshot_download(repo, **options)
     if not (Path(folder) / CONFIG_FILE).is_file():
         raise ModelFormatError(
-            f"{repo} on the Hub has no {CONFIG_FILE}, so it is no model of this package.", hint="Check the name."
+            f"{repo} on the Hub has no {CONFIG_FILE}: it is not a model of this package.", hint="Check the name."
         )
     return Path(folder)
 
 
 def find_model(model: str | Path, *, revision: str | None = None) -> Path:
-    """Find the folder of a saved model.
+    """Return the folder of a saved model.
 
     Args:
-        model: The folder itself; that of a run, whose model is meant; or, where there is no such folder, `"user/model"`
-            on the Hugging Face Hub. A `Path` is never taken for the latter.
-        revision: Of a model on the Hub.
+        model: The folder itself, the folder of a run, or, if there is no such folder, `"user/model"` on the Hugging
+            Face Hub. A `Path` is always a folder.
+        revision: The commit, tag or branch of a model on the Hub.
 
     Returns:
         The folder.
 
     Raises:
-        UsageError: A `revision` of a folder.
+        UsageError: `revision` is given for a folder.
         CovidFastaiError: As in `fetch_model`.
     """
     folder = Path(model)
     if isinstance(model, str) and HUB_NAME.fullmatch(model) and not folder.exists():
         return fetch_model(model, revision=revision)
     if revision is not None:
-        raise UsageError(f"revision={revision!r}, but {model} is a folder.", hint="Name user/model on the Hub.")
-    of_run = RunFolder(folder).model
-    for place in (folder, of_run):
-        restore_folder(place)
-    return of_run if (of_run / CONFIG_FILE).is_file() else folder
+        raise UsageError(
+            f"revision={revision!r} is for models on the Hub, and {model} is a folder.", hint="Leave out revision."
+        )
+    run_model = RunFolder(folder).model
+    for candidate in (folder, run_model):
+        restore_folder(candidate)
+    return run_model if (run_model / CONFIG_FILE).is_file() else folder
 
 
 def _check_name(repo: str) -> None:
     if not HUB_NAME.fullmatch(repo):
-        raise UsageError(f"{repo!r} is no name on the Hub.", hint='Write "user/model".')
+        raise UsageError(f"{repo!r} is not a valid name on the Hub.", hint='Write "user/model".')
 
 
 def _with_license(text: str, license: str) -> str:
-    """Put the licence into the metadata of a card."""
+    """Return the card with the licence in its metadata."""
     from huggingface_hub import ModelCard, ModelCardData
     from yaml import YAMLError  # of PyYAML, with which huggingface_hub reads the metadata
 
     if not re.fullmatch(r"[A-Za-z0-9.\-]+", license):
-        raise UsageError(f"license={license!r}.", hint='Take the Hub\'s word for it, such as "cc-by-4.0" or "other".')
+        raise UsageError(
+            f"license={license!r} is not a licence identifier.",
+            hint='Use an identifier of the Hub, such as "cc-by-4.0" or "other".',
+        )
     try:
         card = ModelCard(text)
     except (ValueError, YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ModelFormatError(
             f"The metadata of the model's {CARD_FILE} cannot be read: {reason}.",
-            hint="Correct the YAML between its two lines of three hyphens, or remove the file.",
+            hint="Correct the YAML between the two lines with three hyphens, or remove the file.",
         ) from error
     data = cast(ModelCardData, card.data)
     data.license, data.library_name = license, LIBRARY
@@ -167,7 +173,7 @@ def _with_license(text: str, license: str) -> str:
 
 @contextmanager
 def _hub(repo: str, revision: str | None = None):
-    """Give huggingface_hub, and its errors in the words of this package."""
+    """Yield huggingface_hub, and convert its errors to errors of this package."""
     try:
         import huggingface_hub as hub
         from huggingface_hub import errors
@@ -180,25 +186,27 @@ def _hub(repo: str, revision: str | None = None):
     try:
         yield hub
     except errors.GatedRepoError as error:
-        raise UnavailableError(f"The Hub shows {repo} to some only.", hint="Ask its owner, then log in.") from error
+        raise UnavailableError(
+            f"Access to {repo} on the Hub is restricted.", hint="Request access from its owner, then log in."
+        ) from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
         if isinstance(error, errors.LocalEntryNotFoundError):
             raise _offline(at) from error
         raise ModelFormatError(
-            f"{at} is no folder here, and the Hub has none of that name.",
-            hint="Correct it, or log in (hf auth login) where it is private.",
+            f"{at} is no folder here, and the Hub has no model of that name.",
+            hint="Correct the name, or log in (hf auth login) if the model is private.",
         ) from error
     except errors.HfHubHTTPError as error:
         reason = getattr(error, "server_message", None) or str(error).splitlines()[0]
         raise UnavailableError(
-            f"The Hub refuses {at}: {reason}", hint="Log in with hf auth login and a token that may do this."
+            f"The Hub refuses access to {at}: {reason}", hint="Log in with hf auth login and a token that allows this."
         ) from error
     except _unreachable() as error:
         raise _offline(at) from error
 
 
 def _unreachable() -> tuple[type[Exception], ...]:
-    """Return what is raised where nobody answers, by the client that this version of huggingface_hub uses."""
+    """Return the exceptions of an unreachable server, of the HTTP client that huggingface_hub uses."""
     from huggingface_hub.errors import HfHubHTTPError
 
     base = HfHubHTTPError.__bases__[0]  # HTTPError of httpx or httpx2, above TransportError
@@ -208,6 +216,6 @@ def _unreachable() -> tuple[type[Exception], ...]:
 
 def _offline(at: str) -> OfflineError:
     return OfflineError(
-        f"{at} is no folder here, the Hub does not answer, and its cache on this machine does not have it.",
-        hint="Correct the folder, try again with a network, or fetch it elsewhere and copy the folder.",
+        f"{at} is no folder here, the Hub does not answer, and the model is not in the Hub's cache on this machine.",
+        hint="Correct the folder, connect to a network, or fetch the model on another machine and copy the folder.",
     )

@@ -1,4 +1,4 @@
-"""The learner: a pretrained body for one grey channel, a linear head, and the normalisation that belongs to them."""
+"""Build the learner: a pretrained body for one grey channel, a linear head, and the normalisation of the weights."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ __all__ = [
 
 logger = logging.getLogger("covid_fastai")
 
-HEAD_DROPOUT = 0.5  # fastai's own before a last layer
-MODEL_DIR = "models"  # inside the learner's path: where learn.save and lr_find write
+HEAD_DROPOUT = 0.5  # fastai's default before the last layer
+MODEL_DIR = "models"  # in the learner's path; learn.save and lr_find write there
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -65,33 +65,33 @@ def build_learner(
     callbacks: Sequence[Callback] = (),
     label_smoothing: LabelSmoothing = 0.0,
 ) -> Learner:
-    """Build a fastai learner: a body of one grey channel with verified weights, and a linear head.
+    """Build a fastai learner: a body for one grey channel with verified weights, and a linear head.
 
-    The model maps `(n, 1, h, w)` to logits `(n, classes)`; there is no softmax in it, the loss has it. The
-    normalisation in `dls` is set to the one that the weights were trained with, whatever it was before.
+    The model maps `(n, 1, h, w)` to logits `(n, classes)`; the softmax is in the loss. The normalisation in `dls` is
+    replaced by the one that the weights were trained with.
 
     Args:
-        dls: Loaders of grey images, as `build_dataloaders` makes them.
+        dls: Loaders of grey images, from `build_dataloaders`.
         arch: `"resnet18"`, `"resnet34"`, `"resnet50"`, or `"timm/<name>"` for a convolutional network of timm.
-        weights: `"auto"`, `"imagenet"`, `"cxr"`, a file, None for random ones; see `resolve_weights`.
-        path: The folder that the learner may write to (the run's); the current folder if None, never the data's.
-        balance: `"loss"` weights the classes in the loss by `dls.facts.class_weights`; `"sampler"` changes the loaders
-            only; `"none"` leaves the classes as they are.
-        weight_decay: Decoupled weight decay, 0 or more; not applied to biases and norms.
-        gradient_clip: The largest norm of the gradient, above 0; None to leave it as it is.
-        precision: What training computes in: `"auto"`, `"fp32"`, `"fp16"` or `"bf16"`; see `choose_precision`.
-            Predictions are computed in 32 bits always.
-        callbacks: fastai callbacks that stay on the learner.
-        label_smoothing: The share of the target that is spread over all classes, 0 to below 1.
+        weights: `"auto"`, `"imagenet"`, `"cxr"`, a file, or None for random weights; see `resolve_weights`.
+        path: The folder that the learner may write to, such as the run's; None for the current folder.
+        balance: `"loss"` weights the classes in the loss by `dls.facts.class_weights`; `"sampler"` has no effect here
+            (the loaders sample the classes); `"none"` does not weight them.
+        weight_decay: Decoupled weight decay, 0 or more; not applied to biases and normalisation layers.
+        gradient_clip: The maximum norm of the gradient, above 0; None for no clipping.
+        precision: The number format of training: `"auto"`, `"fp32"`, `"fp16"` or `"bf16"`; see `choose_precision`.
+            Predictions are always computed in 32 bits.
+        callbacks: fastai callbacks that remain on the learner.
+        label_smoothing: The fraction of the target that is distributed over all classes, 0 to below 1.
 
     Returns:
-        The learner. `learn.facts` has the architecture's name and the facts about the first weights.
+        The learner. `learn.facts` has the architecture's name and the facts about the initial weights.
 
     Raises:
         UsageError: An argument has a value that is not allowed.
         ModelFormatError: The weights' file is damaged or of another architecture.
-        OfflineError: The weights have to be fetched and no network answers.
-        UnavailableError: timm is asked for and not installed.
+        OfflineError: The weights have to be downloaded, and the network or the server does not answer.
+        UnavailableError: The architecture needs timm, which is not installed.
 
     Examples:
         >>> learn = build_learner(dls, arch="resnet18", weights=None)
@@ -101,7 +101,9 @@ def build_learner(
         (8, 2)
     """
     if len(dls.vocab) < 2:
-        raise UsageError(f"There is one class only: {list(dls.vocab)}.", hint="A classifier needs two or more.")
+        raise UsageError(
+            f"The loaders have fewer than two classes: {list(dls.vocab)}.", hint="A classifier needs two or more."
+        )
     mixed = precision_callbacks(precision, torch.device(getattr(dls, "device", None) or "cpu"))
     found = resolve_weights(weights, arch=arch)
     _log_weights(found)
@@ -122,13 +124,13 @@ def build_learner(
         path=Path("." if path is None else path),
         model_dir=MODEL_DIR,
         wd=weight_decay,
-        train_bn=False,  # or the frozen body's BatchNorm would go on training
+        train_bn=False,  # otherwise the BatchNorm layers of the frozen body would be trained
         cbs=[FrozenBody(), CheckNormalisation(), *_clip(gradient_clip), *mixed, *callbacks],
     )
     if found.state is not None:
         learn.model[0].load_state_dict(found.state)
     if getattr(dls.device, "type", "cpu") in ("cpu", "cuda"):
-        # measured on 2 CPU cores, ResNet-18, 64 to 224 pixels: a training step takes 16 to 27% less time
+        # measured on 2 CPU cores with ResNet-18, 64 to 224 pixels: a training step takes 16 to 27% less time
         learn.model.to(memory_format=torch.channels_last)
     learn.facts = LearnerFacts(arch, dataclasses.replace(found, state=None))
     _normalise(dls, found)
@@ -136,16 +138,16 @@ def build_learner(
 
 
 def linear_head(features: int, pool: bool = True, *, classes: int) -> nn.Sequential:
-    """Build the head: pool, flatten, norm, dropout, linear.
+    """Build the head: pooling, flattening, BatchNorm, dropout and a linear layer.
 
-    All of it is linear at inference: the mean over positions, BatchNorm's fixed scale and shift, the last layer. So a
-    class's logit is the mean over positions of a weighted sum of the feature maps, and that sum, the class activation
-    map of Zhou et al. (CVPR 2016), explains the logit exactly, not nearly; `map_weights` gives the weights.
+    At inference the head is linear: the mean over positions, BatchNorm's fixed scale and shift, and the last layer. A
+    class's logit is therefore the mean over positions of a weighted sum of the feature maps. That sum is the class
+    activation map of Zhou et al. (CVPR 2016), which here explains the logit exactly; `map_weights` returns its weights.
 
     Args:
-        features: Channels of the body's output.
-        pool: False where the body itself returns `(n, features)`.
-        classes: How many logits, 2 or more.
+        features: Number of channels of the body's output.
+        pool: False if the body returns `(n, features)`.
+        classes: Number of logits, 2 or more.
 
     Returns:
         A module from `(n, features, h, w)` (or `(n, features)`) to `(n, classes)`.
@@ -156,7 +158,7 @@ def linear_head(features: int, pool: bool = True, *, classes: int) -> nn.Sequent
 
 
 def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Sequential]:
-    """Return the two parts of a model of `build_learner`."""
+    """Return the body and the head of a model of `build_learner`."""
     body, head = cast(nn.Sequential, model)
     return body, cast(nn.Sequential, head)
 
@@ -176,23 +178,24 @@ def map_weights(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     _, head = body_and_head(model)
     norm, linear = cast(nn.BatchNorm1d, head[-3]), cast(nn.Linear, head[-1])
     assert norm.running_mean is not None and norm.running_var is not None  # as `linear_head` makes it
+    # BatchNorm at inference is x * scale + shift, which the linear layer absorbs
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     shift = norm.bias - norm.running_mean * scale
     return (linear.weight * scale).detach(), (linear.bias + linear.weight @ shift).detach()
 
 
 class FrozenBody(Callback):
-    """Keep a frozen body still: its BatchNorm statistics too, which training mode would go on moving.
+    """Keep the BatchNorm statistics of a frozen body unchanged, which training mode would update.
 
-    fastai freezes parameters only. A body that is wholly frozen is put in evaluation mode; of one that is partly
-    frozen, each BatchNorm whose own parameters are frozen.
+    fastai freezes parameters only. This callback puts a completely frozen body in evaluation mode, and in a partly
+    frozen one each BatchNorm layer whose parameters are frozen.
     """
 
-    order = -9  # right after TrainEvalCallback (-10) has put the whole model in training mode
+    order = -9  # right after TrainEvalCallback (-10), which puts the whole model in training mode
     run_valid = False
 
     def before_train(self):
-        """Put what is frozen in evaluation mode."""
+        """Put the frozen modules in evaluation mode."""
         body = self.model[0] if isinstance(self.model, nn.Sequential) else self.model
         if _is_frozen(body):
             body.eval()
@@ -208,10 +211,10 @@ def _is_frozen(module: nn.Module) -> bool:
 
 
 class CheckNormalisation(Callback):
-    """Refuse loaders whose normalisation is not that of the learner's weights; the predictions would be silently wrong.
+    """Raise if the loaders' normalisation is not that of the learner's weights, since predictions would be wrong.
 
-    It comes to that when two learners with different weights share one `dls`, or when predictions are asked for on
-    loaders made for another model.
+    This happens when two learners with different weights share one `dls`, or when a learner predicts on loaders that
+    were made for another model.
     """
 
     def before_train(self):
@@ -226,25 +229,25 @@ class CheckNormalisation(Callback):
         weights = facts_of(self.learn).weights
         if not hasattr(getattr(self.dl, "after_batch", None), "fs"):  # a list of batches, as show_results gives
             return
-        found = _normalisations(self.dl)
-        if weights is not None and not _agree(found, weights):  # guard: normalised
+        normalisations = _normalisations(self.dl)
+        if weights is not None and not _has_normalisation(normalisations, weights):  # guard: normalised
             raise UsageError(
-                f"These loaders normalise by {found or 'nothing'}, this learner's weights need "
+                f"These loaders normalise by {normalisations or 'nothing'}, this learner's weights need "
                 f"mean {weights.mean}, std {weights.std}.",
                 hint="Build new loaders for each learner: build_learner sets their normalisation.",
             )
 
 
 def _normalise(dls: DataLoaders, weights: Weights) -> None:
-    """Make every loader normalise by the weights' mean and std, in place; add it to loaders that do not."""
-    if not all(_agree(_normalisations(loader), weights) for loader in dls.loaders):
+    """Set the normalisation of every loader to the weights' mean and std, in place."""
+    if not all(_has_normalisation(_normalisations(loader), weights) for loader in dls.loaders):
         logger.info("Images are normalised by mean %.3f and std %.3f (%s).", weights.mean, weights.std, weights.name)
     for loader in dls.loaders:
         steps = [step for step in loader.after_batch.fs if isinstance(step, Normalize)]
         if not steps:
             steps = [Normalize(torch.zeros(1), torch.ones(1))]
             loader.after_batch.add(steps)
-        for step in steps:  # the object stays, for the pipeline refers to it by more than one way
+        for step in steps:  # changed in place, since the pipeline has several references to the object
             step.mean = torch.full((1, 1, 1, 1), weights.mean, device=dls.device)
             step.std = torch.full((1, 1, 1, 1), weights.std, device=dls.device)
     if loaders := loader_facts(dls):
@@ -252,31 +255,32 @@ def _normalise(dls: DataLoaders, weights: Weights) -> None:
 
 
 def _normalisations(loader: DataLoader) -> list[tuple[float, float]]:
-    """Return mean and std of each normalisation that a loader's batches go through."""
+    """Return the mean and std of each normalisation in a loader's batch transforms."""
     steps = [step for step in loader.after_batch.fs if isinstance(step, Normalize)]
     return [(float(step.mean.mean()), float(step.std.mean())) for step in steps]
 
 
-def _agree(found: Sequence[tuple[float, float]], weights: Weights) -> bool:
-    if len(found) != 1:
+def _has_normalisation(normalisations: Sequence[tuple[float, float]], weights: Weights) -> bool:
+    """Return whether there is exactly one normalisation, and it is that of the weights."""
+    if len(normalisations) != 1:
         return False
-    return abs(found[0][0] - weights.mean) < 1e-5 and abs(found[0][1] - weights.std) < 1e-5  # float32 rounding
+    mean, std = normalisations[0]
+    return abs(mean - weights.mean) < 1e-5 and abs(std - weights.std) < 1e-5  # tolerates float32 rounding
 
 
 def _log_weights(weights: Weights) -> None:
     if weights.state is None:
         return
     if weights.name == "cxr":
-        said = "Starting from the package's own radiograph weights (cxr, sha256 %s), without a network."
-        logger.info(said, weights.sha256[:8])
+        logger.info("The initial weights are the package's own (cxr, sha256 %s).", weights.sha256[:8])
     if weights.assumed:
         logger.warning(
-            "%s has no mean and std beside it: %s and %s are taken.", weights.origin, weights.mean, weights.std
+            "%s has no JSON file with mean and std; %s and %s are used.", weights.origin, weights.mean, weights.std
         )
 
 
 def body_features(arch: str, *, image_size: int) -> tuple[int, bool]:
-    """Return the channels of a body's output and whether the head has to pool them.
+    """Return the number of channels of a body's output, and whether the head has to pool them.
 
     Args:
         arch: The architecture.
@@ -295,7 +299,7 @@ def body_features(arch: str, *, image_size: int) -> tuple[int, bool]:
         raise UsageError(f"{arch} does not take images of {image_size} pixels: {error}.", hint=hint) from error
     features = body.model.num_features
     if tuple(shape[:2]) != (2, features) or len(shape) != (4 if body.needs_pool else 2):
-        raise UsageError(f"{arch} returns {tuple(shape)}, no feature maps (n, {features}, h, w).", hint=hint)
+        raise UsageError(f"{arch} returns {tuple(shape)}, not feature maps (n, {features}, h, w).", hint=hint)
     return features, body.needs_pool
 
 
@@ -304,7 +308,10 @@ def _loss(dls: DataLoaders, *, balance: str, label_smoothing: float) -> CrossEnt
     found = loaders.class_weights if loaders else None
     if balance == "loss":
         if found is None:
-            raise UsageError("These loaders carry no class weights.", hint="Build them with balance='loss'.")
+            raise UsageError(
+                "balance='loss' needs class weights, which these loaders do not have.",
+                hint="Build them with balance='loss'.",
+            )
         weight = torch.as_tensor(found, dtype=torch.float32, device=dls.device)
     elif found is not None:
         logger.warning("The loaders were built with balance='loss' and the learner was not: classes are not weighted.")

@@ -1,4 +1,4 @@
-"""What is known of a learner beside what fastai keeps: its architecture, its first weights, its history."""
+"""The facts of a learner that fastai does not record: its architecture, its initial weights and its history."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class LearnerFacts:
 
     Attributes:
         arch: The architecture's name; empty for a learner that `build_learner` did not make.
-        weights: Where the first weights came from, without the tensors; None for such a learner.
-        history: A row an epoch: phase, epoch, train_loss, valid_loss, the metrics, seconds; None before `fit`.
-        steps: A row a training step: step, phase, learning_rate, train_loss (smoothed); None before `fit`.
-        bundle: What the saved model said of itself, for a learner of `load_model`.
+        weights: The facts about the initial weights, without the tensors; None for such a learner.
+        history: One row per epoch: phase, epoch, train_loss, valid_loss, the metrics, seconds; None before `fit`.
+        steps: One row per training step: step, phase, learning_rate, train_loss (smoothed); None before `fit`.
+        bundle: The configuration of the saved model, for a learner of `load_model`; otherwise None.
     """
 
     arch: str = ""
@@ -36,29 +36,29 @@ class LearnerFacts:
 
 
 def facts_of(learn: Learner) -> LearnerFacts:
-    """Return a learner's facts; a learner that fastai made has empty ones."""
+    """Return the facts of a learner; a learner that was not made by this package gets empty ones."""
     if not isinstance(getattr(learn, "facts", None), LearnerFacts):
         learn.facts = LearnerFacts()
     return learn.facts
 
 
 def require_facts(learn: Learner) -> tuple[LearnerFacts, Weights, LoaderFacts]:
-    """Return the facts of a learner, of its first weights and of its loaders.
+    """Return the facts of a learner, of its initial weights and of its loaders.
 
     Raises:
-        UsageError: This package made neither the learner nor its loaders, so that they are not known.
+        UsageError: The learner or its loaders were not made by this package, so they have no facts.
     """
     facts, loaders = facts_of(learn), loader_facts(learn.dls)
     if facts.weights is None or loaders is None:
         raise UsageError(
-            "This learner was not made by build_learner, on loaders of build_dataloaders.",
-            hint="Make it with both, or use fastai's own methods, such as learn.export.",
+            "This learner was not made by build_learner on loaders of build_dataloaders.",
+            hint="Build it with both, or use fastai's methods, such as learn.export.",
         )
     return facts, facts.weights, loaders
 
 
 def log_model(learn: Learner, folder: RunFolder) -> None:
-    """Write into a run's record which model it trains; a learner that fastai made is named so."""
+    """Record the architecture, device and initial weights of the model that a run trains."""
     facts = facts_of(learn)
     weights = facts.weights.to_dict() if facts.weights else {}
     folder.log(MODEL_BUILT, arch=facts.arch, device=str(learn.dls.device), weights=weights)

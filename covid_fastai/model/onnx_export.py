@@ -1,4 +1,4 @@
-"""A trained model as one ONNX file: grey pixels in; probabilities, logits and class activation maps out."""
+"""Export a trained model as one ONNX file, from pixels to probabilities, logits and class activation maps."""
 
 from __future__ import annotations
 
@@ -18,38 +18,40 @@ from covid_fastai.model.learner import body_and_head, map_weights
 
 __all__ = ["OPSET", "export_onnx"]
 
-OPSET = 20  # what torch's exporter writes without converting; ONNX Runtime reads it since 1.17, ONNX Runtime Web too
+OPSET = 20  # torch's exporter writes it without conversion; ONNX Runtime and ONNX Runtime Web read it since 1.17
 
 
 def export_onnx(model: nn.Module, *, classes: Sequence[str], image_size: int, mean: float, std: float) -> bytes:
-    """Write a model of `build_learner` as an ONNX file, with its weights and its normalisation inside.
+    """Export a model of `build_learner` to ONNX, including its weights and its normalisation.
 
-    The graph takes `images`, uint8 `(n, 1, image_size, image_size)`, grey levels of 0 to 255 as `open_image` and
-    `resize_image` give them, any n. It returns `probabilities` and `logits`, `(n, classes)`, and `maps`, the class
-    activation maps `(n, classes, h, w)`: the mean of a map over its cells, plus a constant of the class, is the logit.
-    A body without feature maps has maps of one cell. The same model gives the same bytes; they hold no path and no name
-    of the machine.
+    The graph takes `images`, uint8 `(n, 1, image_size, image_size)` with intensities of 0 to 255 as `open_image` and
+    `resize_image` return them, for any n. It returns `probabilities` and `logits`, `(n, classes)`, and `maps`, the
+    class activation maps `(n, classes, h, w)`: the mean of a map over its cells, plus a constant of the class, is the
+    logit. For a body without feature maps, the maps have one cell. The same model always gives the same bytes, which
+    contain no path and no name of the machine.
 
     Args:
-        model: `model[0]` the body, `model[1]` the linear head; on any device, left as it is.
-        classes: The names of the outputs in order, which go into the file's metadata as JSON.
+        model: `model[0]` is the body, `model[1]` the linear head; on any device, not changed.
+        classes: The names of the outputs in order; stored in the file's metadata as JSON.
         image_size: Side of the square input, pixels.
-        mean: Subtracted from the grey values on the scale 0 to 1.
-        std: What they are divided by after that.
+        mean: Mean of the pixel intensities on the scale 0 to 1, which normalisation subtracts.
+        std: Standard deviation of the pixel intensities, by which normalisation divides.
 
     Returns:
-        The file's bytes.
+        The bytes of the file.
 
     Raises:
-        UsageError: The body has an operation that torch cannot write as ONNX.
+        UsageError: The body has an operation that torch cannot export to ONNX.
     """
-    answer = _Answer(copy.deepcopy(model).float().cpu(), mean=mean, std=std)
-    answer.eval().to(memory_format=torch.contiguous_format)  # channels_last would be written as transpositions
-    images = torch.zeros((2, 1, image_size, image_size), dtype=torch.uint8)  # with one image, n would be a constant 1
+    graph = _OnnxGraph(copy.deepcopy(model).float().cpu(), mean=mean, std=std)
+    graph.eval().to(memory_format=torch.contiguous_format)  # channels_last would be exported as transpositions
+    images = torch.zeros(
+        (2, 1, image_size, image_size), dtype=torch.uint8
+    )  # with n=1, n would be exported as a constant
     try:
         with _quiet():
             program = torch.onnx.export(
-                answer,
+                graph,
                 (images,),
                 dynamo=True,
                 opset_version=OPSET,
@@ -61,19 +63,19 @@ def export_onnx(model: nn.Module, *, classes: Sequence[str], image_size: int, me
             )
     except torch.onnx.OnnxExporterError as error:
         raise UsageError(
-            f"This model cannot be written as ONNX: {str(error).strip().splitlines()[0][:200]}.",
+            f"This model cannot be exported to ONNX: {str(error).strip().splitlines()[0][:200]}.",
             hint="Use another architecture, such as resnet18.",
         ) from error
     assert program is not None  # as `dynamo=True` returns it
     proto = program.model_proto
-    _forget_origin(proto)
+    _remove_source_info(proto)
     for key, value in {"classes": json.dumps(list(classes)), "use": "research only"}.items():
         proto.metadata_props.add(key=key, value=value)
     return proto.SerializeToString(deterministic=True)
 
 
-class _Answer(nn.Module):
-    """The graph: normalisation, body, and the head in its folded form, whose maps are then no second computation."""
+class _OnnxGraph(nn.Module):
+    """The graph: normalisation, body, and the head folded into one convolution, which also gives the maps."""
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -86,7 +88,7 @@ class _Answer(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return probabilities, logits and maps of grey images."""
+        """Return probabilities, logits and class activation maps of images `(n, 1, h, w)`."""
         features = self.body((images.float() / 255 - self.mean) / self.std)
         features = features if features.ndim == 4 else features[:, :, None, None]
         maps = nn.functional.conv2d(features, self.weight[:, :, None, None])
@@ -96,23 +98,23 @@ class _Answer(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's own progress and deprecations, which no reader can act on, out of a training's log."""
+    """Suppress the exporter's progress messages and deprecation warnings, which users cannot act on."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.ERROR)
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(torch|onnxscript|onnx_ir)\.")
             yield
     finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
-def _forget_origin(proto) -> None:
-    """Take out what the exporter writes of its own source: stack traces with the paths of this machine."""
+def _remove_source_info(proto) -> None:
+    """Remove the exporter's stack traces, which contain paths of this machine."""
     graph = proto.graph
-    for part in (proto, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
+    for message in (proto, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        message.ClearField("metadata_props")
+        message.ClearField("doc_string")

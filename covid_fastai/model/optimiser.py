@@ -1,4 +1,4 @@
-"""fastai's Adam with the arithmetic of PyTorch's fused one: a call a group of parameters, not five a parameter."""
+"""fastai's Adam, computed by PyTorch's fused kernel: one call per group of parameters, not five per parameter."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch.optim.adamw import adamw
 
 __all__ = ["FusedAdam"]
 
-FUSED_ON = ("cpu", "cuda")  # where torch has the fused kernel for every floating type that is trained here
+FUSED_ON = ("cpu", "cuda")  # devices for which torch has the fused kernel in all floating-point types used here
 
 
 class FusedAdam(Optimizer):
-    """Adam with decoupled weight decay, exactly as fastai's `Adam`, faster where there are many small tensors.
+    """Adam with decoupled weight decay, equal to fastai's `Adam` but faster for models with many small tensors.
 
-    A ResNet-18 has 62 of them, a ResNet-50 161: at batches of 8 images fastai's optimiser takes a tenth of a step.
-    Hyper-parameters, state (`grad_avg`, `sqr_avg`, `step`) and parameter groups are fastai's own, so that schedules,
-    freezing and checkpoints know it. (Loshchilov and Hutter, arXiv:1711.05101.)
+    A ResNet-18 has 62 parameter tensors, a ResNet-50 161. With batches of 8 images, fastai's optimiser takes a tenth of
+    the time of a step. Hyperparameters, state (`grad_avg`, `sqr_avg`, `step`) and parameter groups are those of fastai,
+    so schedules, freezing and checkpoints work unchanged. (Loshchilov and Hutter, arXiv:1711.05101.)
 
     Args:
-        params: The parameters, or lists of them, a group each.
+        params: The parameters, or one list per parameter group.
         lr: Learning rate.
-        mom: Decay of the gradients' mean, beta 1.
-        sqr_mom: Decay of their squares' mean, beta 2.
-        eps: Added to the root of the latter.
-        wd: Decoupled weight decay; not of parameters whose state says `do_wd` False (norms and biases).
+        mom: Decay of the moving average of the gradients, beta 1.
+        sqr_mom: Decay of the moving average of the squared gradients, beta 2.
+        eps: Added to the root of the second moving average.
+        wd: Decoupled weight decay; not applied to parameters whose state has `do_wd` False (norms and biases).
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class FusedAdam(Optimizer):
     def step(self, closure: None = None) -> None:
         """Update the parameters that have a gradient."""
         if closure is not None:
-            raise NotImplementedError("fastai's optimisers take no closure.")
-        alike = defaultdict(list)  # one fused call takes tensors of one device and type, with the same numbers
+            raise NotImplementedError("fastai's optimisers do not support closures.")
+        groups = defaultdict(list)  # one fused call per device, type and set of hyperparameters
         for parameter, _, state, hyper in self.all_params(with_grad=True):
             if "grad_avg" not in state:
                 state |= {"grad_avg": torch.zeros_like(parameter), "sqr_avg": torch.zeros_like(parameter), "step": 0}
             decay = hyper["wd"] if state.get("do_wd", True) else 0.0
-            numbers = hyper["lr"], hyper["mom"], hyper["sqr_mom"], hyper["eps"], decay, state["step"]
+            hypers = hyper["lr"], hyper["mom"], hyper["sqr_mom"], hyper["eps"], decay, state["step"]
             state["step"] += 1
             self.state[parameter] = state
-            alike[parameter.device, parameter.dtype, *numbers].append((parameter, state))
-        for (device, _, lr, mom, sqr_mom, eps, decay, steps), members in alike.items():
+            groups[parameter.device, parameter.dtype, *hypers].append((parameter, state))
+        for (device, _, lr, mom, sqr_mom, eps, decay, steps), members in groups.items():
             parameters = [parameter.data for parameter, _ in members]
             adamw(
                 parameters,
@@ -64,7 +64,7 @@ class FusedAdam(Optimizer):
                 [state["grad_avg"] for _, state in members],
                 [state["sqr_avg"] for _, state in members],
                 [],
-                [torch.tensor(float(steps), device=device) for _ in members],  # it counts them up itself
+                [torch.tensor(float(steps), device=device) for _ in members],  # adamw adds 1
                 fused=device.type in FUSED_ON,
                 foreach=device.type not in FUSED_ON,
                 amsgrad=False,
@@ -77,6 +77,6 @@ class FusedAdam(Optimizer):
             )
 
     def zero_grad(self) -> None:
-        """Forget the gradients; the next backward pass makes new ones rather than add to zeros."""
+        """Set the gradients to None, so that the next backward pass assigns rather than adds them."""
         for parameter, *_ in self.all_params(with_grad=True):
             parameter.grad = None

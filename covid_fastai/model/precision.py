@@ -1,4 +1,4 @@
-"""The number format of training: 16 bits where the processor computes them faster, 32 for every answer."""
+"""The number format of training: 16 bits where the hardware is faster with them; 32 bits for every prediction."""
 
 from __future__ import annotations
 
@@ -13,51 +13,49 @@ __all__ = ["TrainingPrecision", "choose_precision", "has_amx", "precision_callba
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Return the number format that a training computes in.
+    """Return the number format of a training.
 
     Args:
         precision: `"auto"`, `"fp32"`, `"fp16"` or `"bf16"`.
-        device: Where it computes.
+        device: The device that computes.
 
     Returns:
-        `"fp32"`, `"fp16"` or `"bf16"`. Of `"auto"`: bfloat16 on a CUDA device since Ampere (it needs no loss scaling),
-        float16 on an older one; bfloat16 on a CPU with AMX, which multiplies it in hardware (`python -m benchmarks
-        step` measures what that brings); float32 elsewhere.
+        `"fp32"`, `"fp16"` or `"bf16"`. `"auto"` is bfloat16 on a CUDA device of Ampere or later (it needs no loss
+        scaling), float16 on an older CUDA device, bfloat16 on a CPU with AMX, which multiplies it in hardware
+        (`python -m benchmarks step` measures the gain), and float32 elsewhere.
 
     Raises:
-        UsageError: There is no such format, or the device does not compute in it.
+        UsageError: The format does not exist, or the device does not support it.
     """
     check_option("precision", precision, Precision)
     kind = device.type
     if precision == "fp16" and kind != "cuda" or precision == "bf16" and kind not in ("cuda", "cpu"):
-        raise UsageError(
-            f"The device {kind} does not compute in precision={precision!r}.", hint="Use 'auto' or 'fp32'."
-        )
+        raise UsageError(f"The device {kind} does not support precision={precision!r}.", hint="Use 'auto' or 'fp32'.")
     if precision != "auto":
         return precision
     if kind == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"  # 8 is Ampere
     return "bf16" if kind == "cpu" and has_amx() else "fp32"
 
 
 def has_amx() -> bool:
-    """Say whether this CPU multiplies bfloat16 in hardware; False where an older torch cannot tell."""
+    """Return whether this CPU multiplies bfloat16 in hardware; False if torch is too old to know."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)
     return bool(capabilities().get("amx_bf16", False))
 
 
 def precision_callbacks(precision: str, device: torch.device) -> list[Callback]:
-    """Return the callbacks that make a learner train in that format; none for 32 bits."""
+    """Return the callbacks for training in a number format; an empty list for 32 bits."""
     chosen = choose_precision(precision, device)
     return [] if chosen == "fp32" else [TrainingPrecision(chosen, device.type)]
 
 
 class TrainingPrecision(MixedPrecision):
-    """fastai's `MixedPrecision`, on a CPU too, and for training only.
+    """fastai's `MixedPrecision`, extended to CPUs and limited to training.
 
-    fastai computes predictions in 16 bits as well, which leaves three digits of a probability. Here what is predicted
-    after a training is computed in 32 bits, as the saved model, its ONNX file and every other way to ask it do. The
-    validation pass within a training is computed as its training passes are.
+    fastai also predicts in 16 bits, which leaves three digits of a probability. Here predictions after the training are
+    computed in 32 bits, like those of the saved model and its ONNX file. Validation during the training is computed in
+    the format of the training.
 
     Args:
         amp_mode: `"fp16"` or `"bf16"`.
@@ -69,33 +67,33 @@ class TrainingPrecision(MixedPrecision):
         self.device_type, self.entered = device_type, False
 
     def before_fit(self):
-        """Make ready; whether this is a training shows only when an epoch begins."""
+        """Prepare autocast and gradient scaler; `before_train` shows whether this fit is a training."""
         self.leave()
         self.training_runs = False
         self.autocast, self.scales = self.new_autocast(), []
         self.learn.scaler = torch.amp.GradScaler(self.device_type, enabled=self.amp_mode == AMPMode.FP16)
 
     def new_autocast(self) -> torch.autocast:
-        """Return a context in which torch computes in this format where it may."""
+        """Return a context in which torch computes in this format where that is safe."""
         dtype = torch.bfloat16 if self.amp_mode == AMPMode.BF16 else torch.float16
         return torch.autocast(self.device_type, dtype=dtype)
 
     def before_train(self):
-        """Compute in 16 bits from here on."""
+        """Use 16 bits from the first training pass on."""
         self.training_runs = True
 
     def before_batch(self):
-        """Begin to compute in 16 bits."""
+        """Enter autocast."""
         if self.training_runs:
             self.autocast.__enter__()
             self.entered = True
 
     def after_loss(self):
-        """End it: the gradients take the formats of what they are of."""
+        """Leave autocast before the backward pass, whose gradients have the types of their tensors."""
         self.leave()
 
     def leave(self) -> None:
-        """End it if it has begun: also after an error in the model, which fastai's own callback does not survive."""
+        """Leave autocast if it was entered; also needed after an error in the model, where fastai's callback fails."""
         if self.entered:
             self.entered = False
             self.autocast.__exit__(None, None, None)

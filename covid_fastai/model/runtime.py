@@ -1,17 +1,17 @@
-"""ONNX Runtime with its telemetry off: import it from here, and nowhere else.
+"""Import ONNX Runtime with its telemetry disabled; all other modules import it from here.
 
-From 1.29 on its packages for Linux and macOS, as those for Windows before, tell their maker of every process and model,
-and keep a number of this machine on the disk. What is done with radiographs is nobody else's business.
+Its packages for Linux and macOS since 1.29, and those for Windows before, send data about every process and model to
+their maker, and store an identifier of the machine on the disk. The use of radiographs must remain private.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when the library is loaded: it has to stand before the import
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when the library is loaded; must be set before the import
 
 import onnxruntime
 
 __all__ = ["onnxruntime"]
 
-onnxruntime.disable_telemetry_events()  # where somebody else has loaded it before, and on Windows
+onnxruntime.disable_telemetry_events()  # if the library was loaded before, and on Windows

@@ -1,4 +1,4 @@
-"""The training: two one-cycles, the first with the body frozen; watched, logged, and resumable after every epoch."""
+"""Train in two one-cycle phases, the first with a frozen body; training can be resumed after every epoch."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ __all__ = ["ProgressiveResizing", "fit", "is_out_of_memory"]
 
 logger = logging.getLogger("covid_fastai")
 
-HALVINGS = 3  # of the batch: below an eighth of what was asked for, BatchNorm learns little
-PRETRAINED_SPREAD = 100.0  # fastai's fine_tune: the first layers, which changed least, learn 100 times slower
-CYCLES = {  # share of the warm-up, and where it begins as a part of the peak
-    FROZEN: {"pct_start": 0.25, "div": 25.0},  # fastai's fit_one_cycle
-    UNFROZEN: {"pct_start": 0.3, "div": 5.0},  # fastai's fine_tune: begins nearer to the peak, for the head is warm
+HALVINGS = 3  # of the batch size; with less than an eighth of it, BatchNorm's statistics are too noisy
+PRETRAINED_LR_RATIO = 100.0  # as in fastai's fine_tune: pretrained first layers need the smallest changes
+CYCLES = {  # fraction of steps in the warm-up, and the divisor of the peak rate that it starts from
+    FROZEN: {"pct_start": 0.25, "div": 25.0},  # as in fastai's fit_one_cycle
+    UNFROZEN: {"pct_start": 0.3, "div": 5.0},  # as in fastai's fine_tune: starts higher, since the head is trained
 }
 
 
@@ -84,48 +84,50 @@ def fit(
     resume: Switch = False,
     stop_on_divergence: Switch = True,
 ) -> None:
-    """Train in two one-cycles: the head on a body that is truly frozen, then everything.
+    """Train in two one-cycle phases: the head on a frozen body, then all layers.
 
     In the first phase no tensor of the body changes, BatchNorm's statistics included. In the second the groups of
     layers learn at rates from `unfrozen_learning_rate / lr_ratio` (first layers) to `unfrozen_learning_rate`
     (head), in equal factors. (One-cycle: Smith, arXiv:1803.09820; discriminative rates: Howard and Ruder, ACL 2018.)
 
-    Afterwards, and after an error too, `learn.facts.history` is a table with a row an epoch (phase, epoch counted from
-    1 over both phases, train_loss, valid_loss, the metrics, seconds) and `learn.facts.steps` one with a row a step
-    (step, phase, learning_rate of the head, train_loss smoothed). Each epoch is logged; a bar is shown in a notebook
-    only.
+    After the training, and also after an error, `learn.facts.history` is a table with one row per epoch (phase, epoch
+    counted from 1 over both phases, train_loss, valid_loss, the metrics, seconds) and `learn.facts.steps` one with one
+    row per step (step, phase, learning_rate of the head, smoothed train_loss). Each epoch is logged; a progress bar is
+    shown in notebooks only.
 
-    Out of memory, the training begins anew with half as many images in a step, up to three times; the log and the
-    run's record say so. Where several processes have joined (`join_processes`), each trains on its part of every batch.
+    When out of memory, training starts again with half the batch size, up to three times; this is logged and recorded
+    in the run. In a distributed training (`join_processes`), each process trains on its part of every batch.
 
     Args:
-        learn: The learner, as `build_learner` makes it.
-        frozen_epochs: Epochs of the first phase, 0 to leave it out.
-        unfrozen_epochs: Epochs of the second phase, 0 to leave it out.
-        learning_rate: The head's peak rate in the first phase, above 0.
-        unfrozen_learning_rate: Its peak rate in the second phase; half of `learning_rate` if None.
-        lr_ratio: How many times slower the first layers learn than the head, 1 or more; if None, 100 for
-            pretrained weights and 1 for random ones, whose first layers have as much to learn.
-        frozen_augmentations: How many augmented views of each image the frozen epochs share, 1 or more; a fresh one
-            each epoch if None. A frozen body says the same of the same picture, so it runs once a view (and once for
-            validation), and the head learns from what it said: the same training at a fraction of the work. Callbacks
-            that may look at images or into the body (`needs_body`) get the slow way, and the log says why.
+        learn: A learner of `build_learner`.
+        frozen_epochs: Epochs of the first phase; 0 to skip it.
+        unfrozen_epochs: Epochs of the second phase; 0 to skip it.
+        learning_rate: The peak learning rate of the first phase, above 0.
+        unfrozen_learning_rate: The peak learning rate of the head in the second phase; None for half of
+            `learning_rate`.
+        lr_ratio: The ratio of the head's learning rate to that of the first layers, 1 or more; None for 100 with
+            pretrained weights and 1 with random ones.
+        frozen_augmentations: Number of augmented views of each image in the frozen phase, 1 or more; None for a new
+            view in each epoch. A frozen body always returns the same features for a view, so they are computed once
+            per view (and once for validation), and the head trains on them: the result is the same, and training is
+            faster. With callbacks that may need images or the body (`needs_body`), the body runs in every step, and
+            the log gives the reason.
         initial_image_size: Side of the training images in the first half of the unfrozen epochs, pixels (progressive
-            resizing); None for the loaders' own size throughout. Validation sees the loaders' own size always.
-        out: The run's folder, for a checkpoint after each epoch (in `checkpoints/`, the last two are kept),
+            resizing); None for the loaders' size. Validation always uses the loaders' size.
+        out: The run's folder, for a checkpoint after each epoch (in `checkpoints/`, of which the last two remain),
             `history.csv` and `steps.csv`; None to write nothing.
-        resume: Continue from the newest checkpoint there; from the beginning, where there is none yet. Callbacks of
-            one's own and what they remember are not in it.
-        stop_on_divergence: Stop at the first loss or weight that is not a finite number, and go back to the model of
-            the last good epoch. False is for looking at what happens.
+        resume: Continue from the newest checkpoint in `out`, or start from the beginning if there is none. The state
+            of other callbacks is not in a checkpoint.
+        stop_on_divergence: Stop when a loss or a weight becomes NaN or infinite, and restore the model of the last
+            good epoch. False continues, for debugging.
 
     Raises:
-        UsageError: An argument has a value that is not allowed, or the checkpoint is of a run with other settings.
-        DataError: The training images are fewer than one batch.
-        DivergenceError: A loss or a weight became NaN or infinite; says at which epoch and step.
-        ResourceError: The folder holds another run's checkpoints, the disk has no room, or the memory is too small for
-            an eighth of the batch, too.
-        ModelFormatError: No checkpoint there can be read.
+        UsageError: An argument has a value that is not allowed, or the checkpoint belongs to a run with other settings.
+        DataError: There are fewer training images than one batch.
+        DivergenceError: A loss or a weight became NaN or infinite; the message has the epoch and the step.
+        ResourceError: The folder has checkpoints of another run, the disk is full, or memory is insufficient for an
+            eighth of the batch size.
+        ModelFormatError: No checkpoint in `out` can be read.
 
     Examples:
         >>> from covid_fastai import build_learner
@@ -148,11 +150,11 @@ def fit(
     )
     if not any(isinstance(callback, FrozenBody) for callback in learn.cbs):
         learn.add_cb(FrozenBody())
-    learn.train_bn = False  # read when the optimiser is made: a frozen body's BatchNorm is frozen too
+    learn.train_bn = False  # read when the optimiser is created; freezes the BatchNorm layers of a frozen body
     if plan.out is not None and is_main_process():
         make_folder(plan.out.path)
         log_model(learn, plan.out)
-    start, batch_size = _Start(learn), learn.dls.train.bs
+    initial, batch_size = _InitialState(learn), learn.dls.train.bs
     for halvings in range(HALVINGS + 1):
         try:
             with data_parallel(learn):
@@ -163,21 +165,21 @@ def fit(
                 raise
             if halvings == HALVINGS or learn.dls.train.bs < 4 or num_distrib() > 1:  # guard: oom_end
                 raise ResourceError(
-                    f"Out of memory, with {learn.dls.train.bs} images in a step.",
-                    hint="Take a smaller batch_size or image_size, or another device.",
+                    f"Out of memory with a batch size of {learn.dls.train.bs}.",
+                    hint="Use a smaller batch_size or image_size, or another device.",
                 ) from error
-        # outside of `except`, whose error holds the tensors that filled the memory
-        start.restore(learn)
+        # outside of `except`, since the error refers to the tensors that filled the memory
+        initial.restore(learn)
         set_batch_size(learn.dls, learn.dls.train.bs // 2)
-        logger.warning("Out of memory: the training begins anew with %d images in a step.", learn.dls.train.bs)
+        logger.warning("Out of memory: training starts again with a batch size of %d.", learn.dls.train.bs)
         if plan.out is not None:
             plan.out.log(BATCH_HALVED, batch_size=learn.dls.train.bs, asked=batch_size)
-            clear_checkpoints(plan.out.checkpoints)  # of the larger batches
+            clear_checkpoints(plan.out.checkpoints)  # those of the larger batch size
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a call of `fit` has chosen, checked."""
+    """The checked options of a call of `fit`."""
 
     phases: list[Phase]
     views: int
@@ -187,8 +189,8 @@ class _Plan:
     stop_on_divergence: bool
 
 
-class _Start:
-    """The state of a learner before its training, to begin anew from: weights and random numbers."""
+class _InitialState:
+    """The state of a learner before its training, to start again from: weights and random generators."""
 
     def __init__(self, learn: Learner):
         self.weights = copied_state(learn)
@@ -196,7 +198,7 @@ class _Start:
         self.shuffling = [loader.rng.getstate() for loader in learn.dls.loaders]
 
     def restore(self, learn: Learner) -> None:
-        """Put the state back, and free the memory that the training took."""
+        """Restore the state, and free the memory of the training."""
         learn.opt = None
         learn.model.zero_grad(set_to_none=True)
         gc.collect()
@@ -209,13 +211,13 @@ class _Start:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error is one of memory: CUDA's has a type, MPS's and the CPU allocator's have words."""
+    """Return whether an error means out of memory: CUDA's has a type; MPS's and the CPU's are known by their text."""
     words = ("out of memory", "can't allocate memory", "cannot allocate memory")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error).lower() for word in words)
 
 
 def _fit_phases(learn: Learner, plan: _Plan, *, resume: bool) -> None:
-    """Train the phases, from the newest checkpoint on where a training is resumed."""
+    """Train the phases; a resumed training continues from the newest checkpoint."""
     config = _describe(learn, plan.phases) | {name: value for name, value in plan.choices.items() if value}
     checkpoint = _open_checkpoints(learn, plan.out, resume=resume, config=config)
     learn.opt = None
@@ -239,15 +241,15 @@ def _fit_phases(learn: Learner, plan: _Plan, *, resume: bool) -> None:
                     with _without_body(learn, plan.views) if phase.name == FROZEN else nullcontext([]) as feeding:
                         _run(learn, phase, done=done, checkpoint=checkpoint, callbacks=[*callbacks, *feeding])
     except DivergenceError as error:
-        assert guard is not None  # it is what raises them
-        learn.opt = None  # its moments are NaN, too
-        back = guard.restore(learn)
-        raise DivergenceError(f"{error.message} {back}", hint=error.hint, details=error.details) from None
+        assert guard is not None  # only the guard raises DivergenceError
+        learn.opt = None  # its moments may be NaN too
+        restored = guard.restore(learn)
+        raise DivergenceError(f"{error.message} {restored}", hint=error.hint, details=error.details) from None
     finally:
         if hasattr(learn, "training_precision"):
             learn.training_precision.leave()  # guard: leave
         record.publish(learn)
-        if plan.out is not None and is_main_process():  # the epochs that there were, also where the last one failed
+        if plan.out is not None and is_main_process():  # also the epochs before an error
             write_csv(plan.out.history, facts_of(learn).history)
             write_csv(plan.out.steps, facts_of(learn).steps)
 
@@ -257,59 +259,61 @@ def _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learnin
     if frozen_epochs + unfrozen_epochs == 0:
         raise UsageError("frozen_epochs and unfrozen_epochs are both 0.", hint="Train for at least one epoch.")
     pretrained = getattr(facts_of(learn).weights, "pretrained", True)
-    spread = (PRETRAINED_SPREAD if pretrained else 1.0) if lr_ratio is None else lr_ratio
+    ratio = (PRETRAINED_LR_RATIO if pretrained else 1.0) if lr_ratio is None else lr_ratio
     peak = learning_rate / 2 if unfrozen_learning_rate is None else unfrozen_learning_rate
-    rates = peak if spread == 1 else slice(peak / spread, peak)
+    rates = peak if ratio == 1 else slice(peak / ratio, peak)  # fastai interpolates geometrically between groups
     plan = [Phase(FROZEN, frozen_epochs, learning_rate, 0), Phase(UNFROZEN, unfrozen_epochs, rates, frozen_epochs)]
     return [phase for phase in plan if phase.epochs]
 
 
 def _views(frozen_augmentations: int | None, frozen_epochs: int) -> int:
-    """Return how many views of each image there are."""
+    """Return the number of views of each image in the frozen phase, at most one per epoch."""
     return frozen_epochs if frozen_augmentations is None else min(frozen_augmentations, frozen_epochs)
 
 
 @contextmanager
 def _without_body(learn: Learner, views: int) -> Iterator[list[Callback]]:
-    """Let the frozen phase learn from features where nothing needs the body, and say which way it goes."""
+    """Train the frozen phase on precomputed features unless something needs the body, and log which."""
     if reason := needs_body(learn):
         logger.info("The frozen body runs in every step: %s.", reason)
         yield []
         return
-    logger.info("The frozen body runs once for validation and once for each of %d views; the head learns.", views)
+    logger.info("The frozen body runs once for validation and once for each of %d views.", views)
     with features_of_frozen_body(learn, views=views) as callback:
         yield [callback]
 
 
 def _resizing(learn: Learner, size: int | None, epochs: int) -> list[Callback]:
-    """Check the size and return what shrinks the images of the first half of the epochs."""
+    """Check the size, and return the callback that downsizes the images in the first half of the epochs."""
     if size is None:
         return []
     loaders = loader_facts(learn.dls)
     if loaders is not None and size >= loaders.image_size:
         raise UsageError(
-            f"initial_image_size={size} is not below image_size={loaders.image_size}.", hint="Leave it out."
+            f"initial_image_size={size} is not below image_size={loaders.image_size}.",
+            hint="Use a smaller initial_image_size, or leave it out.",
         )
     return [ProgressiveResizing(size, epochs // 2)]
 
 
 def _check_data(learn: Learner) -> None:
+    """Raise if the training images do not fill one batch, and warn if there are no validation images."""
     if len(learn.dls.train) == 0:
         raise DataError(
             f"{learn.dls.train.n} training images do not fill one batch of {learn.dls.train.bs}.",
-            hint="Take a smaller batch_size, or more images.",
+            hint="Use a smaller batch_size, or more images.",
         )
     if len(learn.dls.valid) == 0:
-        logger.warning("There are no validation images: valid_loss and the metrics stay empty.")
+        logger.warning("There are no validation images: valid_loss and the metrics will be empty.")
 
 
 def _describe(learn: Learner, phases: list[Phase]) -> dict[str, Any]:
-    """Say what makes this run this run, for its checkpoints: the schedule, the model, the data."""
-    own, loaders = facts_of(learn), loader_facts(learn.dls)
-    weights, cohort = own.weights, loaders.cohort if loaders else None
+    """Return the schedule, model and data that identify a run, for its checkpoints."""
+    learner, loaders = facts_of(learn), loader_facts(learn.dls)
+    weights, cohort = learner.weights, loaders.cohort if loaders else None
     facts = {phase.name: [phase.epochs, str(phase.learning_rate)] for phase in phases}
     facts |= {
-        "arch": own.arch,
+        "arch": learner.arch,
         "weight_decay": learn.wd,
         "batch_size": learn.dls.train.bs * max(1, num_distrib()),
     }
@@ -324,7 +328,7 @@ def _describe(learn: Learner, phases: list[Phase]) -> dict[str, Any]:
 def _open_checkpoints(
     learn: Learner, out: RunFolder | None, *, resume: bool, config: dict[str, Any]
 ) -> Checkpoint | None:
-    """Make the folder ready and return the checkpoint to resume from, if there is one."""
+    """Create the folder of the checkpoints, and return the checkpoint to resume from, if there is one."""
     if out is None:
         if resume:
             raise UsageError("resume=True needs the run's folder.", hint="Pass the folder to resume as out.")
@@ -332,19 +336,19 @@ def _open_checkpoints(
     folder = make_folder(out.checkpoints)
     if list_checkpoints(folder) and not resume:
         raise ResourceError(
-            f"{folder} holds the checkpoints of another training.", hint="Name another folder, or resume=True."
+            f"{folder} has checkpoints of another training.", hint="Name another folder, or use resume=True."
         )
     check_room(learn, folder)
     checkpoint = read_checkpoint(folder, config=config) if resume else None
     if checkpoint is not None:
         logger.info("Resuming after epoch %d (%s).", checkpoint.facts["epoch"], checkpoint.path.name)
     elif resume:
-        logger.info("There is no checkpoint in %s yet: training begins at the beginning.", folder)
+        logger.info("There is no checkpoint in %s yet: training starts from the beginning.", folder)
     return checkpoint
 
 
 def _done(phase: Phase, checkpoint: Checkpoint | None) -> int:
-    """Return how many epochs of a phase the checkpoint has behind it."""
+    """Return how many epochs of a phase are finished according to the checkpoint."""
     return 0 if checkpoint is None else min(max(checkpoint.facts["epoch"] - phase.before, 0), phase.epochs)
 
 
@@ -355,7 +359,7 @@ def _run(learn: Learner, phase: Phase, *, done: int, checkpoint: Checkpoint | No
     else:
         learn.unfreeze()
     if checkpoint is not None and checkpoint.facts["epoch"] == phase.before + done:
-        if done:  # else the phase begins, with an optimiser that knows nothing, as in a run without a break
+        if done:  # otherwise the phase begins with a new optimiser, as in an uninterrupted run
             restore_optimiser(learn, checkpoint)  # guard: resume_optimiser
         callbacks = [*callbacks, Resumption(checkpoint, done)]
     learn.fit_one_cycle(phase.epochs, phase.learning_rate, start_epoch=done, cbs=callbacks, **CYCLES[phase.name])
@@ -363,7 +367,7 @@ def _run(learn: Learner, phase: Phase, *, done: int, checkpoint: Checkpoint | No
 
 @contextmanager
 def _logging_only(learn: Learner) -> Iterator[None]:
-    """Outside a notebook show no bar and print no table: a terminal gets broken lines from them."""
+    """Disable fastai's progress bar and table outside notebooks, where they print broken lines."""
     with ExitStack() as stack:
         if not (IN_NOTEBOOK and hasattr(learn, "progress")):
             stack.enter_context(learn.no_bar())
@@ -372,22 +376,22 @@ def _logging_only(learn: Learner) -> Iterator[None]:
 
 
 class ProgressiveResizing(Callback):
-    """Shrink the training batches of the first epochs on the device; validation always sees the full size.
+    """Downsize the training batches of the first epochs on the device; validation always uses the full size.
 
     Source: fast.ai's DAWNBench entry of 2018; Howard and Gugger, Deep Learning for Coders with fastai, chapter 7.
 
     Args:
-        size: Side that images are shrunk to, pixels.
-        epochs: How many epochs see them so, from the first one of the fit on.
+        size: Side of the downsized images, pixels.
+        epochs: Number of epochs with downsized images, from the first epoch of the fit.
     """
 
-    order = 10  # before MixedPrecision and all that looks at the batch
+    order = 10  # before MixedPrecision and other callbacks that use the batch
 
     def __init__(self, size: int, epochs: int):
         self.size, self.epochs = size, epochs
 
     def before_batch(self):
-        """Shrink the images of a training batch."""
+        """Downsize the images of a training batch."""
         if self.training and self.epoch < self.epochs:
-            shrink = {"size": (self.size, self.size), "mode": "bilinear", "antialias": True}
-            self.learn.xb = tuple(functional.interpolate(x, **shrink) for x in self.xb)
+            options = {"size": (self.size, self.size), "mode": "bilinear", "antialias": True}
+            self.learn.xb = tuple(functional.interpolate(x, **options) for x in self.xb)

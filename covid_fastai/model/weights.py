@@ -1,4 +1,4 @@
-"""Where a model's first weights come from: ImageNet, this package, a file, or chance; verified before they are used."""
+"""The initial weights of a model: ImageNet's, this package's, a file's or random ones; verified before use."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ TIMM_PREFIX = "timm/"
 NAMES = ("auto", "imagenet", "cxr")
 PACKAGE_FOLDER = Path(__file__).parent  # holds cxr-resnet18.safetensors, its .json and its manifest
 IMAGENET_GREY = (0.449, 0.226)  # torchvision's mean and std, each averaged over the three channels
-NEUTRAL_GREY = (0.5, 0.25)  # brings 0..1 to -2..2, where no data say better
-RESNET_PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")  # fastai numbers them 0..7
+NEUTRAL_GREY = (0.5, 0.25)  # maps 0..1 to -2..2; for random weights, and for files without mean and std
+RESNET_STAGES = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")  # fastai's 0..7
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Hold the first weights of a body and the facts about them.
+    """The initial weights of a body and the facts about them.
 
     Attributes:
         name: `"imagenet"`, `"cxr"`, `"file"` or `"random"`.
-        state: The body's tensors under the body's names, stem of one channel; None for random weights, and in
-            `learn.facts.weights`, once they are in the model.
-        mean: What the normalisation subtracts, on the 0..1 scale of a grey pixel.
-        std: What the normalisation divides by, on the same scale.
-        origin: The file that they were read from, or how they were made.
-        sha256: Of that file, 64 hexadecimal digits; empty for random weights.
+        state: The body's tensors by their names in the body, the stem with one channel; None for random weights, and
+            in `learn.facts.weights`, where the model already has them.
+        mean: Mean of the pixel intensities on the scale 0 to 1, which normalisation subtracts.
+        std: Standard deviation of the pixel intensities, by which normalisation divides.
+        origin: The file that they were read from, or the method that made them.
+        sha256: The sha256 of that file, 64 hexadecimal digits; empty for random weights.
         arch: The architecture that they belong to.
-        assumed: Whether mean and std are assumed, since the file has none beside it.
+        assumed: Whether mean and std are assumed because no JSON file next to the weights has them.
     """
 
     name: str
@@ -67,32 +67,33 @@ class Weights:
 
     @property
     def pretrained(self) -> bool:
-        """Whether the body has been trained before."""
+        """Whether the weights are the result of a training."""
         return self.name != "random"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the facts that a saved model keeps, as plain values."""
+        """Return the facts that are saved with a model, as values that JSON can hold."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("state", "assumed")}
 
 
 def resolve_weights(weights: str | Path | Weights | None, *, arch: str) -> Weights:
-    """Find the weights that a model shall begin with, and verify them.
+    """Find and verify the initial weights of a model.
 
     Args:
         weights: `"auto"`: this package's own for ResNet-18, ImageNet's for any other architecture.
-            `"imagenet"`: torchvision's (timm's), from its cache or fetched. `"cxr"`: this package's own.
+            `"imagenet"`: torchvision's (or timm's), from the cache or downloaded. `"cxr"`: this package's own.
             A path: a `.safetensors` or `.pth` file, or the folder of a saved model. None: random weights.
-            None of them falls back on another.
+            If the weights cannot be found, this is an error; other weights are not used instead.
         arch: A name in `ARCHITECTURES`, or `"timm/<name>"`.
 
     Returns:
-        The weights, their stem summed to one channel where it had three (as fastai does for `n_in=1`).
+        The weights. A stem of three channels is summed to one channel (as fastai does for `n_in=1`).
 
     Raises:
-        UsageError: `arch` or `weights` is not known, or the two do not belong together.
-        ModelFormatError: A file is damaged, not what its name says, or not of this architecture.
-        OfflineError: They have to be fetched and no network answers; the error says which file to place where.
-        UnavailableError: timm is asked for and not installed.
+        UsageError: `arch` or `weights` is unknown, or the weights are not for this architecture.
+        ModelFormatError: A file is damaged, does not match the hash in its name, or is not of this architecture.
+        OfflineError: The weights have to be downloaded, and the network or the server does not answer; the hint has
+            the file to place by hand.
+        UnavailableError: The architecture needs timm, which is not installed.
     """
     check_arch(arch)
     if isinstance(weights, Weights):
@@ -111,11 +112,11 @@ def resolve_weights(weights: str | Path | Weights | None, *, arch: str) -> Weigh
 
 
 def check_arch(arch: str) -> None:
-    """Raise unless `arch` is an architecture that can be built here.
+    """Check that `arch` is an architecture that can be built.
 
     Raises:
-        UsageError: The name is not known.
-        UnavailableError: It is a timm name, and timm is not installed.
+        UsageError: The name is unknown.
+        UnavailableError: The architecture needs timm, which is not installed.
     """
     check_option("arch", arch, Arch)
     if arch in ARCHITECTURES:
@@ -123,11 +124,13 @@ def check_arch(arch: str) -> None:
     timm, name = _import_timm(), arch.removeprefix(TIMM_PREFIX)
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise UsageError(f"timm has no model {name!r}.", hint=f"Near: {', '.join(near) or 'see timm.list_models()'}.")
+        raise UsageError(
+            f"timm has no model {name!r}.", hint=f"Similar names: {', '.join(near) or 'see timm.list_models()'}."
+        )
 
 
 def empty_body(arch: str) -> nn.Module:
-    """Build the body of `arch` for one grey channel on the meta device: names and shapes without memory or weights."""
+    """Build the body of `arch` for one grey channel on the meta device, with names and shapes but without data."""
     with torch.device("meta"):
         if arch.startswith(TIMM_PREFIX):
             model = _import_timm().create_model(arch.removeprefix(TIMM_PREFIX), num_classes=0, in_chans=1)
@@ -146,7 +149,7 @@ def _random_weights(arch: str) -> Weights:
 
 
 def _package_weights(arch: str) -> Weights:
-    """Return this package's own weights, which need no network."""
+    """Return this package's own weights, which are installed with it."""
     if arch != "resnet18":
         raise UsageError(f"The package's own weights are for resnet18, not {arch}.", hint="Use weights='imagenet'.")
     path = PACKAGE_FOLDER / f"cxr-{arch}.safetensors"
@@ -158,13 +161,13 @@ def _package_weights(arch: str) -> Weights:
     facts = read_facts(path.with_suffix(".json"))
     if facts.get("sha256") != sha256:  # guard: own_hash
         raise ModelFormatError(
-            f"{path} is damaged: its sha256 is not that in its .json.", hint="Reinstall the package."
+            f"{path} is damaged: its sha256 is not the one in its JSON file.", hint="Reinstall the package."
         )
     return Weights("cxr", _fit(state, arch, path), facts["mean"], facts["std"], str(path), sha256, arch)
 
 
 def _imagenet_weights(arch: str) -> Weights:
-    """Return torchvision's weights, whose cached file is verified as a downloaded one is."""
+    """Return torchvision's weights, from its cache or downloaded; both are verified."""
     url = _imagenet_url(arch)
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     damage = ""
@@ -173,7 +176,7 @@ def _imagenet_weights(arch: str) -> Weights:
             return _imagenet_from(path, arch)
         except ModelFormatError as error:
             damage = f" The file in the cache cannot be used: {error.message}"
-            logger.warning("%s It is fetched again from %s.", error.message, url)
+            logger.warning("%s It is downloaded again from %s.", error.message, url)
     download(url, path, what=f"ImageNet weights for {arch}", damage=damage)
     return _imagenet_from(path, arch)
 
@@ -184,7 +187,7 @@ def _imagenet_from(path: Path, arch: str) -> Weights:
 
 
 def _imagenet_url(arch: str) -> str:
-    """The weights that torchvision (and so fastai) takes when asked for its best: V1 for 18 and 34, V2 for 50."""
+    """Return the URL of torchvision's default weights, which fastai uses too: V1 for ResNet-18 and 34, V2 for 50."""
     return torchvision.models.get_model_weights(arch).DEFAULT.url
 
 
@@ -193,19 +196,19 @@ def _file_weights(path: Path, arch: str) -> Weights:
         path = path / "model.safetensors"
     if not path.is_file():
         raise UsageError(
-            f"There are no weights {str(path)!r}.", hint=_suggest(str(path), NAMES, [*NAMES, "a file", "None"])
+            f"The weights {str(path)!r} do not exist.", hint=_suggest(str(path), NAMES, [*NAMES, "a file", "None"])
         )
     if arch.startswith(TIMM_PREFIX):
         return _timm_file(path, arch, name="file")
     readers = {".safetensors": read_safetensors, ".pth": read_torch_file, ".pt": read_torch_file}
     if path.suffix not in readers:
-        raise UsageError(f"{path} is no weights file.", hint=f"Its name must end in {', '.join(readers)}.")
+        raise UsageError(f"{path} is not a weights file.", hint=f"Its name must end in {', '.join(readers)}.")
     state, sha256 = readers[path.suffix](path)
     facts = read_facts(facts_file(path))
     if facts.get("sha256", sha256) != sha256:
-        raise ModelFormatError(f"{path} is damaged: its sha256 is not the one beside it.", hint="Copy it again.")
+        raise ModelFormatError(f"{path} is damaged: its sha256 is not the one in its JSON file.", hint="Copy it again.")
     if facts.get("arch", arch) != arch:
-        raise UsageError(f"{path} holds a {facts['arch']}, not a {arch}.", hint=f"Use arch={facts['arch']!r}.")
+        raise UsageError(f"{path} contains a {facts['arch']}, not a {arch}.", hint=f"Use arch={facts['arch']!r}.")
     body = _fit(state, arch, path)
     if "mean" not in facts:
         colour = any(tensor.ndim == 4 and tensor.shape[1] == 3 for tensor in _unwrap(state).values())
@@ -215,7 +218,7 @@ def _file_weights(path: Path, arch: str) -> Weights:
 
 
 def _unwrap(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the tensors of a state_dict that may lie under `state_dict` or `model` (as `learn.save` writes it)."""
+    """Return the tensors of a state_dict, which may be under the key `state_dict` or `model` (as by `learn.save`)."""
     for key in ("state_dict", "model"):
         if isinstance(state.get(key), Mapping):
             state = state[key]
@@ -223,28 +226,30 @@ def _unwrap(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _fit(state: Mapping[str, Any], arch: str, origin: Path) -> dict[str, torch.Tensor]:
-    """Give the tensors the body's names and one grey channel, and check every name, shape and value.
+    """Rename the tensors as in the body, reduce the stem to one channel, and check every name, shape and value.
 
     Raises:
-        ModelFormatError: Something is missing, too much, of another shape, or not finite.
+        ModelFormatError: A tensor is missing, unknown, of another shape, or not finite.
     """
     tensors = _body_names(_unwrap(state))
     expected = empty_body(arch).state_dict()
     for key, like in expected.items():
-        if key.endswith("num_batches_tracked"):  # files older than torch 0.4.1 lack it, and it has no effect here
+        if key.endswith("num_batches_tracked"):  # missing in files older than torch 0.4.1, without effect here
             tensors.setdefault(key, torch.zeros_like(like, device="cpu"))
     stem = next(iter(expected))
     if stem in tensors and tensors[stem].ndim == 4 and tensors[stem].shape[1] == 3:
+        # the response to a grey image, whose three channels are equal, is the sum over the channels
         tensors[stem] = tensors[stem].sum(dim=1, keepdim=True)
-    odd = sorted(tensors.keys() ^ expected.keys())
-    odd += [key for key in expected.keys() & tensors.keys() if tensors[key].shape != expected[key].shape]
-    if odd:
+    unmatched = sorted(tensors.keys() ^ expected.keys())
+    unmatched += [key for key in expected.keys() & tensors.keys() if tensors[key].shape != expected[key].shape]
+    if unmatched:
         raise ModelFormatError(
-            f"{origin} is not a {arch}: {len(odd)} tensors do not fit, such as {odd[0]!r}.", hint="Check arch."
+            f"{origin} is not a {arch}: {len(unmatched)} tensors do not match, such as {unmatched[0]!r}.",
+            hint="Check arch.",
         )
     tensors = {key: tensors[key].to(expected[key].dtype).contiguous() for key in expected}
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()) or not tensors[stem].any():
-        raise ModelFormatError(f"{origin} holds weights that are no numbers, or all zero.", hint="Use another file.")
+        raise ModelFormatError(f"{origin} has weights that are NaN, infinite or all zero.", hint="Use another file.")
     return tensors
 
 
@@ -254,9 +259,9 @@ def _body_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {key.removeprefix("0."): value for key, value in tensors.items() if key.startswith("0.")}
     renamed = {}
     for key, value in tensors.items():
-        part, _, rest = key.partition(".")
-        if part != "fc":  # the classifier of the 1000 classes
-            renamed[f"{RESNET_PARTS.index(part)}.{rest}" if part in RESNET_PARTS else key] = value
+        stage, _, rest = key.partition(".")
+        if stage != "fc":  # the classifier of ImageNet's 1000 classes
+            renamed[f"{RESNET_STAGES.index(stage)}.{rest}" if stage in RESNET_STAGES else key] = value
     return renamed
 
 
@@ -269,7 +274,7 @@ def _import_timm():
 
 
 def _timm_weights(arch: str) -> Weights:
-    """Return timm's weights from the Hugging Face cache or hub, as safetensors only."""
+    """Return timm's weights from the Hugging Face Hub or its cache, as safetensors only."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     config = _import_timm().get_pretrained_cfg(arch.removeprefix(TIMM_PREFIX))
@@ -282,26 +287,28 @@ def _timm_weights(arch: str) -> Weights:
         try:
             if constants.HF_HUB_OFFLINE:
                 raise ConnectionError("HF_HUB_OFFLINE is set")
-            # asked first: the hub's own client retries for most of a minute when there is no network
+            # one request first, since the Hub's client retries for most of a minute without a network
             urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT).close()
             cached = hf_hub_download(config.hf_hub_id, name)
         except (OSError, HTTPException, ValueError) as error:
             raise OfflineError(
-                f"{arch}: {address} cannot be fetched ({getattr(error, 'reason', None) or error}).",
-                hint=f"Fetch its {name} elsewhere and give that file as weights, or use weights=None.",
+                f"{arch}: {address} cannot be downloaded ({getattr(error, 'reason', None) or error}).",
+                hint=f"Download its {name} on another machine and give that file as weights, or use weights=None.",
             ) from error
     return _timm_file(Path(cached), arch, name="imagenet")
 
 
 def _timm_file(path: Path, arch: str, *, name: str) -> Weights:
-    """Read a timm `.safetensors` file; timm itself sums the stem and leaves the classifier out."""
+    """Read a timm `.safetensors` file; timm sums the channels of the stem and drops the classifier."""
     if path.suffix != ".safetensors":
-        raise UsageError(f"{path}: for timm's architectures only .safetensors files are read.", hint="Convert it.")
+        raise UsageError(
+            f"{path} is not a .safetensors file, which timm's architectures need.", hint="Convert the file."
+        )
     _, sha256 = read_safetensors(path)
-    short = arch.removeprefix(TIMM_PREFIX)
+    timm_name = arch.removeprefix(TIMM_PREFIX)
     try:
         model = _import_timm().create_model(
-            short, pretrained=True, num_classes=0, in_chans=1, pretrained_cfg_overlay={"file": str(path)}
+            timm_name, pretrained=True, num_classes=0, in_chans=1, pretrained_cfg_overlay={"file": str(path)}
         )
     except (RuntimeError, KeyError, ValueError) as error:
         raise ModelFormatError(f"{path} is not a {arch}: {str(error)[:200]}.", hint="Check arch.") from error

@@ -1,4 +1,4 @@
-"""`cross_validate`: a model a fold, trained one after the other, or several at the same time on Ray."""
+"""`cross_validate`: one model per fold, trained one after the other, or in parallel on Ray."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from covid_fastai.reporting.documents import write_documents
 from covid_fastai.reporting.report import render_report
 from covid_fastai.run_folder import FINISHED, RunFolder
 from covid_fastai.training.fit_cohort import fit_cohort
-from covid_fastai.training.run_context import RunPlan, keep_cohort, resolve_run, run_context
+from covid_fastai.training.run_context import RunPlan, resolve_run, run_context, write_cohort
 from covid_fastai.training.train import with_choices
 
 __all__ = ["cross_validate", "train_fold", "train_folds"]
 
 logger = logging.getLogger("covid_fastai")
 
-TRIES = 3  # a fold whose process dies is begun again from its last epoch, so often
+TRIES = 3  # attempts per fold; a fold whose process died is resumed from its last epoch
 
 
 @with_choices
@@ -56,28 +56,31 @@ def cross_validate(
     quiet: bool = False,
     **choices: Unpack[TrainOptions],
 ) -> Run:
-    """Train once a fold and predict every patient by the one model that has not seen them.
+    """Train one model per fold, and predict each patient with the model that was not trained on them.
 
     Args:
         data: As in `train_classifier`.
-        folds: How many parts the patients are dealt into, 2 or more; `valid` and `evaluate_test` have no meaning here.
-        n_jobs: How many folds are trained at the same time, each in a process of its own on Ray (extra `ray`), which
-            may be a cluster whose machines share the run's folder. The processor cores are dealt out among them.
+        folds: Number of folds that the patients are distributed over, 2 or more; `valid_pct` is not used and
+            `evaluate_test` is not allowed.
+        n_jobs: How many folds are trained at the same time, each in its own process on Ray (extra `ray`), which
+            may be a cluster whose machines share the run's folder. The CPU cores are distributed over the processes.
         config: As in `train_classifier`.
         preset: As in `train_classifier`.
         out: The run's folder; each fold has its own folder `fold-<k>` in it, with its model.
-        resume: The folder of an unfinished cross-validation; finished folds are kept, the one begun goes on.
-        callbacks: fastai callbacks; the same objects see every fold in turn.
-        quiet: Log nothing but warnings.
+        resume: The folder of an unfinished cross-validation; finished folds are not trained again, the interrupted
+            fold is continued.
+        callbacks: fastai callbacks; the same objects are used in every fold.
+        quiet: Log warnings only.
         **choices: The fields of `TrainConfig`, by name.
 
     Returns:
-        The run: `.predictions` holds the out-of-fold predictions with their `fold`, `.metrics` the figures over all of
-        them, each patient counted once.
+        The run: `.predictions` holds the out-of-fold predictions with their `fold`, and `.metrics` the metrics of all
+        of them together; each patient is in one fold.
 
     Raises:
-        UsageError: An option does not exist, or `folds`, `split` or `evaluate_test` cannot be had together.
-        DataError: As in `train_classifier`; also where a class has fewer patients than there are folds.
+        UsageError: An option does not exist, or the values of `folds`, `split` and `evaluate_test` are mutually
+            exclusive.
+        DataError: As in `train_classifier`; also if a class has fewer patients than there are folds.
         DivergenceError: As in `train_classifier`.
         ResourceError: As in `train_classifier`.
         OfflineError: As in `train_classifier`.
@@ -89,27 +92,30 @@ def cross_validate(
         [0, 1]
     """
     if num_distrib() > 1:
-        raise UsageError("Folds are not trained by several processes.", hint="Use n_jobs=, or start one process.")
+        raise UsageError(
+            "cross_validate was started in several processes, which it does not support.",
+            hint="Start one process; n_jobs= trains folds in parallel.",
+        )
     options = merge_options(config, choices, preset=preset, resume=resume)
     run = resolve_run(data, preset=preset, out=out, resume=resume, choices=options, folds=folds)
     config, folder = run.config, run.folder
     with run_context(run, quiet=quiet):
         cohort = read_cohort(run.data, **config.options_of(read_cohort))
         cohort = fold_by_patient(cohort, folds=folds, seed=config.seed)
-        keep_cohort(cohort, run)
-        parts = [folder.fold(number) for number in range(folds)]
-        left = [number for number, part in enumerate(parts) if not part.predictions.exists()]
-        for fold in train_folds(cohort, run, left, n_jobs=n_jobs, callbacks=callbacks):
-            folder.log("fold finished", fold=fold)
-        preds = pd.concat([read_predictions(part.predictions) for part in parts], ignore_index=True)
+        write_cohort(cohort, run)
+        fold_folders = [folder.fold(number) for number in range(folds)]
+        remaining = [number for number, fold in enumerate(fold_folders) if not fold.predictions.exists()]
+        for number in train_folds(cohort, run, remaining, n_jobs=n_jobs, callbacks=callbacks):
+            folder.log("fold finished", fold=number)
+        preds = pd.concat([read_predictions(fold.predictions) for fold in fold_folders], ignore_index=True)
         result = evaluate(preds, positive=cohort.facts.positive)
-        histories = [pd.read_csv(part.history).assign(fold=fold) for fold, part in enumerate(parts)]
+        histories = [pd.read_csv(fold.history).assign(fold=number) for number, fold in enumerate(fold_folders)]
         write_csv(folder.predictions, preds)
         write_csv(folder.history, pd.concat(histories, ignore_index=True))
         write_json(folder.metrics, {"valid": result.to_dict()})
         if config.audit:
-            _gather([part.probes for part in parts], folder.probes)
-            _gather([part.saliency for part in parts], folder.saliency)
+            _concatenate([fold.probes for fold in fold_folders], folder.probes)
+            _concatenate([fold.saliency for fold in fold_folders], folder.saliency)
             audit_run(folder.path)
         folder.log(FINISHED)
         render_report(folder.path)
@@ -117,32 +123,32 @@ def cross_validate(
     return read_run(folder.path)
 
 
-def _gather(parts: Sequence[Path], whole: Path) -> None:
-    """Write the tables of the folds as one; none where no fold has it, such as maps of small images."""
-    text = {"patient": str, "label": str}  # a patient "007" is no number
-    tables = [pd.read_csv(part, keep_default_na=False, dtype=text) for part in parts if part.is_file()]
+def _concatenate(paths: Sequence[Path], target: Path) -> None:
+    """Write the tables of the folds as one table; write nothing if no fold has it, such as saliency of small images."""
+    text = {"patient": str, "label": str}  # a patient "007" must not become the number 7
+    tables = [pd.read_csv(path, keep_default_na=False, dtype=text) for path in paths if path.is_file()]
     if tables:
-        write_csv(whole, pd.concat(tables, ignore_index=True))
+        write_csv(target, pd.concat(tables, ignore_index=True))
 
 
 def train_folds(
     cohort: pd.DataFrame, run: RunPlan, folds: Sequence[int], *, n_jobs: int, callbacks: Sequence[Callback]
 ) -> Iterator[int]:
-    """Train folds and leave each in its folder `fold-<k>`.
+    """Train folds and write each into its folder `fold-<k>`.
 
     Args:
-        cohort: With its folds.
-        run: What was asked for; with `run.resuming` folds go on from their checkpoints.
-        folds: Which ones.
-        n_jobs: How many at the same time; more than 1 needs Ray.
-        callbacks: fastai callbacks; of folds trained at the same time each has copies of its own.
+        cohort: The cohort with its folds.
+        run: The plan of the run; with `run.resuming` folds continue from their checkpoints.
+        folds: The numbers of the folds to train.
+        n_jobs: How many folds are trained at the same time; more than 1 needs Ray.
+        callbacks: fastai callbacks; folds that are trained in parallel get copies.
 
     Yields:
-        The number of each fold that is done.
+        The number of each fold when it is finished.
 
     Raises:
         UnavailableError: Ray is not installed.
-        ResourceError: A fold's process died again and again.
+        ResourceError: A fold's process died `TRIES` times.
     """
     if n_jobs == 1:
         for fold in folds:
@@ -161,29 +167,29 @@ def train_fold(
     callbacks: Sequence[Callback] = (),
     resuming: bool = False,
 ) -> int:
-    """Train on all folds but one, predict that one, and write model, history, probes and predictions.
+    """Train on all folds except one, predict that one, and write its model, history, probes and predictions.
 
     Args:
-        cohort: With its folds.
-        config: What is chosen; fold `k` has the seed `config.seed + k`.
-        folder: The run's; `fold-<k>` in it is made.
-        fold: The one that is held out.
+        cohort: The cohort with its folds.
+        config: The options; fold `k` has the seed `config.seed + k`.
+        folder: The run's folder, in which `fold-<k>` is created.
+        fold: The number of the held-out fold.
         callbacks: fastai callbacks.
-        resuming: Go on from the fold's checkpoints.
+        resuming: Continue from the fold's checkpoints.
 
     Returns:
-        The fold; its `predictions.csv` is written last, so that a fold that has one is whole.
+        The fold's number. `predictions.csv` is written last, so a fold that has it is complete.
     """
-    part = folder.fold(fold)
-    make_folder(part.path)
+    fold_folder = folder.fold(fold)
+    make_folder(fold_folder.path)
     with no_random(config.seed + fold):
         rows, positive = fold_cohort(cohort, fold), cohort.facts.positive
-        learn = fit_cohort(rows, config, part, callbacks=callbacks, resuming=resuming)
-        save_model(learn, part.model)
+        learn = fit_cohort(rows, config, fold_folder, callbacks=callbacks, resuming=resuming)
+        save_model(learn, fold_folder.model)
         if config.audit:
-            write_probes(learn, rows, part.path, positive=positive, fold=fold, seed=config.seed)
-        write_csv(part.predictions, predict(learn, fold=fold))
-        clear_checkpoints(part.checkpoints)
+            write_probes(learn, rows, fold_folder.path, positive=positive, fold=fold, seed=config.seed)
+        write_csv(fold_folder.predictions, predict(learn, fold=fold))
+        clear_checkpoints(fold_folder.checkpoints)
     return fold
 
 
@@ -196,12 +202,14 @@ def _train_on_ray(
     n_jobs: int,
     callbacks: Sequence[Callback],
 ) -> Iterator[int]:
-    """Train folds as tasks of the Ray cluster that this process belongs to, or of one that Ray starts here."""
+    """Train folds as Ray tasks, on the cluster that this process is connected to or on one started for them."""
     try:
         import ray
         from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
-        raise UnavailableError("n_jobs needs Ray.", hint="pip install 'covid_fastai[ray]'") from error
+        raise UnavailableError(
+            f"n_jobs={n_jobs} needs Ray, which is not installed.", hint="pip install 'covid_fastai[ray]'"
+        ) from error
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -216,17 +224,17 @@ def _train_on_ray(
         }
         while waiting:
             done, _ = ray.wait(list(waiting))
-            for one in done:
-                fold = waiting.pop(one)
+            for future in done:
+                fold = waiting.pop(future)
                 try:
-                    yield ray.get(one)
+                    yield ray.get(future)
                 except RayTaskError as error:
                     cause = error.cause if isinstance(error.cause, CovidFastaiError) else error
                     raise cause from None
                 except RayError as error:
                     raise ResourceError(
                         f"The process of fold {fold} died {TRIES} times: {str(error).splitlines()[0][:200]}",
-                        hint="Memory may be short: fewer n_jobs. Finished folds are kept; go on with resume=.",
+                        hint="If memory is short, use fewer n_jobs. Finished folds remain; continue with resume=.",
                     ) from error
                 logger.info("fold %d done", fold + 1)
     finally:
@@ -237,9 +245,10 @@ def _train_on_ray(
 def _fold_task(
     cohort: pd.DataFrame, config: dict, folder: str, fold: int, cores: int, callbacks: Sequence[Callback]
 ) -> int:
+    """Train one fold in a Ray worker, on `cores` threads."""
     os.environ["OMP_NUM_THREADS"] = str(cores)
     torch.set_num_threads(cores)
-    # always as one that goes on: the process that had this fold before may have died in it
+    # always resuming, since a previous process may have died while it trained this fold
     return train_fold(
         cohort, TrainConfig.from_dict(config), RunFolder(folder), fold, callbacks=callbacks, resuming=True
     )

@@ -1,4 +1,4 @@
-"""From a split cohort to a fitted learner, as a config says: where data and model meet."""
+"""Fit a learner to a split cohort, with the options of a config."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["fit_cohort"]
 def fit_cohort(
     cohort: pd.DataFrame, config: TrainConfig, folder: RunFolder, *, callbacks: Sequence[Callback] = (), resuming: bool
 ) -> Learner:
-    """Build the loaders and the learner of a fold or of a network of the audit, and fit it.
+    """Build the loaders and the learner of a fold or of a network of the audit, and fit the learner.
 
     Args:
-        cohort: With its split.
-        config: What is chosen.
-        folder: Where checkpoints, history, steps and the record go.
+        cohort: The cohort with its split.
+        config: The options.
+        folder: The folder for checkpoints, history, steps and the record.
         callbacks: fastai callbacks.
-        resuming: Go on from the last checkpoint that is there.
+        resuming: Continue from the last checkpoint, if there is one.
 
     Returns:
         The fitted learner.

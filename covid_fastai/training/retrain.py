@@ -1,4 +1,4 @@
-"""The full audit: networks trained anew on images without the lungs, and on labels dealt out at random."""
+"""The full audit: networks trained again on images without the lungs, and on permuted labels."""
 
 from __future__ import annotations
 
@@ -40,75 +40,80 @@ ALL = (UNTRAINED, *CHANGES, PERMUTED)
 
 
 def retrain(folder: str | Path | Run, *, changes: Sequence[str] = ALL) -> Path:
-    """Train a run's network anew with what should matter taken away, for `audit_run` to set beside it.
+    """Train a run's network again without the lungs or without true labels, for `audit_run` to compare with the run.
 
-    Same rows, split, options and seed; each change takes about as long as the run itself took. A change that is done is
-    not done again, so that an interrupted call goes on with the next one; so do the folds of a cross-validation.
+    Rows, split, options and seed are those of the run; each change takes about as long as the run itself. Changes and
+    folds that are finished are not repeated, so an interrupted call can be continued.
 
     Args:
-        folder: A run that was judged; its images must still be where it found them.
-        changes: `"black centre"` and `"noise centre"`: trained and judged on images without the lungs' region;
-            `"permuted labels"`: the labels dealt out anew among the patients, where an AUC off 0.5 is a fault of the
-            protocol; `"frozen backbone"`: a logistic regression on the features of the weights that the run began from.
+        folder: A run with its evaluation; its images must still be at their paths.
+        changes: `"black centre"` and `"noise centre"` train and evaluate on images without the region of the lungs;
+            `"permuted labels"` permutes the labels among the patients, so that an AUC other than 0.5 shows an error of
+            the protocol; `"frozen backbone"` is a logistic regression on the features of the initial weights.
 
     Returns:
-        The folder with a folder a change, each with the held-out `predictions.csv`.
+        The folder that contains one folder per change, each with the held-out `predictions.csv`.
 
     Raises:
-        UsageError: There is no such change.
-        DataError: The folder is no run that was judged, its images are gone, or it was made by hand.
+        UsageError: A change does not exist.
+        DataError: The folder is not a run with its evaluation, its images are missing, or its options are unknown.
     """
     run = folder if isinstance(folder, Run) else read_run(folder)
     if unknown := [change for change in changes if change not in ALL]:
-        raise UsageError(f"changes={unknown!r}.", hint=f"Choose from {', '.join(ALL)}.")
+        raise UsageError(f"Unknown changes: {unknown!r}.", hint=f"Choose from {', '.join(ALL)}.")
     if not run.config.get("config"):
-        raise DataError(f"{run.path} does not say how it was trained.", hint="Train with train_classifier.")
+        raise DataError(f"The run {run.path} has no record of its options.", hint="Train it with train_classifier.")
     config = TrainConfig.from_dict(run.config["config"])
     check_environment(config)
-    cohort = _cohort(run)
+    cohort = _cohort_with_images(run)
     root = make_folder(run.folder.retrained)
     with claim_folder(root):
         for change in changes:
-            own = run.folder.retrained_network(change)
-            if own.predictions.exists():
+            network = run.folder.retrained_network(change)
+            if network.predictions.exists():
                 continue
             logger.info("Audit: %s", change)
-            make_folder(own.path)
+            make_folder(network.path)
             with tempfile.TemporaryDirectory(prefix="covid_fastai-") as images:
                 rows = _altered(cohort, change, Path(images) / "altered", config)
-                tables = [_one(fold, part, change, own, config) for fold, part in _parts(rows, run)]
-            write_csv(own.predictions, pd.concat(tables, ignore_index=True))
+                tables = [
+                    _train_and_predict(fold, training, change, network, config)
+                    for fold, training in _trainings(rows, run)
+                ]
+            write_csv(network.predictions, pd.concat(tables, ignore_index=True))
             run.folder.log("retrained", change=change)
     return root
 
 
-def _cohort(run: Run) -> Cohort:
-    """Return the rows of a run that take part in its training; their images must still be there."""
+def _cohort_with_images(run: Run) -> Cohort:
+    """Return the training and validation rows of a run, and raise if an image is missing."""
     cohort = run.cohort
     cohort = cohort[cohort["split"].isin(["train", "valid"])].reset_index(drop=True)
-    gone = [path for path in cohort["path"] if not Path(path).is_file()]
-    if gone:
+    missing = [path for path in cohort["path"] if not Path(path).is_file()]
+    if missing:
         raise DataError(
-            f"{len(gone)} images of {run.path} are gone, such as {gone[0]}.", hint="Put the data back where they were."
+            f"{len(missing)} images of the run {run.path} are missing, such as {missing[0]}.",
+            hint="Restore the data at their paths.",
         )
     return cohort
 
 
 def _altered(cohort: Cohort, change: str, folder: Path, config: TrainConfig) -> Cohort:
-    """Return the cohort with its images or its labels changed; `original` names the image as it was."""
+    """Return the cohort with its images or its labels changed; `original` is the path of the unchanged image."""
     if change in CHANGES:
         rows = write_altered(cohort, folder, change=change, image_size=config.image_size)
     else:
         rows = cohort.assign(original=cohort["path"])
     if change == PERMUTED:
         patients = rows.drop_duplicates("patient").set_index("patient")["label"]
-        dealt = pd.Series(np.random.default_rng(config.seed).permutation(patients.to_numpy()), index=patients.index)
-        rows["label"] = rows["patient"].map(dealt)
+        # permuted by patient, not by image, so that all images of a patient still have one label
+        permuted = pd.Series(np.random.default_rng(config.seed).permutation(patients.to_numpy()), index=patients.index)
+        rows["label"] = rows["patient"].map(permuted)
     return rows
 
 
-def _parts(rows: Cohort, run: Run):
-    """Yield the cohort of each training: one, or one a fold."""
+def _trainings(rows: Cohort, run: Run):
+    """Yield the number and cohort of each training: one, or one per fold."""
     if not run.config.get("folds"):
         yield 0, rows
         return
@@ -116,42 +121,42 @@ def _parts(rows: Cohort, run: Run):
         yield fold, fold_cohort(rows, fold)
 
 
-def _one(fold: int, rows: Cohort, change: str, own: RunFolder, config: TrainConfig) -> pd.DataFrame:
-    """Train one network and return its held-out predictions, with the paths of the images as they were."""
-    part = own.fold(fold)
-    if part.predictions.exists():
-        return read_predictions(part.predictions)
-    make_folder(part.path)
+def _train_and_predict(fold: int, rows: Cohort, change: str, network: RunFolder, config: TrainConfig) -> pd.DataFrame:
+    """Train one network and return its held-out predictions, with the paths of the unchanged images."""
+    folder = network.fold(fold)
+    if folder.predictions.exists():
+        return read_predictions(folder.predictions)
+    make_folder(folder.path)
     with no_random(config.seed + fold):
         if change == UNTRAINED:
-            table = _frozen(rows, config, part, fold=fold)
+            table = _predict_from_frozen_features(rows, config, folder, fold=fold)
         else:
-            learn = fit_cohort(rows, config, part, resuming=True)
+            learn = fit_cohort(rows, config, folder, resuming=True)
             table = predict(learn, fold=fold)
-            held_out = rows.set_index("path")["original"]
-            table["path"] = table["path"].map(held_out)
-    write_csv(part.predictions, table)
-    shutil.rmtree(part.model, ignore_errors=True)
-    clear_checkpoints(part.checkpoints)
+            originals = rows.set_index("path")["original"]
+            table["path"] = table["path"].map(originals)
+    write_csv(folder.predictions, table)
+    shutil.rmtree(folder.model, ignore_errors=True)
+    clear_checkpoints(folder.checkpoints)
     return table
 
 
-def _frozen(rows: Cohort, config: TrainConfig, part: RunFolder, *, fold: int) -> pd.DataFrame:
-    """Predict the held-out rows by a logistic regression on the features of the first weights."""
+def _predict_from_frozen_features(rows: Cohort, config: TrainConfig, folder: RunFolder, *, fold: int) -> pd.DataFrame:
+    """Predict the held-out rows with a logistic regression on the features of the initial weights."""
     dls = build_dataloaders(
         rows,
         image_size=config.image_size,
         batch_size=config.batch_size,
         device=config.device,
-        path=part.path,
+        path=folder.path,
         num_workers=0,
     )
-    learn = build_learner(dls, arch=config.arch, weights=config.weights, path=part.path)
+    learn = build_learner(dls, arch=config.arch, weights=config.weights, path=folder.path)
     features = _features(learn, rows["path"])
     train, valid = (rows["split"] == split for split in ("train", "valid"))
     p = fit_and_predict(features[train], rows.loc[train, "label"], features[valid], rows.facts.classes)
-    about = ["path", "label", "patient", "patient_known", "split", "source", "view"]
-    table = pd.DataFrame(rows[valid])[about].assign(fold=fold)
+    columns = ["path", "label", "patient", "patient_known", "split", "source", "view"]
+    table = pd.DataFrame(rows[valid])[columns].assign(fold=fold)
     for number, name in enumerate(rows.facts.classes):
         table[f"p_{name}"] = p[:, number]
     return table.assign(status="ok")

@@ -1,4 +1,4 @@
-"""A run while it goes on: what it was asked for, whose folder it is, and how it ended."""
+"""The context of a run: its options and folder, the claim on the folder, and the record of how the run ended."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from covid_fastai.data.problems import PROBLEM_COLUMNS
 from covid_fastai.errors import DataError, DivergenceError, UsageError
 from covid_fastai.evaluation.runs import collect_versions
 from covid_fastai.files import claim_folder, new_run_folder, write_csv, write_json
-from covid_fastai.model.distributed import agree, batch_per_process, broadcast_text, is_main_process
+from covid_fastai.model.distributed import batch_per_process, broadcast_text, check_same_everywhere, is_main_process
 from covid_fastai.model.environment import check_environment
 from covid_fastai.run_folder import BATCH_HALVED, RunFolder
 
-__all__ = ["RunPlan", "batch_size_of", "keep_cohort", "resolve_run", "run_context"]
+__all__ = ["RunPlan", "batch_size_of", "resolve_run", "run_context", "write_cohort"]
 
 logger = logging.getLogger("covid_fastai")
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run was asked for, checked.
+    """The checked data, options and folder of a run.
 
     Attributes:
-        data: A folder, a CSV or rows.
-        config: Every choice.
-        folder: Where the run is kept.
-        resuming: Whether the run has begun before.
-        folds: How many folds a cross-validation has; None for a single training.
+        data: A folder, a CSV or a DataFrame.
+        config: All options.
+        folder: The run's folder.
+        resuming: Whether an earlier process began this run.
+        folds: Number of folds of a cross-validation; None for a single training.
     """
 
     data: Any
@@ -49,42 +49,44 @@ class RunPlan:
 
 
 def resolve_run(data, *, preset, out, resume, choices, folds=None) -> RunPlan:
-    """Check what a run was asked for, from the arguments or from the run to resume; a new run gets its folder.
+    """Check the data and options of a new run or of a run to resume, and create the folder of a new run.
 
-    Of several processes the first one makes the folder, and the others are told its name.
+    In a distributed training the main process creates the folder and sends its name to the others.
     """
     if folds is not None and (folds < 2 or choices.get("split") == "image" or choices.get("evaluate_test")):
         raise UsageError(
-            f"folds={folds} cannot be had with these options.",
-            hint="Cross-validation needs 2 folds or more, split='patient', and leaves the official TEST alone.",
+            f"folds={folds} cannot be combined with these options.",
+            hint="Cross-validation needs 2 folds or more, split='patient' and evaluate_test=False.",
         )
     if resume is None:
         if data is None:
-            raise UsageError("There is no data.", hint="Name a folder or CSV, or resume a run.")
+            raise UsageError("No data were given.", hint="Name a folder or CSV, or resume a run.")
         config = TrainConfig.build(preset=preset, **choices)
         check_environment(config)
         if not isinstance(data, pd.DataFrame):
-            find_data(data)  # before a folder is made for a run that cannot begin
+            find_data(data)  # raises before a folder is created for a run that cannot begin
         folder = new_run_folder(out, task=config.task_name) if is_main_process() else ""
         return RunPlan(data, config, RunFolder(broadcast_text(str(folder))), False, folds)
     if preset or choices or out:
-        raise UsageError("A resumed run keeps its own options.", hint="Leave out all options beside resume.")
+        raise UsageError("A resumed run keeps its own options.", hint="Give no other options together with resume.")
     folder = RunFolder(resume)
     try:
         saved = json.loads(folder.config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{folder.path} is not a run that can be resumed: {error}.", hint="Name a run's folder."
+            f"{folder.path} is not a run that can be resumed: {error}.", hint="Name the folder of an unfinished run."
         ) from error
     if saved.get("folds") != folds:
-        call = "cross_validate" if saved.get("folds") else "train_classifier"
-        raise UsageError(f"{folder.path} was not begun so.", hint=f"Resume it with {call}, folds={saved.get('folds')}.")
+        call = f"cross_validate(folds={saved['folds']})" if saved.get("folds") else "train_classifier"
+        raise UsageError(f"The run {folder.path} was begun with {call}.", hint="Resume it with the same function.")
     if folder.is_finished():
-        raise UsageError(f"{folder.path} is finished.", hint="Start a new run.")
+        raise UsageError(f"The run {folder.path} is finished.", hint="Start a new run.")
     if data is None:
         data = saved["data"]
         if data is None:
-            raise UsageError(f"{folder.path} was made from a DataFrame.", hint="Give the same DataFrame to resume it.")
+            raise UsageError(
+                f"The run {folder.path} was begun with a DataFrame.", hint="Give the same DataFrame to resume it."
+            )
     config = TrainConfig.from_dict(saved["config"])
     check_environment(config)
     return RunPlan(data, config, folder, True, folds)
@@ -92,17 +94,17 @@ def resolve_run(data, *, preset, out, resume, choices, folds=None) -> RunPlan:
 
 @contextmanager
 def run_context(run: RunPlan, *, quiet: bool) -> Iterator[None]:
-    """Own the run's folder and its random numbers, and write down what the run is and how it ended.
+    """Claim the run's folder, set the random seeds, and record the run's options and how it ended.
 
-    A process that is not the first one of several writes and says nothing, and draws random numbers of its own.
+    In a distributed training, processes other than the main one write and log nothing, and use seeds of their own.
     """
     config, folder = run.config, run.folder
     if not is_main_process():
         logger.setLevel(logging.WARNING)
-        with no_random(config.seed + rank_distrib()):  # the first weights are those of the first process all the same
+        with no_random(config.seed + rank_distrib()):  # the initial weights are broadcast from the main process
             yield
         return
-    with claim_folder(folder.path), _heard(quiet), no_random(config.seed):
+    with claim_folder(folder.path), _logging(quiet), no_random(config.seed):
         if not run.resuming:
             _describe_run(run)
         folder.log("resumed" if run.resuming else "started")
@@ -110,7 +112,7 @@ def run_context(run: RunPlan, *, quiet: bool) -> Iterator[None]:
             yield
         except KeyboardInterrupt:
             folder.log("interrupted")
-            logger.warning("Interrupted. Go on with resume=%r.", str(folder.path))
+            logger.warning("Interrupted. Continue with resume=%r.", str(folder.path))
             raise
         except Exception as error:
             if isinstance(error, DataError) and error.details and not folder.cohort.exists():
@@ -120,28 +122,28 @@ def run_context(run: RunPlan, *, quiet: bool) -> Iterator[None]:
 
 
 def _describe_run(run: RunPlan) -> None:
-    """Write the options, the call and the command that repeat the run, and the versions it was made with."""
+    """Write the options, the call and the command that repeat the run, and the versions of the packages."""
     source = None if isinstance(run.data, pd.DataFrame) else str(run.data)
     python, command = run.config.to_python(source or "rows"), run.config.to_command(source or "rows")
     facts = {"data": source, "config": run.config.to_dict()}
-    if run.folds:  # the same options, another function
+    if run.folds:  # `to_python` and `to_command` write a single training
         python = f"{python.replace('train_classifier', 'cross_validate', 1)[:-1]}, folds={run.folds})"
         command += f" --folds {run.folds}"
         facts["folds"] = run.folds
     write_json(run.folder.config, {**facts, "python": python, "command": command})
     write_json(run.folder.versions, collect_versions())
-    logger.info("The same from the command line: %s", command)
+    logger.info("Command that repeats this run: %s", command)
 
 
 def batch_size_of(folder: RunFolder, config: TrainConfig, *, resuming: bool) -> int:
-    """Return how many images a process takes in a step; a resumed run keeps the batch that it has come down to."""
+    """Return the batch size per process; a resumed run keeps the size that it was reduced to when out of memory."""
     halved = [event["batch_size"] for event in folder.read_record() if event["event"] == BATCH_HALVED]
     return halved[-1] if resuming and halved else batch_per_process(config.batch_size)  # guard: oom_record
 
 
 @contextmanager
-def _heard(quiet: bool) -> Iterator[None]:
-    """Show this package's notes on standard error where the caller has set up no logging of their own."""
+def _logging(quiet: bool) -> Iterator[None]:
+    """Show this package's log on standard error, unless the caller has configured logging."""
     if quiet or logger.hasHandlers():
         yield
         return
@@ -156,23 +158,25 @@ def _heard(quiet: bool) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def keep_cohort(cohort: Cohort, run: RunPlan) -> None:
-    """Write the cohort and its problems into the run; a resumed run must find the rows and the split it began with.
+def write_cohort(cohort: Cohort, run: RunPlan) -> None:
+    """Write the cohort and its problems into the run; in a resumed run, check that rows and split are the same.
 
     Raises:
-        DataError: The data have changed since the run was begun.
-        UsageError: Another process of this training has read other rows.
+        DataError: The data have changed since the run began.
+        UsageError: Another process of this training has read different rows.
     """
-    agree("The cohort", list(cohort[["path", "label", "patient", "split"]].itertuples(index=False, name=None)))
+    check_same_everywhere(
+        "The cohort", list(cohort[["path", "label", "patient", "split"]].itertuples(index=False, name=None))
+    )
     if not is_main_process():
         return
     folder = run.folder
     write_csv(folder.problems, cohort.facts.problem_table())
     folder.log("data read", images=len(cohort), patients_known=cohort.patients_known)
     if run.resuming and folder.cohort.exists():
-        before, same = load_cohort(folder.path), ["path", "label", "split"]
-        if before[same].to_numpy().tolist() != cohort[same].to_numpy().tolist():
-            raise DataError(f"The data have changed since {folder.path} was begun.", hint="Start a new run.")
+        previous, columns = load_cohort(folder.path), ["path", "label", "split"]
+        if previous[columns].to_numpy().tolist() != cohort[columns].to_numpy().tolist():
+            raise DataError(f"The data have changed since the run {folder.path} began.", hint="Start a new run.")
     save_cohort(cohort, folder.path)
-    trained = cohort[cohort["split"] == "train"]  # of a cross-validation all folds
+    trained = cohort[cohort["split"] == "train"]  # in a cross-validation, the rows of all folds
     write_manifest(trained, folder.training_manifest)

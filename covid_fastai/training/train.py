@@ -1,4 +1,4 @@
-"""`train_classifier`: the package's story, from rows to a report."""
+"""`train_classifier`: every step from a table of images to a report."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from covid_fastai.model.schedule import fit
 from covid_fastai.reporting.documents import write_documents
 from covid_fastai.reporting.report import write_report
 from covid_fastai.run_folder import FINISHED, TEST_EVALUATED, RunFolder
-from covid_fastai.training.run_context import RunPlan, batch_size_of, keep_cohort, resolve_run, run_context
+from covid_fastai.training.run_context import RunPlan, batch_size_of, resolve_run, run_context, write_cohort
 
-__all__ = ["keep_results", "train_classifier", "with_choices"]
+__all__ = ["train_classifier", "with_choices", "write_results"]
 
 CHOICES_LINE = "**choices: The fields of `TrainConfig`, by name."
 
@@ -62,20 +62,20 @@ def train_classifier(
     quiet: bool = False,
     **choices: Unpack[TrainOptions],
 ) -> Learner:
-    """Train a classifier of chest radiographs, judge it on patients that it has not seen, and write a report.
+    """Train a classifier of chest radiographs, evaluate it on held-out patients, and write a report.
 
     Reads the rows, checks every image, splits by patient, trains in two one-cycle phases (body frozen, then unfrozen),
-    predicts the held-out images once, and computes every figure with its n and 95% interval. Research use only.
+    predicts the held-out images once, and computes every metric with its n and 95% interval. Research use only.
 
     Args:
-        data: CoronaHack's folder or CSV, any CSV (name its columns), a folder that holds a folder a class, or a
-            DataFrame of rows. May be left out with `resume`.
-        config: All choices at once; options given by name replace those of the config. Not with `preset` or `resume`.
-        preset: `"article"` for the settings of the article that this package follows, its faults left out.
+        data: CoronaHack's folder or CSV, any other CSV (name its columns), a folder with one folder per class, or a
+            DataFrame. Optional with `resume`.
+        config: All options in one object; options given by name override it. Not with `preset` or `resume`.
+        preset: `"article"` for the settings of the article that this package follows, without its errors.
         out: The run's folder, new or empty; None for `runs/<UTC time>-<task>-<4 letters>`.
-        resume: The folder of an unfinished run, which is continued from its last whole epoch.
-        callbacks: fastai callbacks that see the training.
-        quiet: Log nothing but warnings.
+        resume: The folder of an unfinished run, which is continued from its last complete epoch.
+        callbacks: fastai callbacks for the training.
+        quiet: Log warnings only.
         **choices: The fields of `TrainConfig`, by name.
 
     Returns:
@@ -83,10 +83,10 @@ def train_classifier(
 
     Raises:
         UsageError: An option does not exist or its value is not allowed.
-        DataError: Rows or images are faulty; `.details` lists them all, and so does `problems.csv` in the run's folder.
-        DivergenceError: The loss left the numbers; the run keeps its last good epoch and is not exported.
-        ResourceError: The folder is in use, holds something else, or cannot be written.
-        OfflineError: Weights were asked for that must be fetched, and no network answers.
+        DataError: Rows or images are faulty; `.details` and `problems.csv` in the run's folder list all of them.
+        DivergenceError: The loss became NaN or infinite; the run keeps its last good epoch and saves no model.
+        ResourceError: The folder is in use, is not empty, or cannot be written to.
+        OfflineError: The weights have to be downloaded, and the network or the server does not answer.
 
     Examples:
         >>> from covid_fastai import TrainConfig, read_run
@@ -104,7 +104,7 @@ def train_classifier(
                 cohort = read_cohort(run.data, **config.options_of(read_cohort))
             split = split_by_patient if config.split == "patient" else split_by_image
             cohort = split(cohort, valid_pct=config.valid_pct, seed=config.seed)
-            keep_cohort(cohort, run)
+            write_cohort(cohort, run)
             batch_size = batch_size_of(folder, config, resuming=run.resuming)
             dls = build_dataloaders(
                 cohort, path=folder.path, **config.options_of(build_dataloaders, batch_size=batch_size)
@@ -115,7 +115,7 @@ def train_classifier(
                 return learn
             preds = predict(learn)
             result = evaluate(preds, positive=cohort.facts.positive)
-            keep_results(learn, run, preds, result)
+            write_results(learn, run, preds, result)
             if config.audit:
                 write_probes(learn, cohort, folder.path, positive=cohort.facts.positive, seed=config.seed)
                 audit_run(folder.path)
@@ -125,11 +125,11 @@ def train_classifier(
         return learn
 
 
-def keep_results(learn: Learner, run: RunPlan, preds: pd.DataFrame, result: Evaluation) -> None:
-    """Write the model, the predictions and their evaluation into the run; on request also those of the official TEST.
+def write_results(learn: Learner, run: RunPlan, preds: pd.DataFrame, result: Evaluation) -> None:
+    """Write the model, predictions and metrics into the run; with `evaluate_test` also those of the official TEST.
 
     Raises:
-        UsageError: The TEST is asked for, and these data have none.
+        UsageError: `evaluate_test` is set, and the data have no official TEST.
     """
     folder, evaluations = run.folder, {"valid": result}
     if run.config.evaluate_test:
@@ -139,11 +139,11 @@ def keep_results(learn: Learner, run: RunPlan, preds: pd.DataFrame, result: Eval
     write_csv(folder.predictions, preds)
     save_model(learn, folder.model, training_manifest=folder.training_manifest)
     clear_checkpoints(folder.checkpoints)
-    write_json(folder.metrics, {split: found.to_dict() for split, found in evaluations.items()})
+    write_json(folder.metrics, {split: evaluation.to_dict() for split, evaluation in evaluations.items()})
 
 
 def _predict_test(learn: Learner, folder: RunFolder) -> pd.DataFrame:
-    """Predict the official TEST, and write into the record that it was evaluated."""
+    """Predict the official TEST, and record that it was evaluated."""
     cohort = learn.dls.facts.cohort
     rows = cohort[cohort["split"] == "test"]
     if rows.empty:

@@ -61,11 +61,11 @@ def test_a_full_memory_halves_the_batch_and_says_so(error, phantom_root, tmp_pat
     assert [event["batch_size"] for event in halved] == [8, 4] and halved[0]["asked"] == 16
     assert learn.dls.train.bs <= 5 and len(run.history) == 2 and run.config["config"]["batch_size"] == 16
     assert "The memory did not do for 16 images in a step; 4 were taken." in run.report.read_text(encoding="utf-8")
-    assert "begins anew with 4 images" in caplog.text
+    assert "starts again with a batch size of 4" in caplog.text
 
 
 def test_a_memory_that_holds_nothing_is_an_error_with_a_remedy(phantom_root, tmp_path):
-    with pytest.raises(ResourceError, match="Out of memory, with 2 images in a step") as caught:
+    with pytest.raises(ResourceError, match="Out of memory with a batch size of 2") as caught:
         train_classifier(phantom_root, out=tmp_path / "run", callbacks=[FillsTheMemory(0, MEMORY[0])], **QUICK)
     assert "image_size" in caught.value.hint and not (tmp_path / "run" / "model").exists()
 
@@ -146,7 +146,7 @@ def test_a_signal_ends_a_training_in_order(number, status, phantom_root, tmp_pat
     wait_for_a_checkpoint(process, tmp_path / "run")
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == status and b"Go on with resume=" in err and b"Traceback" not in err
+    assert process.returncode == status and b"Continue with resume=" in err and b"Traceback" not in err
     events = [json.loads(line)["event"] for line in open(tmp_path / "run" / "record.jsonl", encoding="utf-8")]
     assert events[-1] == "interrupted"
     assert len(pd.read_csv(tmp_path / "run" / "history.csv")) >= 1
@@ -185,7 +185,7 @@ def test_a_read_only_folder_is_said_before_anything_is_done(phantom_root, tmp_pa
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "none", str(tmp_path / "fixed")]).returncode:
         pytest.skip("system: no read-only disk can be mounted here")
     try:
-        with pytest.raises(ResourceError, match="cannot be made"):
+        with pytest.raises(ResourceError, match="cannot be created"):
             train_classifier(phantom_root, out=tmp_path / "fixed" / "run", **QUICK)
     finally:
         subprocess.run(["umount", "-l", str(tmp_path / "fixed")], check=True)

@@ -38,7 +38,7 @@ def test_the_hub_can_read_its_metadata(config):
 
 def test_it_says_what_the_config_says(config):
     text = build_card(config, title="Mine")
-    for words in ("# Mine", "Normal, COVID-19", "probability of 0.4 on", "64 x 64", "temperature 1.5", "ffffffff"):
+    for words in ("# Mine", "Normal, COVID-19", "probability of 0.4 or more", "64 x 64", "temperature 1.5", "ffffffff"):
         assert words in text
     assert "Research use only; not a medical device" in text and "diagnos" not in text.lower()
 

@@ -15,7 +15,13 @@ import pytest
 import torch
 
 from covid_fastai.errors import UsageError
-from covid_fastai.model.distributed import agree, batch_per_process, broadcast_text, is_main_process, join_processes
+from covid_fastai.model.distributed import (
+    batch_per_process,
+    broadcast_text,
+    check_same_everywhere,
+    is_main_process,
+    join_processes,
+)
 
 pytest.importorskip("accelerate", reason="the extra distributed is not installed")
 
@@ -32,7 +38,8 @@ from fastai.learner import Learner
 from fastai.torch_core import no_random
 from torch import nn
 from covid_fastai.data.fastai_types import RadiographDL
-from covid_fastai.model.distributed import agree, data_parallel, join_processes, is_main_process, batch_per_process
+from covid_fastai.model.distributed import batch_per_process, check_same_everywhere, data_parallel
+from covid_fastai.model.distributed import is_main_process, join_processes
 from covid_fastai.model.schedule import fit
 
 N = 16
@@ -56,7 +63,7 @@ with join_processes("cpu") as world, no_random(0):
     loss = lambda p, y: ((p[:, 0] - y / 9) ** 2).mean()
     split = lambda m: [list(m[0].parameters()), list(m[1].parameters())]
     learn = Learner(DataLoaders(*loaders, path=sys.argv[1]), model, loss_func=loss, splitter=split, cbs=Seen())
-    agree("The data", x.tolist())
+    check_same_everywhere("The data", x.tolist())
     fit(learn, frozen_epochs=2, unfrozen_epochs=3, lr_ratio=1, out=sys.argv[1])
     said = {"seen": learn.seen, "weights": [p.flatten().tolist() for p in learn.model.parameters()], "world": world,
             "losses": learn.facts.history["valid_loss"].tolist(), "kind": type(learn.model).__name__}
@@ -109,7 +116,7 @@ def test_a_killed_process_ends_the_run_which_others_then_finish(phantom_root, tm
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
     os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
-    assert process.returncode != 0 and ("is gone" in err or "SIGKILL" in err or "Signal 9" in err), err[-3000:]
+    assert process.returncode != 0 and ("has ended" in err or "SIGKILL" in err or "Signal 9" in err), err[-3000:]
     assert list(tmp_path.glob("run/checkpoints/*.safetensors")) and not (tmp_path / "run" / "model").exists()
 
     resumed = launch(2, "-m", "covid_fastai", "train", "--resume", tmp_path / "run", cwd=tmp_path)
@@ -130,7 +137,7 @@ def test_a_killed_process_ends_the_run_which_others_then_finish(phantom_root, tm
 
 def test_alone_nothing_is_asked_of_others():
     with join_processes("cpu") as world:
-        assert world == 1 and is_main_process() and broadcast_text("a") == "a" and agree("x", 1) is None
+        assert world == 1 and is_main_process() and broadcast_text("a") == "a" and check_same_everywhere("x", 1) is None
     assert not torch.distributed.is_initialized()
 
 

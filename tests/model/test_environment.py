@@ -30,9 +30,9 @@ WRONG = [
     ({"arch": "resnet19"}, UsageError, "arch='resnet19' is not one of"),
     ({"arch": "timm/no_such_network"}, UnavailableError if NO_TIMM else UsageError, "timm"),
     ({"weights": "imagnet"}, UsageError, "Did you mean 'imagenet'"),
-    ({"weights": "gone.safetensors"}, UsageError, "There are no weights 'gone.safetensors'"),
+    ({"weights": "gone.safetensors"}, UsageError, "The weights 'gone.safetensors' do not exist"),
     ({"weights": "cxr", "arch": "resnet50"}, UsageError, "for resnet18, not resnet50"),
-    ({"weights": "notes.txt"}, UsageError, "notes.txt is no weights file"),
+    ({"weights": "notes.txt"}, UsageError, "notes.txt is not a weights file"),
     ({"weights": "damaged.safetensors"}, ModelFormatError, "damaged.safetensors is not a safetensors file"),
     ({"weights": "other.safetensors"}, ModelFormatError, "other.safetensors is not a resnet18"),
     ({"weights": "imagenet"}, OfflineError, "no network"),
@@ -99,7 +99,7 @@ def test_what_can_be_carried_out_passes(choices):
 
 
 def test_a_data_set_that_is_not_there_comes_after_the_options(here):
-    with pytest.raises(UsageError, match="There are no weights"):
+    with pytest.raises(UsageError, match="The weights .* do not exist"):
         train_classifier("gone", weights="gone.pth")
     with pytest.raises(CovidFastaiError, match="gone is not there"):
         train_classifier("gone", weights=None)
@@ -122,5 +122,5 @@ def test_a_run_whose_weights_are_gone_is_not_resumed(phantom_root, tmp_path, mon
     monkeypatch.undo()
     saved.unlink()
     monkeypatch.setattr("covid_fastai.data.metadata.read_rows", stop)
-    with pytest.raises(UsageError, match="There are no weights"):
+    with pytest.raises(UsageError, match="The weights .* do not exist"):
         train_classifier(resume=tmp_path / "run", quiet=True)

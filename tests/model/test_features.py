@@ -71,7 +71,7 @@ def test_features_train_the_head_that_images_train(balance, phantom_cohort, tmp_
     pd.testing.assert_frame_equal(fast.facts.steps, slow.facts.steps, rtol=1e-4)
     images = int(phantom_cohort["split"].isin(["train", "valid"]).sum())
     assert (asked_slow, asked_fast) == (3 * images, images)
-    assert "runs in every step: Looks may look at it" in caplog.text and "once for each of 1 views" in caplog.text
+    assert "runs in every step: Looks may use them" in caplog.text and "once for each of 1 views" in caplog.text
 
 
 @pytest.mark.parametrize(("views", "passes"), [(None, 3), (2, 2), (9, 3)])
@@ -91,9 +91,9 @@ def test_views_differ_and_come_again(phantom_cohort, tmp_path):
         found = []
         for view in (0, 1, 0):
             loader.choose_view(view, keep=False)
-            found.append(next(iter(loader))[0].shape[1:] and loader.known[view][0])
+            found.append(next(iter(loader))[0].shape[1:] and loader.cache[view][0])
             before = torch.get_rng_state()
-        loader.known.clear()
+        loader.cache.clear()
         again = loader._compute()[0]
         assert torch.equal(before, torch.get_rng_state()), "a view leaves the training's own generator alone"
     assert torch.equal(found[0], found[2]) and torch.equal(found[0], again) and not torch.allclose(found[0], found[1])
@@ -125,8 +125,8 @@ def test_an_error_puts_the_learner_back(phantom_cohort, tmp_path):
         (None, ""),
         (LooksNot(), ""),
         (EarlyStoppingCallback(), ""),
-        (Looks(), "Looks may look at it"),
-        (MixUp(), "MixUp may look at it"),
+        (Looks(), "Looks may use them"),
+        (MixUp(), "MixUp may use them"),
     ],
     ids=["none", "says so", "fastai's", "unknown", "fastai's that mixes images"],
 )

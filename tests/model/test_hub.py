@@ -221,7 +221,7 @@ def test_what_is_not_there_is_told(hub, tmp_path):
     assert kind == "ModelFormatError" and "some/body is no folder here" in message and hint
     hub.commits.append(("a" * 40, {"pytorch_model.bin": b"x"}))
     kind, message, _ = json.loads(run(hub, tmp_path / "b", REFUSED, "user/model", ""))
-    assert kind == "ModelFormatError" and "no model of this package" in message
+    assert kind == "ModelFormatError" and "not a model of this package" in message
     for offline in (True, False):
         kind, message, hint = json.loads(run(None, tmp_path / "c", REFUSED, "user/model", "", offline=offline))
         assert kind == "OfflineError" and "does not answer" in message and hint
@@ -247,7 +247,7 @@ def test_folders_come_first(small_model, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="is a folder"):
         find_model("runs/first", revision="main")
     for name in ("model", "a/b/c", "../x/y", "https://x/y", "a/b@c", "-a/b", "a /b"):
-        with pytest.raises(UsageError, match="no name on the Hub"):
+        with pytest.raises(UsageError, match="not a valid name on the Hub"):
             fetch_model(name)
 
 

@@ -106,9 +106,9 @@ def test_weights_reach_the_body_and_bring_their_normalisation(dls, imagenet_like
 def test_the_log_says_what_the_body_begins_with(dls, imagenet_like, caplog):
     with caplog.at_level("INFO", logger="covid_fastai"):
         build_learner(dls, weights="cxr")
-        assert "without a network" in caplog.text and "no mean and std" not in caplog.text
+        assert "are the package's own (cxr" in caplog.text and "no JSON file" not in caplog.text
         build_learner(dls, weights=imagenet_like)
-    assert f"{imagenet_like} has no mean and std beside it" in caplog.text
+    assert f"{imagenet_like} has no JSON file with mean and std" in caplog.text
 
 
 def test_normalisation_follows_the_weights_and_an_older_learner_refuses(dls, imagenet_like, caplog):
@@ -178,7 +178,7 @@ def test_fine_tune_freezes_truly(dls):
 
 
 def test_class_weights_and_label_smoothing(dls, caplog):
-    with pytest.raises(UsageError, match="no class weights"):
+    with pytest.raises(UsageError, match="needs class weights"):
         build_learner(dls, weights=None, balance="loss")
     dls.facts = LoaderFacts(None, **FACTS, class_weights=torch.tensor([3.0, 1.0]))
     learn = build_learner(dls, weights=None, balance="loss", label_smoothing=0.1)

@@ -185,7 +185,7 @@ class Poison(Callback):
 def test_divergence_stops_and_goes_back(what, epoch, value, tmp_path):
     learn = make_learner(tmp_path, callbacks=[Digests(), Poison(what, epoch, value)])
     before = digest(learn.model[0]), digest(learn.model[1])
-    which = f"again as it was after epoch {epoch}" if epoch else "before the first epoch"
+    which = f"restored to its state after epoch {epoch}" if epoch else "before the first epoch"
     with pytest.raises(DivergenceError, match=f"in epoch {epoch + 1}, step .*{which}") as caught:
         fit(learn, frozen_epochs=2, unfrozen_epochs=3)
     good = before if epoch == 0 else learn.noted[epoch - 1]

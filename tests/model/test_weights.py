@@ -150,14 +150,14 @@ def test_a_bad_cached_file_is_fetched_again(cache, pth, server, reference, caplo
     (cache / pth.name).write_bytes(b"\0" * 1000)
     with caplog.at_level(logging.WARNING, logger="covid_fastai"):
         assert same_as_torchvision(resolve_weights("imagenet", arch="resnet18"), reference)
-    assert pth.name in caplog.text and "fetched again" in caplog.text
+    assert pth.name in caplog.text and "downloaded again" in caplog.text
     assert resolve_weights("imagenet", arch="resnet18").pretrained and server["requests"] == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bad_download_leaves_nothing(kind, cache, pth, server, tmp_path):
     server["content"] = spoil(pth, kind, tmp_path / "canary")
-    with pytest.raises(OfflineError, match="something else"):
+    with pytest.raises(OfflineError, match="sent another file"):
         resolve_weights("imagenet", arch="resnet18")
     assert not (tmp_path / "canary").exists() and not list(cache.glob("*"))
 
@@ -190,7 +190,7 @@ def test_a_silent_server_times_out(cache, monkeypatch, pth):
 @pytest.mark.parametrize("limit", ["LARGEST_DOWNLOAD", "LONGEST_DOWNLOAD"])
 def test_an_endless_download_is_given_up(limit, cache, server, monkeypatch):
     monkeypatch.setattr(weight_files, limit, 0)
-    with pytest.raises(OfflineError, match="given up after"):
+    with pytest.raises(OfflineError, match="stopped after"):
         resolve_weights("imagenet", arch="resnet18")
     assert not list(cache.glob("*")) and not list(cache.glob(".*"))
 
@@ -214,7 +214,7 @@ def test_torchvision_publishes_what_we_look_for():
 def test_hostile_file_without_a_hash_in_its_name(tmp_path):
     path = tmp_path / "mine.pth"
     path.write_bytes(pickle.dumps(Canary(tmp_path / "canary")))
-    with pytest.raises(ModelFormatError, match="not a file of weights alone"):
+    with pytest.raises(ModelFormatError, match="contains more than weights"):
         resolve_weights(path, arch="resnet18")
     assert not (tmp_path / "canary").exists()
     pickle.loads(path.read_bytes())
@@ -272,7 +272,7 @@ def test_a_saved_model_folder(tmp_path, reference):
     (tmp_path / "config.json").write_text('{"arch": "resnet18", "mean": 0.4, "std": 0.3, "classes": ["a", "b"]}')
     found = resolve_weights(tmp_path, arch="resnet18")
     assert (found.name, found.mean, found.std) == ("file", 0.4, 0.3) and set(found.state) == {k[2:] for k in state}
-    with pytest.raises(UsageError, match="holds a resnet18"):
+    with pytest.raises(UsageError, match="contains a resnet18"):
         resolve_weights(tmp_path, arch="resnet34")
 
 
@@ -289,18 +289,18 @@ def test_faulty_files(tmp_path, reference, pth):
         "zero": {"conv1.weight": torch.zeros(64, 3, 7, 7)},
     }.items():
         save_file({**state, **change}, tmp_path / f"{name}.safetensors")
-        with pytest.raises(ModelFormatError, match="no numbers"):
+        with pytest.raises(ModelFormatError, match="NaN, infinite or all zero"):
             resolve_weights(tmp_path / f"{name}.safetensors", arch="resnet18")
     (tmp_path / "text.safetensors").write_text("not it")
     with pytest.raises(ModelFormatError, match="not a safetensors file"):
         resolve_weights(tmp_path / "text.safetensors", arch="resnet18")
     (tmp_path / "export.pkl").write_bytes(pickle.dumps(Canary(tmp_path / "canary")))
-    with pytest.raises(UsageError, match="no weights file"):
+    with pytest.raises(UsageError, match="not a weights file"):
         resolve_weights(tmp_path / "export.pkl", arch="resnet18")
     assert not (tmp_path / "canary").exists()
     renamed = tmp_path / "resnet18-00000000.pth"
     renamed.write_bytes(pth.read_bytes())
-    with pytest.raises(ModelFormatError, match="not what its name says"):
+    with pytest.raises(ModelFormatError, match="is damaged: its sha256 begins with"):
         resolve_weights(renamed, arch="resnet18")
 
 

@@ -16,7 +16,7 @@ from covid_fastai.app.cli import evaluate, main
 from covid_fastai.audit.baselines import predict_shortcuts
 from covid_fastai.data.cohort import load_cohort
 from covid_fastai.errors import CovidFastaiError, DataError, UsageError
-from covid_fastai.training.external import CONFOUNDED, NOT_STATED, ONE_CLASS, SAME, judge_sources
+from covid_fastai.training.external import CONFOUNDED, NOT_STATED, ONE_CLASS, SAME, evaluate_sources
 
 QUICK = {"image_size": 32, "batch_size": 8, "frozen_epochs": 0, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
 
@@ -59,7 +59,7 @@ def test_a_hospital_it_has_never_seen(run, elsewhere):
     assert len(result.overlap) == 0 and result.threshold == 0.5
     assert set(result.table["comparison"]) == {SAME} and set(result.table["metric"]) >= {"auc", "sensitivity"}
     assert result.table.loc[result.table["metric"] == "auc", "n"].item() == result.predictions["patient"].nunique()
-    assert "Research use only" in result._repr_html_() and "0 images were taken out" in repr(result)
+    assert "Research use only" in result._repr_html_() and "0 images were excluded" in repr(result)
 
 
 def test_what_it_was_trained_on_is_taken_out_first(run, elsewhere, phantom_root, tmp_path):
@@ -94,7 +94,7 @@ def test_an_unknown_label_is_named(run, elsewhere):
 
 
 def test_sources_that_have_a_class_each_are_confounded():
-    table = judge_sources(predictions({"a": "ill", "b": "well", "c": "ill+well"}), positive="ill")
+    table = evaluate_sources(predictions({"a": "ill", "b": "well", "c": "ill+well"}), positive="ill")
     kinds = {source: set(rows["comparison"]) for source, rows in table.groupby("images of")}
     assert kinds == {"a": {ONE_CLASS}, "b": {ONE_CLASS}, "c": {SAME}, "a + b": {CONFOUNDED}}
     assert set(table.loc[table["images of"] == "a", "metric"]) == {"sensitivity"}
@@ -103,7 +103,7 @@ def test_sources_that_have_a_class_each_are_confounded():
 
 @pytest.mark.parametrize("source", ["", "unknown", "nan", "N/A"])
 def test_a_source_that_is_not_stated_is_not_one_hospital(source):
-    table = judge_sources(predictions({source: "ill+well"}), positive="ill")
+    table = evaluate_sources(predictions({source: "ill+well"}), positive="ill")
     assert set(table["comparison"]) == {NOT_STATED} and set(table["images of"]) == {"unknown"}
 
 
@@ -122,7 +122,7 @@ def test_without_a_stated_source_the_verdict_stays_open_and_the_notes_say_why(ru
 
 
 def test_one_source_alone_is_confounded_with_nothing():
-    table = judge_sources(predictions({"c": "ill+well", "d": "ill"}), positive="ill")
+    table = evaluate_sources(predictions({"c": "ill+well", "d": "ill"}), positive="ill")
     assert CONFOUNDED not in set(table["comparison"])
 
 

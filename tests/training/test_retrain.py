@@ -16,7 +16,7 @@ from covid_fastai.data.phantom import write_phantom
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.runs import read_run
 from covid_fastai.training.external import validate
-from covid_fastai.training.retrain import _altered, _cohort, retrain
+from covid_fastai.training.retrain import _altered, _cohort_with_images, retrain
 
 QUICK = {"image_size": 32, "batch_size": 8, "frozen_epochs": 0, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
 
@@ -44,7 +44,7 @@ def test_networks_are_trained_anew_and_not_twice(trained):
 
 def test_permuted_labels_go_by_patient(trained):
     run = read_run(trained)
-    cohort = _cohort(run)
+    cohort = _cohort_with_images(run)
     dealt = _altered(cohort, "permuted labels", trained, TrainConfig())
     assert dealt.groupby("patient")["label"].nunique().max() == 1
     assert (dealt["label"] != cohort["label"]).mean() > 0.2
@@ -67,7 +67,7 @@ def test_what_cannot_be_trained_anew(trained, tmp_path, phantom_root):
     cohort = load_cohort(copy)
     cohort.loc[cohort["split"] == "train", "path"] += ".gone"
     save_cohort(cohort, copy)
-    with pytest.raises(DataError, match="are gone"):
+    with pytest.raises(DataError, match="are missing"):
         retrain(copy)
 
 

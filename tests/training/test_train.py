@@ -137,7 +137,7 @@ def test_a_second_run_never_touches_the_first(learn, phantom_root):
     from covid_fastai.errors import ResourceError
 
     before = (learn.path / "metrics.json").stat().st_mtime_ns
-    with pytest.raises(ResourceError, match="already holds"):
+    with pytest.raises(ResourceError, match="exists and is not empty"):
         train_classifier(phantom_root, out=learn.path, quiet=True, **QUICK)
     assert (learn.path / "metrics.json").stat().st_mtime_ns == before
 
