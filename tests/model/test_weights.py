@@ -260,7 +260,7 @@ def test_the_weights_that_come_with_the_package():
     path = module.PACKAGE_FOLDER / "cxr-resnet18.safetensors"
     facts = json.loads(path.with_suffix(".json").read_text())
     assert facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert path.stat().st_size < 24e6 and facts["image_size"] == 128 and facts["figures"] and facts["sources"]
+    assert path.stat().st_size < 24e6 and facts["image_size"] == 128 and facts["metrics"] and facts["sources"]
 
 
 def test_a_saved_model_folder(tmp_path, reference):
