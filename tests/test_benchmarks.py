@@ -44,7 +44,8 @@ def test_results_of_a_benchmark_replace_its_earlier_ones(tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "results.csv"), table, check_dtype=False)
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert "| again | 1.00 ± 0.00 | peer | 4.00 ± 0.00 | **4.00** (4.00 to 4.00) | 3 |" in text and "0.3 s" in text
-    assert Image.open(tmp_path / "results.png").size[0] > 900
+    with Image.open(tmp_path / "results.png") as figure:
+        assert figure.size[0] > 900
     assert text == as_markdown(table)
     assert not (tmp_path / "growth.png").exists()
 
@@ -53,7 +54,8 @@ def test_times_of_several_sizes_are_plotted(tmp_path):
     rows = [compare(f"{n} rows", lambda n=n: n / 1000.0, repeats=1, size=n).to_dict() for n in (10, 100, 1000)]
     table = write_results(tmp_path, "rows", rows, machine="this one")
     assert table["size"].tolist() == [10, 100, 1000] and table["ours"].tolist() == [0.01, 0.1, 1.0]
-    assert Image.open(tmp_path / "growth.png").size[0] > 400
+    with Image.open(tmp_path / "growth.png") as figure:
+        assert figure.size[0] > 400
 
 
 def test_without_real_data_the_images_are_synthetic(tmp_path, monkeypatch):
