@@ -27,18 +27,18 @@ def kill(what: str, times: int) -> dict:
 
 @FORKS
 @pytest.mark.slow
-def test_a_training_killed_at_random_moments_ends_as_one_that_was_not():
+def test_a_training_that_is_killed_repeatedly_resumes_to_the_same_model():
     found = kill("train", 6)
     assert found["kills"] == 6 and found["unreadable"] == found["different"] == 0
 
 
 @FORKS
 @pytest.mark.slow
-def test_a_model_that_is_saved_over_and_over_is_whole_at_any_moment():
+def test_a_model_that_is_saved_repeatedly_is_complete_at_any_time():
     assert kill("save", 6) | {"left_over": 0} == {"kills": 6, "lost": 0, "left_over": 0}
 
 
-def test_a_model_that_was_stepping_aside_comes_back(tmp_path):
+def test_a_model_that_was_being_replaced_is_restored(tmp_path):
     """The one moment in which there is no model of that name."""
     model = write_small_model(tmp_path / "model")
     model.rename(tmp_path / ".model.unfinished-abc-old")

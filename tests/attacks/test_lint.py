@@ -59,11 +59,11 @@ def test_no_unsafe_loading(path):
     + ["subprocess.run(x, shell=True)", "np.load(f, allow_pickle=True)", "shutil.unpack_archive(a)", "z.extractall()"]
     + ["requests.get(u, verify=False)", "torch.load(f, weights_only=False)", "yaml.load(f)", "os.system(x)"],
 )
-def test_the_lint_itself_notices(line):
+def test_the_lint_detects_unsafe_calls(line):
     assert unsafe(ast.parse(line)) and unsafe(ast.parse(line), audited=True, packaged=False)
 
 
-def test_the_suite_can_reach_no_other_host():
+def test_tests_cannot_reach_another_host():
     """`tests/conftest.py` lets nothing through but the loopback interface; 192.0.2.1 is nobody's (RFC 5737)."""
     with pytest.raises(RuntimeError, match="192.0.2.1"):
         socket.create_connection(("192.0.2.1", 80), timeout=1)
@@ -71,7 +71,7 @@ def test_the_suite_can_reach_no_other_host():
         socket.create_connection(server.getsockname(), timeout=5).close()
 
 
-def test_an_import_asks_no_host():
+def test_an_import_contacts_no_host():
     code = """
 import socket, sys
 def refuse(*arguments, **options):

@@ -17,7 +17,7 @@ from tests.app.server.test_app import png
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="system: memory is read from /proc")
-def test_many_clients_beside_slow_ones(small_model, tmp_path):
+def test_many_clients_together_with_slow_ones(small_model, tmp_path):
     drawn = [np.asarray(draw_phantom(np.random.default_rng(seed), image_size=128).image) for seed in range(2)]
     found = soak_page(small_model, [*map(png, drawn), b"<!doctype html>", bytes(1_000_000)], seconds=12)
     summary = found.summary()

@@ -54,7 +54,7 @@ def everything(path: Path) -> bytes:
 
 
 @pytest.mark.slow
-def test_a_training_writes_nothing_of_what_stands_in_its_images(tmp_path, monkeypatch, caplog, capfd):
+def test_a_training_writes_no_text_from_its_images(tmp_path, monkeypatch, caplog, capfd):
     from covid_fastai import Predictor, train_classifier
 
     monkeypatch.setenv("COVID_FASTAI_CACHE", str(tmp_path / "cache"))

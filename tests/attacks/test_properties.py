@@ -25,7 +25,7 @@ ANYTHING = (
 
 @QUICK
 @given(name=st.sampled_from(sorted(TrainConfig.model_fields)), value=ANYTHING)
-def test_any_option_is_refused_or_comes_back_the_same(name, value):
+def test_any_option_is_refused_or_survives_a_round_trip(name, value):
     try:
         config = TrainConfig.build(**{name: value})
     except UsageError as error:
@@ -39,7 +39,7 @@ def test_any_option_is_refused_or_comes_back_the_same(name, value):
 
 @QUICK
 @given(k=st.integers(0, 500), n=st.integers(1, 500))
-def test_wilsons_interval_is_one_and_holds_the_share(k, n):
+def test_wilsons_interval_contains_the_fraction(k, n):
     k = min(k, n)
     low, high = wilson(k / n, n)
     assert 0 <= low <= k / n <= high <= 1 and low < high
@@ -47,7 +47,7 @@ def test_wilsons_interval_is_one_and_holds_the_share(k, n):
 
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), n=st.integers(2, 40))
-def test_figures_and_intervals_of_any_table(data, n):
+def test_metrics_and_intervals_of_any_table(data, n):
     p = data.draw(st.lists(st.floats(0, 1), min_size=n, max_size=n))
     labels = data.draw(st.lists(st.sampled_from(["Normal", "COVID-19"]), min_size=n, max_size=n))
     patients = data.draw(st.lists(st.integers(0, 15), min_size=n, max_size=n))

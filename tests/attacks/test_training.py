@@ -53,7 +53,7 @@ MEMORY = [
 @pytest.mark.parametrize(
     "error", [MEMORY[0], *(pytest.param(one, marks=pytest.mark.slow) for one in MEMORY[1:])], ids=KINDS
 )
-def test_a_full_memory_halves_the_batch_and_says_so(error, phantom_root, tmp_path, caplog):
+def test_out_of_memory_halves_the_batch_and_is_reported(error, phantom_root, tmp_path, caplog):
     callback = FillsTheMemory(5, error)
     learn = train_classifier(phantom_root, out=tmp_path / "run", callbacks=[callback], **QUICK)
     run = read_run(learn.path)
@@ -64,19 +64,19 @@ def test_a_full_memory_halves_the_batch_and_says_so(error, phantom_root, tmp_pat
     assert "starts again with a batch size of 4" in caplog.text
 
 
-def test_a_memory_that_holds_nothing_is_an_error_with_a_remedy(phantom_root, tmp_path):
+def test_too_little_memory_for_any_batch_is_an_error_with_a_hint(phantom_root, tmp_path):
     with pytest.raises(ResourceError, match="Out of memory with a batch size of 2") as caught:
         train_classifier(phantom_root, out=tmp_path / "run", callbacks=[FillsTheMemory(0, MEMORY[0])], **QUICK)
     assert "image_size" in caught.value.hint and not (tmp_path / "run" / "model").exists()
 
 
-def test_another_runtime_error_is_not_taken_for_a_full_memory(phantom_root, tmp_path):
+def test_another_runtime_error_is_not_treated_as_out_of_memory(phantom_root, tmp_path):
     with pytest.raises(RuntimeError, match="another matter"):
         callback = FillsTheMemory(0, RuntimeError("another matter"))
         train_classifier(phantom_root, out=tmp_path / "run", callbacks=[callback], **QUICK)
 
 
-def test_a_halved_run_that_is_interrupted_goes_on_halved(phantom_root, tmp_path):
+def test_a_run_with_halved_batches_resumes_with_them(phantom_root, tmp_path):
     class Interrupts(FillsTheMemory):
         def before_train(self):
             if self.epoch == 0 and getattr(self.learn.facts.history, "__len__", int)() == 1:
@@ -89,7 +89,7 @@ def test_a_halved_run_that_is_interrupted_goes_on_halved(phantom_root, tmp_path)
     assert events.count("batch halved") == 1 and events[-1] == "finished" and learn.dls.train.bs <= 8
 
 
-def test_a_planted_model_file_is_never_taken_or_executed(phantom_root, tmp_path):
+def test_a_planted_model_file_is_never_loaded(phantom_root, tmp_path):
     """fastai's SaveModelCallback would load `models/model.pth` where no epoch was the best one."""
     canary = tmp_path / "executed"
 
@@ -109,7 +109,7 @@ def test_a_planted_model_file_is_never_taken_or_executed(phantom_root, tmp_path)
     assert events[-1] == "diverged"
 
 
-def test_a_class_that_one_patient_has_stops_before_training(phantom_root, tmp_path):
+def test_a_class_with_a_single_patient_stops_before_training(phantom_root, tmp_path):
     rows = pd.read_csv(phantom_root / "Chest_xray_Corona_Metadata.csv", keep_default_na=False)
     ill = rows["Label_2_Virus_category"] == "COVID-19"
     one = rows[(rows["Label"] == "Normal") | (rows["patient"] == rows.loc[ill, "patient"].iloc[0])]
@@ -141,7 +141,7 @@ def wait_for_a_checkpoint(process: subprocess.Popen, run: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
-def test_a_signal_ends_a_training_in_order(number, status, phantom_root, tmp_path):
+def test_a_signal_ends_a_training_cleanly(number, status, phantom_root, tmp_path):
     process = start(phantom_root, tmp_path / "run")
     wait_for_a_checkpoint(process, tmp_path / "run")
     process.send_signal(number)
@@ -155,7 +155,7 @@ def test_a_signal_ends_a_training_in_order(number, status, phantom_root, tmp_pat
 
 @pytest.mark.slow
 @ROOT
-def test_a_full_disk_loses_no_good_file(phantom_root, tmp_path):
+def test_a_full_disk_damages_no_existing_file(phantom_root, tmp_path):
     """A disk of 60 MB: the checkpoints of a ResNet-18 do not fit, which is seen before anything is trained."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -180,7 +180,7 @@ def test_a_full_disk_loses_no_good_file(phantom_root, tmp_path):
 
 @pytest.mark.slow
 @ROOT
-def test_a_read_only_folder_is_said_before_anything_is_done(phantom_root, tmp_path):
+def test_a_read_only_folder_is_an_error_before_training(phantom_root, tmp_path):
     (tmp_path / "fixed").mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "none", str(tmp_path / "fixed")]).returncode:
         pytest.skip("system: no read-only disk can be mounted here")

@@ -129,7 +129,7 @@ def test_a_reloaded_model_gives_the_same_probabilities(learn, saved, cohort):
     assert name == CLASSES[int(index)]
 
 
-def test_the_folder_holds_three_plain_files(saved, cohort):
+def test_the_folder_has_three_files_without_pickle(saved, cohort):
     assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.onnx", "model.safetensors"]
     assert sorted(path.name for path in saved.parent.iterdir()) == ["model"]
     assert oct(saved.stat().st_mode)[-3:] == "755"
@@ -146,7 +146,7 @@ def test_the_folder_holds_three_plain_files(saved, cohort):
     assert str(Path(cohort["path"].iloc[0]).parent) not in (saved / "config.json").read_text()
 
 
-def test_first_weights_are_remembered_by_name_alone(saved, cohort, tmp_path):
+def test_the_origin_of_initial_weights_has_no_path(saved, cohort, tmp_path):
     """A saved model serves as weights for the next one; where it lay does not travel with it."""
     next_one = build_learner(loaders(cohort), weights=saved)
     config = read_config(save_model(next_one, tmp_path / "next", onnx=False) / "config.json")
@@ -155,13 +155,13 @@ def test_first_weights_are_remembered_by_name_alone(saved, cohort, tmp_path):
     assert load_model(tmp_path / "next", device="cpu").facts.weights.origin == "model.safetensors"
 
 
-def test_saving_what_was_loaded_changes_nothing(saved, tmp_path):
+def test_saving_a_loaded_model_gives_the_same_files(saved, tmp_path):
     save_model(load_model(saved, device="cpu"), tmp_path / "a" / "b")
     again, first = ((path / "config.json").read_text() for path in (tmp_path / "a" / "b", saved))
     assert json.loads(again) == json.loads(first)
 
 
-def test_a_loaded_model_can_be_shown_and_trained_on(saved, cohort, capsys):
+def test_a_loaded_model_can_be_shown_and_trained_further(saved, cohort, capsys):
     learn = load_model(saved, device="cpu")
     learn.dls = loaders(cohort)
     before = learn.model[1][-1].weight.detach().clone()
@@ -177,7 +177,7 @@ def test_a_loaded_model_can_be_shown_and_trained_on(saved, cohort, capsys):
     assert not torch.equal(before, learn.model[1][-1].weight)
 
 
-def test_saving_leaves_the_learner_as_it_was(learn, saved, tmp_path):
+def test_saving_does_not_change_the_learner(learn, saved, tmp_path):
     learn.model.train()
     state = {key: value.clone() for key, value in learn.model.state_dict().items()}
     save_model(learn, tmp_path / "model", temperature=2, onnx=False)
@@ -189,7 +189,7 @@ def test_saving_leaves_the_learner_as_it_was(learn, saved, tmp_path):
 # what goes with the weights
 
 
-def test_a_temperature_is_in_all_that_is_saved(learn, saved, cohort, tmp_path):
+def test_a_temperature_is_applied_to_every_saved_file(learn, saved, cohort, tmp_path):
     """Whoever reads the folder gets calibrated probabilities, and a second temperature counts from the first on."""
     rows = cohort[cohort["split"] == "test"]
     plain = probabilities(load_model(saved, device="cpu"), rows)
@@ -200,7 +200,7 @@ def test_a_temperature_is_in_all_that_is_saved(learn, saved, cohort, tmp_path):
     torch.testing.assert_close(probabilities(warmer, rows), (plain.log() / 6).softmax(dim=1), rtol=0, atol=1e-5)
 
 
-def test_what_was_found_out_is_kept_while_the_weights_are_the_same(saved, tmp_path):
+def test_threshold_temperature_and_manifest_are_kept_while_the_weights_are_the_same(saved, tmp_path):
     manifest = tmp_path / "training.manifest.safetensors"
     manifest.write_bytes(b"these images")
     kept = {"threshold": 0.3, "temperature": 1.0, "training_manifest": ""}
@@ -227,13 +227,13 @@ def test_what_was_found_out_is_kept_while_the_weights_are_the_same(saved, tmp_pa
         ({"training_manifest": "nowhere"}, "nowhere"),
     ],
 )
-def test_wrong_facts_are_not_saved(learn, tmp_path, options, words):
+def test_invalid_options_are_not_saved(learn, tmp_path, options, words):
     with pytest.raises(UsageError, match=words) as caught:
         save_model(learn, tmp_path / "model", **options)
     assert caught.value.hint and not list(tmp_path.iterdir())
 
 
-def test_an_onnx_file_that_answers_otherwise_is_not_saved(learn, tmp_path, monkeypatch):
+def test_an_onnx_file_with_other_outputs_is_not_saved(learn, tmp_path, monkeypatch):
     monkeypatch.setattr(bundle, "export_onnx", lambda model, **options: export_onnx(model, **{**options, "mean": 0.1}))
     with pytest.raises(UsageError, match="differ from those of the model"):
         save_model(learn, tmp_path / "model")
@@ -243,7 +243,7 @@ def test_an_onnx_file_that_answers_otherwise_is_not_saved(learn, tmp_path, monke
 # writing
 
 
-def test_a_second_model_takes_the_first_ones_place(learn, tmp_path):
+def test_a_second_model_replaces_the_first(learn, tmp_path):
     path = tmp_path / "model"
     path.mkdir()
     (tmp_path / ".model.unfinished-killed").mkdir()
@@ -252,7 +252,7 @@ def test_a_second_model_takes_the_first_ones_place(learn, tmp_path):
     load_model(path, device="cpu")
 
 
-def test_a_failed_write_keeps_the_old_model(learn, folder, monkeypatch):
+def test_a_failed_write_leaves_the_old_model(learn, folder, monkeypatch):
     before = (folder / "config.json").read_bytes()
     for name in ("write_json", "_replace_folder"):
         with monkeypatch.context() as patch:
@@ -275,7 +275,7 @@ def test_a_failed_write_keeps_the_old_model(learn, folder, monkeypatch):
     assert [other.name for other in folder.parent.iterdir()] == ["model"]
 
 
-def test_refuses_a_folder_that_holds_something_else(learn, tmp_path):
+def test_refuses_a_folder_with_other_files(learn, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ResourceError, match="thesis.tex"):
         save_model(learn, tmp_path)
@@ -295,7 +295,7 @@ def test_refuses_a_model_with_nan(learn, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_refuses_a_learner_of_another_maker(cohort, tmp_path):
+def test_refuses_a_learner_that_this_package_did_not_build(cohort, tmp_path):
     dls = loaders(cohort)
     with pytest.raises(UsageError, match="build_learner"):
         save_model(Learner(dls, torch.nn.Flatten(), loss_func=torch.nn.CrossEntropyLoss()), tmp_path / "model")
@@ -321,7 +321,7 @@ def refused(folder, words):
         {"golden__probabilities": [0.5, 0.5]},
     ],
 )
-def test_any_edit_is_noticed(folder, change):
+def test_any_changed_field_is_detected(folder, change):
     edit(folder, seal=False, **change)
     refused(folder, "fingerprint")
 
@@ -369,12 +369,12 @@ def test_any_edit_is_noticed(folder, change):
         ({"weights__state": "x"}, "weights.state"),
     ],
 )
-def test_a_config_that_makes_no_sense_is_refused(folder, change, words):
+def test_an_invalid_config_is_refused(folder, change, words):
     edit(folder, **change)
     refused(folder, words)
 
 
-def test_a_newer_format_asks_for_a_newer_package(folder):
+def test_a_newer_format_needs_a_newer_package(folder):
     edit(folder, format=999, something="new")
     with pytest.raises(ModelFormatError, match="needs a newer covid_fastai") as caught:
         load_model(folder)
@@ -394,14 +394,14 @@ def test_a_newer_format_asks_for_a_newer_package(folder):
         b" " * (1 << 21),
     ],
 )
-def test_a_config_that_is_no_json_is_refused(folder, text):
+def test_a_config_that_is_not_json_is_refused(folder, text):
     (folder / "config.json").write_bytes(text)
     refused(folder, "config.json")
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_no_config_makes_anything_but_a_typed_error(saved, tmp_path_factory, data):
+def test_any_config_gives_a_model_or_a_typed_error(saved, tmp_path_factory, data):
     config = json.loads((saved / "config.json").read_text())
     leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
     value = st.recursive(leaf, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3))
@@ -437,7 +437,7 @@ class Canary:
 
 
 @pytest.mark.parametrize("form", ["torch", "pickle"])
-def test_a_pickle_in_the_weights_place_is_never_opened(folder, tmp_path, form):
+def test_a_pickle_in_place_of_the_weights_is_never_loaded(folder, tmp_path, form):
     canary, file = tmp_path / "canary", tmp_path / "hostile"
     torch.save(Canary(canary), file) if form == "torch" else file.write_bytes(pickle.dumps(Canary(canary)))
     put_weights(folder, file.read_bytes())
@@ -479,7 +479,7 @@ def test_weights_of_another_model_are_refused(folder, change, words):
     refused(folder, words)
 
 
-def test_a_wrong_device_is_no_fault_of_the_file(saved):
+def test_a_missing_device_is_not_an_error_of_the_file(saved):
     with pytest.raises(UsageError, match="abacus"):
         load_model(saved, device="abacus")
     if not torch.cuda.is_available():
@@ -494,7 +494,7 @@ def test_the_golden_image_never_changes():
     assert hashlib.sha256(image.tobytes()).hexdigest()[:16] == "480bdaa3c5186569"
 
 
-def test_seal_refuses_what_cannot_be_read(saved):
+def test_seal_refuses_a_config_that_cannot_be_read(saved):
     config = json.loads((saved / "config.json").read_text())
     config.pop("fingerprint")
     assert seal_config(config)["fingerprint"]

@@ -36,14 +36,14 @@ def test_the_hub_can_read_its_metadata(config):
     assert len(front["tags"]) == len(set(front["tags"]))
 
 
-def test_it_says_what_the_config_says(config):
+def test_the_card_has_the_facts_of_the_config(config):
     text = build_card(config, title="Mine")
     for words in ("# Mine", "Normal, COVID-19", "probability of 0.4 or more", "64 x 64", "temperature 1.5", "ffffffff"):
         assert words in text
     assert "Research use only; not a medical device" in text and "diagnos" not in text.lower()
 
 
-def test_the_findings_stand_in_the_card_and_in_a_file_for_programs(config, tmp_path):
+def test_the_findings_are_in_the_card_and_in_a_json_file(config, tmp_path):
     limits = ["Adults only.", "One **hospital**,\nin `Wuhan`."]
     path = write_card(tmp_path, config, title="Mine", verdict="AUC 0.9 (0.8 to 1.0),\n n = 40.", limits=limits)
     text = path.read_text(encoding="utf-8")
@@ -56,7 +56,7 @@ def test_the_findings_stand_in_the_card_and_in_a_file_for_programs(config, tmp_p
     assert read_findings(tmp_path, config) == findings
 
 
-def test_what_is_not_stated_is_empty(config, tmp_path):
+def test_findings_that_are_not_stated_are_empty(config, tmp_path):
     assert read_findings(tmp_path, config) == Findings(fingerprint=config.fingerprint)
     text = write_card(tmp_path, config, title="Mine").read_text(encoding="utf-8")
     assert text.count("\nNot stated.\n") == 2

@@ -106,7 +106,7 @@ def equal_states(first, second) -> bool:
 
 
 @pytest.mark.parametrize("kill_after", [0, 1, 2, 3, 4, 6], ids=lambda n: f"killed-after-{n}")
-def test_a_killed_training_ends_as_one_that_was_not(kill_after, tmp_path, undisturbed):
+def test_a_killed_training_resumes_to_the_same_model(kill_after, tmp_path, undisturbed):
     killed = run(tmp_path, kill_after=kill_after)
     assert len(killed.facts.history) == kill_after
     resumed = run(tmp_path, seed=0 if kill_after == 0 else 99, resume=True)
@@ -116,13 +116,13 @@ def test_a_killed_training_ends_as_one_that_was_not(kill_after, tmp_path, undist
     pd.testing.assert_frame_equal(resumed.facts.steps, undisturbed.facts.steps, check_exact=True)
 
 
-def test_killed_twice(tmp_path, undisturbed):
+def test_a_training_that_is_killed_twice_resumes_to_the_same_model(tmp_path, undisturbed):
     run(tmp_path, kill_after=2)
     run(tmp_path, seed=5, kill_after=2, resume=True)  # the epochs that are passed by count here too
     assert equal_states(run(tmp_path, seed=6, resume=True), undisturbed)
 
 
-def test_a_finished_training_has_nothing_left_to_do(tmp_path, undisturbed):
+def test_resuming_a_finished_training_changes_nothing(tmp_path, undisturbed):
     run(tmp_path)
     again = run(tmp_path, seed=3, resume=True)
     assert equal_states(again, undisturbed) and len(again.facts.history) == 7 and len(again.facts.steps) == 49
@@ -132,7 +132,7 @@ def test_another_seed_gives_another_model(tmp_path, undisturbed):
     assert not equal_states(run(tmp_path, seed=1), undisturbed), "the equalities above would prove nothing"
 
 
-def test_two_are_kept_and_none_is_a_pickle(tmp_path):
+def test_two_checkpoints_remain_and_none_is_a_pickle(tmp_path):
     run(tmp_path)
     files = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert files == [f"epoch-000{n}.{suffix}" for n in (6, 7) for suffix in ("json", "safetensors")]
@@ -165,7 +165,7 @@ def spoil(path, kind):
 @pytest.mark.parametrize(
     "kind", ["bit flip", "half the tensors", "no tensors", "half the text", "changed number", "another thing"]
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(kind, tmp_path, undisturbed, caplog):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(kind, tmp_path, undisturbed, caplog):
     run(tmp_path, kill_after=5)
     newest = list_checkpoints(tmp_path / "checkpoints")[0]
     spoil(newest, kind)
@@ -175,7 +175,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(kind, tmp_pat
     assert "Resuming after epoch 4" in caplog.text and equal_states(resumed, undisturbed)
 
 
-def test_no_good_checkpoint_is_an_error(tmp_path):
+def test_no_readable_checkpoint_is_an_error(tmp_path):
     run(tmp_path, kill_after=3)
     for path in list_checkpoints(tmp_path / "checkpoints"):
         spoil(path, "bit flip")
@@ -191,7 +191,7 @@ def test_a_newer_format_is_refused(tmp_path, monkeypatch):
         read_checkpoint(tmp_path / "checkpoints", config={})
 
 
-def test_another_run_is_refused(tmp_path):
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     run(tmp_path, kill_after=2)
     with pytest.raises(UsageError, match=r"frozen was \[3, '0.01'\], is \[3, '0.02'\]"):
         run(tmp_path, resume=True, learning_rate=2e-2)
@@ -199,7 +199,7 @@ def test_another_run_is_refused(tmp_path):
         run(tmp_path)
 
 
-def test_resuming_nothing_begins_at_the_beginning(tmp_path, undisturbed, caplog):
+def test_resuming_without_a_checkpoint_starts_from_the_beginning(tmp_path, undisturbed, caplog):
     with caplog.at_level(logging.INFO, logger="covid_fastai"):
         learn = run(tmp_path, resume=True)
     assert "no checkpoint" in caplog.text and equal_states(learn, undisturbed)
@@ -207,7 +207,7 @@ def test_resuming_nothing_begins_at_the_beginning(tmp_path, undisturbed, caplog)
         fit(learn, resume=True)
 
 
-def test_generators_go_on_where_they_stood(tmp_path):
+def test_random_generators_continue_from_their_saved_states(tmp_path):
     def draw(learn):
         loader = learn.dls.train
         return random.random(), np.random.rand(), float(torch.rand(1)), loader.rng.random(), random.gauss(0, 1)  # noqa: NPY002
@@ -220,7 +220,7 @@ def test_generators_go_on_where_they_stood(tmp_path):
     assert draw(learn) == first and draw(learn) != first
 
 
-def test_a_full_disk_is_seen_before_training(tmp_path, monkeypatch):
+def test_a_full_disk_is_detected_before_training(tmp_path, monkeypatch):
     from shutil import _ntuple_diskusage
 
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: _ntuple_diskusage(10, 9, 1))
@@ -228,7 +228,7 @@ def test_a_full_disk_is_seen_before_training(tmp_path, monkeypatch):
         check_room(make_learner(tmp_path), tmp_path)
 
 
-def test_a_failing_write_keeps_the_earlier_checkpoints(tmp_path, monkeypatch, undisturbed):
+def test_a_failed_write_leaves_the_earlier_checkpoints(tmp_path, monkeypatch, undisturbed):
     def full(tensors):
         raise ResourceError("No space left on device.")
 

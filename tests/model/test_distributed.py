@@ -82,7 +82,7 @@ def launch(processes: int, *command, cwd) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_two_halves_are_the_whole(tmp_path):
+def test_two_processes_train_like_one(tmp_path):
     (tmp_path / "learn.py").write_text(textwrap.dedent(LEARN))
     said = {}
     for processes in (1, 2):
@@ -104,7 +104,7 @@ def test_two_halves_are_the_whole(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_run_which_others_then_finish(phantom_root, tmp_path):
+def test_a_killed_process_ends_the_run_which_can_be_resumed(phantom_root, tmp_path):
     from covid_fastai import read_run
 
     command = ["-m", "covid_fastai", "train", phantom_root, "--out", tmp_path / "run", *OPTIONS]
@@ -135,13 +135,13 @@ def test_a_killed_process_ends_the_run_which_others_then_finish(phantom_root, tm
     ]
 
 
-def test_alone_nothing_is_asked_of_others():
+def test_a_single_process_needs_no_process_group():
     with join_processes("cpu") as world:
         assert world == 1 and is_main_process() and broadcast_text("a") == "a" and check_same_everywhere("x", 1) is None
     assert not torch.distributed.is_initialized()
 
 
-def test_a_share_is_two_images_or_more(monkeypatch):
+def test_the_batch_of_a_process_has_two_images_or_more(monkeypatch):
     assert batch_per_process(8) == 8
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert batch_per_process(32) == 8

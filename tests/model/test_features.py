@@ -58,7 +58,7 @@ def states(learn) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("balance", ["none", "sampler"])
-def test_features_train_the_head_that_images_train(balance, phantom_cohort, tmp_path, caplog):
+def test_training_on_features_gives_the_head_of_training_on_images(balance, phantom_cohort, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="covid_fastai"):
         slow = make_learner(phantom_cohort, tmp_path, callbacks=[Looks()], balance=balance)
         asked_slow = train(slow)
@@ -81,7 +81,7 @@ def test_each_view_is_computed_once(views, passes, phantom_cohort, tmp_path):
     assert train(learn, frozen_augmentations=views) == passes * counts["train"] + counts["valid"]
 
 
-def test_views_differ_and_come_again(phantom_cohort, tmp_path):
+def test_views_differ_and_are_repeated(phantom_cohort, tmp_path):
     learn = make_learner(phantom_cohort, tmp_path, augmentation="default")
     from covid_fastai.model.features import features_of_frozen_body
 
@@ -100,14 +100,14 @@ def test_views_differ_and_come_again(phantom_cohort, tmp_path):
     assert "forward" not in vars(learn.model[0]) and learn.dls.train is not loader
 
 
-def test_the_unfrozen_phase_sees_images_again(phantom_cohort, tmp_path):
+def test_the_unfrozen_phase_trains_on_images(phantom_cohort, tmp_path):
     learn = make_learner(phantom_cohort, tmp_path)
     before = states(learn)
     train(learn, frozen_epochs=1, unfrozen_epochs=1)
     assert not torch.equal(before["0.0.weight"], states(learn)["0.0.weight"])
 
 
-def test_an_error_puts_the_learner_back(phantom_cohort, tmp_path):
+def test_the_learner_is_restored_after_an_error(phantom_cohort, tmp_path):
     class Fails(LooksNot):
         def after_loss(self):
             raise RuntimeError("stop")
@@ -130,11 +130,11 @@ def test_an_error_puts_the_learner_back(phantom_cohort, tmp_path):
     ],
     ids=["none", "says so", "fastai's", "unknown", "fastai's that mixes images"],
 )
-def test_who_needs_the_body(callback, reason, phantom_cohort, tmp_path):
+def test_callbacks_and_models_that_need_the_body(callback, reason, phantom_cohort, tmp_path):
     assert needs_body(make_learner(phantom_cohort, tmp_path, callbacks=[callback] if callback else [])) == reason
 
 
-def test_heads_that_look_at_places_need_the_body(phantom_cohort, tmp_path):
+def test_heads_that_use_positions_need_the_body(phantom_cohort, tmp_path):
     learn = make_learner(phantom_cohort, tmp_path)
     learn.model[1][0] = nn.AdaptiveMaxPool2d(1)
     assert "head" in needs_body(learn)
@@ -142,7 +142,7 @@ def test_heads_that_look_at_places_need_the_body(phantom_cohort, tmp_path):
     assert needs_body(learn) == "the model is not a body and a head"
 
 
-def test_a_killed_run_sees_the_same_views_again(phantom_cohort, tmp_path):
+def test_a_resumed_run_has_the_same_views(phantom_cohort, tmp_path):
     class Dies(LooksNot):
         order = 99
 
@@ -176,6 +176,6 @@ def test_a_killed_run_sees_the_same_views_again(phantom_cohort, tmp_path):
 
 
 @pytest.mark.parametrize("views", [0, -1, 1.5])
-def test_views_that_are_none(views, phantom_cohort, tmp_path):
+def test_invalid_numbers_of_views(views, phantom_cohort, tmp_path):
     with pytest.raises(UsageError, match="frozen_augmentations="):
         fit(make_learner(phantom_cohort, tmp_path), frozen_augmentations=views)

@@ -196,7 +196,7 @@ def test_push_fetch_and_predict(hub, small_model, tmp_path):
 
 
 @pytest.mark.slow  # a process for each step
-def test_a_revision_is_the_one_that_was_named(hub, small_model, tmp_path):
+def test_a_revision_is_fetched_by_its_name(hub, small_model, tmp_path):
     from tests.small_model import write_small_model
 
     run(hub, tmp_path / "a", PUSH, small_model)
@@ -216,7 +216,7 @@ def test_a_revision_is_the_one_that_was_named(hub, small_model, tmp_path):
 
 
 @pytest.mark.slow  # a process for each step
-def test_what_is_not_there_is_told(hub, tmp_path):
+def test_a_missing_model_or_network_is_a_clear_error(hub, tmp_path):
     kind, message, hint = json.loads(run(hub, tmp_path / "a", REFUSED, "some/body", ""))
     assert kind == "ModelFormatError" and "some/body is no folder here" in message and hint
     hub.commits.append(("a" * 40, {"pytorch_model.bin": b"x"}))
@@ -236,7 +236,7 @@ def test_a_damaged_model_is_not_pushed(small_model, tmp_path):
         push_to_hub(folder, "user/model", license="mit")
 
 
-def test_folders_come_first(small_model, tmp_path, monkeypatch):
+def test_existing_folders_have_priority_over_the_hub(small_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(small_model, tmp_path / "runs" / "first" / "model")
     (tmp_path / "runs" / "first" / "config.json").write_text("{}")  # a run has a config of its own
@@ -259,7 +259,7 @@ def test_folders_come_first(small_model, tmp_path, monkeypatch):
         ("---\ntags:\n- b\n---\n\n---\nlicense: in the text\n---\n", "license: in the text"),
     ],
 )
-def test_the_licence_stands_in_the_metadata(card, kept):
+def test_the_licence_is_in_the_metadata(card, kept):
     import yaml
 
     text = _with_license(card, "cc-by-nc-4.0")
@@ -270,7 +270,7 @@ def test_the_licence_stands_in_the_metadata(card, kept):
 
 
 @pytest.mark.parametrize("front", ["tags: [", "- a list", "a: *nowhere"])
-def test_metadata_that_cannot_be_read_are_told(front):
+def test_unreadable_metadata_are_an_error(front):
     with pytest.raises(ModelFormatError, match="metadata of the model's README.md"):
         _with_license(f"---\n{front}\n---\n# Mine\n", "mit")
 
@@ -284,7 +284,7 @@ print(json.dumps([predict(learn, [sys.argv[2]])["p_COVID-19"][0], type(learn).__
 
 
 @pytest.mark.slow
-def test_a_real_model_comes_back_as_a_learner(hub, tmp_path):
+def test_a_pushed_model_is_loaded_as_a_learner(hub, tmp_path):
     from covid_fastai.data.dataloaders import empty_dataloaders
     from covid_fastai.model.bundle import save_model
     from covid_fastai.model.learner import build_learner

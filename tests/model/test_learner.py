@@ -73,7 +73,7 @@ def body_digest(learn) -> str:
     return hashlib.sha256(b"".join(value.contiguous().numpy().tobytes() for value in state.values())).hexdigest()
 
 
-def test_what_is_built(dls, tmp_path):
+def test_the_learner_has_the_expected_model_and_options(dls, tmp_path):
     learn = build_learner(dls, weights=None, path=tmp_path / "run", weight_decay=0.05, gradient_clip=0.1)
     assert learn.facts.arch == "resnet18" and learn.facts.weights.name == "random" and learn.facts.weights.state is None
     assert learn.path == tmp_path / "run" and learn.wd == 0.05 and learn.gradient_clip.max_norm == 0.1
@@ -84,7 +84,7 @@ def test_what_is_built(dls, tmp_path):
     assert hasattr(learn, "training_precision") == (choose_precision("auto", torch.device("cpu")) == "bf16")
 
 
-def test_nothing_is_written_into_the_data(dls, images, tmp_path):
+def test_nothing_is_written_into_the_folder_of_the_data(dls, images, tmp_path):
     before = sorted(images.rglob("*"))
     dls.path = images
     learn = build_learner(dls, weights=None, path=tmp_path / "run")
@@ -92,7 +92,7 @@ def test_nothing_is_written_into_the_data(dls, images, tmp_path):
     assert (tmp_path / "run" / "models" / "weights.pth").exists() and sorted(images.rglob("*")) == before
 
 
-def test_weights_reach_the_body_and_bring_their_normalisation(dls, imagenet_like):
+def test_weights_are_loaded_with_their_normalisation(dls, imagenet_like):
     learn = build_learner(dls, weights=imagenet_like)
     state = torch.load(imagenet_like, weights_only=True)
     assert torch.equal(learn.model[0][0].weight, state["conv1.weight"].sum(1, keepdim=True))
@@ -103,7 +103,7 @@ def test_weights_reach_the_body_and_bring_their_normalisation(dls, imagenet_like
     assert abs(float(x.mean()) - (float(raw.float().mean()) / 255 - 0.449) / 0.226) < 0.02
 
 
-def test_the_log_says_what_the_body_begins_with(dls, imagenet_like, caplog):
+def test_the_log_names_the_initial_weights(dls, imagenet_like, caplog):
     with caplog.at_level("INFO", logger="covid_fastai"):
         build_learner(dls, weights="cxr")
         assert "are the package's own (cxr" in caplog.text and "no JSON file" not in caplog.text
@@ -111,7 +111,7 @@ def test_the_log_says_what_the_body_begins_with(dls, imagenet_like, caplog):
     assert f"{imagenet_like} has no JSON file with mean and std" in caplog.text
 
 
-def test_normalisation_follows_the_weights_and_an_older_learner_refuses(dls, imagenet_like, caplog):
+def test_a_learner_refuses_loaders_with_the_normalisation_of_other_weights(dls, imagenet_like, caplog):
     first = build_learner(dls, weights=None)
     assert normalisations(dls) == [(0.5, 0.25)] * 2
     with caplog.at_level("INFO", logger="covid_fastai"):
@@ -163,7 +163,7 @@ def test_partly_frozen_body_keeps_its_statistics(dls):
     assert not torch.equal(high, learn.model[0][7][0].bn1.running_mean)
 
 
-def test_fine_tune_freezes_truly(dls):
+def test_fine_tune_freezes_the_body_completely(dls):
     learn = build_learner(dls, weights=None)
     digests = []
 
@@ -204,7 +204,7 @@ def test_options_that_are_not_allowed(dls, option, message):
         build_learner(dls, weights=None, **option)
 
 
-def test_what_fastai_users_do(dls, images, tmp_path):
+def test_fastai_methods_work(dls, images, tmp_path):
     learn = build_learner(dls, weights=None, path=tmp_path)
     with learn.no_bar(), learn.no_logging():
         learn.fine_tune(1)

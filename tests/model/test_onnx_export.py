@@ -59,7 +59,7 @@ def images(n, seed=0):
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_it_answers_as_the_model_does(model, session, n):
+def test_onnx_outputs_are_those_of_the_model(model, session, n):
     found = dict(zip(OUTPUTS, session.run(list(OUTPUTS), {INPUT: images(n)}), strict=True))
     with torch.no_grad():
         x = (torch.from_numpy(images(n)).float() / 255 - MEAN) / STD
@@ -71,7 +71,7 @@ def test_it_answers_as_the_model_does(model, session, n):
     np.testing.assert_allclose(found["maps"], maps, atol=1e-4)
 
 
-def test_another_runtime_gives_the_same_answer(content, session):
+def test_another_runtime_gives_the_same_outputs(content, session):
     """onnx's own evaluator, in numpy: the file is ONNX, not what one engine takes for it."""
     wanted = session.run(list(OUTPUTS), {INPUT: images(1)})
     found = ReferenceEvaluator(onnx.load_from_string(content)).run(list(OUTPUTS), {INPUT: images(1)})
@@ -84,7 +84,7 @@ def test_a_map_averages_to_its_logit(model, session):
     np.testing.assert_allclose(maps.mean((2, 3)) + map_weights(model)[1].numpy(), logits, atol=1e-4)
 
 
-def test_what_goes_in_and_out(content, session):
+def test_inputs_and_outputs_of_the_graph(content, session):
     (given,) = session.get_inputs()
     assert (given.name, given.shape, given.type) == (INPUT, ["n", 1, SIZE, SIZE], "tensor(uint8)")
     assert [out.name for out in session.get_outputs()] == list(OUTPUTS)
@@ -95,12 +95,12 @@ def test_what_goes_in_and_out(content, session):
     assert all(one.data_location == onnx.TensorProto.DEFAULT for one in proto.graph.initializer)  # weights inside
 
 
-def test_it_names_no_path_of_the_machine(content):
+def test_the_file_contains_no_path_of_the_machine(content):
     for words in (b"site-packages", b"stack_trace", b".py", b"covid_fastai"):
         assert words not in content
 
 
-def test_the_same_model_gives_the_same_bytes_and_stays_as_it_was(model, content, caplog, capfd):
+def test_the_same_model_gives_the_same_bytes_and_is_not_changed(model, content, caplog, capfd):
     model.train()
     state, random = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
     caplog.set_level(logging.INFO)
@@ -135,7 +135,7 @@ def test_a_body_without_maps_has_maps_of_one_cell():
 
 @pytest.mark.slow
 @pytest.mark.network
-def test_a_browsers_runtime_gives_the_same_answer(tmp_path):
+def test_a_browsers_runtime_gives_the_same_outputs(tmp_path):
     """ONNX Runtime Web under Node.js: the WebAssembly that a page would load."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("Node.js and npm are not installed")

@@ -34,7 +34,7 @@ def train(make, *, frozen=0, steps=6):
 
 
 @pytest.mark.parametrize("frozen", [0, 1], ids=["unfrozen", "the first group frozen for three steps"])
-def test_it_takes_fastais_steps(frozen):
+def test_its_steps_are_those_of_fastais_adam(frozen):
     (ours, opt), (oracle, other) = train(FusedAdam, frozen=frozen), train(Adam, frozen=frozen)
     for first, second in zip(ours.parameters(), oracle.parameters(), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-10, atol=1e-12)
@@ -43,7 +43,7 @@ def test_it_takes_fastais_steps(frozen):
         torch.testing.assert_close(first["sqr_avg"], second["sqr_avg"], rtol=1e-10, atol=1e-15)
 
 
-def test_its_state_goes_into_another_one():
+def test_its_state_can_be_loaded_into_another_one():
     model, opt = train(FusedAdam)
     again = copy.deepcopy(model)
     resumed = FusedAdam([list(again[:2].parameters()), list(again[2:].parameters())], lr=0.01)
@@ -56,6 +56,6 @@ def test_its_state_goes_into_another_one():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_no_closure():
+def test_closures_are_not_supported():
     with pytest.raises(NotImplementedError, match="closure"):
         FusedAdam([nn.Parameter(torch.zeros(1))], lr=1.0).step(lambda: None)

@@ -19,25 +19,25 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("amx", "chosen"), [(True, "bf16"), (False, "fp32")])
-def test_auto_on_a_cpu_asks_for_amx(amx, chosen, monkeypatch):
+def test_auto_on_a_cpu_depends_on_amx(amx, chosen, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx} if amx else {}, raising=False)
     assert choose_precision("auto", CPU) == chosen
     assert choose_precision("fp32", CPU) == "fp32" and choose_precision("bf16", CPU) == "bf16"
 
 
-def test_a_torch_that_cannot_tell_computes_in_32_bits(monkeypatch):
+def test_a_torch_without_capabilities_computes_in_32_bits(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert choose_precision("auto", CPU) == "fp32"
 
 
 @pytest.mark.parametrize(("major", "chosen"), [(7, "fp16"), (8, "bf16")])
-def test_auto_on_a_gpu_asks_for_its_generation(major, chosen, monkeypatch):
+def test_auto_on_a_gpu_depends_on_its_generation(major, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
     assert choose_precision("auto", torch.device("cuda:0")) == chosen
 
 
 @pytest.mark.parametrize(("precision", "device"), [("fp8", "cpu"), ("fp16", "cpu"), ("fp16", "mps"), ("bf16", "mps")])
-def test_formats_that_cannot_be_had(precision, device):
+def test_unsupported_formats_are_refused(precision, device):
     with pytest.raises(UsageError, match=f"precision='{precision}'"):
         choose_precision(precision, torch.device(device))
 
@@ -75,7 +75,7 @@ def test_training_is_in_16_bits_and_predictions_in_32(phantom_cohort, tmp_path):
     np.testing.assert_allclose(probabilities, alone[:, learn.dls.vocab.o2i["Normal"]].numpy(), atol=1e-6)
 
 
-def test_both_formats_see_the_same_gradient(phantom_cohort, tmp_path):
+def test_both_formats_have_the_same_gradient(phantom_cohort, tmp_path):
     gradients = []
     for precision in ("fp32", "bf16"):
         learn = make_learner(phantom_cohort, tmp_path, precision=precision)
@@ -95,7 +95,7 @@ class FirstGradient(Callback):
             self.learn.kept_gradient = torch.cat([p.grad.flatten() for p in self.model.parameters()]).clone()
 
 
-def test_an_error_leaves_no_format_behind(phantom_cohort, tmp_path):
+def test_autocast_is_off_after_an_error(phantom_cohort, tmp_path):
     class Fails(Callback):
         def after_pred(self):
             raise RuntimeError("in the middle of a step")

@@ -107,7 +107,7 @@ P = ["p_Normal", "p_COVID-19"]
 # what it is for
 
 
-def test_the_same_answer_as_the_learner(predictor, saved, learn, files):
+def test_predictions_are_those_of_the_learner(predictor, saved, learn, files):
     found = predictor.predict(files)
     for one in (learn, load_model(saved, device="cpu")):
         wanted = predict(one, files)
@@ -118,7 +118,7 @@ def test_the_same_answer_as_the_learner(predictor, saved, learn, files):
 
 
 @pytest.mark.realdata
-def test_the_same_answer_as_the_learner_on_real_files(predictor, learn, real_data):
+def test_predictions_of_real_files_are_those_of_the_learner(predictor, learn, real_data):
     """Original files of every mode and format that the data have."""
     files = sorted(str(path) for path in (real_data / "coronahack-full").rglob("*") if path.suffix.lower() != ".csv")
     files = [file for file in files if Path(file).is_file()][::8]
@@ -127,7 +127,7 @@ def test_the_same_answer_as_the_learner_on_real_files(predictor, learn, real_dat
     np.testing.assert_allclose(found[P], wanted[P], rtol=0, atol=1e-4)
 
 
-def test_the_same_map_as_the_learner(predictor, learn, files):
+def test_maps_are_those_of_the_learner(predictor, learn, files):
     table, maps = predictor.explain(files)
     assert maps.shape == (len(files), 2, *predictor.map_shape) and maps.dtype == np.float32
     np.testing.assert_allclose(maps, class_activation_map(learn, files), rtol=1e-4, atol=1e-4)
@@ -144,7 +144,7 @@ def test_the_threshold_decides_between_two_classes(predictor, folder, files):
     assert (Predictor(folder).predict(files)["prediction"] == np.where(p > 0.5, "COVID-19", "Normal")).all()
 
 
-def test_any_form_of_an_image(predictor, files):
+def test_an_image_may_be_a_path_bytes_a_file_an_array_or_an_image(predictor, files):
     path = next(file for file in files if file.endswith("same-size.png"))
     pixels = np.asarray(Image.open(path))
     deep = np.asarray(Image.open(path.replace("same-size", "deep")))
@@ -198,14 +198,14 @@ def test_a_bad_file_is_a_row_with_its_reason(predictor, files, tmp_path):
     assert np.isfinite(maps[ok]).all()
 
 
-def test_the_table_can_be_judged(predictor, files, tmp_path):
+def test_the_table_can_be_evaluated(predictor, files, tmp_path):
     table = predictor.predict([*files, "gone.png"]).assign(label="Normal")
     table.to_csv(tmp_path / "predictions.csv", index=False)
     read = read_predictions(tmp_path / "predictions.csv")
     assert read["status"].tolist() == ["ok"] * len(files) + ["unreadable"]
 
 
-def test_a_number_that_is_none_is_no_class(predictor, files, monkeypatch):
+def test_a_nan_output_has_the_status_failed_and_no_class(predictor, files, monkeypatch):
     class Wild:
         def run(self, outputs, inputs):
             n = len(inputs["images"])
@@ -220,7 +220,7 @@ def test_a_number_that_is_none_is_no_class(predictor, files, monkeypatch):
     assert predictor.predict(files[:3])["status"].tolist() == ["failed", "ok", "ok"]
 
 
-def test_threads_get_the_answers_of_one(predictor, files):
+def test_threads_get_the_predictions_of_a_single_one(predictor, files):
     alone = {file: predictor.predict(file)["p_COVID-19"][0] for file in files}
     jobs = files * 12
     with ThreadPoolExecutor(8) as pool:
@@ -228,7 +228,7 @@ def test_threads_get_the_answers_of_one(predictor, files):
     assert found == [alone[file] for file in jobs]
 
 
-def test_one_predictor_in_eight_threads_gives_the_tables_and_maps_of_one(saved, files, tmp_path):
+def test_one_predictor_in_eight_threads_gives_the_same_tables_and_maps(saved, files, tmp_path):
     predictor = Predictor(saved)  # each call then decodes in threads of its own
     (tmp_path / "bad.png").write_bytes(b"nothing")
     orders = [files, files[::-1], [*files[:3], str(tmp_path / "bad.png"), *files], files[:1]]
@@ -251,7 +251,7 @@ def test_decoding_ahead_changes_nothing(saved, files, monkeypatch, decoders):
     assert ahead.predict([]).shape == one.predict([]).shape == (0, len(one.predict("gone.png").columns))
 
 
-def test_the_guards_word_stands_beside_the_answer(predictor, files):
+def test_remarks_of_the_input_check_are_in_the_table(predictor, files):
     phantom = Image.fromarray(draw_phantom(np.random.default_rng(3), image_size=128).image)
     images = [phantom, phantom.transpose(Image.Transpose.ROTATE_180), files[0]]
     table = predictor.predict(images)
@@ -263,7 +263,7 @@ def test_the_guards_word_stands_beside_the_answer(predictor, files):
     assert predictor.predict("gone.png")["remark"][0] == ""
 
 
-def test_wrong_arguments_are_named(predictor, saved):
+def test_invalid_arguments_are_named(predictor, saved):
     with pytest.raises(UsageError, match="1 names for 2 images"):
         predictor.predict(["a", "b"], names=["a"])
     with pytest.raises(DataError, match="no column path"):
@@ -301,7 +301,7 @@ def test_the_weights_of_torch_are_not_needed(folder, files, predictor):
     pd.testing.assert_frame_equal(Predictor(folder, threads=1).predict(files), predictor.predict(files))
 
 
-def test_a_lost_or_damaged_file_is_refused(folder, tmp_path):
+def test_a_missing_or_damaged_file_is_refused(folder, tmp_path):
     content = (folder / "model.onnx").read_bytes()
     flipped = bytearray(content)
     flipped[len(content) // 2] ^= 1
@@ -316,11 +316,11 @@ def test_a_lost_or_damaged_file_is_refused(folder, tmp_path):
     refused(folder, "config.json .* no such file")
 
 
-def test_a_model_saved_without_onnx_says_so(learn, tmp_path):
+def test_a_model_without_onnx_is_refused_with_the_reason(learn, tmp_path):
     refused(save_model(learn, tmp_path / "model", onnx=False), "saved without it")
 
 
-def test_a_newer_format_asks_for_a_newer_package(folder):
+def test_a_newer_format_needs_a_newer_package(folder):
     seal(folder, format=999)
     with pytest.raises(ModelFormatError, match="needs a newer covid_fastai") as caught:
         Predictor(folder)
@@ -336,7 +336,7 @@ class Canary:
 
 
 @pytest.mark.parametrize("form", ["torch", "pickle"])
-def test_a_pickle_in_the_weights_place_is_never_opened(folder, tmp_path, form):
+def test_a_pickle_in_place_of_the_onnx_file_is_never_loaded(folder, tmp_path, form):
     canary, file = tmp_path / "canary", tmp_path / "hostile"
     torch.save(Canary(canary), file) if form == "torch" else file.write_bytes(pickle.dumps(Canary(canary)))
     put_onnx(folder, file.read_bytes())
@@ -353,7 +353,7 @@ def test_another_order_of_the_classes_is_refused(folder):
     refused(folder, 'its classes are .*"Normal", "COVID-19".* those of config.json are .*"COVID-19", "Normal"')
 
 
-def test_another_models_file_is_refused(folder, learn):
+def test_the_file_of_another_model_is_refused(folder, learn):
     """It is an ONNX file of the same form, and its sha256 was made to fit: the self-test finds it."""
     proto = onnx.load_from_string((folder / "model.onnx").read_bytes())
     bias = next(one for one in proto.graph.initializer if list(one.dims) == [2])
@@ -362,14 +362,14 @@ def test_another_models_file_is_refused(folder, learn):
     refused(folder, "self-test gives logits")
 
 
-def test_a_file_of_another_form_is_refused(folder):
+def test_a_file_that_is_not_onnx_is_refused(folder):
     put_onnx(folder, b"\x08\x0a nonsense")
     refused(folder, "onnxruntime .* cannot read it")
     seal(folder, image_size=96)
     refused(folder, "onnxruntime .* cannot read it")
 
 
-def test_another_form_of_input_or_output_is_refused(folder, saved):
+def test_other_inputs_or_outputs_are_refused(folder, saved):
     proto = onnx.load(saved / "model.onnx")
     del proto.graph.output[2]
     put_onnx(folder, proto.SerializeToString())

@@ -37,7 +37,7 @@ def leavings(code: str, model: Path, home: Path) -> list[str]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="system: on Windows it writes events, no files")
-def test_a_prediction_leaves_nothing_behind(small_model, tmp_path):
+def test_a_prediction_writes_no_telemetry(small_model, tmp_path):
     assert leavings(PREDICT, small_model, tmp_path / "ours") == []
     if not leavings(UNGUARDED, small_model, tmp_path / "unguarded"):
         pytest.skip("this build of ONNX Runtime leaves nothing of itself, so the test says little")

@@ -76,7 +76,7 @@ def test_the_frozen_body_stays_bit_identical(tmp_path):
     assert bodies[:3] == (body,) * 3 and len(set(bodies)) == 3 and len(set(heads)) == 5
 
 
-def test_rates_are_one_cycle_and_discriminative(tmp_path):
+def test_learning_rates_are_one_cycle_and_discriminative(tmp_path):
     learn = make_learner(tmp_path, callbacks=[Digests()])
     fit(learn, frozen_epochs=2, unfrozen_epochs=3, learning_rate=0.02, unfrozen_learning_rate=0.01)
     rates = np.array(learn.rates)
@@ -88,7 +88,7 @@ def test_rates_are_one_cycle_and_discriminative(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "lr_ratio", "spread"), [("random", None, 1), ("imagenet", 9.0, 9)])
-def test_random_weights_learn_at_one_rate(name, lr_ratio, spread, tmp_path):
+def test_random_weights_have_one_learning_rate(name, lr_ratio, spread, tmp_path):
     learn = make_learner(tmp_path, name=name, callbacks=[Digests()])
     fit(learn, frozen_epochs=0, unfrozen_epochs=1, learning_rate=0.02, lr_ratio=lr_ratio)
     rates = np.array(learn.rates)
@@ -108,7 +108,7 @@ class Sides(Callback):
         }
 
 
-def test_the_first_unfrozen_epochs_see_smaller_images(tmp_path):
+def test_the_first_unfrozen_epochs_use_smaller_images(tmp_path):
     learn = make_learner(tmp_path, side=40, callbacks=[Sides()])
     fit(learn, frozen_epochs=1, unfrozen_epochs=3, initial_image_size=32)
     small = {(frozen, training, epoch) for frozen, training, epoch, side in learn.seen_sides if side == 32}
@@ -116,7 +116,7 @@ def test_the_first_unfrozen_epochs_see_smaller_images(tmp_path):
     assert {side for *_, side in learn.seen_sides} == {32, 40}
 
 
-def test_it_learns_and_says_what_it_did(tmp_path, caplog, capsys):
+def test_training_reduces_the_loss_and_records_its_history(tmp_path, caplog, capsys):
     learn = make_learner(tmp_path)
     with caplog.at_level(logging.INFO, logger="covid_fastai"):
         fit(learn, frozen_epochs=2, unfrozen_epochs=4, learning_rate=0.02)
@@ -134,13 +134,13 @@ def test_it_learns_and_says_what_it_did(tmp_path, caplog, capsys):
 
 
 @pytest.mark.parametrize(("frozen", "unfrozen"), [(1, 0), (0, 1)])
-def test_either_phase_can_be_left_out(frozen, unfrozen, tmp_path):
+def test_either_phase_can_be_skipped(frozen, unfrozen, tmp_path):
     learn = make_learner(tmp_path)
     fit(learn, frozen_epochs=frozen, unfrozen_epochs=unfrozen)
     assert list(learn.facts.history["phase"]) == ["frozen" if frozen else "unfrozen"]
 
 
-def test_a_second_fit_begins_its_own_record(tmp_path):
+def test_a_second_fit_starts_a_new_history(tmp_path):
     learn = make_learner(tmp_path)
     fit(learn, frozen_epochs=1, unfrozen_epochs=1)
     fit(learn, frozen_epochs=0, unfrozen_epochs=1)
@@ -182,7 +182,7 @@ class Poison(Callback):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("what", ["loss", "weight", "valid"])
 @pytest.mark.parametrize("epoch", [0, 1, 3])
-def test_divergence_stops_and_goes_back(what, epoch, value, tmp_path):
+def test_divergence_stops_and_restores_the_last_good_model(what, epoch, value, tmp_path):
     learn = make_learner(tmp_path, callbacks=[Digests(), Poison(what, epoch, value)])
     before = digest(learn.model[0]), digest(learn.model[1])
     which = f"restored to its state after epoch {epoch}" if epoch else "before the first epoch"
@@ -198,14 +198,14 @@ def test_divergence_stops_and_goes_back(what, epoch, value, tmp_path):
     assert learn.facts.history["valid_loss"].notna().all()
 
 
-def test_a_rate_out_of_bounds_diverges(tmp_path):
+def test_a_too_large_learning_rate_diverges(tmp_path):
     learn = make_learner(tmp_path)
     with pytest.raises(DivergenceError):
         fit(learn, frozen_epochs=0, unfrozen_epochs=3, learning_rate=1e38, lr_ratio=1)
     assert all(bool(tensor.isfinite().all()) for tensor in learn.model.state_dict().values())
 
 
-def test_divergence_may_be_looked_at(tmp_path):
+def test_training_can_continue_after_divergence(tmp_path):
     learn = make_learner(tmp_path, callbacks=[Poison("loss", 0)])
     fit(learn, frozen_epochs=0, unfrozen_epochs=1, stop_on_divergence=False, out=tmp_path / "c")
     assert learn.facts.history["train_loss"].isna().all()

@@ -128,7 +128,7 @@ def test_the_body_computes_what_torchvision_computes(pth, reference):
         assert torch.allclose(body(grey), features(grey.expand(-1, 3, -1, -1)), atol=1e-4)
 
 
-def test_offline_says_what_to_place_where(cache, pth, no_network):
+def test_offline_the_error_names_the_file_to_place(cache, pth, no_network):
     with pytest.raises(OfflineError) as caught:
         resolve_weights("imagenet", arch="resnet18")
     text = str(caught.value)
@@ -137,7 +137,7 @@ def test_offline_says_what_to_place_where(cache, pth, no_network):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_bad_cached_file_is_never_used(kind, cache, pth, no_network, tmp_path):
+def test_a_damaged_cached_file_is_never_used(kind, cache, pth, no_network, tmp_path):
     cache.mkdir(parents=True)
     (cache / pth.name).write_bytes(spoil(pth, kind, tmp_path / "canary"))
     with pytest.raises(OfflineError, match="in the cache cannot be used"):
@@ -145,7 +145,7 @@ def test_a_bad_cached_file_is_never_used(kind, cache, pth, no_network, tmp_path)
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_bad_cached_file_is_fetched_again(cache, pth, server, reference, caplog):
+def test_a_damaged_cached_file_is_downloaded_again(cache, pth, server, reference, caplog):
     cache.mkdir(parents=True)
     (cache / pth.name).write_bytes(b"\0" * 1000)
     with caplog.at_level(logging.WARNING, logger="covid_fastai"):
@@ -155,14 +155,14 @@ def test_a_bad_cached_file_is_fetched_again(cache, pth, server, reference, caplo
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_bad_download_leaves_nothing(kind, cache, pth, server, tmp_path):
+def test_a_damaged_download_leaves_no_file(kind, cache, pth, server, tmp_path):
     server["content"] = spoil(pth, kind, tmp_path / "canary")
     with pytest.raises(OfflineError, match="sent another file"):
         resolve_weights("imagenet", arch="resnet18")
     assert not (tmp_path / "canary").exists() and not list(cache.glob("*"))
 
 
-def test_a_download_cut_off_leaves_nothing(cache, pth, server):
+def test_an_interrupted_download_leaves_no_file(cache, pth, server):
     server["announced"], server["content"] = len(server["content"]), server["content"][:1000]
     with pytest.raises(OfflineError):
         resolve_weights("imagenet", arch="resnet18")
@@ -188,14 +188,14 @@ def test_a_silent_server_times_out(cache, monkeypatch, pth):
 
 
 @pytest.mark.parametrize("limit", ["LARGEST_DOWNLOAD", "LONGEST_DOWNLOAD"])
-def test_an_endless_download_is_given_up(limit, cache, server, monkeypatch):
+def test_an_endless_download_is_stopped(limit, cache, server, monkeypatch):
     monkeypatch.setattr(weight_files, limit, 0)
     with pytest.raises(OfflineError, match="stopped after"):
         resolve_weights("imagenet", arch="resnet18")
     assert not list(cache.glob("*")) and not list(cache.glob(".*"))
 
 
-def test_a_full_disk_is_no_network_fault(cache, server, monkeypatch):
+def test_a_full_disk_is_not_a_network_error(cache, server, monkeypatch):
     def receive(url):
         yield b"some"
         raise OSError(28, "No space left on device")
@@ -205,7 +205,7 @@ def test_a_full_disk_is_no_network_fault(cache, server, monkeypatch):
         resolve_weights("imagenet", arch="resnet18")
 
 
-def test_torchvision_publishes_what_we_look_for():
+def test_torchvision_has_the_expected_urls():
     for arch in module.ARCHITECTURES:
         url = module._imagenet_url(arch)
         assert url.startswith("https://download.pytorch.org/models/") and arch in url
@@ -221,7 +221,7 @@ def test_hostile_file_without_a_hash_in_its_name(tmp_path):
     assert (tmp_path / "canary").exists(), "the canary itself does not sing"
 
 
-def test_random_is_neutral():
+def test_random_weights_have_a_neutral_normalisation():
     found = resolve_weights(None, arch="resnet18")
     assert (found.name, found.state, found.mean, found.std) == ("random", None, *NEUTRAL_GREY) and not found.pretrained
     assert resolve_weights(found, arch="resnet18") is found
@@ -252,7 +252,7 @@ def test_package_weights(monkeypatch, tmp_path):
         resolve_weights("auto", arch="resnet18")
 
 
-def test_the_weights_that_come_with_the_package():
+def test_the_weights_in_the_package_are_valid():
     found = resolve_weights("auto", arch="resnet18")
     assert found.name == "cxr" and found.pretrained and not found.assumed
     assert resolve_weights("cxr", arch="resnet18").sha256 == found.sha256
@@ -304,7 +304,7 @@ def test_faulty_files(tmp_path, reference, pth):
         resolve_weights(renamed, arch="resnet18")
 
 
-def test_misspelt_names():
+def test_misspelt_names_get_a_suggestion():
     with pytest.raises(UsageError, match="Did you mean 'imagenet'"):
         resolve_weights("imagnet", arch="resnet18")
     with pytest.raises(UsageError, match="Did you mean 'resnet18'"):
@@ -313,7 +313,7 @@ def test_misspelt_names():
         check_arch("vgg")
 
 
-def test_timm_is_asked_for_when_it_is_missing(monkeypatch):
+def test_a_missing_timm_is_a_clear_error(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "timm", None)

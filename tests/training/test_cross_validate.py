@@ -49,7 +49,7 @@ def test_the_command_cross_validates(phantom_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_folds_at_once_are_those_one_after_the_other(phantom_root, tmp_path):
+def test_parallel_folds_give_the_results_of_sequential_ones(phantom_root, tmp_path):
     """One of the processes is killed in its first fold: Ray starts another, which begins that fold again."""
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     psutil = pytest.importorskip("psutil")

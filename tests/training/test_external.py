@@ -54,7 +54,7 @@ def predictions(sources: dict[str, str]) -> pd.DataFrame:
     return table.assign(p_well=1 - table["p_ill"], patient=table["path"])
 
 
-def test_a_hospital_it_has_never_seen(run, elsewhere):
+def test_validation_on_another_hospital(run, elsewhere):
     result = validate(run, elsewhere, labels={"positive": "COVID-19"})
     assert len(result.overlap) == 0 and result.threshold == 0.5
     assert set(result.table["comparison"]) == {SAME} and set(result.table["metric"]) >= {"auc", "sensitivity"}
@@ -62,7 +62,7 @@ def test_a_hospital_it_has_never_seen(run, elsewhere):
     assert "Research use only" in result._repr_html_() and "0 images were excluded" in repr(result)
 
 
-def test_what_it_was_trained_on_is_taken_out_first(run, elsewhere, phantom_root, tmp_path):
+def test_training_images_and_patients_are_excluded(run, elsewhere, phantom_root, tmp_path):
     """A training image in another format under another name, and another image of a training patient by its name."""
     cohort = load_cohort(run)
     trained = cohort[cohort["split"] == "train"].iloc[0]
@@ -75,7 +75,7 @@ def test_what_it_was_trained_on_is_taken_out_first(run, elsewhere, phantom_root,
     assert "unheard of" not in set(result.predictions["patient"])
 
 
-def test_nothing_is_left(run, phantom_root):
+def test_data_that_overlap_completely_are_an_error(run, phantom_root):
     cohort = load_cohort(run)
     rows = cohort.loc[cohort["split"] == "train", ["path", "label", "patient"]]
     with pytest.raises(DataError, match="trained on all of them"):
@@ -121,12 +121,12 @@ def test_without_a_stated_source_the_verdict_stays_open_and_the_notes_say_why(ru
     assert "not compared" not in " ".join(named.notes())
 
 
-def test_one_source_alone_is_confounded_with_nothing():
+def test_a_single_source_is_not_confounded():
     table = evaluate_sources(predictions({"c": "ill+well", "d": "ill"}), positive="ill")
     assert CONFOUNDED not in set(table["comparison"])
 
 
-def test_what_was_found_is_kept_for_the_verdict(run, elsewhere):
+def test_the_result_is_written_for_the_verdict(run, elsewhere):
     result = validate(run, elsewhere, labels={"positive": "COVID-19"})
     (file,) = (run / "external").glob("train-*.json")
     kept = json.loads(file.read_text())["same_source"][0]
@@ -141,7 +141,7 @@ def test_what_was_found_is_kept_for_the_verdict(run, elsewhere):
 
 
 @pytest.mark.slow
-def test_the_models_of_a_cross_validation_answer_by_their_mean(phantom_root, elsewhere, tmp_path):
+def test_the_probabilities_of_a_cross_validation_are_averaged(phantom_root, elsewhere, tmp_path):
     folds = cross_validate(phantom_root, folds=2, out=tmp_path / "run", quiet=True, audit=False, **QUICK)
     result = validate(folds, elsewhere, labels={"positive": "COVID-19"}, keep=False)
     each = [predict(load_model(folds.path / f"fold-{k}" / "model"), result.predictions) for k in range(2)]
@@ -151,7 +151,7 @@ def test_the_models_of_a_cross_validation_answer_by_their_mean(phantom_root, els
 
 
 @pytest.mark.parametrize("fault", ["model", "manifest", "label"])
-def test_a_run_that_cannot_be_judged_is_refused_before_data_are_read(run, elsewhere, tmp_path, monkeypatch, fault):
+def test_a_run_without_manifest_or_model_is_refused_before_data_are_read(run, elsewhere, tmp_path, monkeypatch, fault):
     copy, labels = shutil.copytree(run, tmp_path / "run"), {"positive": "COVID-19"}
     if fault == "model":
         (copy / "model" / "model.safetensors").unlink()

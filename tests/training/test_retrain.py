@@ -28,7 +28,7 @@ def trained(phantom_root, tmp_path_factory):
     return folder
 
 
-def test_networks_are_trained_anew_and_not_twice(trained):
+def test_networks_are_retrained_once(trained):
     root = retrain(trained)
     found = {path.parent.name for path in root.glob("*/predictions.csv")}
     assert found == {"black-centre", "noise-centre", "permuted-labels", "frozen-backbone"}
@@ -42,7 +42,7 @@ def test_networks_are_trained_anew_and_not_twice(trained):
     assert {"frozen backbone", "permuted labels"} <= set(audit_run(trained).altered["change"])
 
 
-def test_permuted_labels_go_by_patient(trained):
+def test_labels_are_permuted_by_patient(trained):
     run = read_run(trained)
     cohort = _cohort_with_images(run)
     dealt = _altered(cohort, "permuted labels", trained, TrainConfig())
@@ -53,14 +53,14 @@ def test_permuted_labels_go_by_patient(trained):
 
 
 @pytest.mark.slow
-def test_a_cross_validation_is_trained_anew_fold_by_fold(phantom_root, tmp_path):
+def test_a_cross_validation_is_retrained_fold_by_fold(phantom_root, tmp_path):
     run = cross_validate(phantom_root, folds=2, out=tmp_path / "run", quiet=True, audit=False, **QUICK)
     retrain(run, changes=["frozen backbone"])
     table = pd.read_csv(tmp_path / "run" / "retrained" / "frozen-backbone" / "predictions.csv")
     assert sorted(table["fold"].unique()) == [0, 1] and set(table["path"]) == set(run.predictions["path"])
 
 
-def test_what_cannot_be_trained_anew(trained, tmp_path, phantom_root):
+def test_runs_that_cannot_be_retrained_are_refused(trained, tmp_path, phantom_root):
     with pytest.raises(UsageError, match="upside down"):
         retrain(trained, changes=["upside down"])
     copy = shutil.copytree(trained, tmp_path / "run")
@@ -73,7 +73,7 @@ def test_what_cannot_be_trained_anew(trained, tmp_path, phantom_root):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shortcut", [None, "corner"])
-def test_a_true_signal_reaches_the_positive_verdict_and_a_planted_one_does_not(shortcut, tmp_path):
+def test_a_true_signal_gets_the_positive_verdict_and_a_planted_one_does_not(shortcut, tmp_path):
     """Streaks are too fine for a thumbnail; with the signal taken away, a bright corner is all that is left."""
     planted = {"shortcut": shortcut, "signal": shortcut is None}
     options = {"image_size": 64, "severity": 1.5}

@@ -27,14 +27,14 @@ def learn(phantom_root, tmp_path_factory):
     return train_classifier(phantom_root, out=tmp_path_factory.mktemp("runs") / "first", quiet=True, **QUICK)
 
 
-def test_the_run_folder_holds_everything(learn):
+def test_the_run_folder_has_every_file(learn):
     assert FILES <= {path.name for path in learn.path.iterdir()}
     assert {path.name for path in (learn.path / "model").iterdir()} >= {"model.safetensors", "config.json"}
     pickles = [path for path in learn.path.rglob("*") if path.suffix in {".pkl", ".pth", ".pt"}]
     assert pickles == []
 
 
-def test_the_run_reads_back(learn):
+def test_a_run_can_be_read(learn):
     run = read_run(learn.path)
     assert len(run.history) == 2
     assert run.config["config"]["image_size"] == 32
@@ -44,7 +44,7 @@ def test_the_run_reads_back(learn):
     assert set(saved) == {"valid"}
 
 
-def test_no_patient_is_on_two_sides(learn):
+def test_no_patient_is_in_two_splits(learn):
     cohort = load_cohort(learn.path)
     assert cohort.facts == learn.dls.facts.cohort.facts
     pd.testing.assert_frame_equal(cohort, learn.dls.facts.cohort)
@@ -52,7 +52,7 @@ def test_no_patient_is_on_two_sides(learn):
     assert used.groupby("patient")["split"].nunique().max() == 1
 
 
-def test_a_folder_a_class_names_no_patient_and_every_page_says_so(phantom_root, tmp_path):
+def test_unknown_patients_are_stated_in_every_document(phantom_root, tmp_path):
     rows = read_cohort(phantom_root)
     for name, images in rows[rows["split"] == "train"].groupby("label"):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -65,7 +65,7 @@ def test_a_folder_a_class_names_no_patient_and_every_page_says_so(phantom_root, 
     assert "Not every image names its patient" in (learn.path / "datasheet.md").read_text()
 
 
-def test_a_table_of_many_types_is_trained_on_and_comes_back(phantom_root, tmp_path):
+def test_a_table_with_many_column_types_is_trained_on_and_restored(phantom_root, tmp_path):
     rows = read_cohort(phantom_root)[["path", "label", "patient", "split", "source"]]
     rows = pd.DataFrame(rows[rows["split"] == "train"]).reset_index(drop=True)
     number = np.arange(len(rows))
@@ -90,7 +90,7 @@ def test_the_saved_model_gives_the_same_probabilities(learn):
     np.testing.assert_allclose(after[columns], before[columns], atol=1e-5)
 
 
-def test_export_chooses_on_the_held_out_patients_and_says_so(learn, tmp_path):
+def test_export_chooses_threshold_and_temperature_on_the_held_out_patients(learn, tmp_path):
     from covid_fastai import Predictor, choose_threshold, read_run
     from covid_fastai.app.export import export_model
     from covid_fastai.evaluation.calibration import apply_temperature, fit_temperature
@@ -120,7 +120,7 @@ def test_export_chooses_on_the_held_out_patients_and_says_so(learn, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_the_same_seed_gives_the_same_run_and_leaves_the_callers_random_numbers_alone(learn, phantom_root, tmp_path):
+def test_the_same_seed_gives_the_same_run_without_changing_the_callers_random_state(learn, phantom_root, tmp_path):
     import torch
 
     torch.manual_seed(7)
@@ -133,7 +133,7 @@ def test_the_same_seed_gives_the_same_run_and_leaves_the_callers_random_numbers_
     pd.testing.assert_frame_equal(first, second)
 
 
-def test_a_second_run_never_touches_the_first(learn, phantom_root):
+def test_a_second_run_never_changes_the_first(learn, phantom_root):
     from covid_fastai.errors import ResourceError
 
     before = (learn.path / "metrics.json").stat().st_mtime_ns
@@ -142,7 +142,7 @@ def test_a_second_run_never_touches_the_first(learn, phantom_root):
     assert (learn.path / "metrics.json").stat().st_mtime_ns == before
 
 
-def test_what_fastai_users_do_goes_on_working(learn):
+def test_fastai_methods_remain_available(learn):
     import matplotlib.pyplot as plt
     from fastai.interpret import ClassificationInterpretation
 
@@ -161,7 +161,7 @@ def test_what_fastai_users_do_goes_on_working(learn):
     assert decision in learn.dls.vocab and float(scores.sum()) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_official_test_is_touched_on_request_only_and_logged(phantom_root, tmp_path):
+def test_the_official_test_is_evaluated_on_request_only_and_recorded(phantom_root, tmp_path):
     from covid_fastai import read_run, train_classifier
 
     learn = train_classifier(
@@ -176,12 +176,12 @@ def test_the_official_test_is_touched_on_request_only_and_logged(phantom_root, t
     assert not set(test["patient"]) & set(run.cohort.query("split == 'train'")["patient"])
 
 
-def test_covid_has_no_official_test_to_touch(phantom_root, tmp_path):
+def test_the_covid_task_has_no_official_test(phantom_root, tmp_path):
     with pytest.raises(UsageError, match="no official TEST"):
         train_classifier(phantom_root, task="covid", evaluate_test=True, out=tmp_path / "run", quiet=True, **QUICK)
 
 
-def test_faulty_rows_stop_the_run_and_are_written_down(phantom_root, tmp_path):
+def test_faulty_rows_stop_the_run_and_are_listed(phantom_root, tmp_path):
     table = pd.read_csv(phantom_root / "Chest_xray_Corona_Metadata.csv", dtype=str, keep_default_na=False)
     table.loc[0, "X_ray_image_name"] = "gone.jpeg"
     copy = tmp_path / "data"
@@ -195,7 +195,7 @@ def test_faulty_rows_stop_the_run_and_are_written_down(phantom_root, tmp_path):
     assert "gone.jpeg" in problems["path"].str.cat()
 
 
-def test_an_interrupted_run_goes_on_and_ends_the_same(learn, phantom_root, tmp_path):
+def test_an_interrupted_run_resumes_to_the_same_result(learn, phantom_root, tmp_path):
     from fastai.callback.core import Callback
 
     from covid_fastai import read_run, train_classifier
@@ -236,7 +236,7 @@ def test_cross_validation_predicts_every_patient_once(phantom_root, tmp_path):
     assert set(predictions["path"]) == set(train["path"])
 
 
-def test_cross_validation_refuses_what_it_cannot_do(phantom_root):
+def test_cross_validation_refuses_incompatible_options(phantom_root):
     from covid_fastai import cross_validate
 
     for wrong in ({"folds": 1}, {"split": "image"}, {"evaluate_test": True}):
@@ -244,7 +244,7 @@ def test_cross_validation_refuses_what_it_cannot_do(phantom_root):
             cross_validate(phantom_root, **wrong)
 
 
-def test_the_report_says_which_weights_and_that_random_ones_transfer_nothing(learn, phantom_root, tmp_path):
+def test_the_report_names_the_weights_and_random_ones_as_no_transfer(learn, phantom_root, tmp_path):
     options = {**QUICK, "weights": "auto", "frozen_epochs": 0}
     own = train_classifier(phantom_root, out=tmp_path / "run", quiet=True, **options)
     assert own.facts.weights.name == "cxr"
@@ -253,7 +253,7 @@ def test_the_report_says_which_weights_and_that_random_ones_transfer_nothing(lea
     assert "began with random weights" in (learn.path / "report.html").read_text()
 
 
-def test_the_signature_shows_every_choice():
+def test_the_signature_shows_every_option():
     from covid_fastai import cross_validate, train_classifier
 
     for function in (train_classifier, cross_validate):
@@ -262,7 +262,7 @@ def test_the_signature_shows_every_choice():
         assert all(p.kind is p.KEYWORD_ONLY for name, p in parameters.items() if name != "data")
 
 
-def test_a_config_stands_alone(phantom_root, tmp_path):
+def test_a_config_cannot_be_combined_with_preset_or_resume(phantom_root, tmp_path):
     from covid_fastai import cross_validate, train_classifier
 
     for function in (train_classifier, cross_validate):
