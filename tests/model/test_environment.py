@@ -74,7 +74,7 @@ def test_wrong_choices_are_refused_before_data_are_read(here, phantom_root, func
 
 @pytest.mark.parametrize(("choices", "error", "message"), WRONG, ids=IDS)
 def test_the_command_line_says_the_same(here, phantom_root, choices, error, message, monkeypatch):
-    monkeypatch.setattr(main, "listen", lambda **options: None)  # it would set up logging for all tests
+    monkeypatch.setattr(main, "set_up_logging", lambda **options: None)  # it would change all tests
     words = [f"--{name.replace('_', '-')}={value}" for name, value in choices.items()]
     before = sorted(here.rglob("*"))
     done = CliRunner().invoke(main.app, ["train", str(phantom_root), *words])

@@ -164,7 +164,7 @@ def test_a_run_without_manifest_or_model_is_refused_before_data_are_read(run, el
         raise AssertionError("data were read")
 
     monkeypatch.setattr("covid_fastai.data.metadata.read_rows", read)
-    monkeypatch.setattr(evaluate, "listen", lambda **options: None)  # it would set up logging for all tests
+    monkeypatch.setattr(evaluate, "set_up_logging", lambda **options: None)  # it would change all tests
     words = [f"--label={theirs}={ours}" for theirs, ours in labels.items()]
     done = CliRunner().invoke(main.app, ["validate", str(copy), str(elsewhere), *words])
     with pytest.raises(CovidFastaiError) as in_python:
