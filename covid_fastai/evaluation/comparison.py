@@ -1,4 +1,4 @@
-"""Models beside each other on the same patients: paired differences, agreement, and the cases where they part."""
+"""Compare models on the same patients: paired differences, agreement, and patients on whom they disagree."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from covid_fastai.evaluation.formatting import (
 )
 from covid_fastai.evaluation.intervals import Z, auc_difference, newcombe_difference, percentile_interval, wilson
 from covid_fastai.evaluation.metrics import Evaluation, evaluate, score_units
-from covid_fastai.evaluation.pairing import Paired, pair_predictions
+from covid_fastai.evaluation.pairing import PairedPredictions, pair_predictions
 from covid_fastai.evaluation.prediction_table import PROBABILITY
 from covid_fastai.evaluation.runs import Run
 from covid_fastai.evaluation.weighted_metrics import (
@@ -44,11 +44,11 @@ from covid_fastai.plotting import class_colours
 __all__ = [
     "AGREEMENT_COLUMNS",
     "Comparison",
-    "agreement_of",
-    "cases_of",
+    "cohen_kappa",
     "compare",
     "corrected_t",
-    "kappa",
+    "list_disagreements",
+    "measure_agreement",
     "plot_comparison",
 ]
 
@@ -58,20 +58,22 @@ TEST_COLUMNS = ["model", "metric", "class", "difference", "low", "high", "p", "f
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison(ResultDisplay):
-    """How models differ on the same patients; the first is the reference.
+    """The differences of models on the same patients, relative to the first model, the reference.
 
     Attributes:
-        names: The models; the first is the reference, which all others are compared with.
-        table: A row a model and figure: `model`, `metric`, `class`, `reference_value`, `value`, `difference` (the
-            model's less the reference's) with `low` and `high` (95%), `n`, `unit`, `method`.
-        fold_tests: The mean `difference` over the folds with the interval and `p` of the corrected resampled t-test;
-            empty where the models have not the same folds.
-        agreement: A row a model: `share` of patients for whom it says what the reference says, Cohen's `kappa`, who is
-            right, and McNemar's exact `mcnemar_p`.
-        cases: The patients for whom the models say different classes, the strongest disagreement first: `patient`,
-            `label`, `images`, `gap` (of the probabilities, 0 to 1), by model `<name> says`, `<name> p(<class>)`.
-        evaluations: Each model's evaluation on the patients that are compared.
-        notes: What was left out, and how images were matched.
+        names: The names of the models; the first is the reference.
+        table: One row per model and metric: `model`, `metric`, `class`, `reference_value`, `value`, `difference` (value
+            minus reference value) with `low` and `high` (95%), `n`, `unit`, `method`.
+        fold_tests: One row per model and metric: the mean `difference` over the folds, with the interval and `p` of the
+            corrected resampled t-test; empty if the models do not have the same folds.
+        agreement: One row per model: the `fraction` of patients with the same predicted class as by the reference with
+            `low` and `high`, Cohen's `kappa` with its bounds, counts of correct predictions by one model or both, and
+            the p-value of McNemar's exact test, `mcnemar_p`.
+        cases: The patients on whom the models disagree, the largest gap first: `patient`, `label`, `images`, `gap`
+            (largest total variation distance between the probabilities of two models, 0 to 1), and for each model
+            `<name> predicted` and `<name> p(<class>)`.
+        evaluations: The evaluation of each model on the compared patients.
+        notes: Sentences on what was left out and how images were matched.
     """
 
     names: list[str]
@@ -83,27 +85,28 @@ class Comparison(ResultDisplay):
     notes: list[str]
 
     def row(self, metric: str, *, model: str | None = None, of: str | None = None) -> dict[str, Any]:
-        """Return one difference's row of `table`.
+        """Return the row of a difference in `table`.
 
         Args:
-            metric: A figure, such as `"auc"`.
-            model: Which model; None for the second.
-            of: The class; None for the figure of all classes, else the positive class's, else the mean of all.
+            metric: A metric, such as `"auc"`.
+            model: The name of the model; None for the second.
+            of: The class; None for the metric of all classes together, else that of the positive class, else the mean
+                over the classes.
 
         Raises:
             UsageError: There is no such row.
         """
         model = model or self.names[1]
         rows = self.table[(self.table["model"] == model) & (self.table["metric"] == metric)]
-        first = self.evaluations[self.names[0]]
-        for name in [of] if of is not None else ["", first.positive, "macro"]:
-            found = rows[rows["class"] == name]
-            if len(found):
-                return as_rows(found)[0]
+        reference = self.evaluations[self.names[0]]
+        for name in [of] if of is not None else ["", reference.positive, "macro"]:
+            rows_of_class = rows[rows["class"] == name]
+            if len(rows_of_class):
+                return as_rows(rows_of_class)[0]
         known = ", ".join(dict.fromkeys(self.table["metric"]))
         raise UsageError(
             f"There is no difference of {metric!r} for {model!r}.",
-            hint=f"Figures: {known}. Models: {', '.join(self.names[1:])}.",
+            hint=f"Metrics: {known}. Models: {', '.join(self.names[1:])}.",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,14 +117,14 @@ class Comparison(ResultDisplay):
         return {"names": self.names, "reference": self.names[0], **tables, "notes": self.notes}
 
     def summary(self) -> pd.DataFrame:
-        """Return the differences as text, for tables."""
+        """Return the differences as formatted text."""
         rows = self.table.to_dict("records")
         return pd.DataFrame(
             {
                 "model": self.table["model"],
-                "figure": [format_metric_name(row["metric"], row["class"]) for row in rows],
+                "metric": [format_metric_name(row["metric"], row["class"]) for row in rows],
                 self.names[0]: [format_metric(row["reference_value"]) for row in rows],
-                "its": [format_metric(row["value"]) for row in rows],
+                "value": [format_metric(row["value"]) for row in rows],
                 "difference": [format_metric(row["difference"], spec=SIGNED) for row in rows],
                 "95% interval": [format_interval(row["low"], row["high"], spec=SIGNED) for row in rows],
                 "n": [f"{row['n']} {row['unit']}s" for row in rows],
@@ -133,16 +136,16 @@ class Comparison(ResultDisplay):
 
     def sentences(self) -> list[str]:
         """Return agreement and notes as sentences."""
-        said = []
+        reference, sentences = self.names[0], []
         for row in self.agreement.to_dict("records"):
-            share = format_estimate(row["fraction"], row["low"], row["high"])
-            chance = "" if math.isnan(row["kappa"]) else f", kappa {format_metric(row['kappa'])}"
-            said.append(
-                f"{row['model']} says what {self.names[0]} says for a share of {share} of {row['n']} patients{chance}; "
-                f"only {self.names[0]} is right for {row['only_reference']}, only {row['model']} for "
-                f"{row['only_model']} (McNemar's exact {format_p_value(row['mcnemar_p'])})."
+            fraction = format_estimate(row["fraction"], row["low"], row["high"])
+            kappa = "" if math.isnan(row["kappa"]) else f" (kappa {format_metric(row['kappa'])})"
+            sentences.append(
+                f"{row['model']} and {reference} predict the same class for a fraction of {fraction} of {row['n']} "
+                f"patients{kappa}. Only {reference} is correct for {row['only_reference']} patients, only "
+                f"{row['model']} for {row['only_model']} (McNemar's exact test, {format_p_value(row['mcnemar_p'])})."
             )
-        return [*said, *self.notes]
+        return [*sentences, *self.notes]
 
 
 @checked
@@ -154,30 +157,31 @@ def compare(
     n_resamples: NResamples = 2000,
     seed: Seed = 0,
 ) -> Comparison:
-    """Compare two or more models on the images, or else the patients, that all of them have judged.
+    """Compare two or more models on the images, or else the patients, that all of them have predicted.
 
-    Each model is compared with the first. Overlapping intervals of two models are no test; the intervals here are of
-    the difference itself, on the same patients: of an AUC with DeLong's covariance (`auc_difference`), of a proportion
-    by Newcombe's method 10, of any other figure by bootstrap draws that are the same for all models. Where the models
-    were trained on the same folds, the corrected resampled t-test (Nadeau and Bengio, Machine Learning 2003) is given
-    too: it also asks whether other training sets would say the same. No interval is corrected for the number of
-    comparisons.
+    Each model is compared with the first. The intervals are of the differences on the same patients, since the overlap
+    of two models' intervals is not a test. The interval of an AUC difference uses DeLong's covariance
+    (`auc_difference`), that of a difference of proportions Newcombe's method 10, and those of other metrics the same
+    bootstrap resamples for all models. If the models were trained on the same folds, the corrected resampled t-test
+    (Nadeau and Bengio, Machine Learning 2003) also accounts for the choice of the training set. Intervals are not
+    corrected for the number of comparisons.
 
     Args:
         *models: Tables or CSV files that `read_predictions` accepts, runs or their folders (their held-out patients).
-        names: A name each; None for the files' and folders' own.
-        positive: The class that sensitivity is about; None for the last of two.
-        threshold: The positive class is predicted from this probability on; one for all, or one each.
-        n_resamples: Bootstrap draws, 100 or more.
-        seed: Of the bootstrap.
+        names: One name per model; None to derive them from files and folders.
+        positive: The positive class, to which sensitivity refers; None for the last of two.
+        threshold: The positive class is predicted if its probability is at least this; one for all models, or one per
+            model.
+        n_resamples: Number of bootstrap resamples, 100 or more.
+        seed: Seed of the bootstrap.
 
     Returns:
         The comparison.
 
     Raises:
         UsageError: There are fewer than two models, or an option has a value that is not allowed.
-        DataError: A table is faulty, the models have different classes, no patient in common, or different labels for
-            the same image.
+        DataError: A table is faulty, or the models have different classes, no patient in common, or different labels
+            for the same image.
 
     Examples:
         >>> other = predictions.assign(**{"p_Normal": 0.5, "p_COVID-19": 0.5})
@@ -187,237 +191,258 @@ def compare(
         4  coin       -0.34  60
     """
     paired = pair_predictions(models, names=names)
-    given = [threshold] * len(models) if isinstance(threshold, (int, float)) else list(threshold)
-    thresholds: list[float] = [check_option("threshold", value, Probability) for value in given]
+    values = [threshold] * len(models) if isinstance(threshold, (int, float)) else list(threshold)
+    thresholds: list[float] = [check_option("threshold", value, Probability) for value in values]
     if len(thresholds) != len(models):
-        raise UsageError(f"{len(thresholds)} thresholds for {len(models)} models.", hint="Give one, or one each.")
-    results = {
-        name: evaluate(part, positive=positive, threshold=value, n_resamples=n_resamples, seed=seed)
-        for (name, part), value in zip(paired.tables.items(), thresholds, strict=True)
-    }
+        raise UsageError(
+            f"{len(thresholds)} thresholds for {len(models)} models.", hint="Give one threshold, or one per model."
+        )
+    evaluations, units = {}, {}
+    for (name, table), value in zip(paired.tables.items(), thresholds, strict=True):
+        evaluations[name] = evaluate(table, positive=positive, threshold=value, n_resamples=n_resamples, seed=seed)
+        units[name] = score_units(table, positive=evaluations[name].positive, threshold=value).table
     reference, *others = paired.tables
-    units = {
-        name: score_units(part, positive=results[name].positive, threshold=value).table
-        for (name, part), value in zip(paired.tables.items(), thresholds, strict=True)
-    }
-    first = results[reference]
-    weights = resample_patients(
-        units[reference]["patient"], units[reference]["label"], n_resamples=n_resamples, seed=seed
-    )
-    measures = {name: list_weighted_metrics(part, first.classes, first.positive) for name, part in units.items()}
-    drawn = [compute_in_blocks(measure.compute, weights) for measure in measures[reference]]
+    result, reference_units = evaluations[reference], units[reference]
+    patients = reference_units["patient"]
+    weights = resample_patients(patients, reference_units["label"], n_resamples=n_resamples, seed=seed)
+    metrics = {name: list_weighted_metrics(table, result.classes, result.positive) for name, table in units.items()}
+    resampled = [compute_in_blocks(metric.compute, weights) for metric in metrics[reference]]
     rows, tests, agreement = [], [], []
     for name in others:
-        for here, there, there_drawn in zip(measures[name], measures[reference], drawn, strict=True):
-            row = _difference(here, there, there_drawn, units[reference]["patient"].to_numpy(), weights)
+        for metric, reference_metric, reference_resampled in zip(
+            metrics[name], metrics[reference], resampled, strict=True
+        ):
+            row = _difference_row(metric, reference_metric, reference_resampled, patients.to_numpy(), weights)
             rows.append({"model": name, **row})
-        agreement.append({"model": name, **agreement_of(units[reference], units[name], first.classes)})
-        tests += [{"model": name, **row} for row in _fold_tests(paired, reference, name, results, thresholds)]
+        agreement.append({"model": name, **measure_agreement(reference_units, units[name], result.classes)})
+        tests += [{"model": name, **row} for row in _test_folds(paired, reference, name, evaluations, thresholds)]
     return Comparison(
         names=list(paired.tables),
         table=pd.DataFrame(rows, columns=COLUMNS),
         fold_tests=pd.DataFrame(tests, columns=TEST_COLUMNS),
         agreement=pd.DataFrame(agreement, columns=AGREEMENT_COLUMNS),
-        cases=cases_of(units, first.classes, first.positive),
-        evaluations=results,
+        cases=list_disagreements(units, result.classes, result.positive),
+        evaluations=evaluations,
         notes=paired.notes,
     )
 
 
 def corrected_t(differences: np.ndarray, test_to_train: float) -> tuple[float, float, float]:
-    """Test the mean of fold-wise differences, with the variance enlarged for folds that share their training patients.
+    """Test the mean of fold-wise differences by the corrected resampled t-test (Nadeau and Bengio, ML 2003).
+
+    The training patients of the folds overlap, which the variance is corrected for.
 
     Args:
-        differences: Of each fold, `(k,)`, two or more.
-        test_to_train: Patients of a fold by patients that its model was trained on, such as 1/4 for five folds.
+        differences: The difference of each fold, `(k,)`, two or more.
+        test_to_train: The number of patients of a fold divided by that of its training patients, such as 1/4 for five
+            folds.
 
     Returns:
-        The bounds of the 95% interval, and the two-sided p-value (Nadeau and Bengio, Machine Learning 2003).
+        The bounds of the 95% interval, and the two-sided p-value.
     """
     k, mean = len(differences), float(np.mean(differences))
-    error = math.sqrt((1 / k + test_to_train) * float(np.var(differences, ddof=1)))
-    if error == 0:
+    standard_error = math.sqrt((1 / k + test_to_train) * float(np.var(differences, ddof=1)))  # 1 / k if uncorrected
+    if standard_error == 0:
         return mean, mean, 1.0 if mean == 0 else 0.0
-    half = float(t.ppf(0.975, k - 1)) * error
-    return mean - half, mean + half, float(2 * t.sf(abs(mean) / error, k - 1))
+    half_width = float(t.ppf(0.975, k - 1)) * standard_error
+    return mean - half_width, mean + half_width, float(2 * t.sf(abs(mean) / standard_error, k - 1))
 
 
 def plot_comparison(comparison: Comparison) -> Figure:
-    """Plot the differences with their intervals, a row a figure; right of the line the model is better.
+    """Plot the differences with their intervals, one row per metric; to the right of the line the model is better.
 
     Args:
         comparison: What `compare` returned.
 
     Returns:
-        The figure: the figures of which more is better, and beside them those of which less is better, turned round.
+        The figure, with one panel for metrics of which higher is better, and one with the x axis reversed for those of
+        which lower is better.
     """
     others, reference = comparison.names[1:], comparison.names[0]
     colours = dict(zip(others, list(class_colours(["", *others]).values())[1:], strict=True))
     table = comparison.table[comparison.table["difference"].notna()]
-    errors = table["metric"].isin(LOWER_IS_BETTER)
-    parts = [part for part in (table[~errors], table[errors]) if len(part)]
-    keys = [list(dict.fromkeys(zip(part["metric"], part["class"], strict=True))) for part in parts]
+    is_lower_better = table["metric"].isin(LOWER_IS_BETTER)
+    tables = [rows for rows in (table[~is_lower_better], table[is_lower_better]) if len(rows)]
+    keys = [list(dict.fromkeys(zip(rows["metric"], rows["class"], strict=True))) for rows in tables]
     height = 1.5 + 0.22 * max(map(len, keys)) * (1 + 0.5 * (len(others) - 1))
-    figure = Figure(figsize=(5.2 * len(parts), height), layout="constrained")
-    panels = figure.subplots(1, len(parts), squeeze=False)[0]
-    for axes, part, names in zip(panels, parts, keys, strict=True):
-        places = {key: place for place, key in enumerate(names)}
-        sign = -1 if part["metric"].iloc[0] in LOWER_IS_BETTER else 1
+    figure = Figure(figsize=(5.2 * len(tables), height), layout="constrained")
+    panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axes, panel_rows, panel_keys in zip(panels, tables, keys, strict=True):
+        positions = {key: position for position, key in enumerate(panel_keys)}
+        sign = -1 if panel_rows["metric"].iloc[0] in LOWER_IS_BETTER else 1
         axes.axvline(0, color="#555555", lw=0.8)
         for number, name in enumerate(others):
-            own = part[part["model"] == name]
+            rows = panel_rows[panel_rows["model"] == name]
             y = [
-                places[key] + 0.22 * (number - (len(others) - 1) / 2)
-                for key in zip(own["metric"], own["class"], strict=True)
+                positions[key] + 0.22 * (number - (len(others) - 1) / 2)
+                for key in zip(rows["metric"], rows["class"], strict=True)
             ]
-            ends = np.sort(sign * own[["low", "high"]].to_numpy(), axis=1)
-            axes.hlines(y, ends[:, 0], ends[:, 1], color=colours[name], lw=1.4)
-            axes.plot(sign * own["difference"], y, "o", color=colours[name], markersize=4.5)
-        texts = [format_metric_name(metric, of) for metric, of in names]
-        axes.set(yticks=range(len(names)), yticklabels=texts, ylim=(len(names) - 0.4, -0.6))
-        way = "less" if sign < 0 else "more"
-        axes.set_xlabel(f"{way} than {reference}: better to the right, 95% interval", fontsize=9)
+            bounds = np.sort(sign * rows[["low", "high"]].to_numpy(), axis=1)
+            axes.hlines(y, bounds[:, 0], bounds[:, 1], color=colours[name], lw=1.4)
+            axes.plot(sign * rows["difference"], y, "o", color=colours[name], markersize=4.5)
+        labels = [format_metric_name(metric, of) for metric, of in panel_keys]
+        axes.set(yticks=range(len(panel_keys)), yticklabels=labels, ylim=(len(panel_keys) - 0.4, -0.6))
+        direction = "lower" if sign < 0 else "higher"
+        axes.set_xlabel(f"{direction} than {reference}: better to the right, 95% interval", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     n = int(comparison.agreement["n"].iloc[0])
     handles = [Line2D([], [], color=colour, marker="o", markersize=4.5, label=name) for name, colour in colours.items()]
     figure.legend(handles=handles, loc="outside upper left", frameon=False, fontsize=9, ncols=3, title_fontsize=10)
-    figure.suptitle(f"Against {reference}, n = {n} patients", fontsize=10)
+    figure.suptitle(f"Difference to {reference}, n = {n} patients", fontsize=10)
     return figure
 
 
-def _difference(
-    here: WeightedMetric, there: WeightedMetric, there_drawn: np.ndarray, patients: np.ndarray, weights: np.ndarray
+def _difference_row(
+    metric: WeightedMetric,
+    reference: WeightedMetric,
+    reference_resampled: np.ndarray,
+    patients: np.ndarray,
+    weights: np.ndarray,
 ) -> dict[str, Any]:
-    """Return a row of `Comparison.table`: the difference, and the interval that suits it."""
-    once = np.ones((1, len(patients)))
-    n = int(here.included.sum())
-    values = [float(measure.compute(once)[0]) if n else math.nan for measure in (there, here)]
+    """Return a row of `Comparison.table`: the difference with the interval that suits its metric.
+
+    Args:
+        metric: The metric of the model.
+        reference: The same metric of the reference.
+        reference_resampled: The metric of the reference in each bootstrap resample, `(d,)`.
+        patients: The patient of each unit, `(n,)`.
+        weights: How often each unit is in each resample, `(d, n)`.
+    """
+    equal_weights = np.ones((1, len(patients)))  # the data themselves: each unit once
+    n = int(metric.included.sum())
+    values = [float(each.compute(equal_weights)[0]) if n else math.nan for each in (reference, metric)]
     difference, low, high = values[1] - values[0], math.nan, math.nan
     if n == 0 or not math.isfinite(difference):
         method = "no unit of some class"
-    elif here.hit is not None and there.hit is not None:
-        low, high = newcombe_difference(here.hit[here.included], there.hit[here.included])
+    elif metric.hit is not None and reference.hit is not None:
+        low, high = newcombe_difference(metric.hit[metric.included], reference.hit[metric.included])
         method = "Newcombe, paired"
-    elif here.of_class is not None and here.scores is not None and there.scores is not None:
-        low, high, method = auc_difference(here.scores, there.scores, here.of_class, patients)
+    elif metric.of_class is not None and metric.scores is not None and reference.scores is not None:
+        low, high, method = auc_difference(metric.scores, reference.scores, metric.of_class, patients)
     else:
-        drawn = compute_in_blocks(here.compute, weights) - there_drawn
-        drawn, method = drawn[np.isfinite(drawn)], "bootstrap, paired"
-        if len(drawn) and np.ptp(drawn) > 1e-9:  # wider than a float's rounding
-            low, high = percentile_interval(drawn)
+        resampled = compute_in_blocks(metric.compute, weights) - reference_resampled
+        resampled, method = resampled[np.isfinite(resampled)], "bootstrap, paired"
+        if len(resampled) and np.ptp(resampled) > 1e-9:  # differences up to this are a float's rounding
+            low, high = percentile_interval(resampled)
             low, high = min(low, difference), max(high, difference)
         else:
             method = "all resamples equal"
-    row = (here.metric, here.of, *values, difference, low, high, n, "patient", method)
+    row = (metric.metric, metric.of, *values, difference, low, high, n, "patient", method)
     return dict(zip(COLUMNS[1:], row, strict=True))
 
 
-def _fold_tests(
-    paired: Paired, reference: str, name: str, results: dict[str, Evaluation], thresholds: list[float]
+def _test_folds(
+    paired: PairedPredictions, reference: str, name: str, evaluations: dict[str, Evaluation], thresholds: list[float]
 ) -> list[dict[str, Any]]:
-    """Return the rows of `Comparison.fold_tests` for one model; none where the folds are not the same."""
+    """Return the rows of `Comparison.fold_tests` for one model; none if the models do not have the same folds."""
     if not paired.same_folds:
         return []
     order = list(paired.tables)
-    found: dict[tuple[str, str], list[float]] = {}
-    ratios, total = [], paired.tables[reference]["patient"].nunique()
+    differences: dict[tuple[str, str], list[float]] = {}
+    ratios, n_patients = [], paired.tables[reference]["patient"].nunique()
     folds = sorted(paired.tables[reference]["fold"].unique(), key=str)
     for fold in folds:
         values = []
         for model in (reference, name):
-            part = paired.tables[model]
-            part, result = part[part["fold"] == fold], results[model]
-            units = score_units(part, positive=result.positive, threshold=thresholds[order.index(model)]).table
-            once = np.ones((1, len(units)))
-            listed = list_weighted_metrics(units, result.classes, result.positive)
-            values.append({(m.metric, m.of): float(m.compute(once)[0]) for m in listed if m.included.any()})
-            patients = units["patient"].nunique()
-        ratios.append(patients / (total - patients))
+            table, result = paired.tables[model], evaluations[model]
+            rows = table[table["fold"] == fold]
+            units = score_units(rows, positive=result.positive, threshold=thresholds[order.index(model)]).table
+            equal_weights = np.ones((1, len(units)))
+            metrics = list_weighted_metrics(units, result.classes, result.positive)
+            values.append({(m.metric, m.of): float(m.compute(equal_weights)[0]) for m in metrics if m.included.any()})
+            n_in_fold = units["patient"].nunique()
+        ratios.append(n_in_fold / (n_patients - n_in_fold))
         for key in values[0]:
-            found.setdefault(key, []).append(values[1][key] - values[0][key])
-    rows = []
-    for (metric, of), differences in found.items():
-        if len(differences) == len(folds) and np.isfinite(differences).all():
-            low, high, p = corrected_t(np.array(differences), float(np.mean(ratios)))
-            row = (metric, of, float(np.mean(differences)), low, high, p, len(folds))
-            rows.append(dict(zip(TEST_COLUMNS[1:], row, strict=True)))
-    return rows
+            differences.setdefault(key, []).append(values[1][key] - values[0][key])
+    tests = []
+    for (metric, of), by_fold in differences.items():
+        if len(by_fold) == len(folds) and np.isfinite(by_fold).all():
+            low, high, p = corrected_t(np.array(by_fold), float(np.mean(ratios)))
+            row = (metric, of, float(np.mean(by_fold)), low, high, p, len(folds))
+            tests.append(dict(zip(TEST_COLUMNS[1:], row, strict=True)))
+    return tests
 
 
 AGREEMENT_COLUMNS = ["model", "fraction", "low", "high", "kappa", "kappa_low", "kappa_high", "n"]
 AGREEMENT_COLUMNS += ["both_right", "only_reference", "only_model", "both_wrong", "mcnemar_p"]
 
 
-def agreement_of(first: pd.DataFrame, second: pd.DataFrame, classes: list[str]) -> dict[str, Any]:
-    """Count where two models say the same, and who is right where they do not.
+def measure_agreement(reference: pd.DataFrame, model: pd.DataFrame, classes: list[str]) -> dict[str, Any]:
+    """Measure how often two models predict the same class, and which of them is correct if they do not.
 
     Args:
-        first: `Scores.table` of the reference.
-        second: The same of the model, its patients in the same order.
+        reference: `Scores.table` of the reference.
+        model: `Scores.table` of the model, with the patients in the same order.
         classes: All classes.
 
     Returns:
-        A row of `Comparison.agreement`, without the model's name. `mcnemar_p` is the exact binomial probability, two
-        sided, that patients for whom only one is right fall to them so unevenly (McNemar, Psychometrika 1947).
+        A row of `Comparison.agreement`, without the name of the model. `mcnemar_p` is the two-sided p-value of
+        McNemar's exact test (Psychometrika 1947), a binomial test on the patients for whom only one model is correct.
     """
-    here, there = second["predicted"].to_numpy(), first["predicted"].to_numpy()
-    right, right_there = here == first["label"].to_numpy(), there == first["label"].to_numpy()
-    share, n = float((here == there).mean()), len(here)
-    only_reference, only_model = int((right_there & ~right).sum()), int((right & ~right_there).sum())
-    apart = only_reference + only_model
-    p = float(binomtest(only_model, apart).pvalue) if apart else 1.0
-    both = (int((right & right_there).sum()), only_reference, only_model, int((~right & ~right_there).sum()))
-    row = (share, *wilson(share, n), *kappa(there, here, classes), n, *both, p)
+    predicted, reference_predicted = model["predicted"].to_numpy(), reference["predicted"].to_numpy()
+    labels = reference["label"].to_numpy()
+    correct, reference_correct = predicted == labels, reference_predicted == labels
+    fraction, n = float((predicted == reference_predicted).mean()), len(predicted)
+    only_reference = int((reference_correct & ~correct).sum())
+    only_model = int((correct & ~reference_correct).sum())
+    n_discordant = only_reference + only_model
+    p = float(binomtest(only_model, n_discordant).pvalue) if n_discordant else 1.0
+    both_right, both_wrong = int((correct & reference_correct).sum()), int((~correct & ~reference_correct).sum())
+    kappa = cohen_kappa(reference_predicted, predicted, classes)
+    counts = (both_right, only_reference, only_model, both_wrong)
+    row = (fraction, *wilson(fraction, n), *kappa, n, *counts, p)
     return dict(zip(AGREEMENT_COLUMNS[1:], row, strict=True))
 
 
-def cases_of(units: dict[str, pd.DataFrame], classes: list[str], positive: str | None) -> pd.DataFrame:
-    """List the patients for whom models say different classes, the strongest disagreement first.
+def list_disagreements(units: dict[str, pd.DataFrame], classes: list[str], positive: str | None) -> pd.DataFrame:
+    """List the patients on whom models disagree, the largest gap first.
 
     Args:
-        units: `Scores.table` by model, their patients in the same order.
+        units: `Scores.table` of each model, with the patients in the same order.
         classes: All classes.
-        positive: The class whose probability is shown; None for that of each model's most probable class.
+        positive: The class whose probability is listed; None for that of the predicted class of each model.
 
     Returns:
-        `Comparison.cases`; its `gap` is the greatest total variation distance between two models' probabilities.
+        `Comparison.cases`. Its `gap` is the largest total variation distance between the probabilities of two models.
     """
     names, first = list(units), next(iter(units.values()))
-    p = np.stack([part[[PROBABILITY + name for name in classes]].to_numpy() for part in units.values()])
-    gaps = np.abs(p[:, None] - p[None]).sum(axis=-1).max(axis=(0, 1)) / 2  # total variation, the greatest of any two
-    said = np.stack([part["predicted"].to_numpy() for part in units.values()])
-    table = first[["patient", "label", "images"]].assign(gap=gaps)
+    p = np.stack([table[[PROBABILITY + name for name in classes]].to_numpy() for table in units.values()])
+    # total variation distance: half of the summed absolute differences; the largest of all pairs of models
+    gaps = np.abs(p[:, None] - p[None]).sum(axis=-1).max(axis=(0, 1)) / 2
+    predicted = np.stack([table["predicted"].to_numpy() for table in units.values()])
+    cases = first[["patient", "label", "images"]].assign(gap=gaps)
     for number, name in enumerate(names):
-        of = positive or "its class"
-        column = classes.index(positive) if positive else None
-        table[f"{name} says"] = said[number]
-        table[f"{name} p({of})"] = p[number].max(axis=1) if column is None else p[number][:, column]
-    parted = table[(said != said[0]).any(axis=0)]
-    return parted.sort_values("gap", ascending=False, kind="stable").reset_index(drop=True)
+        listed = p[number][:, classes.index(positive)] if positive else p[number].max(axis=1)
+        cases[f"{name} predicted"] = predicted[number]
+        cases[f"{name} p({positive or 'predicted class'})"] = listed
+    differs = (predicted != predicted[0]).any(axis=0)
+    return cases[differs].sort_values("gap", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def kappa(first: np.ndarray, second: np.ndarray, classes: Sequence[str]) -> tuple[float, float, float]:
-    """Compute Cohen's kappa, agreement beyond chance, with its large-sample interval (Fleiss, Cohen, Everitt 1969).
+def cohen_kappa(first: np.ndarray, second: np.ndarray, classes: Sequence[str]) -> tuple[float, float, float]:
+    """Compute Cohen's kappa with its large-sample interval (Fleiss, Cohen and Everitt, Psychological Bulletin 1969).
 
     Args:
-        first: What one model says, `(n,)`.
-        second: What the other says, `(n,)`.
+        first: Classes predicted by one model, `(n,)`.
+        second: Classes predicted by the other model, `(n,)`.
         classes: All classes.
 
     Returns:
-        Kappa and the bounds of its 95% interval; NaN where both say one class only.
+        Kappa and the bounds of its 95% interval; NaN if both models predict only one and the same class.
     """
     names = list(classes)
     counts = pd.crosstab(pd.Categorical(first, names), pd.Categorical(second, names), dropna=False).to_numpy()
     n, p = counts.sum(), counts / counts.sum()
-    rows, columns = p.sum(axis=1), p.sum(axis=0)
+    rows, columns = p.sum(axis=1), p.sum(axis=0)  # marginal distributions of the first and of the second model
     observed, chance = float(np.trace(p)), float(rows @ columns)
     if chance >= 1:
         return math.nan, math.nan, math.nan
-    value = (observed - chance) / (1 - chance)
-    pulls = rows[None, :] + columns[:, None]  # of a cell: how often its column's class is said first, its row's second
-    agree = (np.diag(p) * (1 - np.diag(pulls) * (1 - value)) ** 2).sum()
-    part = (1 - value) ** 2 * ((p - np.diag(np.diag(p))) * pulls**2).sum()
-    variance = (agree + part - (value - chance * (1 - value)) ** 2) / ((1 - chance) ** 2 * n)
-    half = Z * math.sqrt(max(float(variance), 0.0))
-    return value, value - half, min(value + half, 1.0)
+    kappa = (observed - chance) / (1 - chance)
+    # equation 13 of Fleiss et al.: cell (i, j) has the weight of the marginals of class j by the first model and of
+    # class i by the second
+    marginals = rows[None, :] + columns[:, None]
+    diagonal = (np.diag(p) * (1 - np.diag(marginals) * (1 - kappa)) ** 2).sum()
+    off_diagonal = (1 - kappa) ** 2 * ((p - np.diag(np.diag(p))) * marginals**2).sum()
+    variance = (diagonal + off_diagonal - (kappa - chance * (1 - kappa)) ** 2) / ((1 - chance) ** 2 * n)
+    half_width = Z * math.sqrt(max(float(variance), 0.0))
+    return kappa, kappa - half_width, min(kappa + half_width, 1.0)

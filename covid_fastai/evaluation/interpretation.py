@@ -1,4 +1,4 @@
-"""Confusion matrix and top losses: from a `Learner` by fastai's interpretation, or from a predictions table alone."""
+"""Confusion matrix and top losses, of a `Learner` or of a predictions table."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from covid_fastai.options import TopK, checked
 if TYPE_CHECKING:
     from fastai.learner import Learner
 
-__all__ = ["confusion_matrix", "open_picture", "plot_confusion_matrix", "plot_top_losses", "top_losses"]
+__all__ = ["confusion_matrix", "open_for_display", "plot_confusion_matrix", "plot_top_losses", "top_losses"]
 
 LOSSES = ["path", "patient", "label", "predicted", "probability", "loss"]
 
 
 def confusion_matrix(source: Learner | Evaluation | pd.DataFrame | str | Path) -> pd.DataFrame:
-    """Count images (of an evaluation: its units) by true and predicted class.
+    """Count images by true and predicted class; for an evaluation, count its units.
 
     Args:
-        source: A learner, whose validation images are predicted anew through fastai's `ClassificationInterpretation`;
-            or an evaluation, or predictions: a table or CSV that `read_predictions` accepts.
+        source: A learner, whose validation images are predicted with fastai's `ClassificationInterpretation`; an
+            evaluation; or predictions, as a table or CSV that `read_predictions` accepts.
 
     Returns:
         Counts, true class by row, predicted class by column.
@@ -57,11 +57,11 @@ def confusion_matrix(source: Learner | Evaluation | pd.DataFrame | str | Path) -
 
 @checked
 def top_losses(source: Learner | Evaluation | pd.DataFrame | str | Path, *, k: TopK = 9) -> pd.DataFrame:
-    """Return the images whose true class got the smallest probability, the worst first.
+    """Return the images with the largest losses, the largest first.
 
     Args:
         source: As in `confusion_matrix`.
-        k: How many; all where there are fewer.
+        k: Number of images; all if there are fewer.
 
     Returns:
         `path`, `patient`, `label` (true), `predicted`, `probability` (of the true class, 0 to 1) and `loss`
@@ -77,9 +77,9 @@ def top_losses(source: Learner | Evaluation | pd.DataFrame | str | Path, *, k: T
     if table.empty:
         raise UsageError("There is no labelled prediction to rank.", hint="Give a table with labels.")
     classes = class_columns(table)
-    values = table[[PROBABILITY + name for name in classes]].to_numpy()
+    p = table[[PROBABILITY + name for name in classes]].to_numpy()
     truth = pd.Categorical(table["label"], categories=classes).codes
-    probability = values[np.arange(len(table)), truth]
+    probability = p[np.arange(len(table)), truth]
     losses = table[["path", "patient", "label"]].assign(
         predicted=table["prediction"], probability=probability, loss=-np.log(np.clip(probability, SMALLEST_P, 1))
     )
@@ -87,7 +87,7 @@ def top_losses(source: Learner | Evaluation | pd.DataFrame | str | Path, *, k: T
 
 
 def plot_confusion_matrix(source: Learner | Evaluation | pd.DataFrame | str | Path) -> Figure:
-    """Plot the confusion matrix: counts, and the share of each true class.
+    """Plot the confusion matrix, with counts and fractions of each true class.
 
     Args:
         source: As in `confusion_matrix`.
@@ -102,18 +102,17 @@ def plot_confusion_matrix(source: Learner | Evaluation | pd.DataFrame | str | Pa
     """
     counts = confusion_matrix(source)
     sums = counts.sum(axis=1)
-    shares = counts.div(sums.where(sums > 0), axis=0)
+    fractions = counts.div(sums.where(sums > 0), axis=0)  # NaN for a class without images
     side = 2.2 + 0.9 * len(counts)
     figure = Figure(figsize=(side, side - 0.4), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares.fillna(0), cmap="Blues", vmin=0, vmax=1)
-    for row, of_row in enumerate(shares.to_numpy(dtype=float)):
-        for column, share in enumerate(of_row):
-            count = "n = 0" if np.isnan(share) else str(counts.iat[row, column])
-            text = f"{count}\n{format_metric(share, spec=PERCENT)}"
-            axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.5 else "black")
-    rows = [f"{name}\nn = {sums[name]}" for name in counts.index]
-    axes.set(xticks=range(len(counts)), xticklabels=counts.columns, yticks=range(len(counts)), yticklabels=rows)
+    axes.imshow(fractions.fillna(0), cmap="Blues", vmin=0, vmax=1)
+    for (row, column), fraction in np.ndenumerate(fractions.to_numpy(dtype=float)):
+        count = "n = 0" if np.isnan(fraction) else str(counts.iat[row, column])
+        text = f"{count}\n{format_metric(fraction, spec=PERCENT)}"
+        axes.text(column, row, text, ha="center", va="center", color="white" if fraction > 0.5 else "black")
+    row_labels = [f"{name}\nn = {sums[name]}" for name in counts.index]
+    axes.set(xticks=range(len(counts)), xticklabels=counts.columns, yticks=range(len(counts)), yticklabels=row_labels)
     unit = f" ({source.unit}s)" if isinstance(source, Evaluation) else " (images)"
     axes.set(xlabel="predicted", ylabel="true", title=f"Confusion matrix{unit}")
     return figure
@@ -125,7 +124,7 @@ def plot_top_losses(source: Learner | Evaluation | pd.DataFrame | str | Path, *,
 
     Args:
         source: As in `confusion_matrix`.
-        k: How many, at most.
+        k: Highest number of images.
 
     Returns:
         The figure.
@@ -136,36 +135,37 @@ def plot_top_losses(source: Learner | Evaluation | pd.DataFrame | str | Path, *,
         4
     """
     rows = as_rows(top_losses(source, k=k))
-    return plot_pictures([open_picture(row["path"]) for row in rows], [_caption(row) for row in rows], columns=3)
+    return plot_pictures([open_for_display(row["path"]) for row in rows], [_caption(row) for row in rows], columns=3)
 
 
-def open_picture(path: str | Path) -> np.ndarray | None:
-    """Return an image as the model sees it, squashed to a square `(256, 256)` uint8; None where its file is gone."""
+def open_for_display(path: str | Path) -> np.ndarray | None:
+    """Return an image resized to a square as for the model, uint8 `(256, 256)`; None if it cannot be read."""
     try:
         return np.asarray(open_square(path, SHOWN))
     except ImageError:
-        return None  # the table may be judged on another machine than the one that holds the images
+        return None  # a table may be evaluated on a machine without the images
 
 
 def _caption(row: dict[str, Any]) -> str:
-    said = f"{row['label']} called {row['predicted']}" if row["label"] != row["predicted"] else row["label"]
-    return f"{said}\np(true) = {format_metric(row['probability'])}\n{shorten(Path(row['path']).name, 26)}"
+    classes = row["label"] if row["label"] == row["predicted"] else f"{row['label']}, predicted {row['predicted']}"
+    return f"{classes}\np(true) = {format_metric(row['probability'])}\n{shorten(Path(row['path']).name, 26)}"
 
 
 def _interpret(learn: Learner):
-    from fastai.interpret import ClassificationInterpretation  # here, so that a table can be judged without fastai
+    from fastai.interpret import ClassificationInterpretation  # imported here: tables are evaluated without fastai
 
     with learn.no_bar(), learn.no_logging():
         return ClassificationInterpretation.from_learner(learn)
 
 
 def _learner_losses(learn: Learner, k: int) -> pd.DataFrame:
-    found = _interpret(learn)
+    """Return `top_losses` of a learner's validation images."""
+    interpretation = _interpret(learn)
     with learn.no_bar(), learn.no_logging():
-        losses, indices = found.top_losses(min(k, len(learn.dls.valid_ds)))
+        losses, indices = interpretation.top_losses(min(k, len(learn.dls.valid_ds)))
     cohort = learn.dls.facts.cohort
     rows = cohort[cohort["split"] == "valid"].reset_index(drop=True).iloc[indices.tolist()]
-    probability = np.exp(-np.asarray(losses, dtype=float))
+    probability = np.exp(-np.asarray(losses, dtype=float))  # the loss is minus the log of this probability
     with learn.no_bar(), learn.no_logging():
         predicted = learn.get_preds(dl=learn.dls.valid)[0].argmax(dim=1)[indices]
     rows = rows.assign(predicted=[learn.dls.vocab[int(number)] for number in predicted])

@@ -1,4 +1,4 @@
-"""The same images, or else the same patients, in several tables of predictions."""
+"""Match several predictions tables by image, or else by patient."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from covid_fastai.evaluation.prediction_table import (
 )
 from covid_fastai.evaluation.runs import Run, read_run
 
-__all__ = ["Paired", "pair_predictions"]
+__all__ = ["PairedPredictions", "pair_predictions"]
 
 
 @dataclass(frozen=True, eq=False)
-class Paired:
-    """What several models have all judged.
+class PairedPredictions:
+    """Predictions of several models for the same patients.
 
     Attributes:
-        tables: By model: the rows with a label and a prediction, of the same patients with the same labels in all.
-        same_folds: Whether each image is of the same fold in all tables, and there are two folds or more.
-        notes: What was left out, and how images were matched, a sentence each.
+        tables: The rows of each model that have a label and a prediction. The patients and their labels are the same in
+            all tables.
+        same_folds: Whether each image has the same fold in all tables, and there are two folds or more.
+        notes: Sentences on what was left out and how images were matched.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -38,32 +39,32 @@ class Paired:
 
 def pair_predictions(
     models: Sequence[str | Path | pd.DataFrame | Run], *, names: Sequence[str] | None = None
-) -> Paired:
-    """Keep what all models have judged.
+) -> PairedPredictions:
+    """Select the images, or else the patients, that all models have predicted.
 
-    Images are the same where their paths are, else (in folders that were moved) where their file names are. Tables
-    without an image in common are matched by patient and label, each model with its own images.
+    Images are matched by path, or by file name if no path is in all tables, as in folders that were moved. Tables
+    without an image in common are matched by patient and label, and each model keeps its own images.
 
     Args:
         models: Tables or CSV files that `read_predictions` accepts, runs or their folders (their held-out patients).
-        names: A name each; None for the files' and folders' own.
+        names: One name per model; None to derive them from files and folders.
 
     Returns:
-        The tables, and what was left out of each.
+        The matched tables, with notes on what was left out of each.
 
     Raises:
-        UsageError: There are fewer than two models, or names are too few or twice the same.
-        DataError: A table is faulty, the models have different classes, nothing in common, or different labels for the
-            same image.
+        UsageError: There are fewer than two models, or the names are not as many as the models and unique.
+        DataError: A table is faulty, or the models have different classes, no image or patient in common, or different
+            labels for the same image.
     """
     if len(models) < 2:
-        raise UsageError(f"{len(models)} models to compare.", hint="Give two or more.")
-    names = _names(models) if names is None else [str(name) for name in names]
+        raise UsageError(f"{len(models)} models cannot be compared.", hint="Give two or more.")
+    names = _derive_names(models) if names is None else [str(name) for name in names]
     if len(names) != len(models) or len(set(names)) < len(names):
-        raise UsageError(f"names={names!r} for {len(models)} models.", hint="Give each a name of its own.")
-    read = {name: _read(model) for name, model in zip(names, models, strict=True)}
-    classes = class_columns(read[names[0]])
-    for name, table in read.items():
+        raise UsageError(f"names={names!r} for {len(models)} models.", hint="Give each model a unique name.")
+    tables = {name: _read_table(model) for name, model in zip(names, models, strict=True)}
+    classes = class_columns(tables[names[0]])
+    for name, table in tables.items():
         if set(class_columns(table)) != set(classes):
             raise DataError(
                 f"{names[0]} has the classes {', '.join(classes)}, {name} has {', '.join(class_columns(table))}.",
@@ -71,39 +72,39 @@ def pair_predictions(
             )
     columns = [PROBABILITY + name for name in classes]
     usable, notes = {}, []
-    for name, table in read.items():
-        rest = table.drop(columns=columns)
-        table = pd.concat([rest, table[columns]], axis=1)  # the classes in the first table's order
-        kept = has_label_and_prediction(table)
-        if not kept.all():
-            notes.append(f"{name}: {int((~kept).sum())} of {len(kept)} rows have no label or no prediction.")
-        usable[name] = table[kept]
-    keyed, how = _keyed(usable)
+    for name, table in tables.items():
+        # the order of the classes is that of the first table
+        table = pd.concat([table.drop(columns=columns), table[columns]], axis=1)
+        complete = has_label_and_prediction(table)
+        if not complete.all():
+            notes.append(f"{name}: {int((~complete).sum())} of {len(complete)} rows have no label or no prediction.")
+        usable[name] = table[complete]
+    keyed, method = _key_by_image(usable)
     if keyed is None:
-        tables, more = _by_patient(usable)
+        tables, matching_notes = _match_by_patient(usable)
     else:
-        tables, more = _by_image(keyed)
-        more = [*more, *([how] if how else [])]
+        tables, matching_notes = _match_by_image(keyed)
+        matching_notes = [*matching_notes, *([method] if method else [])]
     if not all(table["patient_known"].all() for table in tables.values()):
         notes.append(UNKNOWN_PATIENTS)
-    return Paired(tables, keyed is not None and _same_folds(tables), [*notes, *more])
+    return PairedPredictions(tables, keyed is not None and _same_folds(tables), [*notes, *matching_notes])
 
 
-def _names(models: Sequence[str | Path | pd.DataFrame | Run]) -> list[str]:
-    """Name models by file or folder, with the folder above where that is not enough, else by number."""
+def _derive_names(models: Sequence[str | Path | pd.DataFrame | Run]) -> list[str]:
+    """Name models by file or folder, with the parent folder if that is not unique, else by number."""
     paths = [None if isinstance(m, pd.DataFrame) else Path(m.path if isinstance(m, Run) else m) for m in models]
     for parts in (1, 2):
-        found = [
+        names = [
             f"model {number}" if path is None else "/".join(path.with_suffix("").resolve().parts[-parts:])
             for number, path in enumerate(paths, start=1)
         ]
-        if len(set(found)) == len(found):
-            return found
+        if len(set(names)) == len(names):
+            return names
     return [f"model {number}" for number in range(1, len(paths) + 1)]
 
 
-def _read(model: str | Path | pd.DataFrame | Run) -> pd.DataFrame:
-    """Read a table; of a run the held-out patients."""
+def _read_table(model: str | Path | pd.DataFrame | Run) -> pd.DataFrame:
+    """Read predictions; those of a run are of its held-out patients."""
     if isinstance(model, (str, Path)) and Path(model).is_dir():
         model = read_run(model)
     if not isinstance(model, Run):
@@ -112,46 +113,51 @@ def _read(model: str | Path | pd.DataFrame | Run) -> pd.DataFrame:
     return table[table["split"] == "valid"].reset_index(drop=True)
 
 
-def _keyed(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame] | None, str]:
-    """Index the tables by image; None where no image is in all of them."""
-    ways = {"": lambda path: path, "Images were matched by file name.": lambda path: PurePosixPath(path).name}
-    for how, key in ways.items():
+def _key_by_image(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame] | None, str]:
+    """Add the column `image`, by which tables are matched, and return a note on it; None if no image is in all."""
+    methods = {"": lambda path: path, "Images were matched by file name.": lambda path: PurePosixPath(path).name}
+    for method, key in methods.items():
         keyed = {name: table.assign(image=table["path"].map(key)) for name, table in tables.items()}
         common = set.intersection(*(set(table["image"]) for table in keyed.values()))
         unique = all(table["image"].is_unique for table in keyed.values())
         if common and unique:
-            return keyed, how
-        if common and not how:
-            twice = next(name for name, table in keyed.items() if not table["image"].is_unique)
-            path = keyed[twice].loc[keyed[twice]["image"].duplicated(), "path"].iloc[0]
+            return keyed, method
+        if common and not method:
+            repeated = next(name for name, table in keyed.items() if not table["image"].is_unique)
+            path = keyed[repeated].loc[keyed[repeated]["image"].duplicated(), "path"].iloc[0]
             raise DataError(
-                f"{twice} has more than one prediction of {path}.", hint="Give one row an image, such as one repeat."
+                f"{repeated} has more than one prediction of {path}.",
+                hint="Give one row per image, such as one run.",
             )
     return None, ""
 
 
-def _by_image(keyed: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """Keep the images of all tables, in one order, with the patients of the table that names most of them."""
+def _match_by_image(keyed: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Select the images of all tables in one order, with the patients of the table that knows most of them."""
     names = list(keyed)
     common = sorted(set.intersection(*(set(table["image"]) for table in keyed.values())))
     tables = {name: table.set_index("image").loc[common].reset_index(drop=True) for name, table in keyed.items()}
     first = tables[names[0]]
     for name in names[1:]:
-        other = first["label"] != tables[name]["label"]
-        if other.any():
-            rows = [
-                {"row": None, "path": path, "kind": "label", "reason": f"{names[0]}: {here}; {name}: {there}"}
-                for path, here, there in zip(
-                    first.loc[other, "path"], first.loc[other, "label"], tables[name].loc[other, "label"], strict=True
-                )
+        differs = first["label"] != tables[name]["label"]
+        if differs.any():
+            conflicts = zip(
+                first.loc[differs, "path"],
+                first.loc[differs, "label"],
+                tables[name].loc[differs, "label"],
+                strict=True,
+            )
+            faults = [
+                {"row": None, "path": path, "kind": "label", "reason": f"{names[0]}: {label}; {name}: {other_label}"}
+                for path, label, other_label in conflicts
             ]
             raise DataError(
-                f"{names[0]} and {name} have different labels for {int(other.sum())} images, such as "
-                f"{rows[0]['path']} ({rows[0]['reason']}).",
-                hint="Judge both against the same labels.",
-                details=rows,
+                f"{names[0]} and {name} have different labels for {len(faults)} images, such as "
+                f"{faults[0]['path']} ({faults[0]['reason']}).",
+                hint="Give both tables the same labels.",
+                details=faults,
             )
-    source = max(tables.values(), key=lambda table: table["patient_known"].sum())  # the first of equals
+    source = max(tables.values(), key=lambda table: table["patient_known"].sum())  # of equal ones the first
     patients = {name: source[name] for name in ("patient", "patient_known")}
     tables = {name: table.assign(**patients) for name, table in tables.items()}
     notes = [
@@ -162,8 +168,8 @@ def _by_image(keyed: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], 
     return tables, notes
 
 
-def _by_patient(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """Keep the patients of all tables, each with the images that its table has of them."""
+def _match_by_patient(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Select the patients of all tables; each table keeps its own images of them."""
     keys = {name: set(zip(table["patient"], table["label"], strict=True)) for name, table in tables.items()}
     common = set.intersection(*keys.values())
     if not common:
@@ -171,15 +177,15 @@ def _by_patient(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame
             f"{' and '.join(tables)} have no image and no patient with the same label in common.",
             hint="Give predictions of the same test set, with the columns path or patient.",
         )
-    kept = {}
+    matched = {}
     for name, table in tables.items():
-        wanted = [key in common for key in zip(table["patient"], table["label"], strict=True)]
-        kept[name] = table[wanted].reset_index(drop=True)
+        in_common = [key in common for key in zip(table["patient"], table["label"], strict=True)]
+        matched[name] = table[in_common].reset_index(drop=True)
     notes = ["No image is in all tables: they were matched by patient and label, each with its own images."]
-    for name, own in keys.items():
-        if len(own) > len(common):
-            notes.append(f"{name}: {len(own) - len(common)} of {len(own)} patients are not in all tables; left out.")
-    return kept, notes
+    for name, patients in keys.items():
+        if left_out := len(patients) - len(common):
+            notes.append(f"{name}: {left_out} of {len(patients)} patients are not in all tables and are left out.")
+    return matched, notes
 
 
 def _same_folds(tables: dict[str, pd.DataFrame]) -> bool:

@@ -1,4 +1,4 @@
-"""The predictions table, a row an image: what all of `evidence/` judges, from a `Learner` or from anyone's CSV."""
+"""Predict images with a `Learner` into a predictions table, one row per image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["predict"]
 
 logger = logging.getLogger("covid_fastai")
 
-TTA_SEED = 0  # test-time augmentation draws at random; the same images shall get the same probabilities
+TTA_SEED = 0  # test-time augmentation is random; a fixed seed gives the same images the same probabilities
 
 
 def predict(
@@ -31,28 +31,28 @@ def predict(
     fold: int = 0,
     tta: bool = False,
 ) -> pd.DataFrame:
-    """Predict images and return the predictions table, a row an image in the order given.
+    """Predict images and return the predictions table, one row per image in the given order.
 
-    An image that cannot be read keeps its row, with status `unreadable` and no probabilities; one for which the model
-    returns a number that is none has the status `failed`, and no class.
+    The row of an image that cannot be read has the status `unreadable` and no probabilities. If the model returns a
+    probability that is NaN or infinite, the row has the status `failed` and no predicted class.
 
     Args:
         learn: A learner of `train_classifier`, `build_learner` or `load_model`.
-        cohort: Rows with `path`, and where they are known `label`, `patient`, `patient_known`, `split`, `source`,
-            `view`; or a list of files. None for the rows that the learner was trained with.
-        split: Only the rows of that split; None for all rows of `cohort`, or for `valid` where no cohort is given.
-        fold: Written to the column `fold`: which model of a cross-validation has predicted.
-        tta: Average over augmented copies of each image (fastai's test-time augmentation), about five times the work.
+        cohort: A table with the column `path` and, if known, `label`, `patient`, `patient_known`, `split`, `source`
+            and `view`; or a list of files. None for the cohort that the learner was trained with.
+        split: Only the rows of this split; None for all rows of `cohort`, or for `valid` if `cohort` is None.
+        fold: The value of the column `fold`: the number of the model in a cross-validation.
+        tta: Whether to average over augmented copies of each image (fastai's test-time augmentation), which takes about
+            five times as long.
 
     Returns:
-        The columns `path`, `label` ("" where unknown), `patient` (the path where none is named), `patient_known`
-        (bool), `split`, `source`, `view`, `fold`, a `p_<class>` for each class in the order of the vocabulary (0 to 1,
-        sum 1, NaN where there is no prediction), `prediction` (the most probable class) and `status` (`ok`,
-        `unreadable` or `failed`).
+        The columns `path`, `label` ("" if unknown), `patient` (the path if unknown), `patient_known` (bool), `split`,
+        `source`, `view`, `fold`, a column `p_<class>` for each class in the order of the vocabulary (0 to 1, sum 1; NaN
+        without a prediction), `prediction` (the most probable class) and `status` (`ok`, `unreadable` or `failed`).
 
     Raises:
-        UsageError: No row has that split.
-        DataError: The rows have no `path`, or a label that is no class of the model.
+        UsageError: No row has this split.
+        DataError: The table has no column `path`, or a label that is not a class of the model.
 
     Examples:
         >>> predictions = predict(learn)
@@ -61,48 +61,48 @@ def predict(
         >>> [name for name in predictions if name.startswith("p_")]
         ['p_Normal', 'p_COVID-19']
     """
-    rows = _rows(learn, cohort, split)
+    rows = _select_rows(learn, cohort, split)
     classes = [str(name) for name in learn.dls.vocab]
     unknown = sorted(set(rows["label"]) - set(classes) - {""})
     if unknown:
         raise DataError(
-            f"The model does not know the label {', '.join(map(repr, unknown))}; its classes: {', '.join(classes)}.",
+            f"The model has no class {', '.join(map(repr, unknown))}; its classes: {', '.join(classes)}.",
             hint="Read the data with the task that the model was trained for.",
         )
     status = pd.Series("ok", index=rows.index)
     try:
-        probabilities = _probabilities(learn, rows["path"], tta=tta)
-    except ImageError:  # some image cannot be read: find out which, and predict the others
-        status = rows["path"].map(_status)
+        probabilities = _predict_probabilities(learn, rows["path"], tta=tta)
+    except ImageError:  # an image cannot be read: find all such images, and predict the others
+        status = rows["path"].map(_read_status)
         readable = (status == "ok").to_numpy()
         probabilities = np.full((len(rows), len(classes)), np.nan)
         if readable.any():
-            probabilities[readable] = _probabilities(learn, rows.loc[readable, "path"], tta=tta)
-    wild = (status == "ok").to_numpy() & ~np.isfinite(probabilities).all(axis=1)
-    status[wild], probabilities[wild] = "failed", np.nan  # guard: wild
+            probabilities[readable] = _predict_probabilities(learn, rows.loc[readable, "path"], tta=tta)
+    non_finite = (status == "ok").to_numpy() & ~np.isfinite(probabilities).all(axis=1)
+    status[non_finite], probabilities[non_finite] = "failed", np.nan  # guard: wild
     table = rows.assign(fold=fold)
     for number, name in enumerate(classes):
         table[PROBABILITY + name] = probabilities[:, number]
-    best = np.where(np.isfinite(probabilities), probabilities, -1).argmax(axis=1)
-    table["prediction"] = np.where(status == "ok", np.array(classes)[best], "")
+    most_probable = np.where(np.isfinite(probabilities), probabilities, -1).argmax(axis=1)
+    table["prediction"] = np.where(status == "ok", np.array(classes)[most_probable], "")
     table["status"] = status
-    if (lost := int((status != "ok").sum())) > 0:
-        logger.warning("%d of %d images have no prediction; see the column status.", lost, len(table))
+    if (n_failed := int((status != "ok").sum())) > 0:
+        logger.warning("%d of %d images have no prediction; see the column status.", n_failed, len(table))
     return table
 
 
-def _rows(learn: Learner, cohort: Any, split: str | None) -> pd.DataFrame:
-    """Return the rows to predict with the columns that a prediction carries on."""
+def _select_rows(learn: Learner, cohort: Any, split: str | None) -> pd.DataFrame:
+    """Return the rows to predict, with the columns that are copied into the predictions table."""
     if cohort is None:
         cohort, split = learn.dls.facts.cohort, split or "valid"
     if not isinstance(cohort, pd.DataFrame):
         cohort = pd.DataFrame({"path": [str(path) for path in cohort]})
     if "path" not in cohort:
-        raise DataError("The rows have no column path.", hint="Make them with read_cohort, or give a list of files.")
+        raise DataError("The table has no column path.", hint="Read it with read_cohort, or give a list of files.")
     if split is not None:
-        found = cohort["split"].unique().tolist() if "split" in cohort else []
-        if split not in found:
-            raise UsageError(f"No row has the split {split!r}.", hint=f"There are: {', '.join(found) or 'none'}.")
+        splits = cohort["split"].unique().tolist() if "split" in cohort else []
+        if split not in splits:
+            raise UsageError(f"No row has the split {split!r}.", hint=f"Splits: {', '.join(splits) or 'none'}.")
         cohort = cohort[cohort["split"] == split]
     rows = pd.DataFrame({"path": cohort["path"].astype(str)})
     for name in ("label", "patient", "patient_known", "split", "source", "view"):
@@ -113,19 +113,20 @@ def _rows(learn: Learner, cohort: Any, split: str | None) -> pd.DataFrame:
     return rows.reset_index(drop=True)
 
 
-def _probabilities(learn: Learner, paths: pd.Series, *, tta: bool) -> np.ndarray:
-    """Return probabilities `(n, classes)`."""
+def _predict_probabilities(learn: Learner, paths: pd.Series, *, tta: bool) -> np.ndarray:
+    """Return the probabilities of the images, `(n, classes)`."""
     loader = learn.dls.test_dl(pd.DataFrame({"path": paths.tolist()}), with_labels=False)
     with learn.no_bar(), learn.no_logging():
         if tta:
             with no_random(TTA_SEED):
-                found = learn.tta(dl=loader)[0]
+                probabilities = learn.tta(dl=loader)[0]
         else:
-            found = learn.get_preds(dl=loader)[0]
-    return np.asarray(found.detach().cpu().double())
+            probabilities = learn.get_preds(dl=loader)[0]
+    return np.asarray(probabilities.detach().cpu().double())
 
 
-def _status(path: str) -> str:
+def _read_status(path: str) -> str:
+    """Return `ok` if the image can be read, else `unreadable`."""
     try:
         open_image(path)
     except ImageError as error:

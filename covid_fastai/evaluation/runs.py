@@ -1,4 +1,4 @@
-"""Read a run back from its folder, and list runs."""
+"""Read a run from its folder, and list runs."""
 
 from __future__ import annotations
 
@@ -31,63 +31,63 @@ RUN_COLUMNS = ["run", "task", "arch", "started", "status", "metric", "value", "l
 
 @dataclass(frozen=True, eq=False)
 class Run(ResultDisplay):
-    """A run's folder, read as it is asked for.
+    """A run, whose files are read on first access.
 
     Attributes:
-        path: The folder.
+        path: The folder of the run.
     """
 
     path: Path
 
     @property
     def folder(self) -> RunFolder:
-        """The folder as an object that knows the names of its files."""
+        """The folder as a `RunFolder`, which knows the names of its files."""
         return RunFolder(self.path)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """`data`, `config` (the fields of `TrainConfig`), `python` and `command`, which do the same again."""
+        """`data`, `config` (the fields of `TrainConfig`), and `python` and `command`, which repeat the run."""
         return self._json(RunFolder.config)
 
     @cached_property
     def versions(self) -> dict[str, Any]:
-        """The versions of Python and of the packages that the run was made with."""
+        """The versions of Python and of the packages that the run used."""
         return self._json(RunFolder.versions)
 
     @cached_property
     def cohort(self) -> Cohort:
-        """The cohort with its split, a row an image."""
+        """The cohort with its split, one row per image."""
         self._file(RunFolder.cohort)
         return load_cohort(self.path)
 
     @cached_property
     def problems(self) -> pd.DataFrame:
-        """What was found in the data: row, path, kind, severity, reason, remedy."""
+        """Problems of the data: row, path, kind, severity, reason, remedy."""
         return self._table(RunFolder.problems, text=True)
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """A row an epoch: phase, epoch, train_loss, valid_loss, accuracy, seconds; of a cross-validation also fold."""
+        """One row per epoch: phase, epoch, train_loss, valid_loss, accuracy, seconds; with several folds also fold."""
         return self._table(RunFolder.history)
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        """A row a step: step, phase, learning_rate, train_loss (smoothed). A cross-validation has them by fold."""
+        """One row per step: step, phase, learning_rate, train_loss (smoothed); a cross-validation has them by fold."""
         return self._table(RunFolder.steps)
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """The predictions, a row an image."""
+        """The predictions, one row per image."""
         return read_predictions(self._file(RunFolder.predictions), every_split=True)
 
     @cached_property
     def evaluations(self) -> dict[str, Evaluation]:
-        """The evaluation of each split that was judged: `valid`, and `test` where it was touched."""
-        found = {}
+        """The evaluation of each evaluated split: `valid`, and `test` if it was evaluated."""
+        evaluations = {}
         for split, fields in self._json(RunFolder.metrics).items():
             rows = self.predictions[self.predictions["split"] == split].reset_index(drop=True)
-            found[split] = Evaluation.from_dict(fields, predictions=rows)
-        return found
+            evaluations[split] = Evaluation.from_dict(fields, predictions=rows)
+        return evaluations
 
     @property
     def metrics(self) -> Evaluation:
@@ -96,18 +96,18 @@ class Run(ResultDisplay):
 
     @cached_property
     def record(self) -> list[dict[str, Any]]:
-        """What happened when: started, resumed, test evaluated, finished ..."""
+        """The events of the run with their times: started, resumed, test evaluated, finished ..."""
         return self.folder.read_record()
 
     @cached_property
     def built(self) -> dict[str, Any]:
-        """`arch`, `device` and `weights` of the model as it was built; of a cross-validation its first one's."""
+        """`arch`, `device` and `weights` of the model as built; in a cross-validation, those of the first fold."""
         events = [*self.record, *self.folder.fold(0).read_record()]
         return next((event for event in events if "weights" in event), {})
 
     @property
     def status(self) -> str:
-        """`finished`, or the last thing that is known: `started`, `interrupted`, `failed`, `diverged` ..."""
+        """`finished`, or the last event: `started`, `interrupted`, `failed`, `diverged` ..."""
         events = [event["event"] for event in self.record]
         if FINISHED in events:
             return FINISHED
@@ -115,7 +115,7 @@ class Run(ResultDisplay):
 
     @property
     def report(self) -> Path:
-        """The report's file."""
+        """The path of the report."""
         return self._file(RunFolder.report)
 
     def __repr__(self) -> str:
@@ -128,7 +128,7 @@ class Run(ResultDisplay):
         path = self.path / name
         if not path.is_file():
             raise DataError(
-                f"{self.path} holds no {name}: the run is {self.status}.", hint="Resume it, or name another run."
+                f"{self.path} has no {name}: the run is {self.status}.", hint="Resume it, or give another run."
             )
         return path
 
@@ -137,27 +137,27 @@ class Run(ResultDisplay):
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DataError(f"{path} is no JSON: {error}.", hint="Restore it, or train again.") from error
+            raise DataError(f"{path} is not valid JSON: {error}.", hint="Restore it, or train again.") from error
 
     def _table(self, name: str, *, text: bool = False) -> pd.DataFrame:
         path = self._file(name)
         try:
             return pd.read_csv(path, **({"dtype": str, "keep_default_na": False} if text else {}))
         except ValueError as error:
-            raise DataError(f"{path} is no CSV: {error}.", hint="Restore it, or train again.") from error
+            raise DataError(f"{path} is not a valid CSV: {error}.", hint="Restore it, or train again.") from error
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read a run's folder back.
+    """Read a run from its folder.
 
     Args:
-        folder: What `train_classifier` wrote, such as `learn.path`.
+        folder: A folder that `train_classifier` wrote, such as `learn.path`.
 
     Returns:
-        The run. Its parts are read when they are asked for, so that an unfinished run can be looked at too.
+        The run. Its files are read on first access, so that an unfinished run can be read too.
 
     Raises:
-        DataError: The folder is no run.
+        DataError: The folder is not that of a run.
 
     Examples:
         >>> result = read_run(run)
@@ -166,26 +166,27 @@ def read_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     if not RunFolder(folder).is_run():
-        raise DataError(f"{folder} is not the folder of a run.", hint="Name a folder that train_classifier wrote.")
+        raise DataError(f"{folder} is not the folder of a run.", hint="Give a folder that train_classifier wrote.")
     return Run(folder)
 
 
 def list_runs(root: str | Path = "runs", *, metric: str = "auc") -> pd.DataFrame:
-    """List the runs below a folder, the best first, each figure with its interval.
+    """List the runs in a folder with a metric and its interval, the best first.
 
-    Figures are of different held-out patients where seed, data or task differ: overlapping intervals are no ranking.
+    Runs with different seeds, data or tasks are evaluated on different held-out patients. If their intervals overlap,
+    the order may be due to chance.
 
     Args:
-        root: The folder that holds the runs' folders.
-        metric: The figure to rank by, such as `"auc"`, `"sensitivity"`, `"log_loss"`.
+        root: The folder that contains the folders of the runs.
+        metric: The metric to sort by, such as `"auc"`, `"sensitivity"`, `"log_loss"`.
 
     Returns:
         The columns `run` (folder), `task`, `arch`, `started` (UTC), `status`, `metric`, `value`, `low`, `high`, `n`,
-        `unit`; runs without that figure stand last.
+        `unit`; runs without this metric are last.
 
     Raises:
         DataError: There is no such folder.
-        UsageError: No run has that figure, although some were judged.
+        UsageError: Some runs were evaluated, but none has this metric.
 
     Examples:
         >>> list_runs(run.parent)[["task", "status"]]
@@ -194,7 +195,7 @@ def list_runs(root: str | Path = "runs", *, metric: str = "auc") -> pd.DataFrame
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"There is no folder {root}.", hint="Name the folder that holds the runs, or train first.")
+        raise DataError(f"There is no folder {root}.", hint="Give the folder that contains the runs, or train first.")
     rows, known = [], set()
     for folder in sorted(path.parent for path in root.glob(f"*/{RunFolder.record}")):
         run = Run(folder)
@@ -205,24 +206,24 @@ def list_runs(root: str | Path = "runs", *, metric: str = "auc") -> pd.DataFrame
         row |= {"arch": config.get("arch", ""), "started": run.record[0].get("time", "") if run.record else ""}
         row |= {"status": run.status, "value": math.nan, "low": math.nan, "high": math.nan, "n": 0, "unit": ""}
         if run.folder.metrics.is_file():
-            figures = run.metrics.metrics["metric"]
-            known |= set(figures)
-            if metric in set(figures):
-                found = run.metrics.row(metric)
-                row |= {name: found[name] for name in ("value", "low", "high", "n", "unit")}
+            names = set(run.metrics.metrics["metric"])
+            known |= names
+            if metric in names:
+                estimate = run.metrics.row(metric)
+                row |= {name: estimate[name] for name in ("value", "low", "high", "n", "unit")}
         rows.append(row)
     if known and metric not in known:
-        raise UsageError(f"No run has the figure {metric!r}.", hint=f"Figures: {', '.join(sorted(known))}.")
+        raise UsageError(f"No run has the metric {metric!r}.", hint=f"Metrics: {', '.join(sorted(known))}.")
     table = pd.DataFrame(rows, columns=RUN_COLUMNS)
     return table.sort_values("value", ascending=metric in LOWER_IS_BETTER, kind="stable").reset_index(drop=True)
 
 
 def collect_versions() -> dict[str, Any]:
-    """Return the versions of Python, the system and the packages that figures depend on."""
-    found = {}
+    """Return the versions of Python, the system and the packages that results depend on."""
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {"python": sys.version.split()[0], "system": platform.platform(), "packages": found}
+    return {"python": sys.version.split()[0], "system": platform.platform(), "packages": versions}

@@ -1,4 +1,4 @@
-"""Figures by subgroup: projection, sex, age, hospital, or any other column that the data came with."""
+"""Evaluate predictions by subgroup: projection, sex, age, hospital, or any other column of the data."""
 
 from __future__ import annotations
 
@@ -29,24 +29,30 @@ from covid_fastai.plotting import class_colours
 
 __all__ = ["AGE_BANDS", "FEWEST", "Subgroups", "evaluate_subgroups", "plot_subgroups"]
 
-USUAL = ("view", "sex", "age_band", "source")
-FEWEST = 10  # patients of a group; below it a figure would be read as more than chance
-AGE_BANDS = {"0-17": 18, "18-39": 40, "40-59": 60, "60-79": 80, "80 and older": math.inf}  # years, up to but not with
-FIGURES = ("auc", "sensitivity", "specificity")
+DEFAULT_COLUMNS = ("view", "sex", "age_band", "source")
+FEWEST = 10  # patients of a group; with fewer, a metric would be mostly chance
+AGE_BANDS = {
+    "0-17": 18,
+    "18-39": 40,
+    "40-59": 60,
+    "60-79": 80,
+    "80 and older": math.inf,
+}  # upper limit in years, exclusive
+METRICS = ("auc", "sensitivity", "specificity")
 COLUMNS = ["by", "group", "class", "images", "patients", "positives", "negatives"]
-COLUMNS += [f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")] + ["note"]
+COLUMNS += [f"{name}{end}" for name in METRICS for end in ("", "_low", "_high")] + ["note"]
 UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Subgroups(ResultDisplay):
-    """How well predictions agree with the labels in each part of the patients.
+    """How well predictions agree with the labels in each subgroup of patients.
 
     Attributes:
-        table: A row a group and class, that of all patients first: `by` (the column; "" for all), `group`, `class`,
-            `images`, `patients`, `positives` and `negatives` (patients), `auc`, `sensitivity`, `specificity`, each with
-            `_low` and `_high` (95%), and `note`, which says why a figure is NaN.
-        notes: What could not be looked at.
+        table: One row per group and class, the row of all patients first: `by` (the column; "" for all), `group`,
+            `class`, `images`, `patients`, `positives` and `negatives` (patients), `auc`, `sensitivity`, `specificity`,
+            each with `_low` and `_high` (95%), and `note`, the reason if a metric is NaN.
+        notes: Sentences on columns and images that could not be evaluated.
     """
 
     table: pd.DataFrame
@@ -57,13 +63,13 @@ class Subgroups(ResultDisplay):
         return {"table": self.table.to_dict("records"), "notes": self.notes}
 
     def summary(self) -> pd.DataFrame:
-        """Return the rows as text, for tables."""
+        """Return the rows as formatted text."""
         rows = self.table.to_dict("records")
-        shown = self.table[["by", "group", "class", "patients", "positives"]].copy()
-        shown["by"] = shown["by"].replace("", "all")
-        for name in FIGURES:
-            shown[name] = [format_estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]) for row in rows]
-        return shown.assign(note=self.table["note"])
+        summary = self.table[["by", "group", "class", "patients", "positives"]].copy()
+        summary["by"] = summary["by"].replace("", "all")
+        for name in METRICS:
+            summary[name] = [format_estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]) for row in rows]
+        return summary.assign(note=self.table["note"])
 
     def _display_parts(self) -> Iterator[pd.DataFrame | str]:
         yield from (self.summary(), *self.notes, RESEARCH_USE)
@@ -78,29 +84,30 @@ def evaluate_subgroups(
     positive: str | None = None,
     threshold: Probability = 0.5,
 ) -> Subgroups:
-    """Judge predictions in each part of the patients, with the number of patients beside every figure.
+    """Evaluate predictions in each subgroup of patients, with its number of patients.
 
-    A model may do well on all patients and fail on a part of them (Oakden-Rayner et al., CHIL 2020), or do well on all
-    because it tells the parts from each other. Groups of fewer than ten patients are counted and not judged. Many
-    groups are many looks: one interval in twenty misses the truth by chance alone.
+    A model may perform well on all patients and fail in a subgroup (Oakden-Rayner et al., CHIL 2020). It may also
+    perform well on all patients because it recognises the subgroup rather than the disease. Groups of fewer than ten
+    patients are counted and not evaluated. Intervals are not corrected for the number of groups: one in twenty misses
+    the truth by chance.
 
     Args:
         predictions: What `predict` returned, or any table or CSV that `read_predictions` accepts.
-        cohort: More about the same images: a row an image, with `path` (else its file name) or `patient`. Its columns
-            go before those of the predictions, except where they are empty.
-        by: Columns of either table. `age_band` is made of the column `age` (years). None for those of view, sex,
-            age_band and source that are there.
-        positive: The class that sensitivity is about; None for the last of two. With more than two classes each has a
-            row, against the rest.
-        threshold: The positive class is predicted from this probability on; with more than two classes the most
-            probable one is.
+        cohort: Further columns of the same images, one row per image, matched by `path`, by its file name, or by
+            `patient`. Its values replace those of the predictions unless they are empty.
+        by: Columns of either table to group by. `age_band` is derived from the column `age` (years). None for those of
+            view, sex, age_band and source that have values.
+        positive: The positive class, to which sensitivity refers; None for the last of two. With more than two classes
+            each class has a row and is evaluated against the rest.
+        threshold: The positive class is predicted if its probability is at least this. With more than two classes the
+            most probable class is predicted.
 
     Returns:
-        The subgroups. A patient whose images belong to two groups, such as two projections, counts in both, with the
-        images of each.
+        The subgroups. A patient with images in two groups, such as two projections, counts in both, with the images of
+        each.
 
     Raises:
-        UsageError: A column is not there, or an option has a value that is not allowed.
+        UsageError: A column is missing, or an option has a value that is not allowed.
         DataError: The predictions are faulty, or the cohort has no row for them.
 
     Examples:
@@ -112,35 +119,35 @@ def evaluate_subgroups(
     table = read_predictions(predictions)
     classes = class_columns(table)
     positive = choose_positive(classes, positive)
-    facts, notes = _join(table, cohort)
-    if "age" in facts and "age_band" not in facts:
-        facts["age_band"] = _age_bands(facts["age"], notes)
-    judged = has_label_and_prediction(table)
+    joined, notes = _join_cohort(table, cohort)
+    if "age" in joined and "age_band" not in joined:
+        joined["age_band"] = _age_bands(joined["age"], notes)
+    evaluated = has_label_and_prediction(table)
     options = {"classes": classes, "positive": positive, "threshold": threshold}
-    rows = _rows("", "all", table[judged], **options)
-    for column in _columns(facts, by, notes):
-        values = _as_text(facts[column])
+    rows = _evaluate_group("", "all", table[evaluated], **options)
+    for column in _group_columns(joined, by, notes):
+        values = _as_group_names(joined[column])
         order = list(AGE_BANDS) if column == "age_band" else []
-        for group in sorted(values[judged].unique(), key=lambda name: (name == UNKNOWN, _place(name, order))):
-            rows += _rows(column, group, table[judged & (values == group)], **options)
+        for group in sorted(values[evaluated].unique(), key=lambda name: (name == UNKNOWN, _sort_key(name, order))):
+            rows += _evaluate_group(column, group, table[evaluated & (values == group)], **options)
     return Subgroups(pd.DataFrame(rows, columns=COLUMNS), notes)
 
 
 def plot_subgroups(subgroups: Subgroups, *, metric: str = "auc") -> Figure:
-    """Plot one figure by subgroup with its interval and its patients; the shade is the interval of all.
+    """Plot a metric by subgroup with its interval and number of patients; the interval of all patients is shaded.
 
     Args:
         subgroups: What `evaluate_subgroups` returned.
         metric: `"auc"`, `"sensitivity"` or `"specificity"`.
 
     Returns:
-        The figure, a row a group; groups that are too small are named without a point.
+        The figure, with one row per group; groups that are too small have no point.
 
     Raises:
-        UsageError: There is no such figure.
+        UsageError: There is no such metric.
     """
-    if metric not in FIGURES:
-        raise UsageError(f"There is no figure {metric!r}.", hint=f"Figures: {', '.join(FIGURES)}.")
+    if metric not in METRICS:
+        raise UsageError(f"There is no metric {metric!r}.", hint=f"Metrics: {', '.join(METRICS)}.")
     table = subgroups.table
     classes = list(dict.fromkeys(table["class"]))
     colours = class_colours(classes)
@@ -148,19 +155,21 @@ def plot_subgroups(subgroups: Subgroups, *, metric: str = "auc") -> Figure:
     figure = Figure(figsize=(6.4, 1.1 + 0.3 * len(groups)), layout="constrained")
     axes = figure.subplots()
     for number, name in enumerate(classes):
-        own = table[table["class"] == name].reset_index(drop=True)
-        y = np.array([groups.index(key) for key in zip(own["by"], own["group"], strict=True)], dtype=float)
+        rows = table[table["class"] == name].reset_index(drop=True)
+        y = np.array([groups.index(key) for key in zip(rows["by"], rows["group"], strict=True)], dtype=float)
         y += 0.2 * (number - (len(classes) - 1) / 2)
-        low, high = own[f"{metric}_low"], own[f"{metric}_high"]
+        low, high = rows[f"{metric}_low"], rows[f"{metric}_high"]
         if math.isfinite(low[0]):
             axes.axvspan(low[0], high[0], color=colours[name], alpha=0.1, lw=0)
         axes.hlines(y, low, high, color=colours[name], lw=1.4)
-        axes.plot(own[metric], y, "o", color=colours[name], markersize=4.5, label=name)
-    first = table.drop_duplicates(["by", "group"]).to_dict("records")
-    texts = [f"{_heading(row['by'], row['group'])}  ({row['patients']})" for row in first]
+        axes.plot(rows[metric], y, "o", color=colours[name], markersize=4.5, label=name)
+    group_rows = table.drop_duplicates(["by", "group"]).to_dict("records")
+    labels = [f"{_group_label(row['by'], row['group'])}  ({row['patients']})" for row in group_rows]
     if len(classes) == 1:
-        texts = [f"{text[:-1]}, {row['positives']} {row['class']})" for text, row in zip(texts, first, strict=True)]
-    axes.set(yticks=range(len(groups)), yticklabels=texts, ylim=(len(groups) - 0.4, -0.6), xlim=(-0.02, 1.02))
+        labels = [
+            f"{label[:-1]}, {row['positives']} {row['class']})" for label, row in zip(labels, group_rows, strict=True)
+        ]
+    axes.set(yticks=range(len(groups)), yticklabels=labels, ylim=(len(groups) - 0.4, -0.6), xlim=(-0.02, 1.02))
     axes.set_xlabel("AUC" if metric == "auc" else metric)
     axes.set_title("By subgroup (patients)", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
@@ -169,109 +178,115 @@ def plot_subgroups(subgroups: Subgroups, *, metric: str = "auc") -> Figure:
     return figure
 
 
-def _join(table: pd.DataFrame, cohort: pd.DataFrame | None) -> tuple[pd.DataFrame, list[str]]:
-    """Return what is known about each prediction, by its row, and what is not."""
+def _join_cohort(table: pd.DataFrame, cohort: pd.DataFrame | None) -> tuple[pd.DataFrame, list[str]]:
+    """Return the predictions with the columns of the cohort, and notes on what is missing."""
     if cohort is None:
         return table.copy(), []
-    ways = []
+    keys = []
     if "path" in cohort:
-        names = cohort["path"].astype(str)
-        ways += [("path", table["path"], names), ("path", table["path"].map(_name), names.map(_name))]
+        paths = cohort["path"].astype(str)
+        keys += [("path", table["path"], paths), ("path", table["path"].map(_file_name), paths.map(_file_name))]
     if "patient" in cohort:
-        ways.append(("patient", table["patient"], cohort["patient"].astype(str)))
-    for kind, own, theirs in ways:
-        found = own.isin(set(theirs))
-        if not found.any() or (kind == "path" and theirs[theirs.isin(set(own))].duplicated().any()):
-            continue  # file names that are in several folders say nothing
-        facts, notes = table.copy(), []
-        keyed = cohort.set_index(pd.Index(theirs.to_numpy(), name="key"))
-        keyed = keyed[keyed.index.isin(set(own))]
+        keys.append(("patient", table["patient"], cohort["patient"].astype(str)))
+    for kind, table_key, cohort_key in keys:
+        matched = table_key.isin(set(cohort_key))
+        is_repeated = cohort_key[cohort_key.isin(set(table_key))].duplicated().any()
+        if not matched.any() or (kind == "path" and is_repeated):
+            continue  # a file name in several folders does not identify an image
+        joined, notes = table.copy(), []
+        keyed = cohort.set_index(pd.Index(cohort_key.to_numpy(), name="key"))
+        keyed = keyed[keyed.index.isin(set(table_key))]
         for column in keyed.columns.difference(["path", "label", "patient", "patient_known", "split", "fold"]):
             if kind == "patient" and keyed.groupby(level=0)[column].nunique().max() > 1:
-                notes.append(f"{column} differs between images of a patient; the cohort names no image.")
+                notes.append(f"{column} differs between images of a patient, and the cohort has no paths to match.")
                 continue
-            new = own.map(keyed[column].groupby(level=0).first())
-            blank = new.isna() | new.astype(str).str.strip().eq("")
-            facts[column] = new.where(~blank, table[column]) if column in table else new
-        lost = int((~found).sum())
-        return facts, [*notes, *([f"{lost} of {len(own)} predictions have no row in the cohort."] if lost else [])]
+            values = table_key.map(keyed[column].groupby(level=0).first())
+            empty = values.isna() | values.astype(str).str.strip().eq("")
+            joined[column] = values.where(~empty, table[column]) if column in table else values
+        if n_unmatched := int((~matched).sum()):
+            notes.append(f"{n_unmatched} of {len(table_key)} predictions have no row in the cohort.")
+        return joined, notes
     raise DataError(
-        "The cohort has no row for any prediction, or several for one.",
+        "The cohort has no row for any prediction, or several rows for one.",
         hint="Give the table of the same images, with path or patient as in the predictions.",
     )
 
 
-def _columns(facts: pd.DataFrame, by: Sequence[str] | None, notes: list[str]) -> list[str]:
-    """Return the columns to group by; those that were not asked for by name may be missing."""
+def _group_columns(joined: pd.DataFrame, by: Sequence[str] | None, notes: list[str]) -> list[str]:
+    """Return the columns to group by; default columns may be missing, which is noted."""
     if by is not None:
-        missing = [name for name in by if name not in facts]
+        missing = [name for name in by if name not in joined]
         if missing:
-            known = ", ".join(str(name) for name in facts if name not in ("path", "label", "prediction", "status"))
+            known = ", ".join(str(name) for name in joined if name not in ("path", "label", "prediction", "status"))
             raise UsageError(f"There is no column {missing[0]!r}.", hint=f"Columns: {known}.")
         return list(by)
-    there = [name for name in USUAL if name in facts and _as_text(facts[name]).ne(UNKNOWN).any()]
-    if len(there) < len(USUAL):
-        notes.append(f"Not known of these images: {', '.join(name for name in USUAL if name not in there)}.")
-    return there
+    columns = [name for name in DEFAULT_COLUMNS if name in joined and _as_group_names(joined[name]).ne(UNKNOWN).any()]
+    if len(columns) < len(DEFAULT_COLUMNS):
+        unknown = ", ".join(name for name in DEFAULT_COLUMNS if name not in columns)
+        notes.append(f"Unknown for these images: {unknown}.")
+    return columns
 
 
-def _rows(
-    by: str, group: str, rows: pd.DataFrame, *, classes: list[str], positive: str | None, threshold: float
+def _evaluate_group(
+    by: str, group: str, images: pd.DataFrame, *, classes: list[str], positive: str | None, threshold: float
 ) -> list[dict[str, Any]]:
-    """Return the group's rows of `Subgroups.table`, one a class that is judged."""
-    units = score_units(rows, positive=positive, threshold=threshold).table
-    patients, few = units["patient"].nunique(), units["patient"].nunique() < FEWEST
-    found = []
+    """Return the rows of `Subgroups.table` for a group, one per evaluated class."""
+    units = score_units(images, positive=positive, threshold=threshold).table
+    n_patients = units["patient"].nunique()
+    is_small = n_patients < FEWEST
+    rows = []
     for name in [positive] if positive else classes:
         of_class = (units["label"] == name).to_numpy()
         row = dict.fromkeys(COLUMNS, math.nan)
-        row |= {"by": by, "group": group, "class": name, "images": len(rows), "patients": patients}
+        row |= {"by": by, "group": group, "class": name, "images": len(images), "patients": n_patients}
         row |= {"positives": int(of_class.sum()), "negatives": int((~of_class).sum()), "note": ""}
-        if few:
-            row["note"] = f"fewer than {FEWEST} patients: counted, not judged"
+        if is_small:
+            row["note"] = f"fewer than {FEWEST} patients: counted, not evaluated"
         elif of_class.all() or not of_class.any():
             row["note"] = f"no patient {'but' if of_class.all() else 'of'} {name}"
-        measures = [] if few else list_weighted_metrics(units, classes, positive)
-        for measure in measures:
-            if measure.of != name or measure.metric not in FIGURES or not measure.included.any():
+        metrics = [] if is_small else list_weighted_metrics(units, classes, positive)
+        for metric in metrics:
+            if metric.of != name or metric.metric not in METRICS or not metric.included.any():
                 continue
-            value = float(measure.compute(np.ones((1, len(units))))[0])
+            value = float(metric.compute(np.ones((1, len(units))))[0])
             if not math.isfinite(value):
                 continue
-            if measure.hit is not None:
-                bounds = wilson(value, int(measure.included.sum()))
+            if metric.hit is not None:
+                bounds = wilson(value, int(metric.included.sum()))
             else:
-                assert measure.scores is not None and measure.of_class is not None  # the AUC: no other is in FIGURES
-                bounds = auc_interval(measure.scores, measure.of_class, units["patient"].to_numpy())[:2]
-            names = (measure.metric, f"{measure.metric}_low", f"{measure.metric}_high")
-            row |= dict(zip(names, (value, *bounds), strict=True))
-        found.append(row)
-    return found
+                assert metric.scores is not None and metric.of_class is not None  # METRICS has no other but the AUC
+                bounds = auc_interval(metric.scores, metric.of_class, units["patient"].to_numpy())[:2]
+            columns = (metric.metric, f"{metric.metric}_low", f"{metric.metric}_high")
+            row |= dict(zip(columns, (value, *bounds), strict=True))
+        rows.append(row)
+    return rows
 
 
 def _age_bands(ages: pd.Series, notes: list[str]) -> pd.Series:
-    """Return each age's band, "" where no age is given."""
+    """Return the band of each age; "" if the age is unknown or not a number of years from 0 to 130."""
     years = pd.to_numeric(ages, errors="coerce")
     years = years.where(years.between(0, 130))
-    unread = years.isna() & ages.notna() & ages.astype(str).str.strip().ne("")
-    if unread.any():
-        notes.append(f"{int(unread.sum())} ages are no years, such as {ages[unread].iloc[0]!r}; they count as unknown.")
+    invalid = years.isna() & ages.notna() & ages.astype(str).str.strip().ne("")
+    if invalid.any():
+        example = ages[invalid].iloc[0]
+        notes.append(f"{int(invalid.sum())} ages are not a number of years, such as {example!r}, and count as unknown.")
     bands = pd.cut(years, [0, *AGE_BANDS.values()], right=False, labels=list(AGE_BANDS))
     return bands.astype(object).where(bands.notna(), "")
 
 
-def _as_text(values: pd.Series) -> pd.Series:
+def _as_group_names(values: pd.Series) -> pd.Series:
+    """Return values as text; `unknown` if they are missing or empty."""
     text = values.astype(object).where(values.notna(), "").astype(str).str.strip()
     return text.where(text != "", UNKNOWN)
 
 
-def _place(name: str, order: list[str]) -> tuple[int, str]:
+def _sort_key(name: str, order: list[str]) -> tuple[int, str]:
     return (order.index(name) if name in order else len(order), name)
 
 
-def _name(path: str) -> str:
+def _file_name(path: str) -> str:
     return PurePosixPath(path).name
 
 
-def _heading(by: str, group: str) -> str:
+def _group_label(by: str, group: str) -> str:
     return "all" if by == "" else f"{by.replace('_', ' ')}: {group}"

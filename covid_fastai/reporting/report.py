@@ -18,7 +18,7 @@ from covid_fastai.data.metadata import summarise_cohort
 from covid_fastai.data.problems import SEVERITIES
 from covid_fastai.errors import UsageError
 from covid_fastai.evaluation.formatting import PERCENT, format_interval, format_metric
-from covid_fastai.evaluation.interpretation import open_picture, plot_confusion_matrix, top_losses
+from covid_fastai.evaluation.interpretation import open_for_display, plot_confusion_matrix, top_losses
 from covid_fastai.evaluation.metrics import Evaluation, evaluate
 from covid_fastai.evaluation.plots import (
     plot_history,
@@ -427,7 +427,7 @@ def _cases(result: Evaluation) -> list[dict[str, Any]]:
     hospitals = result.predictions.set_index("path")["source"].groupby(level=0).first()
     cases = []
     for row in top_losses(result, k=CASES).to_dict("records"):
-        pixels = open_picture(row["path"])
+        pixels = open_for_display(row["path"])
         cases.append(
             {
                 "image": None if pixels is None else embed_image(Image.fromarray(pixels)),

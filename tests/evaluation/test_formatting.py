@@ -1,4 +1,4 @@
-"""One way to write numbers, intervals and results, and one sign for a missing value."""
+"""Numbers, intervals and results as text, with one sign for a missing value."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_missing_value_has_one_sign(value):
     assert format_p_value(value) == f"p = {MISSING}"
 
 
-def test_numbers_have_three_decimals_and_zero_has_no_minus():
+def test_numbers_have_three_decimals_and_zero_has_no_minus_sign():
     assert format_metric(0.8256) == "0.826" and format_metric(np.float32(1)) == "1.000"
     assert format_metric(-0.0004) == "0.000" and format_metric(-0.0004, spec=SIGNED) == "+0.000"
     assert format_metric(0.25, spec=PERCENT) == "25%"
@@ -55,38 +55,38 @@ def test_p_values(p, text):
     assert format_p_value(p) == text
 
 
-def test_metrics_have_the_names_that_people_use():
+def test_metrics_have_their_usual_names():
     assert format_metric_name("auc") == "AUC" and format_metric_name("f1", "COVID-19") == "F1 (COVID-19)"
     assert format_metric_name("balanced_accuracy") == "balanced accuracy"
 
 
-class Shown(ResultDisplay):
+class ExampleResult(ResultDisplay):
     def _display_parts(self):
         yield pd.DataFrame({"a<b": ["<i>", "x"], "value": [0.5, math.nan]})
         yield ["one & two", "three"]
         yield "that's <all>"
 
 
-def test_a_result_is_shown_from_the_same_parts_and_its_text_is_escaped():
-    text, page = repr(Shown()), Shown()._repr_html_()
+def test_text_and_html_have_the_same_parts_and_html_is_escaped():
+    text, page = repr(ExampleResult()), ExampleResult()._repr_html_()
     assert text.splitlines()[-3:] == ["one & two", "three", "that's <all>"] and MISSING in text and "NaN" not in text
     assert "<ul><li>one &amp; two</li><li>three</li></ul><p>that&#x27;s &lt;all&gt;</p>" in page
     assert "<i>" not in page and "&lt;i&gt;" in page and f"<td>{MISSING}</td>" in page
 
 
-def test_every_result_of_the_package_is_shown_by_the_base_class():
-    own = {
+def test_only_the_base_class_defines_repr_html():
+    modules = {
         path.name
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef) and node.name == "_repr_html_"
     }
-    assert own == {Path(inspect.getfile(ResultDisplay)).name}
+    assert modules == {Path(inspect.getfile(ResultDisplay)).name}
 
 
-def test_no_module_formats_an_interval_of_its_own():
-    """` to ` between two numbers of fixed decimals is a metric's interval, which `format_interval` writes."""
-    found = []
+def test_no_other_module_formats_an_interval():
+    """` to ` between two numbers with fixed decimals is an interval, which `format_interval` formats."""
+    places = []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if path.name == "formatting.py" or not isinstance(node, ast.JoinedStr):
@@ -95,5 +95,5 @@ def test_no_module_formats_an_interval_of_its_own():
                 specs = [ast.unparse(part) for part in (before, after) if isinstance(part, ast.FormattedValue)]
                 fixed = len(specs) == 2 and all(re.search(r"\.\d[f%]", spec) for spec in specs)
                 if fixed and getattr(between, "value", None) == " to ":
-                    found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
-    assert not found
+                    places.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    assert not places

@@ -1,4 +1,4 @@
-"""fastai's interpretation and the table alone say the same."""
+"""Interpretation from a learner and from a table agree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from covid_fastai.evaluation.interpretation import (
 )
 
 
-def test_learner_and_table_have_one_confusion_matrix(covid_learner):
+def test_learner_and_table_have_the_same_confusion_matrix(covid_learner):
     table = predict(covid_learner)
     pd.testing.assert_frame_equal(confusion_matrix(covid_learner), confusion_matrix(table))
     np.testing.assert_array_equal(
@@ -40,7 +40,7 @@ def test_the_loss_is_the_cross_entropy(predictions):
     assert len(top_losses(predictions, k=10_000)) == len(predictions)
 
 
-def test_an_absent_class_has_a_row_and_no_share(predictions):
+def test_an_absent_class_has_a_row_without_fractions(predictions):
     figure = plot_confusion_matrix(predictions[predictions["label"] == "Normal"])
     assert any("n = 0" in text.get_text() for text in figure.axes[0].texts)
 
@@ -51,19 +51,19 @@ def test_an_evaluation_counts_its_units(predictions):
     assert confusion_matrix(predictions).to_numpy().sum() == len(predictions)
 
 
-def test_top_losses_are_drawn_with_names_and_gone_files_leave_a_gap(covid_learner, predictions):
+def test_top_losses_are_plotted_with_names_and_missing_files_leave_a_gap(covid_learner, predictions):
     figure = plot_top_losses(covid_learner, k=4)
     assert sum(bool(axes.images) for axes in figure.axes) == 4
     assert "p(true)" in figure.axes[0].get_title()
     assert not any(axes.images for axes in plot_top_losses(predictions, k=4).axes)
 
 
-def test_without_labels_nothing_can_be_ranked(predictions):
+def test_top_losses_without_labels_raise(predictions):
     with pytest.raises(UsageError):
         top_losses(predictions.assign(label=""))
 
 
-def test_a_file_of_predictions_is_taken_too(predictions, tmp_path):
+def test_a_file_of_predictions_is_accepted(predictions, tmp_path):
     predictions.to_csv(tmp_path / "predictions.csv", index=False)
     pd.testing.assert_frame_equal(confusion_matrix(tmp_path / "predictions.csv"), confusion_matrix(predictions))
     pd.testing.assert_frame_equal(top_losses(str(tmp_path / "predictions.csv"), k=4), top_losses(predictions, k=4))

@@ -1,4 +1,4 @@
-"""Every figure against scikit-learn, every interval against statsmodels' formula or a plain loop."""
+"""Metrics against scikit-learn, intervals against their formula or a loop over resamples."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ def by_patient(table):
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Wilson 1927, written out."""
+    """Compute Wilson's interval by its formula."""
     z = norm.ppf(0.975)
-    share = hits / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    p = hits / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return centre - half, centre + half
 
 
 def calibration_by_hand(truth, p) -> float:
-    """scikit-learn's equal-mass bins; their counts from the same edges."""
-    came_true, given = calibration_curve(truth, p, n_bins=10, strategy="quantile")
+    """Compute the calibration error from scikit-learn's equal-mass bins and their counts."""
+    fractions, probabilities = calibration_curve(truth, p, n_bins=10, strategy="quantile")
     edges = np.percentile(p, np.linspace(0, 100, 11))
     counts = np.bincount(np.searchsorted(edges[1:-1], p), minlength=10)
-    return float(np.average(np.abs(came_true - given), weights=counts[counts > 0]))
+    return float(np.average(np.abs(fractions - probabilities), weights=counts[counts > 0]))
 
 
-def test_figures_of_two_classes_are_scikit_learns(predictions):
+def test_metrics_of_two_classes_equal_scikit_learns(predictions):
     units = by_patient(predictions)
     truth, p = (units["label"] == POSITIVE).to_numpy(), units[f"p_{POSITIVE}"].to_numpy()
-    said = p >= 0.5
+    predicted = p >= 0.5
     expected = {
-        "accuracy": sk.accuracy_score(truth, said),
-        "balanced_accuracy": sk.balanced_accuracy_score(truth, said),
-        "sensitivity": sk.recall_score(truth, said),
-        "specificity": sk.recall_score(~truth, ~said),
+        "accuracy": sk.accuracy_score(truth, predicted),
+        "balanced_accuracy": sk.balanced_accuracy_score(truth, predicted),
+        "sensitivity": sk.recall_score(truth, predicted),
+        "specificity": sk.recall_score(~truth, ~predicted),
         "auc": sk.roc_auc_score(truth, p),
         "average_precision": sk.average_precision_score(truth, p),
-        "f1": sk.f1_score(truth, said),
+        "f1": sk.f1_score(truth, predicted),
         "brier": sk.brier_score_loss(truth, p),
         "log_loss": sk.log_loss(truth, p),
         "ece": calibration_by_hand(truth, p),
@@ -61,23 +61,23 @@ def test_figures_of_two_classes_are_scikit_learns(predictions):
     result = evaluate(predictions)
     assert {name: result.value(name) for name in expected} == pytest.approx(expected)
     assert set(result.metrics["metric"]) == set(expected)
-    np.testing.assert_array_equal(result.confusion, sk.confusion_matrix(truth, said))
+    np.testing.assert_array_equal(result.confusion, sk.confusion_matrix(truth, predicted))
 
 
-def test_figures_of_three_classes_are_scikit_learns(three_classes):
+def test_metrics_of_three_classes_equal_scikit_learns(three_classes):
     result, units = evaluate(three_classes), by_patient(three_classes)
     p = units[[f"p_{name}" for name in result.classes]].to_numpy()
     truth = pd.Categorical(units["label"], categories=result.classes).codes
-    said = p.argmax(axis=1)
-    assert result.value("accuracy") == pytest.approx(sk.accuracy_score(truth, said))
-    assert result.value("balanced_accuracy") == pytest.approx(sk.balanced_accuracy_score(truth, said))
+    predicted = p.argmax(axis=1)
+    assert result.value("accuracy") == pytest.approx(sk.accuracy_score(truth, predicted))
+    assert result.value("balanced_accuracy") == pytest.approx(sk.balanced_accuracy_score(truth, predicted))
     assert result.value("auc") == pytest.approx(sk.roc_auc_score(truth, p, multi_class="ovr", average="macro"))
-    assert result.value("f1") == pytest.approx(sk.f1_score(truth, said, average="macro"))
+    assert result.value("f1") == pytest.approx(sk.f1_score(truth, predicted, average="macro"))
     assert result.value("log_loss") == pytest.approx(sk.log_loss(truth, p))
     for k, name in enumerate(result.classes):
         assert result.value("auc", name) == pytest.approx(sk.roc_auc_score(truth == k, p[:, k]))
-        assert result.value("sensitivity", name) == pytest.approx(sk.recall_score(truth == k, said == k))
-        assert result.value("specificity", name) == pytest.approx(sk.recall_score(truth != k, said != k))
+        assert result.value("sensitivity", name) == pytest.approx(sk.recall_score(truth == k, predicted == k))
+        assert result.value("specificity", name) == pytest.approx(sk.recall_score(truth != k, predicted != k))
     assert result.positive is None and result.threshold is None
 
 
@@ -92,37 +92,37 @@ def test_ties_count_half():
     )
 
 
-def test_proportions_of_patients_carry_wilsons_interval(predictions):
+def test_proportions_of_patients_have_wilsons_interval(predictions):
     result, units = evaluate(predictions), by_patient(predictions)
-    right = (units[f"p_{POSITIVE}"] >= 0.5) == (units["label"] == POSITIVE)
+    correct = (units[f"p_{POSITIVE}"] >= 0.5) == (units["label"] == POSITIVE)
     row = result.row("accuracy")
-    assert (row["low"], row["high"]) == pytest.approx(wilson(int(right.sum()), len(units)))
+    assert (row["low"], row["high"]) == pytest.approx(wilson(int(correct.sum()), len(units)))
     positive = units["label"] == POSITIVE
     row = result.row("sensitivity")
-    assert (row["low"], row["high"]) == pytest.approx(wilson(int(right[positive].sum()), int(positive.sum())))
+    assert (row["low"], row["high"]) == pytest.approx(wilson(int(correct[positive].sum()), int(positive.sum())))
     assert row["n"] == positive.sum() and row["method"] == "Wilson"
 
 
-def test_the_bootstrap_is_that_of_a_plain_loop(predictions):
+def test_the_bootstrap_agrees_with_a_loop_over_resamples(predictions):
     units = by_patient(predictions)
     truth, p = (units["label"] == POSITIVE).to_numpy(), units[f"p_{POSITIVE}"].to_numpy()
     rng = np.random.default_rng(3)
-    drawn = []
+    resampled = []
     for _ in range(2000):
-        picked = np.concatenate([rng.choice(np.flatnonzero(truth == side), (truth == side).sum()) for side in (0, 1)])
-        drawn.append(sk.average_precision_score(truth[picked], p[picked]))
+        sample = np.concatenate([rng.choice(np.flatnonzero(truth == side), (truth == side).sum()) for side in (0, 1)])
+        resampled.append(sk.average_precision_score(truth[sample], p[sample]))
     row = evaluate(predictions).row("average_precision")
     assert row["method"] == "bootstrap"
-    assert (row["low"], row["high"]) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.015)
+    assert (row["low"], row["high"]) == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])), abs=0.015)
 
 
-def test_intervals_of_images_draw_whole_patients(make_predictions):
-    """Ten copies of each image are no ten times more evidence."""
+def test_intervals_of_images_resample_whole_patients(make_predictions):
+    """Ten copies of each image do not shorten the interval."""
     table = make_predictions(patients=40, seed=2)
     copies = pd.concat([table] * 10, ignore_index=True)
-    one, ten = (evaluate(each, unit="image").row("accuracy") for each in (table, copies))
-    assert ten["n"] == 10 * one["n"]
-    assert ten["high"] - ten["low"] == pytest.approx(one["high"] - one["low"], rel=0.1)
+    single, tenfold = (evaluate(images, unit="image").row("accuracy") for images in (table, copies))
+    assert tenfold["n"] == 10 * single["n"]
+    assert tenfold["high"] - tenfold["low"] == pytest.approx(single["high"] - single["low"], rel=0.1)
 
 
 def test_a_perfect_score_gets_no_point_as_its_interval():
@@ -146,7 +146,7 @@ def test_one_class_alone_gives_no_auc_and_no_exception():
     assert result.row("specificity")["n"] == 0
 
 
-def test_a_patients_score_is_the_mean_over_the_images():
+def test_the_score_of_a_patient_is_the_mean_over_the_images():
     table = pd.DataFrame(
         {"label": ["P", "P", "N"], "patient": ["a", "a", "b"], "p_N": [0.9, 0.4, 0.8], "p_P": [0.1, 0.6, 0.2]}
     )
@@ -156,7 +156,7 @@ def test_a_patients_score_is_the_mean_over_the_images():
     assert scores.loc["a", "p_P"] == pytest.approx(0.35) and scores.loc["a", "images"] == 2
 
 
-def test_what_has_no_prediction_or_label_is_counted_nowhere(predictions):
+def test_images_without_a_prediction_or_a_label_are_not_evaluated(predictions):
     predictions["status"] = "ok"
     predictions.loc[0, "status"] = "failed"
     predictions.loc[1, "label"] = ""
@@ -166,7 +166,7 @@ def test_what_has_no_prediction_or_label_is_counted_nowhere(predictions):
     assert result.value("auc") == evaluate(rest).value("auc")
 
 
-def test_threshold_moves_sensitivity_and_not_the_auc(predictions):
+def test_the_threshold_changes_the_sensitivity_and_not_the_auc(predictions):
     low, high = (evaluate(predictions, threshold=t) for t in (0.1, 0.9))
     assert low.value("sensitivity") > high.value("sensitivity")
     assert low.value("auc") == high.value("auc")
@@ -178,7 +178,7 @@ def test_the_other_class_can_be_positive(predictions):
     assert result.value("auc") == pytest.approx(evaluate(predictions).value("auc"))
 
 
-def test_the_same_seed_gives_the_same_and_rows_may_be_shuffled(predictions):
+def test_results_depend_on_the_seed_and_not_on_the_row_order(predictions):
     first = evaluate(predictions)
     pd.testing.assert_frame_equal(first.metrics, evaluate(predictions).metrics)
     shuffled = evaluate(predictions.sample(frac=1, random_state=1))
@@ -198,30 +198,30 @@ def test_round_trip_through_json(predictions, tmp_path):
     "options",
     [{"positive": "COVID"}, {"threshold": 1.5}, {"n_resamples": 10}, {"unit": "lung"}],
 )
-def test_wrong_options_are_refused(predictions, options):
+def test_invalid_options_raise(predictions, options):
     with pytest.raises(UsageError):
         evaluate(predictions, **options)
 
 
-def test_a_figure_that_is_not_there_is_named(predictions):
+def test_an_unknown_metric_raises(predictions):
     with pytest.raises(UsageError, match="balanced_accuracy"):
         evaluate(predictions).value("acuracy")
 
 
-def test_without_labels_there_is_nothing_to_judge(predictions):
+def test_predictions_without_labels_raise(predictions):
     with pytest.raises(DataError, match="No row has both"):
         evaluate(predictions.assign(label=""))
 
 
 @pytest.mark.slow
-def test_intervals_cover_the_truth_as_often_as_they_say():
-    """AUC of two normals one standard deviation apart is Phi(1/sqrt 2); 95% intervals hold it about that often."""
+def test_intervals_cover_the_truth_at_their_nominal_level():
+    """The AUC of two normal distributions one standard deviation apart is Phi(1 / sqrt 2)."""
     truth = norm.cdf(1 / math.sqrt(2))
-    rng, held = np.random.default_rng(0), 0
+    rng, covered = np.random.default_rng(0), 0
     for _ in range(300):
         scores = np.concatenate([rng.normal(0, 1, 60), rng.normal(1, 1, 60)])
         p = 1 / (1 + np.exp(-scores))
         table = pd.DataFrame({"label": ["N"] * 60 + ["P"] * 60, "p_N": 1 - p, "p_P": p})
         row = evaluate(table, n_resamples=500).row("auc")
-        held += row["low"] <= truth <= row["high"]
-    assert 0.91 <= held / 300 <= 0.985
+        covered += row["low"] <= truth <= row["high"]
+    assert 0.91 <= covered / 300 <= 0.985

@@ -1,4 +1,4 @@
-"""What the curves show is what the tables say."""
+"""The plotted curves equal those of the tables and of scikit-learn."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def history():
     )
 
 
-def test_the_roc_curve_is_scikit_learns(predictions):
+def test_the_roc_curve_equals_scikit_learns(predictions):
     of_class, scores = (predictions["label"] == "COVID-19").to_numpy(), predictions["p_COVID-19"].to_numpy()
     false, true, _ = roc_curve(of_class, scores, drop_intermediate=False)
     grid = np.unique(false)
@@ -41,15 +41,15 @@ def test_the_roc_curve_is_scikit_learns(predictions):
     np.testing.assert_allclose(sensitivity_at(grid, scores, of_class, np.ones((1, len(scores))))[0], expected)
 
 
-def test_the_precision_recall_curve_is_scikit_learns(predictions):
+def test_the_precision_recall_curve_equals_scikit_learns(predictions):
     of_class, scores = (predictions["label"] == "COVID-19").to_numpy(), predictions["p_COVID-19"].to_numpy()
     precision, recall, _ = precision_recall_curve(of_class, scores)
     grid = np.unique(recall[recall > 0])
-    first = [precision[np.flatnonzero(recall >= r)[-1]] for r in grid]  # scikit-learn's recall falls
+    first = [precision[np.flatnonzero(recall >= r)[-1]] for r in grid]  # scikit-learn's recall is decreasing
     np.testing.assert_allclose(precision_at(grid, scores, of_class, np.ones((1, len(scores))))[0], first)
 
 
-def test_the_band_holds_the_curve_and_the_legend_the_interval(predictions):
+def test_the_band_includes_the_curve_and_the_legend_the_interval(predictions):
     result = evaluate(predictions)
     axes = plot_roc(result).axes[0]
     text = axes.get_legend().get_texts()[0].get_text()
@@ -93,13 +93,13 @@ def test_learning_rate(history):
     np.testing.assert_array_equal(plot_learning_rate(steps).axes[0].lines[0].get_ydata(), [1, 2, 2, 1])
 
 
-def test_figures_alone_cannot_be_plotted(predictions):
+def test_an_evaluation_without_predictions_cannot_be_plotted(predictions):
     bare = Evaluation.from_dict(evaluate(predictions).to_dict())
     with pytest.raises(UsageError, match="metrics only"):
         plot_roc(bare)
 
 
-def test_no_figure_is_left_in_pyplots_hands(predictions):
+def test_no_figure_is_registered_in_pyplot(predictions):
     import matplotlib.pyplot as plt
 
     before = plt.get_fignums()
@@ -109,9 +109,9 @@ def test_no_figure_is_left_in_pyplots_hands(predictions):
 
 def test_roc_takes_predictions_too(predictions, tmp_path):
     predictions.to_csv(tmp_path / "predictions.csv", index=False)
-    wanted = plot_roc(evaluate(predictions)).axes[0].get_legend().get_texts()[0].get_text()
+    expected = plot_roc(evaluate(predictions)).axes[0].get_legend().get_texts()[0].get_text()
     for source in (predictions, tmp_path / "predictions.csv"):
-        assert plot_roc(source).axes[0].get_legend().get_texts()[0].get_text() == wanted
+        assert plot_roc(source).axes[0].get_legend().get_texts()[0].get_text() == expected
 
 
 def test_history_takes_a_learner_too(history):

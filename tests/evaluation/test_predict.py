@@ -1,4 +1,4 @@
-"""Predicting: order, files that cannot be read, numbers that are none, test-time augmentation."""
+"""Prediction: row order, unreadable files, NaN outputs, test-time augmentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from covid_fastai import evaluate, predict
 from covid_fastai.errors import DataError, UsageError
 
 
-def test_probabilities_are_the_learners_own_in_the_order_of_the_rows(covid_learner, covid_cohort):
+def test_probabilities_equal_those_of_the_learner_in_row_order(covid_learner, covid_cohort):
     table = predict(covid_learner)
     valid = covid_cohort[covid_cohort["split"] == "valid"]
     assert table["path"].tolist() == valid["path"].tolist()
@@ -31,7 +31,7 @@ def test_new_files_without_labels(covid_learner, covid_cohort):
     assert set(table["prediction"]) <= {"Normal", "COVID-19"}
 
 
-def test_whose_patient_is_not_known_goes_along(covid_learner, covid_cohort):
+def test_unknown_patients_are_carried_over(covid_learner, covid_cohort):
     rows = covid_cohort[covid_cohort["split"] == "valid"].head(4)
     assert predict(covid_learner, rows)["patient_known"].tolist() == [True] * 4
     known = [True, False, True, False]
@@ -44,7 +44,7 @@ def test_whose_patient_is_not_known_goes_along(covid_learner, covid_cohort):
     assert table["patient"].tolist() == ["a", *rows["path"][1:3], "b"] and type(table) is pd.DataFrame
 
 
-def test_an_image_that_cannot_be_read_keeps_its_row(covid_learner, covid_cohort, tmp_path):
+def test_an_unreadable_image_keeps_its_row(covid_learner, covid_cohort, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"<html>not found</html>")
     good = covid_cohort["path"].head(2).tolist()
@@ -58,28 +58,28 @@ def test_an_image_that_cannot_be_read_keeps_its_row(covid_learner, covid_cohort,
 def test_no_class_is_predicted_from_a_number_that_is_none(covid_learner, covid_cohort):
     with torch.no_grad():
         bias = covid_learner.model[1][-1].bias
-        kept = bias.clone()
+        original = bias.clone()
         bias[0] = torch.nan
         try:
             table = predict(covid_learner, covid_cohort.head(2))
         finally:
-            bias.copy_(kept)
+            bias.copy_(original)
     assert table["status"].tolist() == ["failed", "failed"]
     assert table["prediction"].tolist() == ["", ""]
 
 
-def test_test_time_augmentation_differs_and_repeats(covid_learner):
+def test_test_time_augmentation_changes_the_result_and_is_reproducible(covid_learner):
     plain, first, second = predict(covid_learner), predict(covid_learner, tta=True), predict(covid_learner, tta=True)
     np.testing.assert_array_equal(first["p_Normal"], second["p_Normal"])
     assert not np.allclose(first["p_Normal"], plain["p_Normal"], atol=1e-6)
     np.testing.assert_allclose(first[["p_Normal", "p_COVID-19"]].sum(axis=1), 1, atol=1e-5)
 
 
-def test_a_split_that_is_not_there(covid_learner):
+def test_a_missing_split_raises(covid_learner):
     with pytest.raises(UsageError, match="'tset'"):
         predict(covid_learner, split="tset")
 
 
-def test_a_label_that_the_model_does_not_know(covid_learner, covid_cohort):
+def test_a_label_that_is_not_a_class_of_the_model_raises(covid_learner, covid_cohort):
     with pytest.raises(DataError, match="'virus'"):
         predict(covid_learner, covid_cohort.head(2).assign(label="virus"))

@@ -1,4 +1,4 @@
-"""Anyone's predictions: what is accepted, and what is refused with its row and remedy."""
+"""Predictions of any model: which tables are accepted, and which rows are refused with a remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from covid_fastai.evaluation.subgroups import evaluate_subgroups
 from covid_fastai.evaluation.thresholds import choose_threshold
 
 
-def test_the_least_table_that_can_be_judged():
+def test_labels_and_probabilities_are_enough():
     table = read_predictions(pd.DataFrame({"label": ["b", "a"], "p_a": [0.3, 0.9], "p_b": [0.7, 0.1]}))
     assert class_columns(table) == ["a", "b"]
     assert table["prediction"].tolist() == ["b", "a"]
@@ -32,10 +32,10 @@ KNOWN = pd.DataFrame({"label": ["b", "a", "a"], "p_a": 0.5, "p_b": 0.5, "patient
 
 
 @pytest.mark.parametrize("known", [[True, True, False], ["True", "true", "False"], np.array([1, 1, 0], dtype=bool)])
-def test_a_row_may_say_that_its_patient_is_not_known(known, tmp_path):
-    given = KNOWN.assign(patient_known=known)
-    given.to_csv(tmp_path / "p.csv", index=False)
-    for source in (given, tmp_path / "p.csv"):
+def test_a_row_may_have_an_unknown_patient(known, tmp_path):
+    expected = KNOWN.assign(patient_known=known)
+    expected.to_csv(tmp_path / "p.csv", index=False)
+    for source in (expected, tmp_path / "p.csv"):
         table = read_predictions(source)
         assert table["patient_known"].tolist() == [True, True, False] and table["patient_known"].dtype == bool
         assert table["patient"].tolist() == ["007", "x", "row 3"]
@@ -45,32 +45,30 @@ def test_a_row_may_say_that_its_patient_is_not_known(known, tmp_path):
     assert not read_predictions(KNOWN.assign(patient_known=True).drop(columns="patient"))["patient_known"].any()
 
 
-@pytest.mark.parametrize("wrong", ["maybe", "", None, 2])
-def test_a_flag_that_is_none_is_named(wrong):
+@pytest.mark.parametrize("invalid", ["maybe", "", None, 2])
+def test_an_invalid_flag_is_reported(invalid):
     with pytest.raises(DataError, match="row 2: patient_known is") as caught:
-        read_predictions(KNOWN.assign(patient_known=[True, wrong, False]))
+        read_predictions(KNOWN.assign(patient_known=[True, invalid, False]))
     assert caught.value.details[0]["remedy"] == "Give True or False."
 
 
-def test_a_row_is_evaluated_with_a_label_and_a_prediction_only():
+def test_a_row_without_a_label_or_a_prediction_is_not_evaluated():
     table = pd.DataFrame({"label": ["b", "", "a"], "status": ["ok", "ok", "failed"], "p_a": 0.5, "p_b": 0.5})
     assert has_label_and_prediction(read_predictions(table)).tolist() == [True, False, False]
 
 
-def test_the_positive_class_is_the_one_named_or_the_last_of_two():
+def test_the_positive_class_is_the_given_one_or_the_last_of_two():
     assert choose_positive(["a", "b"], None) == "b" and choose_positive(["a", "b"], "a") == "a"
     assert choose_positive(["a", "b", "c"], None) is None and choose_positive(["a", "b", "c"], "b") is None
     assert choose_positive(["a", "b", "c"], "b", one_vs_rest=True) == "b"
     assert choose_positive(["a", "b", "c"], None, one_vs_rest=True) is None
     for classes in (["a", "b"], ["a", "b", "c"]):
-        with pytest.raises(UsageError, match="positive='d' is no class"):
+        with pytest.raises(UsageError, match="positive='d' is not a class"):
             choose_positive(classes, "d")
 
 
-def test_a_csv_and_its_table_are_the_same(predictions, tmp_path):
-    predictions["patient"] = [
-        f"00{number}" for number in range(len(predictions))
-    ]  # no number, though it looks like one
+def test_a_csv_reads_as_the_table_that_it_was_written_from(predictions, tmp_path):
+    predictions["patient"] = [f"00{number}" for number in range(len(predictions))]  # text that looks like a number
     path = tmp_path / "p.csv"
     predictions.to_csv(path, index=False)
     pd.testing.assert_frame_equal(read_predictions(path), read_predictions(predictions))
@@ -81,13 +79,13 @@ def test_a_csv_and_its_table_are_the_same(predictions, tmp_path):
     [
         ({"p_Normal": 1.4}, "between 0 and 1"),
         ({"p_Normal": 0.2, "p_COVID-19": 0.2}, "sum to 0.4"),
-        ({"p_Normal": np.nan}, "missing or no number"),
-        ({"label": "covid"}, "has no column"),
+        ({"p_Normal": np.nan}, "missing or not a number"),
+        ({"label": "covid"}, "has no column p_<class>"),
         ({"status": "fine"}, "unknown"),
-        ({"patient": ""}, "no patient"),
+        ({"patient": ""}, "patient is empty"),
     ],
 )
-def test_each_faulty_row_is_named(predictions, change, reason):
+def test_each_faulty_row_is_listed(predictions, change, reason):
     predictions["status"] = "ok"
     for name, value in change.items():
         predictions.loc[[2, 4], name] = value
@@ -97,7 +95,7 @@ def test_each_faulty_row_is_named(predictions, change, reason):
     assert all(reason in row["reason"] and row["remedy"] for row in caught.value.details)
 
 
-def test_a_failed_row_needs_no_probability_and_gets_no_class(predictions):
+def test_a_failed_row_needs_no_probability_and_has_no_predicted_class(predictions):
     predictions["status"] = "ok"
     predictions.loc[0, ["status", "p_Normal"]] = ["failed", np.nan]
     table = read_predictions(predictions)
@@ -105,12 +103,12 @@ def test_a_failed_row_needs_no_probability_and_gets_no_class(predictions):
 
 
 @pytest.mark.parametrize("columns", [["p_Normal", "p_COVID-19"], ["label", "p_Normal"], []])
-def test_missing_columns_are_said(predictions, columns):
+def test_missing_columns_raise(predictions, columns):
     with pytest.raises(DataError, match="has no"):
         read_predictions(predictions[columns])
 
 
-def test_an_empty_table_and_a_missing_file(predictions, tmp_path):
+def test_an_empty_table_and_a_missing_file_raise(predictions, tmp_path):
     with pytest.raises(DataError, match="no row"):
         read_predictions(predictions.head(0))
     with pytest.raises(DataError, match="gone.csv"):

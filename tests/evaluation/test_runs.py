@@ -1,4 +1,4 @@
-"""Reading runs back, listing them, and a record that survives a torn line."""
+"""Read runs from their folders and list them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.runs import collect_versions
 
 
-def test_a_run_reads_back(run_folder):
+def test_a_run_can_be_read(run_folder):
     run = read_run(run_folder)
     assert run.status == "finished"
     assert run.config["config"]["image_size"] == 32
@@ -24,29 +24,29 @@ def test_a_run_reads_back(run_folder):
     assert "<table" in run._repr_html_() and "finished" in repr(run)
 
 
-def test_the_record_says_what_happened(run_folder):
+def test_the_record_lists_the_events(run_folder):
     record = read_run(run_folder).record
     assert [event["event"] for event in record] == ["started", "data read", "model built", "finished"]
     assert record[2]["weights"]["name"] == "random" and record[2]["device"] == "cpu"
 
 
-def test_runs_are_ranked_and_unfinished_ones_stand_last(run_folder, tmp_path):
+def test_runs_are_sorted_and_unfinished_ones_are_last(run_folder, tmp_path):
     for name in ("good", "bad", "unfinished"):
         shutil.copytree(run_folder, tmp_path / name)
     path = tmp_path / "bad" / "metrics.json"
-    figures = json.loads(path.read_text())
-    for row in figures["valid"]["metrics"]:
+    metrics = json.loads(path.read_text())
+    for row in metrics["valid"]["metrics"]:
         row["value"] = {"auc": -1.0, "log_loss": 99.0}.get(row["metric"], row["value"])
-    path.write_text(json.dumps(figures))
+    path.write_text(json.dumps(metrics))
     (tmp_path / "unfinished" / "metrics.json").unlink()
     names = [name.rsplit("/", 1)[-1] for name in list_runs(tmp_path)["run"]]
     assert names == ["good", "bad", "unfinished"]
-    assert list_runs(tmp_path, metric="log_loss")["value"].iloc[1] == 99  # less is better
+    assert list_runs(tmp_path, metric="log_loss")["value"].iloc[1] == 99  # lower is better
     with pytest.raises(UsageError, match="log_loss"):
         list_runs(tmp_path, metric="aucc")
 
 
-def test_what_is_no_run_is_said(tmp_path):
+def test_a_folder_that_is_not_a_run_raises(tmp_path):
     with pytest.raises(DataError, match="not the folder of a run"):
         read_run(tmp_path)
     with pytest.raises(DataError, match="no folder"):
@@ -54,14 +54,14 @@ def test_what_is_no_run_is_said(tmp_path):
     assert list_runs(tmp_path).empty
 
 
-def test_an_unfinished_run_says_which_file_is_missing(run_folder, tmp_path):
+def test_the_missing_file_of_an_unfinished_run_is_named(run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
     (tmp_path / "run" / "predictions.csv").unlink()
-    with pytest.raises(DataError, match=r"holds no predictions\.csv"):
+    with pytest.raises(DataError, match=r"has no predictions\.csv"):
         _ = read_run(tmp_path / "run").predictions
 
 
-def test_versions_name_what_figures_depend_on():
+def test_versions_include_the_packages_that_results_depend_on():
     assert {"torch", "fastai", "pandas", "covid_fastai"} <= set(collect_versions()["packages"])
 
 

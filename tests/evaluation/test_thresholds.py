@@ -168,7 +168,7 @@ def test_three_classes_require_the_positive_class(three_classes):
         ({"sensitivity": 0.9, "specificity": 0.9}, "mutually exclusive"),
         ({"sensitivity": 0.0}, "sensitivity=0.0"),
         ({"specificity": 1.1}, "specificity=1.1"),
-        ({"positive": "X"}, "'X' is no class"),
+        ({"positive": "X"}, "'X' is not a class"),
     ],
 )
 def test_invalid_options_raise(options, text):
