@@ -44,7 +44,8 @@ OWN_FRACTION = 0.95  # of a class's images from sources that hardly occur in the
 N_RESAMPLES = 500  # bootstrap resamples; only the mean AUC of more than two classes needs them
 BLIND, PERMUTED, NEGATIVE_CONTROL, UNTRAINED = "black centre", "permuted labels", "negative control", "frozen backbone"
 # when the images were altered: values of the column `when`
-EVALUATION_ONLY, RETRAINED, NOT_RETRAINED = "at evaluation", "in training and evaluation", "frozen, linear head only"
+EVALUATION_ONLY, RETRAINED = "at evaluation only", "in training and evaluation"
+NOT_RETRAINED = "frozen, linear head only"
 VERSUS = ["baseline", "difference", "low", "high", "n", "errorless_low"]
 BATCH_EFFECT = ["class", "auc", "low", "high", "n"]
 ALTERED = ["change", "when", "auc", "auc_low", "auc_high", "difference", "low", "high", "n"]
@@ -63,9 +64,9 @@ class Audit(ResultDisplay):
         batch_effect: One row per class that occurs in the official TEST and in training: how well the thumbnail
             separates the two, which should differ only in how the images were made: `class`, `auc`, `low`, `high`,
             `n`.
-        altered: One row per change of the images: `change`, `when` (`"at evaluation"`, `"in training and evaluation"`,
-            or `"frozen, linear head only"` for the features of the initial weights), the network's `auc` with
-            `auc_low` and `auc_high`, and `difference` (unaltered minus altered) with `low` and `high`.
+        altered: One row per change of the images: `change`, `when` (`"at evaluation only"`, `"in training and
+            evaluation"`, or `"frozen, linear head only"` for the features of the initial weights), the network's `auc`
+            with `auc_low` and `auc_high`, and `difference` (unaltered minus altered) with `low` and `high`.
         negative_controls: `images`, `called` (number classified as positive), `fraction`, `low` and `high` for negative
             images from the source of the positive class; None if there are none.
         external: One mapping per external source with both classes: `source`, `value`, `low`, `high`, `n`,

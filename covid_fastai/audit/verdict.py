@@ -155,10 +155,13 @@ def _no_shortcut(shortcuts: ShortcutAudit) -> Condition:
 def _better_than_thumbnail(shortcuts: ShortcutAudit, network: Mapping[str, Any], versus: pd.DataFrame) -> Condition:
     name = "Better than a 16 × 16 thumbnail"
     row = _thumbnail_row(versus)
-    network_auc, thumbnail_auc = format_metric(network["value"]), format_metric(shortcuts.row("thumbnail")["auc"])
+    thumbnail = shortcuts.row("thumbnail")
     difference = format_estimate(row["difference"], row["low"], row["high"], spec=SIGNED)
-    text = f"The AUC of the network is {network_auc}, that of the thumbnail {thumbnail_auc}. "
-    text += f"The paired difference on {int(row['n'])} patients is {difference}."
+    text = (
+        f"The AUC of the network is {format_metric(network['value'])} (n = {int(network['n'])} patients), that of the "
+    )
+    text += f"thumbnail {format_metric(thumbnail['auc'])} (n = {int(thumbnail['n'])}). The paired difference on the "
+    text += f"{int(row['n'])} patients of both is {difference}."
     if row["low"] > 0:
         return Condition(name, MET, text)
     if row["errorless_low"] <= 0:  # the interval of a perfect model would reach 0 too

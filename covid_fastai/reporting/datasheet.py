@@ -107,8 +107,8 @@ def _patients(facts: RunFacts) -> str:
     if facts.count_known("age"):
         years = pd.to_numeric(facts.used["age"], errors="coerce")
         bands = pd.cut(years, [0, *AGE_BANDS.values()], right=False, labels=list(AGE_BANDS))
-        rows = facts.used.assign(age_band=bands.astype(object).where(bands.notna(), "unknown"))
-        tables.append(markdown_table(pd.crosstab(rows["age_band"], rows["label"]).reset_index()))
+        rows = facts.used.assign(**{"age band": bands.astype(object).where(bands.notna(), "unknown")})
+        tables.append(markdown_table(pd.crosstab(rows["age band"], rows["label"]).reset_index()))
         ages = facts.used.assign(years=years).groupby("label")["years"].agg(["count", "median", "min", "max"])
         lines += [
             f"- Age of {name}, years: {row['median']:g} ({row['min']:g} to {row['max']:g}); {row['count']:g} images."
@@ -128,7 +128,8 @@ def _crosstab(facts: RunFacts, column: str) -> pd.DataFrame | None:
         return None
     values = facts.used[column].astype(object).where(facts.used[column].notna(), "").astype(str)
     values = values.str.strip().replace("", "unknown")
-    return pd.crosstab(values, facts.used["label"]).reset_index().rename_axis(columns=None)
+    table = pd.crosstab(values, facts.used["label"]).reset_index().rename_axis(columns=None)
+    return table.rename(columns={column: KNOWN_COLUMNS[column]})
 
 
 def _files(facts: RunFacts) -> str:

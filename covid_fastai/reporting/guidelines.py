@@ -172,10 +172,9 @@ def missing_data(facts: RunFacts) -> Answer | None:
     if not facts.evaluated or facts.used.empty:
         return None
     known = ", ".join(f"{name} known for {facts.count_known(column):,}" for column, name in KNOWN_COLUMNS.items())
-    text = (
-        f"Of {len(facts.used):,} images: {known}. {facts.result.n_failed} images without a prediction are not counted. "
-    )
-    return Answer(RunFolder.datasheet, text + "Nothing was imputed; the only input of the model is pixels.")
+    text = f"Of {len(facts.used):,} images: {known}. {facts.result.n_failed} images have no prediction and are not "
+    text += "counted. Nothing was imputed; the only input of the model is pixels."
+    return Answer(RunFolder.datasheet, text)
 
 
 def acquisition(facts: RunFacts) -> Answer | None:
@@ -210,7 +209,7 @@ def flow(facts: RunFacts) -> Answer | None:
     text = (
         f"{len(facts.cohort):,} images of {n_all:,} patients were read, {len(facts.excluded):,} images were excluded, "
     )
-    text += f"and {len(facts.used):,} images of {n_used:,} patients are used ({describe_counts(facts.used)})."
+    text += f"and {len(facts.used):,} images of {n_used:,} patients are used: {describe_counts(facts.used)}."
     return Answer(RunFolder.datasheet, text)
 
 
@@ -219,7 +218,7 @@ def patients(facts: RunFacts) -> Answer | None:
     if not known:
         return None
     text = "; ".join(f"{name} known for {n:,} of {len(facts.used):,} images" for name, n in known.items())
-    return Answer(f"{RunFolder.datasheet}, Patients", text, "clinical characteristics and unknown values")
+    return Answer(f"{RunFolder.datasheet}, Patients", text, "clinical characteristics, and values that are unknown")
 
 
 def counts(facts: RunFacts) -> Answer | None:
@@ -495,7 +494,7 @@ def next_steps(facts: RunFacts) -> Answer | None:
     if facts.audit is None:
         return None
     untested = [condition.text for condition in facts.audit.verdict.conditions if condition.outcome == NOT_TESTED]
-    text = f"Not tested: {' '.join(untested)}" if untested else "All conditions of the verdict were tested."
+    text = " ".join(untested) or "All conditions of the verdict were tested."
     return Answer(f"{RunFolder.audit}, verdict", text, "the steps that should follow from the result")
 
 

@@ -54,7 +54,7 @@ __all__ = [
 CASES = 12  # held-out images with the largest loss that are shown
 VERDICT_TEXT = {
     "good": "The conditions and their results are listed below. Results at other hospitals may still differ.",
-    "caution": "No condition failed, but not all of them could be confirmed. The conditions are listed below.",
+    "caution": "No condition failed, but not every condition is met. The conditions are listed below.",
     "alarm": "The metrics below may measure something other than disease. The conditions are listed below.",
 }
 

@@ -170,9 +170,9 @@ def count_shared_patients(rows: pd.DataFrame) -> int:
 
 
 def describe_counts(rows: pd.DataFrame) -> str:
-    """Return the number of images and patients of each class, such as `Normal: 20 images of 12 patients`."""
+    """Return the number of images and patients of each class, such as `20 images of 12 patients (Normal)`."""
     counts = rows.groupby("label", sort=False)["patient"].agg(images="size", patients="nunique")
-    return "; ".join(f"{name}: {row.images:,} images of {row.patients:,} patients" for name, row in counts.iterrows())
+    return "; ".join(f"{row.images:,} images of {row.patients:,} patients ({name})" for name, row in counts.iterrows())
 
 
 def describe_metric(row: Mapping[str, Any], *, name: str | None = None) -> str:
