@@ -1,4 +1,4 @@
-"""What may be changed in a radiograph without changing what it shows: each transform with its reason."""
+"""Augmentation of radiographs: transforms that keep the finding, each with its reason."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from covid_fastai.options import Augmentation, check_option
 
 __all__ = ["AUGMENTATIONS", "augmentation"]
 
-# Options of fastai's `aug_transforms` by name. In all of them:
-# - max_warp=0: the beam and the plate stand square to each other, so a perspective warp shows no possible radiograph;
-# - pad_mode="zeros": beyond the exposed field a radiograph is black; mirrored ribs would be anatomy that nobody has.
+# Options of fastai's `aug_transforms` by name. All of them use:
+# - max_warp=0: the beam is perpendicular to the detector, so a perspective warp does not occur in radiographs;
+# - pad_mode="zeros": a radiograph is black outside the exposed field; reflected ribs would be impossible anatomy.
 _COMMON = {"max_warp": 0.0, "pad_mode": "zeros"}
 AUGMENTATIONS = MappingProxyType(
     {
         "default": {
             **_COMMON,
-            "do_flip": False,  # a flip moves the heart to the right: situs inversus, which one in 10,000 people has
-            "max_rotate": 7.0,  # degrees: patients lean and plates tilt by a few, children held by hand a little more
-            "min_zoom": 0.95,  # collimation and distance from the tube vary; the zoom's centre is drawn as well, which
-            "max_zoom": 1.1,  # shifts the lungs in the frame; more than a tenth would cut off what the finding is in
-            "p_affine": 0.75,  # one image in four keeps its geometry, as the validation images do
-            "max_lighting": 0.2,  # exposure and each maker's tone curve change brightness and contrast, not the finding
+            "do_flip": False,  # a flip moves the heart to the right: situs inversus, about 1 in 10,000 people
+            "max_rotate": 7.0,  # degrees: patients and detectors are tilted by a few degrees, children more
+            "min_zoom": 0.95,  # collimation and distance from the tube vary; the zoom's centre is random too, which
+            "max_zoom": 1.1,  # shifts the lungs in the image; a larger zoom could cut off the finding
+            "p_affine": 0.75,  # a quarter of the images keep their geometry, as validation images do
+            "max_lighting": 0.2,  # exposure and tone curve change brightness and contrast, not the finding
             "p_lighting": 0.75,
         },
-        # The article's RandomHorizontalFlip and RandomRotation(10), for comparison with its figures.
+        # The article's RandomHorizontalFlip and RandomRotation(10), for comparison with its results.
         "article": {
             **_COMMON,
             "do_flip": True,
@@ -41,17 +41,17 @@ AUGMENTATIONS = MappingProxyType(
 
 
 def augmentation(name: Augmentation = "default") -> list[RandTransform]:
-    """Return the random transforms of that name, for batches `(n, 1, h, w)` of one-channel images in 0 to 1.
+    """Return the random transforms of an augmentation, for batches `(n, 1, h, w)` of one-channel images in 0 to 1.
 
-    They act on training batches only (and in test-time augmentation, which asks for them): a validation image comes
-    out bit for bit as it went in. fastai's own affine transforms resample it even then, which moves pixels by 3e-5.
+    They change training batches only (and images in test-time augmentation); validation images remain bit-identical.
+    fastai's own affine transforms resample validation images too, which changes pixels by up to 3e-5.
 
     Args:
-        name: `"default"`, `"article"` or `"none"`; `AUGMENTATIONS` holds their settings and the reasons.
+        name: `"default"`, `"article"` or `"none"`; `AUGMENTATIONS` holds their settings.
 
     Returns:
-        fastai batch transforms: at most one that moves pixels (a single interpolation) and one that changes their
-        brightness and contrast.
+        fastai batch transforms: at most one geometric transform (a single interpolation) and one of brightness and
+        contrast.
 
     Raises:
         UsageError: There is no augmentation of that name.
@@ -65,14 +65,14 @@ def augmentation(name: Augmentation = "default") -> list[RandTransform]:
 
 
 class _TrainingAffine(AffineCoordTfm):
-    """An affine transform that leaves validation images alone."""
+    """An affine transform that does not change validation images."""
 
     @classmethod
     def of(cls, transform: AffineCoordTfm) -> _TrainingAffine:
-        made = cls(mode=transform.mode, pad_mode=transform.pad_mode, align_corners=transform.align_corners)
-        made.compose(transform)
-        return made
+        affine = cls(mode=transform.mode, pad_mode=transform.pad_mode, align_corners=transform.align_corners)
+        affine.compose(transform)
+        return affine
 
     def before_call(self, b, split_idx):
         super().before_call(b, split_idx)
-        self.do = split_idx != 1  # 1 is validation; None, a call by hand, is training
+        self.do = split_idx != 1  # 1: validation; None (a direct call) counts as training

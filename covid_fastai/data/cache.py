@@ -1,9 +1,9 @@
-"""What was computed from an image file, kept for the next time: pictures at the model's size, fingerprints.
+"""Cache of results computed from image files: images at the model's input size, fingerprints.
 
-A file an entry, under the sha256 of the image file: the same picture is found under any name, in any folder, and a
-changed file is another one. An entry is written beside its place and renamed, and carries a checksum: two processes
-may share a cache, on a network drive too, and of one that is killed nothing is left that is read. No name of a file or
-of a patient is in it, but pictures are: only its owner may read it.
+Each entry is a file whose name is the sha256 of the image file. The same content is therefore found under any name and
+in any folder, and a changed file has a new entry. An entry is written to a temporary file, which is then renamed, and
+has a checksum. Several processes can therefore use one cache, also on a network drive, and an interrupted write is
+never read. The cache contains no names of files or patients, but it contains images: only its owner can read it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ __all__ = ["Cache", "cache_folder", "cached_square", "default_cache", "keep"]
 logger = logging.getLogger("covid_fastai")
 
 VARIABLE = "COVID_FASTAI_CACHE"  # a folder, or "off"
-OPENER = 1  # to be counted up with every change of what open_image makes of a file
+OPENER = 1  # increase with every change to the output of open_image
 LIMIT = 2 << 30  # bytes: 30,000 images of 256 pixels
 CHECKSUM = 4  # bytes
-SWEEP_EVERY = 256 << 20  # bytes that a process writes before it looks again whether the cache is too large
+SWEEP_EVERY = 256 << 20  # bytes that a process writes between two checks of the size of the cache
 
 
 def cache_folder() -> Path | None:
-    """Return the folder of the cache: `COVID_FASTAI_CACHE`, else the system's place for caches; None if it is off."""
+    """Return the cache folder: `COVID_FASTAI_CACHE`, else the system's folder for caches; None if the cache is off."""
     named = os.environ.get(VARIABLE, "")
     if named.strip().lower() in ("off", "0", "no", "false"):
         return None
@@ -55,11 +55,11 @@ def cache_folder() -> Path | None:
 
 @dataclass
 class Cache:
-    """Keep bytes by the content of an image file; what cannot be kept or read is as if it had never been kept.
+    """Store bytes by the content of an image file; an entry that cannot be written or read counts as missing.
 
     Args:
-        folder: Where; made when something is kept.
-        limit: Bytes that it may take; beyond it the entries that were used longest ago go.
+        folder: The folder of the entries; created with the first entry.
+        limit: Maximum size, bytes; beyond it the least recently used entries are removed.
     """
 
     folder: Path
@@ -70,18 +70,18 @@ class Cache:
     _works: bool = field(default=True, repr=False)
 
     def known_key(self, path: str | os.PathLike) -> str:
-        """Return the key of a file that this process has seen, and that has not changed since; else nothing."""
+        """Return the key of a file that this process has read and that has not changed since; else an empty string."""
         known = self._keys.get(os.fspath(path))
         return known[1] if known is not None and known[0] == _identity(path) else ""  # guard: cache_key
 
     def learn_key(self, path: str | os.PathLike, content: bytes) -> str:
-        """Return the sha256 of a file's bytes, and remember it."""
+        """Return the sha256 of a file's bytes, and store it for `known_key`."""
         key = hashlib.sha256(content).hexdigest()
         self._keys[os.fspath(path)] = (_identity(path), key)
         return key
 
     def read(self, kind: str, key: str) -> bytes | None:
-        """Return what is kept under a key, None where nothing is, or something that is damaged."""
+        """Return the bytes stored under a key; None if there is no entry or it is damaged."""
         path = self._place(kind, key)
         try:
             whole = path.read_bytes()
@@ -95,7 +95,7 @@ class Cache:
         return content
 
     def write(self, kind: str, key: str, content: bytes) -> None:
-        """Keep bytes under a key; a full disk or a folder that cannot be written is said once, and stops nothing."""
+        """Store bytes under a key; a full disk or a read-only folder is logged once and raises nothing."""
         if not self._works:
             return
         path = self._place(kind, key)
@@ -114,7 +114,7 @@ class Cache:
         except OSError as error:
             self._works = False  # guard: cache_works
             logger.warning(
-                "Decoded images are not kept: %s: %s. Set %s to a folder that can be written, or to off.",
+                "Decoded images are not cached in %s: %s. Set %s to a writable folder, or to off.",
                 self.folder,
                 error.strerror or error,
                 VARIABLE,
@@ -124,24 +124,24 @@ class Cache:
         self._written = (self._written or 0) + len(content) + CHECKSUM
 
     def contents(self) -> dict[str, tuple[int, int]]:
-        """Return how many entries there are of each kind, and their bytes."""
-        found: dict[str, tuple[int, int]] = {}
+        """Return the number of entries of each kind and their total bytes."""
+        totals: dict[str, tuple[int, int]] = {}
         for _, size, path in self._entries():
             kind = path.relative_to(self.folder).parts[0]
-            number, total = found.get(kind, (0, 0))
-            found[kind] = (number + 1, total + size)
-        return found
+            number, total = totals.get(kind, (0, 0))
+            totals[kind] = (number + 1, total + size)
+        return totals
 
     def clear(self) -> None:
-        """Remove all that it holds.
+        """Remove all entries.
 
         Raises:
-            ResourceError: Something cannot be removed.
+            ResourceError: An entry cannot be removed.
         """
         self._touched.clear()
         try:
             for child in self.folder.iterdir() if self.folder.is_dir() else ():
-                if child.is_dir() and child.name.partition("-")[0] in KINDS:  # nothing that a user may have put there
+                if child.is_dir() and child.name.partition("-")[0] in KINDS:  # never files of the user
                     shutil.rmtree(child)
         except OSError as error:
             raise ResourceError(f"{error.filename} cannot be removed: {error.strerror}.") from error
@@ -150,28 +150,28 @@ class Cache:
         return self.folder / kind / key[:2] / key[2:]
 
     def _touch(self, path: Path) -> None:
-        """Say that an entry is in use, once a process."""
+        """Update the time of use of an entry, once per process."""
         if path not in self._touched:
             self._touched.add(path)
             try:
                 os.utime(path)
             except OSError:
-                pass  # a cache that may only be read is never swept by this process either
+                pass  # this process does not sweep a read-only cache either
 
     def _entries(self) -> list[tuple[float, int, Path]]:
-        """Return time of use, bytes and path of each entry, and of what a killed process left half-written."""
+        """Return time of use, bytes and path of each entry and of each incomplete file of a killed process."""
         entries = []
         for kind in KINDS:
             for path in self.folder.glob(f"{kind}-*/??/*"):
                 try:
                     status = path.stat()
                 except FileNotFoundError:
-                    continue  # another process sweeps too
+                    continue  # removed by another process
                 entries.append((status.st_mtime, status.st_size, path))
         return entries
 
     def _make_room(self) -> None:
-        """Remove what was used longest ago, at the first writing and then after each `SWEEP_EVERY` bytes."""
+        """Remove the least recently used entries, before the first write and then after each `SWEEP_EVERY` bytes."""
         if self._written is not None and self._written < SWEEP_EVERY:
             return
         self._written = 0
@@ -189,19 +189,19 @@ def _identity(path: str | os.PathLike) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
 
 
-KINDS = ("grey", "prints")  # the beginnings of what its folders are called
+KINDS = ("grey", "prints")  # prefixes of the names of its folders
 
-_caches: dict[Path, Cache] = {}  # one a folder: it remembers which files it has seen
+_caches: dict[Path, Cache] = {}  # one per folder, since a cache stores the keys of the files it has read
 
 
 def default_cache() -> Cache | None:
-    """Return the cache of `cache_folder`, None where it is off."""
+    """Return the cache of `cache_folder`; None if it is off."""
     folder = cache_folder()
     return None if folder is None else _caches.setdefault(folder, Cache(folder))
 
 
 def cached_square(path: str | os.PathLike, image_size: int) -> Image.Image:
-    """Return what `open_square` returns of a file, from the cache where it is there.
+    """Return the result of `open_square` for a file, from the cache if possible.
 
     Args:
         path: The file.
@@ -211,7 +211,7 @@ def cached_square(path: str | os.PathLike, image_size: int) -> Image.Image:
         An image of mode `"L"`, `(image_size, image_size)`.
 
     Raises:
-        ImageError: As for `open_image`; what cannot be read is tried anew each time.
+        ImageError: As for `open_image`; errors are not cached.
     """
 
     def square(source: Source) -> bytes:
@@ -221,42 +221,42 @@ def cached_square(path: str | os.PathLike, image_size: int) -> Image.Image:
 
 
 def keep(path: str | os.PathLike, kind: str, make: Callable[[Source], bytes]) -> bytes:
-    """Return what is made of a file's content, from the cache where it is there.
+    """Return a result computed from a file's content, from the cache if possible.
 
     Args:
         path: The file.
-        kind: What is made, with the number of the code that makes it; begins with one of `KINDS`.
-        make: Takes the file's bytes. It depends on nothing else, a name least of all.
+        kind: Name of the result, with the version of the code that computes it; begins with one of `KINDS`.
+        make: Computes the result from the file's bytes, and from nothing else (such as its name).
 
     Returns:
-        What `make` returned, now or formerly.
+        What `make` returned, in this call or an earlier one.
 
     Raises:
-        ImageError: As `make` raises it, with the file's name; what cannot be read is tried anew each time.
+        ImageError: As `make` raises it, with the file's name; errors are not cached.
     """
     if not _is_readable(path):
-        return make(path)  # which says what is wrong
+        return make(path)  # raises an error that names the fault
     cache = default_cache()
     key = cache.known_key(path) if cache is not None else ""
-    kept = cache.read(kind, key) if cache is not None and key else None
-    if kept is not None:
-        return kept
-    content = Path(path).read_bytes()  # hashed and decoded from one reading: the file may be changed in between
+    cached = cache.read(kind, key) if cache is not None and key else None
+    if cached is not None:
+        return cached
+    content = Path(path).read_bytes()  # read once for hash and decoder: the file may change between two reads
     if cache is not None:
         key = cache.learn_key(path, content)
-        if (kept := cache.read(kind, key)) is not None:
-            return kept
+        if (cached := cache.read(kind, key)) is not None:
+            return cached
     try:
-        made = make(content)
+        result = make(content)
     except ImageError:
-        return make(path)  # raises again, with the name
+        return make(path)  # raises the error again, with the file's name
     if cache is not None:
-        cache.write(kind, key, made)
-    return made
+        cache.write(kind, key, result)
+    return result
 
 
 def _is_readable(path: str | os.PathLike) -> bool:
-    """Say whether a path is that of a regular file that is not too large, which the user may read."""
+    """Return whether a path is a regular file that is readable and not too large."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What may be wrong with a row: its label, its file, its picture, and what it shares with other rows."""
+"""Checks of a cohort's rows: labels, files, images, and conflicts between rows."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ __all__ = ["RowChecker"]
 class RowChecker:
     """Check the rows of one data set in one pass, and record every fault.
 
-    A fault of a row that is excluded anyway is a warning and leaves it excluded; any other is an error.
+    A fault in a row that is already excluded is a warning; any other fault is an error.
 
     Args:
-        table: One row an image: `row`, `name`, `path`, `finding`, `label` ("" where it has no class), `patient`,
-            `split`, `note` (why it is excluded, else ""), `conflict`. Its index must be unique.
-        problems: Gets the faults.
+        table: One row per image: `row`, `name`, `path`, `finding`, `label` ("" without a class), `patient`, `split`,
+            `note` (reason of the exclusion, else ""), `conflict`. Its index must be unique.
+        problems: The log to which faults are added.
 
     Attributes:
         faulty: The index of the rows that cannot be used.
-        repeated: The index of rows that say what an earlier row says.
-        phash: The perceptual hash of each row's picture, 32 bytes; empty where it was not, or could not be, opened.
+        repeated: The index of rows that repeat an earlier row.
+        phash: The perceptual hash of each row's image, 32 bytes; empty if the image was not or could not be opened.
     """
 
     def __init__(self, table: pd.DataFrame, problems: ProblemLog):
@@ -46,7 +46,7 @@ class RowChecker:
         self._columns = {name: table[name].to_dict() for name in table}
 
     def report(self, index: int, kind: str, *, reason: str, remedy: str, severity: str = "") -> None:
-        """Record a fault of one row; without a severity it is an error, or a warning where the row is excluded."""
+        """Record a fault of one row; the default severity is error, or warning if the row is excluded."""
         severity = severity or ("warning" if self._columns["note"][index] else "error")
         row = self._columns["row"][index]
         path = self._columns["path"][index] or self._columns["name"][index]
@@ -57,7 +57,7 @@ class RowChecker:
             self.faulty.add(index)
 
     def check_labels(self, task: Task) -> None:
-        """Find empty, contradictory and unknown labels."""
+        """Record empty, contradictory and unknown labels."""
         known = task.known_findings()
         for index, row in self._rows("finding", "label", "note", "conflict"):
             finding, label, note, conflict = row
@@ -68,22 +68,22 @@ class RowChecker:
             elif not finding:  # guard: empty_label
                 self.report(index, "empty_label", reason="it has no label", remedy="Give it one, or remove the row.")
             else:
-                near = {name.casefold(): name for name in known}
-                match = difflib.get_close_matches(finding.casefold(), near, n=1)
-                meant = f"Did you mean {near[match[0]]!r}? " if match else ""
+                spellings = {name.casefold(): name for name in known}
+                match = difflib.get_close_matches(finding.casefold(), spellings, n=1)
+                suggestion = f"Did you mean {spellings[match[0]]!r}? " if match else ""
                 self.report(
                     index,
                     "unknown_label",
                     reason=f"the task {task.name!r} does not know the label {finding!r}",
-                    remedy=f"{meant}It knows {', '.join(known)}; a Task of your own can name others.",
+                    remedy=f"{suggestion}It knows {', '.join(known)}; a Task of your own can name others.",
                 )
 
     def check_files(self, root: Path | None) -> None:
-        """Find names that are empty or no text, files that are missing, no files, or outside of `root`."""
+        """Record names that are empty or not valid text, and files that are missing, not regular or outside `root`."""
         nearby = NearbyFiles(root)
         inside = None if root is None else os.path.join(os.path.realpath(root), "")
 
-        @cache  # there are many files in a folder; each part of a path asks the disk
+        @cache  # a folder holds many files, and resolving each part of a path reads the disk
         def real_folder(folder: str) -> str:
             return os.path.realpath(folder)
 
@@ -91,14 +91,14 @@ class RowChecker:
             fault = _name_fault(path, inside, real_folder) or _file_fault(path, nearby)
             if fault is not None:
                 kind, reason, remedy = fault
-                # only a file that is not there does no harm to a row that is excluded
+                # in an excluded row a missing file is only a warning; all other faults remain errors
                 self.report(
                     index, kind, severity="" if kind == "missing_file" else "error", reason=reason, remedy=remedy
                 )
                 self._unopened.add(index)
 
     def check_repeats(self) -> None:
-        """Find files that several rows name: contradictions, and rows that say the same again."""
+        """Record files that several rows name: contradictions and repeated rows."""
         named = self.table[(self.table["path"] != "") & self.table["path"].duplicated(keep=False)]
         for _, same in named.groupby("path", sort=False):
             meaning = same["label"].where(same["label"] != "", same["finding"])
@@ -132,24 +132,24 @@ class RowChecker:
                 index,
                 "duplicate_row",
                 severity="warning",
-                reason=f"it says what {where} says; it is counted once",
+                reason=f"it repeats {where}; it is counted once",
                 remedy="Remove it.",
             )
             self.repeated.add(index)
 
     def check_images(self, *, workers: int | None, most: int | None = None, seed: int = 0) -> pd.Series:
-        """Open every image once: find those that cannot be read, and pictures that are there twice.
+        """Open every image once, and record unreadable images and duplicates.
 
         Args:
-            most: Open a random sample of so many images; None for all.
-            seed: Of that sample.
-            workers: Threads that open images, None for a number that fits the machine.
+            most: Size of a random sample of images to open; None for all.
+            seed: Seed of that sample.
+            workers: Threads that open images; None for a number that fits the machine.
 
         Returns:
-            The number of the group of equal pictures of each row; a number of its own for an image like no other.
+            The number of each row's group of duplicates; an image without a duplicate has a number of its own.
         """
-        passed = ~self.table.index.isin(self._unopened | self.repeated)
-        table = self.table[passed]
+        openable = ~self.table.index.isin(self._unopened | self.repeated)
+        table = self.table[openable]
         if most is not None and most < len(table):
             table = table.sample(most, random_state=seed).sort_index()
         prints = fingerprint_images(table["path"].tolist(), workers=workers)
@@ -159,14 +159,16 @@ class RowChecker:
             if error:
                 self.report(index, "unreadable", reason=error, remedy=hint or "Replace the file, or remove the row.")
         readable = prints[prints["error"] == ""]
-        groups = pd.Series(np.arange(-len(self.table), 0), index=self.table.index)  # negative: a group of its own
+        groups = pd.Series(
+            np.arange(-len(self.table), 0), index=self.table.index
+        )  # negative numbers: rows that were not opened, each a group of its own
         groups[readable.index] = np.asarray(duplicate_groups(readable))  # guard: duplicates
         for _, same in self.table.loc[readable.index].groupby(groups[readable.index], sort=False):
             if len(same) > 1:
-                self._report_same_picture(same)
+                self._report_duplicates(same)
         return groups
 
-    def _report_same_picture(self, same: pd.DataFrame) -> None:
+    def _report_duplicates(self, same: pd.DataFrame) -> None:
         meaning = same["label"].where(same["label"] != "", same["finding"])
         names = same["path"].map(os.path.basename)
         labels = " and ".join(map(repr, meaning.unique()))
@@ -179,16 +181,16 @@ class RowChecker:
                     index,
                     "conflicting_picture",
                     severity=severity,
-                    reason=f"it shows the picture of {other}; they are labelled {labels}",
+                    reason=f"it is a duplicate of {other}; they are labelled {labels}",
                     remedy="Find out which label is right and remove the other row.",
                 )
             else:
-                joined = "" if same["patient"].nunique() == 1 else "; its patients are kept on one side of any split"
+                several = "" if same["patient"].nunique() == 1 else "; its patients are kept on one side of any split"
                 self.report(
                     index,
                     "same_picture",
                     severity="note",
-                    reason=f"it shows the picture of {other}{joined}",
+                    reason=f"it is a duplicate of {other}{several}",
                     remedy="Nothing: a split keeps them together.",
                 )
 
@@ -198,34 +200,34 @@ class RowChecker:
 
 
 def _name_fault(path: str, inside: str | None, real_folder: Callable[[str], str]) -> tuple[str, str, str] | None:
-    """Return kind, reason and remedy where the name alone tells that the file must not be opened."""
+    """Return kind, reason and remedy if the file must not be opened because of its name; else None."""
     if not path:  # guard: empty_name
         return "empty_name", "it names no file", "Name its image, or remove the row."
     if "\0" in path or "\ufffd" in path or printable(path) != path:  # guard: bad_name
         return "bad_name", "its name is not valid text", "Rename the file."
     folder, name = os.path.split(path)
     if inside is not None and not _real_path(real_folder(folder), name).startswith(inside):  # guard: outside
-        remedy = "Name files below that folder, or name a folder that holds them all with image_root."
+        remedy = "Name files in that folder, or give image_root a folder that contains all of them."
         return "outside_root", f"it lies outside of {inside}", remedy
     return None
 
 
 def _real_path(folder: str, name: str) -> str:
-    """Return where a file of a folder, whose own real path is given, really lies."""
+    """Return the real path of a file, given the real path of its folder."""
     path = os.path.join(folder, name)
     return os.path.realpath(path) if os.path.islink(path) or name in ("", ".", "..") else path
 
 
 def _file_fault(path: str, nearby: NearbyFiles) -> tuple[str, str, str] | None:
-    """Return kind, reason and remedy where there is no regular file: a pipe, once opened, would never answer."""
+    """Return kind, reason and remedy if there is no regular file (reading a pipe would block); else None."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
-        meant = nearby.find(path)  # guard: missing
-        remedy = f"Did you mean {meant}?" if meant else "Add the file, correct its name, or give image_root."
+        suggestion = nearby.find(path)  # guard: missing
+        remedy = f"Did you mean {suggestion}?" if suggestion else "Add the file, correct its name, or give image_root."
         return "missing_file", "there is no such file", remedy
-    except OSError as error:  # no right to look, a loop of links, a name too long
-        return "missing_file", error.strerror or str(error), "Check the name and your rights."
+    except OSError as error:  # no permission, a loop of links, a name too long
+        return "missing_file", error.strerror or str(error), "Check the name and the permissions."
     if stat.S_ISREG(mode):  # guard: row_fifo
         return None
-    return "not_a_file", "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file", "Name an image file."
+    return "not_a_file", "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file", "Name an image file."

@@ -1,4 +1,4 @@
-"""Augmentation: what changes, what must not, and in which split."""
+"""Augmentation: changes of training images, none of validation images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from covid_fastai.errors import UsageError
 
 
 def batch(n=64, size=33):
-    """Images with one bright spot left of the middle, where the heart of an upright radiograph is not."""
+    """Images with one bright spot in the left half, opposite to the heart."""
     images = torch.full((n, 1, size, size), 0.2)
     images[:, :, 14:19, 5:10] = 0.9
     return TensorImageBW(images)
@@ -26,7 +26,7 @@ def apply(name, images, split_idx=0):
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_shape_type_and_range_stay(name):
+def test_shape_type_and_range_do_not_change(name):
     torch.manual_seed(0)
     images = apply(name, batch())
     assert images.shape == (64, 1, 33, 33) and type(images) is TensorImageBW
@@ -34,7 +34,7 @@ def test_shape_type_and_range_stay(name):
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_validation_images_stay_bit_identical(name):
+def test_validation_images_remain_bit_identical(name):
     images = batch()
     assert torch.equal(apply(name, images.clone(), split_idx=1), images)
 
@@ -50,19 +50,19 @@ def test_default_never_flips_and_article_flips_half():
     assert 0.4 < flipped < 0.6
 
 
-def test_default_changes_most_images_each_in_its_own_way():
+def test_default_changes_most_images_differently():
     torch.manual_seed(0)
     images = apply("default", batch(64))
     assert len({image.numpy().tobytes() for image in images}) > 50
 
 
-def test_pads_with_black():
+def test_padding_is_black():
     torch.manual_seed(0)
     images = apply("article", TensorImageBW(torch.ones(32, 1, 64, 64)))
     assert images[:, 0, 0, 0].max() < 0.9 and images[:, 0, 32, 32].min() > 0.99
 
 
-def test_article_is_torchvisions_flip_and_rotation():
+def test_article_equals_torchvisions_flip_and_rotation():
     """Oracle: each image equals torchvision's rotation, flipped or not, at some angle within 10 degrees."""
     torch.manual_seed(3)
     smooth = torch.nn.functional.interpolate(torch.rand(1, 1, 6, 6), size=65, mode="bicubic").clamp(0, 1)
@@ -76,7 +76,7 @@ def test_article_is_torchvisions_flip_and_rotation():
         assert best < 0.01
 
 
-def test_same_seed_same_images():
+def test_the_same_seed_gives_the_same_images():
     torch.manual_seed(5)
     first = apply("default", batch())
     torch.manual_seed(5)
@@ -86,6 +86,6 @@ def test_same_seed_same_images():
 @pytest.mark.parametrize(
     ("name", "hint"), [("defalt", "default"), ("Article", "article"), ("zzz", "none"), (3, "none")]
 )
-def test_unknown_name_is_told_with_what_there_is(name, hint):
+def test_an_unknown_name_raises_with_the_available_names(name, hint):
     with pytest.raises(UsageError, match=hint):
         augmentation(name)

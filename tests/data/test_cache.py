@@ -1,4 +1,4 @@
-"""The cache: right, whatever happened to its files, and never in the way."""
+"""The cache: correct results for changed, damaged and unwritable files."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ def count_opened(monkeypatch) -> list:
 
 
 @pytest.mark.parametrize("ending", [".png", ".jpg"])
-def test_a_file_is_decoded_once_under_whatever_name(ending, folder, tmp_path, monkeypatch):
+def test_a_file_is_decoded_once_under_any_name(ending, folder, tmp_path, monkeypatch):
     path = draw(tmp_path / f"a{ending}")
     opened = count_opened(monkeypatch)
     (tmp_path / f"b{ending}").write_bytes(path.read_bytes())
-    found = [cached_square(one, SIZE) for one in (path, path, tmp_path / f"b{ending}")]
-    assert all(same(image, path) for image in found) and len(opened) == 1 and len(entries(folder)) == 1
+    images = [cached_square(name, SIZE) for name in (path, path, tmp_path / f"b{ending}")]
+    assert all(same(image, path) for image in images) and len(opened) == 1 and len(entries(folder)) == 1
     cached_square(path, SIZE + 1)
     assert len(opened) == 2, "another size is another entry"
 
 
-def test_a_changed_file_is_another_one(folder, tmp_path):
+def test_a_changed_file_is_decoded_again(folder, tmp_path):
     path = draw(tmp_path / "a.png")
     before = cached_square(path, SIZE).tobytes()
     draw(path, seed=1)
@@ -76,7 +76,7 @@ def test_a_changed_file_is_another_one(folder, tmp_path):
     [lambda b: b[:-1], lambda b: b[:50] + bytes([b[50] ^ 1]) + b[51:], lambda b: b"", lambda b: b[:2]],
     ids=["short", "one bit", "empty", "two bytes"],
 )
-def test_a_damaged_entry_is_made_anew(damage, folder, tmp_path):
+def test_a_damaged_entry_is_replaced(damage, folder, tmp_path):
     path = draw(tmp_path / "a.png")
     cached_square(path, SIZE)
     (entry,) = entries(folder)
@@ -85,14 +85,14 @@ def test_a_damaged_entry_is_made_anew(damage, folder, tmp_path):
     assert same(cached_square(path, SIZE), path) and entry.read_bytes() == whole
 
 
-def test_it_holds_pictures_and_no_names_for_its_owner_only(folder, tmp_path):
+def test_entries_contain_no_names_and_only_the_owner_can_read_them(folder, tmp_path):
     cached_square(draw(tmp_path / "DOE-JOHN.png"), SIZE)
     (entry,) = entries(folder)
     assert "DOE" not in str(entry.relative_to(folder)) and b"DOE" not in entry.read_bytes()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and stat.S_IMODE(entry.stat().st_mode) == 0o600
 
 
-def test_what_cannot_be_read_says_so_by_its_name_each_time(folder, tmp_path):
+def test_an_unreadable_file_raises_with_its_name_each_time(folder, tmp_path):
     path = tmp_path / "broken.png"
     path.write_bytes(draw(tmp_path / "a.png").read_bytes()[:100])
     for _ in range(2):
@@ -105,7 +105,7 @@ def test_what_cannot_be_read_says_so_by_its_name_each_time(folder, tmp_path):
     assert entries(folder) == []
 
 
-def test_off_means_off(tmp_path, monkeypatch):
+def test_the_cache_can_be_turned_off(tmp_path, monkeypatch):
     monkeypatch.setenv("COVID_FASTAI_CACHE", "off")
     path = draw(tmp_path / "a.png")
     assert default_cache() is None and same(cached_square(path, SIZE), path)
@@ -120,7 +120,7 @@ def test_off_means_off(tmp_path, monkeypatch):
         ("win32", {"LOCALAPPDATA": "/local"}, "/local/covid_fastai"),
     ],
 )
-def test_where_it_is(platform, variables, expected, monkeypatch):
+def test_the_default_folder_of_each_platform(platform, variables, expected, monkeypatch):
     for name in ("COVID_FASTAI_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -129,15 +129,15 @@ def test_where_it_is(platform, variables, expected, monkeypatch):
     assert cache_folder() == Path(expected)
 
 
-def test_a_folder_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_path, monkeypatch, caplog):
+def test_an_unwritable_folder_is_logged_once_and_raises_nothing(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("COVID_FASTAI_CACHE", str(tmp_path / "file" / "cache"))
     paths = [draw(tmp_path / f"{seed}.png", seed) for seed in range(3)]
     assert all(same(cached_square(path, SIZE), path) for path in paths)
-    assert caplog.text.count("are not kept") == 1 and "COVID_FASTAI_CACHE" in caplog.text
+    assert caplog.text.count("are not cached") == 1 and "COVID_FASTAI_CACHE" in caplog.text
 
 
-def test_what_was_used_longest_ago_goes_first(tmp_path, monkeypatch):
+def test_the_least_recently_used_entries_are_removed_first(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SWEEP_EVERY", 1000)
     cache = Cache(tmp_path / "cache", limit=5000)
     for number in range(4):
@@ -147,12 +147,12 @@ def test_what_was_used_longest_ago_goes_first(tmp_path, monkeypatch):
     assert fresh.read("grey-1-8", f"{0:064x}") is not None, "used now"
     fresh.write("grey-1-8", "f" * 64, bytes(996))
     fresh.write("grey-1-8", "e" * 64, bytes(996))
-    kept = {path.parent.name + path.name for path in entries(tmp_path / "cache")}
-    assert f"{0:064x}" in kept and f"{1:064x}" not in kept and "e" * 64 in kept
+    names = {path.parent.name + path.name for path in entries(tmp_path / "cache")}
+    assert f"{0:064x}" in names and f"{1:064x}" not in names and "e" * 64 in names
     assert sum(path.stat().st_size for path in entries(tmp_path / "cache")) <= 5000
 
 
-def test_contents_and_clearing(tmp_path):
+def test_contents_and_clear(tmp_path):
     cache = Cache(tmp_path / "cache")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "a user's file").write_text("stays")
@@ -165,7 +165,7 @@ def test_contents_and_clearing(tmp_path):
     assert cache.read("grey-1-8", "a" * 64) == bytes(10)
 
 
-def test_processes_and_threads_share_it(folder, tmp_path):
+def test_processes_and_threads_can_use_one_cache(folder, tmp_path):
     paths = [draw(tmp_path / f"{seed}.png", seed) for seed in range(12)]
     code = textwrap.dedent(
         f"""
@@ -177,7 +177,7 @@ def test_processes_and_threads_share_it(folder, tmp_path):
     )
     others = [subprocess.Popen([sys.executable, "-c", code, *map(str, paths)]) for _ in range(2)]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda path: cached_square(path, SIZE), paths * 3))
+        images = list(pool.map(lambda path: cached_square(path, SIZE), paths * 3))
     assert [process.wait(60) for process in others] == [0, 0]
-    assert all(same(image, path) for image, path in zip(found, paths * 3, strict=True))
+    assert all(same(image, path) for image, path in zip(images, paths * 3, strict=True))
     assert len(entries(folder)) == len(paths)

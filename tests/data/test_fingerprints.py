@@ -1,4 +1,4 @@
-"""Fingerprints: which pictures are found to be the same, which are not, and how patients who share one are joined."""
+"""Fingerprints: which images are duplicates, which are not, and how patients with duplicates are joined."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from covid_fastai.data.fingerprints import (
 from covid_fastai.data.images import open_image
 from covid_fastai.data.phantom import FINDINGS, draw_anatomy, draw_phantom
 
-PEOPLE = 24
+PATIENTS = 24
 
 
-def radiograph(person: int) -> Image.Image:
-    rng = np.random.default_rng([11, person])
-    return Image.fromarray(draw_phantom(rng, finding=list(FINDINGS)[person % 4], image_size=128).image)
+def radiograph(patient: int) -> Image.Image:
+    rng = np.random.default_rng([11, patient])
+    return Image.fromarray(draw_phantom(rng, finding=list(FINDINGS)[patient % 4], image_size=128).image)
 
 
-COPIES = {  # how a picture gets a second life, with the file's suffix; all the same picture to a reader
+COPIES = {  # file name of the copy: how it is made; a radiologist sees the same image
     "renamed.png": lambda image: (image, {}),
     "lossless.bmp": lambda image: (image, {}),
     "colour.png": lambda image: (image.convert("RGB"), {}),
@@ -50,9 +50,9 @@ SAME_PIXELS = {"renamed.png", "lossless.bmp", "colour.png"}
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("originals")
-    paths = [str(folder / f"person-{person:02d}.png") for person in range(PEOPLE)]
-    for person, path in enumerate(paths):
-        radiograph(person).save(path)
+    paths = [str(folder / f"patient-{patient:02d}.png") for patient in range(PATIENTS)]
+    for patient, path in enumerate(paths):
+        radiograph(patient).save(path)
     return paths
 
 
@@ -61,11 +61,11 @@ def prints(originals) -> pd.DataFrame:
     return fingerprint_images(originals)
 
 
-def save_copies(folder, kind: str, persons) -> list[str]:
+def save_copies(folder, kind: str, patients) -> list[str]:
     paths = []
-    for person in persons:
-        image, options = COPIES[kind](radiograph(person))
-        paths.append(str(folder / f"{person:02d}-{kind}"))
+    for patient in patients:
+        image, options = COPIES[kind](radiograph(patient))
+        paths.append(str(folder / f"{patient:02d}-{kind}"))
         image.save(paths[-1], **options)
     return paths
 
@@ -73,15 +73,15 @@ def save_copies(folder, kind: str, persons) -> list[str]:
 # the table
 
 
-def test_a_row_an_image_in_the_order_given(originals, prints):
+def test_the_table_has_one_row_per_image_in_the_given_order(originals, prints):
     assert list(prints.columns) == fingerprints.COLUMNS
-    assert prints["path"].tolist() == originals and prints.index.tolist() == list(range(PEOPLE))
+    assert prints["path"].tolist() == originals and prints.index.tolist() == list(range(PATIENTS))
     row = prints.iloc[3]
     assert (row["format"], row["mode"], row["width"], row["height"], row["notes"]) == ("PNG", "L", 128, 128, "")
     assert len(row["phash"]) == 32 and len(row["thumbnail"]) == 32 * 32 and len(row["sha256"]) == 64
     assert len(row["picture"]) == 64 * 64
     across = np.floor(np.asarray(open_image(originals[3])).reshape(128, 32, 4).mean(axis=2) + 0.5)
-    down = np.floor(across.reshape(32, 4, 32).mean(axis=1) + 0.5)  # Pillow rounds after each of both directions
+    down = np.floor(across.reshape(32, 4, 32).mean(axis=1) + 0.5)  # Pillow rounds after each of the two directions
     np.testing.assert_array_equal(np.frombuffer(row["thumbnail"], np.uint8).reshape(32, 32), down)
 
 
@@ -90,7 +90,7 @@ def test_the_number_of_workers_changes_nothing(originals, prints, workers):
     pd.testing.assert_frame_equal(fingerprint_images(originals, workers=workers), prints)
 
 
-def test_names_as_bytes_are_names(originals, prints):
+def test_paths_can_be_bytes(originals, prints):
     pd.testing.assert_frame_equal(fingerprint_images([os.fsencode(path) for path in originals]), prints)
 
 
@@ -107,11 +107,11 @@ def test_unreadable_images_have_an_error_and_no_fingerprint(originals, tmp_path)
     pairs = duplicate_pairs(table)
     assert pairs[["first", "second", "kind"]].to_numpy().tolist() == [[0, 2, "exact"]]
     groups = duplicate_groups(table)
-    assert groups[0] == groups[2] and groups.nunique() == 4  # two that are unreadable are not alike
+    assert groups[0] == groups[2] and groups.nunique() == 4  # unreadable images are no duplicates of each other
 
 
 @pytest.mark.parametrize("paths", [[], ["/nowhere/absent.png"], ["/nowhere/a.png", "/nowhere/b.png"]])
-def test_nothing_to_compare(paths):
+def test_fewer_than_two_readable_images_give_no_pair(paths):
     table = fingerprint_images(paths)
     assert list(table.columns) == fingerprints.COLUMNS and len(table) == len(paths)
     assert duplicate_pairs(table).empty
@@ -125,29 +125,29 @@ def bits(phash: bytes) -> np.ndarray:
     return np.unpackbits(np.frombuffer(phash, np.uint8)).reshape(16, 16).astype(bool)
 
 
-def test_phash_is_that_of_imagehash(tmp_path):
-    """At 64 x 64 neither has anything to scale, and every bit agrees, row by row, the lowest frequency first.
+def test_phash_equals_imagehash(tmp_path):
+    """At 64 x 64 pixels neither library resizes, and every bit agrees, row by row, the lowest frequency first.
 
-    Larger images differ by a few bits: imagehash scales with Lanczos, we take the mean of the pixels (box), which does
-    not ring at the edges of a burnt-in letter. `str(ImageHash)` writes the same bits as hexadecimal digits.
+    Larger images differ by a few bits: imagehash resizes with Lanczos, this package with the mean of the pixels (box),
+    which does not ring at the edges of burnt-in letters. `str(ImageHash)` writes the same bits as hexadecimal digits.
     """
     paths = save_copies(tmp_path, "half.png", range(8))
     table = fingerprint_images(paths)
     for path, phash in zip(paths, table["phash"], strict=True):
-        theirs = imagehash.phash(Image.open(path), hash_size=16, highfreq_factor=4)
-        np.testing.assert_array_equal(bits(phash), theirs.hash)
-        assert phash.hex() == str(theirs)
+        reference = imagehash.phash(Image.open(path), hash_size=16, highfreq_factor=4)
+        np.testing.assert_array_equal(bits(phash), reference.hash)
+        assert phash.hex() == str(reference)
 
 
-def test_phash_of_larger_images_is_near_that_of_imagehash(originals, prints):
-    gaps = [
+def test_phash_of_larger_images_is_close_to_imagehash(originals, prints):
+    distances = [
         int((bits(phash) != imagehash.phash(Image.open(path), hash_size=16, highfreq_factor=4).hash).sum())
         for path, phash in zip(originals, prints["phash"], strict=True)
     ]
-    assert max(gaps) <= 8
+    assert max(distances) <= 8
 
 
-def test_distance_and_correlation_are_those_of_the_formulas(originals, tmp_path):
+def test_distance_and_correlation_equal_their_formulas(originals, tmp_path):
     paths = [originals[2], *save_copies(tmp_path, "half-quality-60.jpg", [2])]
     table = fingerprint_images(paths)
     pair = duplicate_pairs(table).iloc[0]
@@ -157,16 +157,16 @@ def test_distance_and_correlation_are_those_of_the_formulas(originals, tmp_path)
     assert pair["correlation"] == pytest.approx(np.corrcoef(*thumbnails)[0, 1], abs=1e-5)
 
 
-# the same picture, and another one
+# duplicates and different images
 
 
 @pytest.mark.parametrize("kind", COPIES)
-def test_copies_are_found_and_nothing_else(kind, originals, prints, tmp_path):
-    persons = range(0, PEOPLE, 3)
-    copies = fingerprint_images(save_copies(tmp_path, kind, persons))
+def test_only_the_copies_are_found(kind, originals, prints, tmp_path):
+    patients = range(0, PATIENTS, 3)
+    copies = fingerprint_images(save_copies(tmp_path, kind, patients))
     table = pd.concat([prints, copies], ignore_index=True)
     pairs = duplicate_pairs(table)
-    expected = [(person, PEOPLE + number) for number, person in enumerate(persons)]
+    expected = [(patient, PATIENTS + number) for number, patient in enumerate(patients)]
     assert sorted(zip(pairs["first"], pairs["second"], strict=True)) == expected
     assert set(pairs["kind"]) == {"exact" if kind in SAME_PIXELS else "near"}
     if kind in SAME_PIXELS:
@@ -174,30 +174,30 @@ def test_copies_are_found_and_nothing_else(kind, originals, prints, tmp_path):
     else:
         assert pairs["distance"].max() <= MAX_DISTANCE and pairs["correlation"].min() > MIN_CORRELATION
     groups = duplicate_groups(table)
-    assert groups.nunique() == PEOPLE and groups[PEOPLE:].tolist() == [groups[person] for person in persons]
+    assert groups.nunique() == PATIENTS and groups[PATIENTS:].tolist() == [groups[patient] for patient in patients]
 
 
-def test_different_people_are_not_alike(prints):
-    assert duplicate_pairs(prints).empty and duplicate_groups(prints).tolist() == list(range(PEOPLE))
+def test_images_of_different_patients_are_no_duplicates(prints):
+    assert duplicate_pairs(prints).empty and duplicate_groups(prints).tolist() == list(range(PATIENTS))
     distances = [int((bits(a) != bits(b)).sum()) for a, b in itertools.combinations(prints["phash"], 2)]
     assert min(distances) > MAX_DISTANCE + 10
 
 
-def test_two_images_of_one_patient_are_no_copy_to_the_hash_and_join_nobody_else(tmp_path):
-    """The same build, another exposure: seldom so alike that they are joined, and never with another patient's."""
+def test_two_images_of_one_patient_are_rarely_duplicates_and_join_no_other_patient(tmp_path):
+    """Same anatomy, another exposure: rarely similar enough to be joined, and never with another patient."""
     paths = []
-    for person in range(20):
-        rng = np.random.default_rng([12, person])
+    for patient in range(20):
+        rng = np.random.default_rng([12, patient])
         anatomy = draw_anatomy(rng)
         for day in range(2):
-            paths.append(str(tmp_path / f"{person}-{day}.png"))
+            paths.append(str(tmp_path / f"{patient}-{day}.png"))
             Image.fromarray(draw_phantom(rng, anatomy=anatomy, image_size=128).image).save(paths[-1])
     pairs = duplicate_pairs(fingerprint_images(paths))
     assert (pairs["distance"] > MAX_DISTANCE).all() and len(pairs) <= 3
     assert (pairs["first"] // 2 == pairs["second"] // 2).all()
 
 
-ALTERED = {  # how a copy is made to look like another picture, and the kind that it is found as
+ALTERED = {  # file name of the copy: how it is made, and the kind of pair that is found
     "cropped.png": (lambda image: image.crop((6, 0, 124, 122)), "cropped"),
     "cropped.jpg": (lambda image: image.crop((0, 6, 128, 128)), "cropped"),
     "mirrored.png": (lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "mirrored"),
@@ -208,23 +208,23 @@ ALTERED = {  # how a copy is made to look like another picture, and the kind tha
 
 
 @pytest.mark.parametrize("kind", ALTERED)
-def test_cropped_and_mirrored_copies_are_found_and_nothing_else(kind, originals, prints, tmp_path):
-    alter, found_as = ALTERED[kind]
-    persons = range(0, PEOPLE, 3)
-    paths = [str(tmp_path / f"{person:02d}-{kind}") for person in persons]
-    for person, path in zip(persons, paths, strict=True):
-        alter(radiograph(person)).save(path)
+def test_only_the_cropped_and_mirrored_copies_are_found(kind, originals, prints, tmp_path):
+    alter, expected_kind = ALTERED[kind]
+    patients = range(0, PATIENTS, 3)
+    paths = [str(tmp_path / f"{patient:02d}-{kind}") for patient in patients]
+    for patient, path in zip(patients, paths, strict=True):
+        alter(radiograph(patient)).save(path)
     table = pd.concat([prints, fingerprint_images(paths)], ignore_index=True)
-    expected = [(person, PEOPLE + number) for number, person in enumerate(persons)]
-    for rows in (table, table[::-1].reset_index(drop=True)):  # a crop may come before the picture that it is cut from
+    expected = [(patient, PATIENTS + number) for number, patient in enumerate(patients)]
+    for rows in (table, table[::-1].reset_index(drop=True)):  # the crop may come before its original
         pairs = duplicate_pairs(rows)
-        places = expected if rows is table else [(len(table) - 1 - b, len(table) - 1 - a) for a, b in expected]
-        assert sorted(zip(pairs["first"], pairs["second"], strict=True)) == sorted(places)
-        assert set(pairs["kind"]) <= {found_as, "near"} and found_as in set(pairs["kind"])
-    assert duplicate_groups(table).nunique() == PEOPLE
+        positions = expected if rows is table else [(len(table) - 1 - b, len(table) - 1 - a) for a, b in expected]
+        assert sorted(zip(pairs["first"], pairs["second"], strict=True)) == sorted(positions)
+        assert set(pairs["kind"]) <= {expected_kind, "near"} and expected_kind in set(pairs["kind"])
+    assert duplicate_groups(table).nunique() == PATIENTS
 
 
-def test_distance_of_a_mirrored_copy_is_between_the_pictures_as_they_are(originals, tmp_path):
+def test_distance_of_a_mirrored_copy_is_measured_before_alignment(originals, tmp_path):
     radiograph(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "mirrored.png")
     table = fingerprint_images([originals[0], tmp_path / "mirrored.png"])
     pair = duplicate_pairs(table).iloc[0]
@@ -232,7 +232,7 @@ def test_distance_of_a_mirrored_copy_is_between_the_pictures_as_they_are(origina
     assert pair["distance"] == (bits(table["phash"][0]) != bits(table["phash"][1])).sum() > 60
 
 
-def test_the_same_pixels_in_another_shape_are_not_exact(tmp_path):
+def test_the_same_pixels_in_another_shape_are_no_duplicates(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, 64 * 100, dtype=np.uint8)
     for name, shape in (("wide.png", (64, 100)), ("high.png", (100, 64))):
         Image.fromarray(pixels.reshape(shape)).save(tmp_path / name)
@@ -240,38 +240,38 @@ def test_the_same_pixels_in_another_shape_are_not_exact(tmp_path):
     assert table["sha256"].nunique() == 2 and duplicate_pairs(table).empty
 
 
-def test_n_identical_pictures_give_n_less_one_pairs(originals):
+def test_n_identical_images_give_n_minus_1_pairs(originals):
     table = fingerprint_images([originals[5], originals[1], *[originals[5]] * 3])
     pairs = duplicate_pairs(table)
     assert list(zip(pairs["first"], pairs["second"], strict=True)) == [(0, 2), (0, 3), (0, 4)]
 
 
-def near_and_thumbnail(flips: list[int], correlation_noise: float = 0.0) -> pd.DataFrame:
-    """A table made by hand: each row's hash is the first one's with so many bits flipped."""
+def table_of_hashes(flips: list[int], correlation_noise: float = 0.0) -> pd.DataFrame:
+    """A table of fingerprints: each row's hash is the first one's with `flips` bits flipped."""
     rng = np.random.default_rng(0)
-    base, picture = rng.integers(0, 2, 256).astype(np.uint8), rng.integers(60, 200, 1024)
+    base, image = rng.integers(0, 2, 256).astype(np.uint8), rng.integers(60, 200, 1024)
     rows = []
     for number, flip in enumerate(flips):
         hash_bits = base.copy()
         hash_bits[:flip] ^= 1
-        noisy = picture + (rng.normal(0, correlation_noise, 1024) if number else 0)
+        noisy = image + (rng.normal(0, correlation_noise, 1024) if number else 0)
         thumbnail = np.clip(noisy, 0, 255).astype(np.uint8).tobytes()
-        shown = rng.integers(0, 256, 64 * 64, dtype=np.uint8).tobytes()  # nothing alike, so that the hash alone decides
-        hashes = {"phash": np.packbits(hash_bits).tobytes(), "thumbnail": thumbnail, "picture": shown}
+        aligned = rng.integers(0, 256, 64 * 64, dtype=np.uint8).tobytes()  # unrelated, so that only the hash decides
+        hashes = {"phash": np.packbits(hash_bits).tobytes(), "thumbnail": thumbnail, "picture": aligned}
         rows.append({"sha256": str(number), **hashes})
     return pd.DataFrame(rows)
 
 
-def test_both_limits_hold():
-    pairs = duplicate_pairs(near_and_thumbnail([0, MAX_DISTANCE, MAX_DISTANCE + 1]))
-    found = set(zip(pairs["first"], pairs["second"], pairs["distance"], strict=True))
-    assert found == {(0, 1, MAX_DISTANCE), (1, 2, 1)}  # 0 and 2 are joined by the group only
-    assert duplicate_groups(near_and_thumbnail([0, MAX_DISTANCE, MAX_DISTANCE + 1])).tolist() == [0, 0, 0]
-    assert duplicate_pairs(near_and_thumbnail([0, 0], correlation_noise=40)).empty
+def test_both_limits_are_applied():
+    pairs = duplicate_pairs(table_of_hashes([0, MAX_DISTANCE, MAX_DISTANCE + 1]))
+    measured = set(zip(pairs["first"], pairs["second"], pairs["distance"], strict=True))
+    assert measured == {(0, 1, MAX_DISTANCE), (1, 2, 1)}  # 0 and 2 are joined by the group only
+    assert duplicate_groups(table_of_hashes([0, MAX_DISTANCE, MAX_DISTANCE + 1])).tolist() == [0, 0, 0]
+    assert duplicate_pairs(table_of_hashes([0, 0], correlation_noise=40)).empty
 
 
-def test_blocks_of_rows_meet_each_other(prints, monkeypatch):
-    """Pairs within a block, across blocks and of a block's ends are all found, whatever the size of a block."""
+def test_the_block_size_does_not_change_the_pairs(prints, monkeypatch):
+    """Pairs within a block, across blocks and at the ends of a block are all found."""
     table = pd.concat([prints[:9], prints[:9].assign(sha256=[f"copy {n}" for n in range(9)])], ignore_index=True)
     expected = [(n, n + 9) for n in range(9)]
     for block in (1, 2, 5, 9, 18, 512):
@@ -280,7 +280,7 @@ def test_blocks_of_rows_meet_each_other(prints, monkeypatch):
         assert sorted(zip(pairs["first"], pairs["second"], strict=True)) == expected
 
 
-def test_order_does_not_matter(originals, tmp_path):
+def test_the_order_of_rows_does_not_change_the_groups(originals, tmp_path):
     paths = [*originals[:8], *save_copies(tmp_path, "quality-60.jpg", range(4)), *originals[2:6]]
     table = fingerprint_images(paths)
     reference = partition(duplicate_groups(table))
@@ -294,18 +294,18 @@ def partition(groups: pd.Series) -> set[frozenset]:
     return {frozenset(same.index) for _, same in groups.groupby(groups)}
 
 
-def test_the_index_may_be_of_any_kind(originals):
+def test_the_index_can_have_any_labels(originals):
     table = fingerprint_images([originals[0], originals[1], originals[0]])
     table.index = ["a", "b", "c"]
     assert duplicate_pairs(table)[["first", "second"]].to_numpy().tolist() == [["a", "c"]]
     assert duplicate_groups(table).to_dict() == {"a": 0, "b": 1, "c": 0}
 
 
-# patients who share a picture
+# patients with duplicates
 
 
 def test_join_is_transitive():
-    """Ann and Bob share a picture, Bob and Cem another one: all three are one; Dan stays alone."""
+    """Ann and Bob have one duplicate, Bob and Cem another: all three are one group. Dan is a group of his own."""
     patients = pd.Series(["cem", "bob", "bob", "ann", "dan"], index=[10, 11, 12, 13, 14])
     duplicates = pd.Series([7, 7, 8, 8, 9], index=[10, 11, 12, 13, 14])
     joined = join_groups(patients, duplicates)
@@ -314,8 +314,8 @@ def test_join_is_transitive():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_join_is_the_connected_components_of_rows(seed):
-    """The oracle is another graph: rows are the nodes, joined where they share a patient or a picture."""
+def test_join_equals_the_connected_components_of_rows(seed):
+    """The oracle is another graph: its nodes are the rows, its edges connect rows of the same patient or image."""
     rng = np.random.default_rng(seed)
     patients = pd.Series([f"p{n}" for n in rng.integers(0, 40, 60)])
     duplicates = pd.Series(rng.integers(0, 45, 60))
@@ -335,16 +335,18 @@ def test_join_does_not_depend_on_the_order():
     order = rng.permutation(40)
     joined = join_groups(patients, duplicates)
     pd.testing.assert_series_equal(join_groups(patients[order], duplicates[order]).sort_index(), joined)
-    pd.testing.assert_series_equal(join_groups(patients, duplicates[order]), joined)  # found by index, not by place
+    pd.testing.assert_series_equal(
+        join_groups(patients, duplicates[order]), joined
+    )  # matched by index, not by position
 
 
-def test_join_leaves_rows_without_a_group_alone():
+def test_join_does_not_change_rows_without_a_group():
     patients = pd.Series(["a", "b", "c", "d"])
     assert join_groups(patients, pd.Series([0, 0])).tolist() == ["a", "a", "c", "d"]
     assert join_groups(patients, pd.Series([np.nan, 1, np.nan, 1])).tolist() == ["a", "b", "c", "b"]
 
 
-def test_join_of_nothing():
+def test_join_of_empty_series():
     assert join_groups(pd.Series([], dtype=object), pd.Series([], dtype=int)).empty
 
 
@@ -354,8 +356,8 @@ def test_join_of_nothing():
 @pytest.mark.realdata
 @pytest.mark.slow
 def test_coronahack_has_30_exact_groups_and_two_near_pairs(real_data):
-    """Measured by another program: 62 images in 30 exact groups, and two near copies of one patient; and two exposures
-    of one patient that are a window of each other."""
+    """Reference from another program: 62 images in 30 exact groups, two pairs of near copies, and one pair of exposures
+    of one patient in which one image is a crop of the other."""
     folder = real_data / "coronahack-224"
     paths = sorted(folder.glob("Coronahack-Chest-XRay-Dataset/Coronahack-Chest-XRay-Dataset/*/*"))
     table = fingerprint_images(paths)
@@ -366,10 +368,10 @@ def test_coronahack_has_30_exact_groups_and_two_near_pairs(real_data):
     assert (pairs["kind"] == "exact").sum() == 62 - 30
     prefix = table["path"].map(lambda path: os.path.basename(path).split("-")[0])
     near = pairs[pairs["kind"] == "near"]
-    found = {
+    near_names = {
         frozenset((prefix[first], prefix[second])) for first, second in zip(near["first"], near["second"], strict=True)
     }
-    assert found == {frozenset(("D5ACAA93", "35AF5C3B")), frozenset(("F4341CE7", "E63574A7"))} and len(near) == 2
+    assert near_names == {frozenset(("D5ACAA93", "35AF5C3B")), frozenset(("F4341CE7", "E63574A7"))} and len(near) == 2
     others = pairs[~pairs["kind"].isin(["exact", "near"])]
     assert prefix[others["first"]].tolist() == ["person1669_virus_2884.jpeg"] and set(others["kind"]) == {"cropped"}
     assert prefix[others["second"]].tolist() == ["person1669_virus_2885.jpeg"]
@@ -377,7 +379,7 @@ def test_coronahack_has_30_exact_groups_and_two_near_pairs(real_data):
     assert (sizes > 1).sum() == 33 and sizes[sizes > 1].sum() == 68
 
 
-def test_fingerprints_are_kept_by_content_whatever_the_name(tmp_path, monkeypatch):
+def test_fingerprints_are_cached_by_content_and_not_by_name(tmp_path, monkeypatch):
     monkeypatch.setenv("COVID_FASTAI_CACHE", str(tmp_path / "cache"))
     grey = np.random.default_rng(3).integers(0, 255, (90, 80), dtype=np.uint8)
     Image.fromarray(grey).save(tmp_path / "a.png")
