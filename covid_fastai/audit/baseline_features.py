@@ -16,20 +16,10 @@ from covid_fastai.data.image_facts import FORMATS
 from covid_fastai.data.images import read_image, resize_image
 from covid_fastai.errors import ImageError
 
-__all__ = ["BASELINES", "Features", "LUNG_FREE", "one_hot", "read_features", "sources_of"]
+__all__ = ["Features", "one_hot", "read_features", "sources_of"]
 
 THUMBNAIL = 16  # pixels a side; at that size an opacity covers about a dozen pixels
 CENTRE = slice(3, 13)  # the central box of the thumbnail, 10 x 10, which holds most of the lungs
-BASELINES = {
-    "prevalence": "class frequencies only",
-    "source": "name of the collection or hospital",
-    "headers": "format, mode, width, height, compression and colour profile of the file",
-    "intensity mean and SD": "mean and standard deviation of the pixel intensities",
-    "border ring": "outermost pixels at 16 x 16",
-    "black centre": "image at 16 x 16 pixels without its central 10 x 10",
-    "thumbnail": "image at 16 x 16 pixels",
-}
-LUNG_FREE = ("source", "headers", "intensity mean and SD", "border ring")  # better than chance here is no finding
 MODES = ("L", "RGB", "RGBA", "P", "LA", "CMYK", "1")
 
 

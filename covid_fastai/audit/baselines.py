@@ -15,8 +15,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from covid_fastai.audit.baseline_features import (
-    BASELINES,
-    LUNG_FREE,
     Features,
     one_hot,
     read_features,
@@ -34,9 +32,30 @@ from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Seed, checked
 from covid_fastai.plotting import COLOURS, GREY
 
-__all__ = ["ShortcutAudit", "compare_parts", "find_shortcuts", "fit_and_predict", "plot_shortcuts", "predict_shortcuts"]
+__all__ = [
+    "BASELINES",
+    "LUNG_FREE",
+    "ShortcutAudit",
+    "compare_parts",
+    "find_shortcuts",
+    "fit_and_predict",
+    "plot_shortcuts",
+    "predict_shortcuts",
+]
 
 logger = logging.getLogger("covid_fastai")
+
+# A new baseline is a line here, with what it is given; `baseline_features.read_features` computes its features.
+BASELINES = {
+    "prevalence": "class frequencies only",
+    "source": "name of the collection or hospital",
+    "headers": "format, mode, width, height, compression and colour profile of the file",
+    "intensity mean and SD": "mean and standard deviation of the pixel intensities",
+    "border ring": "outermost pixels at 16 x 16",
+    "black centre": "image at 16 x 16 pixels without its central 10 x 10",
+    "thumbnail": "image at 16 x 16 pixels",
+}
+LUNG_FREE = ("source", "headers", "intensity mean and SD", "border ring")  # better than chance here is no finding
 
 COLUMNS = ["baseline", "sees", "lung_free", "auc", "low", "high", "accuracy", "n", "p", "p_holm", "flagged"]
 LEVEL = 0.05  # family-wise: at most 5% of data sets without a shortcut get any flag

@@ -14,8 +14,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from covid_fastai.audit.baseline_features import BASELINES, LUNG_FREE, read_features
+from covid_fastai.audit.baseline_features import read_features
 from covid_fastai.audit.baselines import (
+    BASELINES,
+    LUNG_FREE,
     ShortcutAudit,
     compare_parts,
     find_shortcuts,

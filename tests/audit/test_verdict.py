@@ -7,8 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from covid_fastai.audit.baseline_features import BASELINES, LUNG_FREE
-from covid_fastai.audit.baselines import ShortcutAudit
+from covid_fastai.audit.baselines import BASELINES, LUNG_FREE, ShortcutAudit
 from covid_fastai.audit.verdict import give_verdict
 
 ELSEWHERE = {"source": "there", "value": 0.85, "low": 0.7, "high": 0.93, "n": 60, "thumbnail": 0.6}

@@ -1,4 +1,4 @@
-"""The limits of requests, which the server checks and the OpenAPI document describes."""
+"""The limits of requests: `uploads` enforces them, `app/cli/serve` has an option each, `schemas` describes them."""
 
 from __future__ import annotations
 
