@@ -1,4 +1,4 @@
-"""From a data set to one tidy, checked table: the cohort, a row an image."""
+"""Read a data set into a cohort: one tidy, checked table with a row for each image."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ __all__ = ["check_positive", "read_cohort", "summarise_cohort"]
 logger = logging.getLogger("covid_fastai")
 
 FACTS = ["sex", "age", "day"]
-SHARED_NAMES = (
-    r"(IM|NORMAL2)-\d+$"  # patients of Kermany's Normal images; OsiriX and Horos export other people's so named
-)
-KERMANYS_NAMES = r"(?i)person\d+_(bacteria|virus)_\d+"
-SEEN = "seen by the package's weights"  # the note of a row of the official TEST that is excluded for it
+# Names of the patients of Kermany's Normal images; OsiriX and Horos give the same names to exported images.
+SHARED_NAMES = r"(IM|NORMAL2)-\d+$"
+KERMANY_NAMES = r"(?i)person\d+_(bacteria|virus)_\d+"
+IN_PRETRAINING = "in the pretraining data of the package's weights"  # the note of an excluded row of the official TEST
 
 
 @checked
@@ -54,49 +53,50 @@ def read_cohort(
     exclude_pretraining_overlap: Switch = True,
     workers: WorkerCount | None = None,
 ) -> Cohort:
-    """Read a data set into a cohort, and check every row of it before anything is learnt from it.
+    """Read a data set into a cohort, and check every row of it before training.
 
-    Nothing is dropped in silence: rows that take no part stay in the cohort, with `split` excluded and the reason in
-    `note`, and rows that are faulty are in `facts.problems`. Images of Cohen's collection that are not COVID-19
-    are excluded in every task, as a negative control: a classifier that calls them COVID-19 has learnt the source.
+    No row is dropped without a record: rows that are not used stay in the cohort, with `split` excluded and the reason
+    in `note`, and faulty rows are listed in `facts.problems`. Images of Cohen's collection that are not COVID-19 are
+    excluded in every task, as a negative control: a classifier that predicts COVID-19 for them has learnt the source.
 
     Args:
-        data: CoronaHack's folder as Kaggle lays it out, or its CSV; any other CSV; a folder with a folder a class
-            (or with such folders in train/ and test/); or a DataFrame.
+        data: CoronaHack's folder as Kaggle lays it out, or its CSV; any other CSV; a folder with one folder per
+            class (or with such folders in train/ and test/); or a DataFrame.
         task: `"covid"`, `"pneumonia"`, `"etiology"`, or a `Task`.
-        image_root: The folder that the names in a CSV start from; None for the CSV's own, or the one it brings.
-        path_column: The column with the image's file; like all columns looked for by its usual names where None.
+        image_root: The folder that the file names in a CSV are relative to; None for the folder of the CSV.
+        path_column: The column with the image's file; None, as for all columns, to find it by its usual names.
         label_column: The column with the label.
-        patient_column: The column with the patient. Where there is none, CoronaHack's file names tell the patient;
-            any other image is its own patient, and `patient_known` is False. So it is where the data have a column
-            `patient_known` that says so, as a cohort has.
-        split_column: The column with train or test. What is called valid counts as train.
+        patient_column: The column with the patient. Without one, the patient is read from CoronaHack's file names; any
+            other image counts as a patient of its own, and `patient_known` is False. A column `patient_known` of the
+            data, such as a cohort has, is respected.
+        split_column: The column with train or test. Rows named valid count as train.
         source_column: The column with the hospital or collection.
         view_column: The column with the projection (PA, AP, L ...).
         encoding: The CSV's encoding, where it is neither UTF-8 nor marked as UTF-16.
-        negatives_per_positive: Images of the negative class that are drawn for each image of the positive one, both
-            of the training rows; the rest is excluded as "not drawn". Images are drawn, not patients, as in the
-            article, those first that the package's weights have not seen. None for all.
-        seed: Seed of that draw, which does not depend on the order of the rows.
-        on_problem: `"error"` raises when rows are faulty, `"skip"` leaves those out.
-        check_images: Whether to open every image, which finds unreadable ones and pictures that are there twice; or how
-            many, a random sample, which says how many are unreadable and finds copies within it only. The search for
-            copies compares every two pictures: 6,000 take three seconds, 100,000 a quarter of an hour.
-        exclude_pretraining_overlap: Whether to keep the images that the package's own weights were trained on out of
-            evaluation, whatever weights are chosen, so that all are compared on the same images. Such an image, and any
-            other of its patient, is `in_pretraining`: a split leaves it in training, and in the official TEST it is
-            excluded. Without opened images, names and
-            patients alone are compared. False looks for nothing, and is for weights from elsewhere, or none.
+        negatives_per_positive: Images of the negative class that are sampled for each image of the positive class,
+            both of the training rows; the rest is excluded as "not drawn". Images are sampled, not patients, as in the
+            article; images outside the pretraining data of the package's weights come first. None for all.
+        seed: Seed of that sample, which does not depend on the order of the rows.
+        on_problem: `"error"` raises when rows are faulty, `"skip"` drops them.
+        check_images: Whether to open every image, which finds unreadable files and duplicate images; or the size of a
+            random sample, which estimates the number of unreadable files and finds duplicates within the sample only.
+            The search for duplicates compares every two images: 6,000 take three seconds, 100,000 a quarter of an hour.
+        exclude_pretraining_overlap: Whether to exclude the images that the package's own weights were trained on from
+            evaluation. This holds for any choice of weights, so that all are compared on the same images. Such an
+            image, and any other image of its patient, is `in_pretraining`: a split keeps it in training, and in the
+            official TEST it is excluded. If no image is opened, only names and patients are compared. False marks no
+            image; use it with other weights, or none.
         workers: Threads that open images; None for a number that fits the machine.
 
     Returns:
-        One row an image, with a RangeIndex, the columns that `Cohort` lists and all columns that the data came with;
-        one whose name is taken has `_given` behind it. `split` is train, test or excluded; `in_pretraining` is False in
-        all rows with `exclude_pretraining_overlap=False`. `facts` has task, classes, positive class and problems.
+        One row per image, with a RangeIndex, the columns that `Cohort` lists and all columns of the data; a column of
+        the data whose name is taken gets the suffix `_given`. `split` is train, test or excluded. `in_pretraining` is
+        False in all rows with `exclude_pretraining_overlap=False`. `facts` has the task, its classes,
+        the positive class and the problems.
 
     Raises:
-        DataError: The data cannot be read, or rows are faulty; `details` has a dictionary a fault, all of them.
-        ModelFormatError: The list of what the package's weights have seen is damaged.
+        DataError: The data cannot be read, or rows are faulty; `details` has one dictionary for each fault.
+        ModelFormatError: The manifest of the pretraining data is damaged.
         UsageError: An option has a value that is not allowed.
 
     Examples:
@@ -118,34 +118,41 @@ def read_cohort(
     columns |= {"split": split_column, "source": source_column, "view": view_column}
     rows = read_rows(data, task=task, columns=columns, image_root=image_root, encoding=encoding, problems=problems)
     table = _identify(rows)
-    table = _place(table, task, problems)
+    table = _assign_class_and_split(table, task, problems)
     table, duplicates = _check(
-        table, task, rows.root, problems, check_images=check_images, seed=seed, guarded=bool(manifests), workers=workers
+        table,
+        task,
+        rows.root,
+        problems,
+        check_images=check_images,
+        seed=seed,
+        compare_pretraining=bool(manifests),
+        workers=workers,
     )
     if on_problem == "error":  # guard: raise_errors
         problems.raise_errors(rows.data)
     if table.empty:
         raise DataError(f"{rows.data}: no row is left.", hint="See the details.", details=problems.errors())
     table["group"] = join_groups(table["patient"], duplicates)
-    table["in_pretraining"] = _mark_seen(table, manifests)
-    table = _keep_seen_apart(table, problems)
-    table = _keep_test_apart(table, problems)
+    table["in_pretraining"] = _mark_pretraining(table, manifests)
+    table = _exclude_pretraining_from_test(table, problems)
+    table = _exclude_test_patients_from_training(table, problems)
     if negatives_per_positive is not None:
-        table = _draw_negatives(table, task, ratio=negatives_per_positive, seed=seed)
-    cohort = Cohort(_assemble(table, rows.extras), facts=_facts(table, task, rows, problems))
+        table = _sample_negatives(table, task, ratio=negatives_per_positive, seed=seed)
+    cohort = Cohort(_order_columns(table, rows.extras), facts=_cohort_info(table, task, rows, problems))
     _log_cohort(cohort)
     return cohort
 
 
 def summarise_cohort(cohort: pd.DataFrame) -> pd.DataFrame:
-    """Count a cohort's images and patients by split, label and, for rows excluded, reason.
+    """Count a cohort's images and patients by split, label and, for excluded rows, reason.
 
     Args:
         cohort: What `read_cohort` returned, split or not.
 
     Returns:
-        A tidy table with `split` (train, valid, test, excluded), `label` (for a row without a class of the task its
-        finding), `note`, `images` and `patients`, in the order of the splits and classes.
+        A tidy table with `split` (train, valid, test, excluded), `label` (the finding, for a row without a class of
+        the task), `note`, `images` and `patients`, in the order of the splits and classes.
 
     Examples:
         >>> summarise_cohort(cohort)[["split", "label", "patients"]].head(3)
@@ -172,7 +179,7 @@ def summarise_cohort(cohort: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_positive(task: Task) -> None:
-    """Raise unless negatives can be drawn for the positives of a task.
+    """Raise unless negative images can be sampled in proportion to the positive images of a task.
 
     Args:
         task: The task.
@@ -182,8 +189,8 @@ def check_positive(task: Task) -> None:
     """
     if task.positive is None or len(task.classes) != 2:
         raise UsageError(
-            f"negatives_per_positive needs a task of two classes, one of them positive; {task.name!r} is none.",
-            hint="Leave it out, or use balance= in training.",
+            f"negatives_per_positive needs a task of two classes, one of them positive; {task.name!r} is not one.",
+            hint="Omit it, or use balance= in training.",
         )
 
 
@@ -192,33 +199,34 @@ def _identify(rows: Rows) -> pd.DataFrame:
     table = rows.table.copy()
     base = table["name"].map(lambda name: os.path.basename(str(name).replace("\\", "/")))
     key = base.map(patient_key).fillna("")
-    key = key.mask(key.str.match(SHARED_NAMES) & ~_has_kermanys_names(base, rows), "")
+    key = key.mask(key.str.match(SHARED_NAMES) & ~_has_kermany_names(base, rows), "")
     for column in ("patient", "source"):
         table[column] = table[column].map({text: "" if is_unstated(text) else text for text in table[column].unique()})
     given = table["patient"] != ""
-    if "patient_known" in rows.extras:  # a cohort that was written and read again: its file names stand for patients
+    if "patient_known" in rows.extras:  # a cohort that was saved: file names stand for unknown patients
         given &= rows.extras["patient_known"].astype(str).str.casefold() != "false"
     table["patient_known"] = given | (key != "")
-    alone = base.where(~base.duplicated(keep=False), table["name"].map(os.path.normpath))  # COVID/1.png, Normal/1.png
-    table["patient"] = table["patient"].where(given, key.where(key != "", alone))
+    # The file name; with its folder where several files have the same name (COVID/1.png, Normal/1.png).
+    own_name = base.where(~base.duplicated(keep=False), table["name"].map(os.path.normpath))
+    table["patient"] = table["patient"].where(given, key.where(key != "", own_name))
     table["patient"] = _patients_of_sources(table["patient"], table["source"].where(given, ""))
     by_name = key.map(source_of_patient)
     table["source"] = table["source"].where(table["source"] != "", by_name)
     return _join_facts(table, base.where(table["source"].map(fold_text) == "cohen", ""))
 
 
-def _has_kermanys_names(base: pd.Series, rows: Rows) -> pd.Series:
-    """Say of each file name that other programs write, too, such as `IM-0001-0001`, whether it is Kermany's here.
+def _has_kermany_names(base: pd.Series, rows: Rows) -> pd.Series:
+    """Return for each file name whether a name that other programs also write, such as `IM-0001-0001`, is Kermany's.
 
-    It is in CoronaHack's own layout, and where names of the data that nobody else writes (`person1_virus_6`) are
-    Kermany's; a name that several files have is not.
+    It is in CoronaHack's own layout, and in data with names that only Kermany's files have (`person1_virus_6`). A name
+    of several files is not.
     """
-    known = rows.coronahack or bool(base.str.match(KERMANYS_NAMES).any())
+    known = rows.coronahack or bool(base.str.match(KERMANY_NAMES).any())
     return pd.Series(known, index=base.index) & ~base.duplicated(keep=False)
 
 
 def _patients_of_sources(patient: pd.Series, source: pd.Series) -> pd.Series:
-    """Return patients such that one number in two sources is two patients: `<source>/<patient>` for such a number."""
+    """Return the patients, as `<source>/<patient>` where several sources use the same patient number."""
     if source[source != ""].nunique() < 2:
         return patient
     sources = source.mask(source == "").groupby(patient).transform("nunique")
@@ -226,7 +234,7 @@ def _patients_of_sources(patient: pd.Series, source: pd.Series) -> pd.Series:
 
 
 def _join_facts(table: pd.DataFrame, names: pd.Series) -> pd.DataFrame:
-    """Add what Cohen's collection publishes: its finding, the view where none is given, sex, age and day."""
+    """Add finding, sex, age and day from Cohen's collection, and the view where the data state none."""
     facts = image_facts(names)
     table["cohen_finding"] = facts["finding"]
     table["view"] = table["view"].map({text: read_projection(text) for text in table["view"].unique()})
@@ -236,8 +244,8 @@ def _join_facts(table: pd.DataFrame, names: pd.Series) -> pd.DataFrame:
     return table
 
 
-def _place(table: pd.DataFrame, task: Task, problems: ProblemLog) -> pd.DataFrame:
-    """Give each row its class and its split, and the reason where it is excluded; the last reason stands."""
+def _assign_class_and_split(table: pd.DataFrame, task: Task, problems: ProblemLog) -> pd.DataFrame:
+    """Assign each row its class, its split and the reason of an exclusion; later reasons replace earlier ones."""
     classes, reasons = (
         {text: find(text) or "" for text in table["finding"].unique()} for find in (task.class_of, task.reason_excluded)
     )
@@ -253,10 +261,10 @@ def _place(table: pd.DataFrame, task: Task, problems: ProblemLog) -> pd.DataFram
     table.loc[negative_control, "note"] = (
         "negative control: Cohen's collection, not COVID-19 (" + table["cohen_finding"] + ")"
     )
-    return _place_in_split(table, task, problems)
+    return _assign_split(table, task, problems)
 
 
-def _place_in_split(table: pd.DataFrame, task: Task, problems: ProblemLog) -> pd.DataFrame:
+def _assign_split(table: pd.DataFrame, task: Task, problems: ProblemLog) -> pd.DataFrame:
     given = table["split"].map(lambda text: SPLITS.get(fold_text(text), "" if text else "train"))
     for index in table.index[given == ""]:
         row = table.loc[index]
@@ -264,15 +272,15 @@ def _place_in_split(table: pd.DataFrame, task: Task, problems: ProblemLog) -> pd
             "unknown_split",
             row=row["row"],
             path=row["path"] or row["name"],
-            reason=f"it belongs to {row['split']!r}",
-            remedy="Call it train or test.",
+            reason=f"the split {row['split']!r} is not known",
+            remedy="Name it train or test.",
         )
     if (n := int((given == "valid").sum())) > 0:
         problems.add(
             "valid_is_train",
             severity="note",
-            reason=f"{n} rows are called valid; they count as train",
-            remedy="Nothing: split_by_patient draws the validation part, with no patient on both sides.",
+            reason=f"{n} rows are named valid; they count as train",
+            remedy="Nothing: split_by_patient selects the validation set, with no patient on both sides.",
         )
     table["unknown_split"] = given == ""
     table.loc[(given == "excluded") & (table["note"] == ""), "note"] = "excluded in the data"
@@ -292,60 +300,60 @@ def _check(
     *,
     check_images: bool | int,
     seed: int,
-    guarded: bool,
+    compare_pretraining: bool,
     workers: int | None,
 ) -> tuple[pd.DataFrame, pd.Series]:
-    """Check all rows, and return those that can be used, with the groups of equal pictures."""
+    """Check all rows, and return the usable rows with the groups of duplicate images."""
     checker = RowChecker(table, problems)
     checker.check_labels(task)
     checker.check_files(root)
     checker.check_repeats()
-    most = len(table) if check_images is True else int(check_images)
-    if most:
-        duplicates = checker.check_images(workers=workers, most=most, seed=seed)
+    limit = len(table) if check_images is True else int(check_images)
+    if limit:
+        duplicates = checker.check_images(workers=workers, most=limit, seed=seed)
         table = table.assign(phash=checker.phash)
     else:
         duplicates = pd.Series(range(len(table)), index=table.index)
-    if most < len(table):
-        opened = f"{most:,} of {len(table):,} images were opened" if most else "no image was opened"
-        beyond = " among the others" if most else ""
-        also = "; what the package's weights have seen was looked for by name and patient only" if guarded else ""
+    if limit < len(table):
+        opened = f"{limit:,} of {len(table):,} images were opened" if limit else "no image was opened"
+        others = " among the others" if limit else ""
+        comparison = "; the pretraining data were compared by name and patient only" if compare_pretraining else ""
         problems.add(
             "not_opened",
             severity="note",
-            reason=f"{opened}: unreadable ones and copies were not looked for{beyond}{also}",
-            remedy="Say check_images=True.",
+            reason=f"{opened}: there was no search for unreadable files and duplicates{others}{comparison}",
+            remedy="Set check_images=True.",
         )
     # guard: faulty_rows
     kept = table.drop(index=[*(checker.faulty | checker.repeated | set(table.index[table["unknown_split"]]))])
     return kept, duplicates[kept.index]
 
 
-def _mark_seen(table: pd.DataFrame, manifests: Sequence[Manifest]) -> pd.Series:
-    """Say of each row whether the weights have seen a picture of its group: it, a copy, or another of its patient."""
-    seen = mark_pretraining_overlap(table, table.get("phash"), manifests)
-    return table["group"].isin(set(table.loc[seen, "group"]))
+def _mark_pretraining(table: pd.DataFrame, manifests: Sequence[Manifest]) -> pd.Series:
+    """Return for each row whether any image of its group is in the pretraining data."""
+    overlap = mark_pretraining_overlap(table, table.get("phash"), manifests)
+    return table["group"].isin(set(table.loc[overlap, "group"]))
 
 
-def _keep_seen_apart(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
-    """Put test images excluded that the weights have seen, before the training images of tested patients are."""
+def _exclude_pretraining_from_test(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
+    """Exclude test images of the pretraining data. Must run before `_exclude_test_patients_from_training`."""
     tested = table["in_pretraining"] & (table["split"] == "test")
     trained = int((table["in_pretraining"] & (table["split"] == "train")).sum())
     if trained or tested.any():
-        excluded = f"; {int(tested.sum())} of the official TEST are excluded" if tested.any() else ""
+        excluded = f"; {int(tested.sum())} images of the official TEST are excluded" if tested.any() else ""
         problems.add(
             "in_pretraining",
             severity="note",
-            reason=f"{trained} training images are of patients whom the package's weights have seen: they are trained "
-            f"on and never evaluated on{excluded}",
+            reason=f"{trained} training images are of patients in the pretraining data of the package's weights: they "
+            f"are used for training and never for evaluation{excluded}",
             remedy="Nothing; exclude_pretraining_overlap=False evaluates them, with weights=None or 'imagenet'.",
         )
-    table.loc[tested, ["split", "note"]] = ["excluded", SEEN]
+    table.loc[tested, ["split", "note"]] = ["excluded", IN_PRETRAINING]
     return table
 
 
-def _keep_test_apart(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
-    """Put training images excluded whose patient, or whose picture, is in the test set too."""
+def _exclude_test_patients_from_training(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
+    """Exclude training images whose patient, or a duplicate of which, is in the test set."""
     tested = set(table.loc[table["split"] == "test", "group"])
     both = (table["split"] == "train") & table["group"].isin(tested)
     for index in table.index[both]:
@@ -356,45 +364,47 @@ def _keep_test_apart(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
             path=row["path"],
             severity="warning",
             reason=f"patient {row['patient']} is in the test set too; this training image is excluded",
-            remedy="Keep all images of a patient on one side.",
+            remedy="Assign all images of a patient to one split.",
         )
     table.loc[both, ["split", "note"]] = ["excluded", "its patient is in the test set"]  # guard: tested_patient
     return table
 
 
-def _draw_negatives(table: pd.DataFrame, task: Task, *, ratio: float, seed: int) -> pd.DataFrame:
-    """Draw images of the negative class among the training rows, the unseen first; names and seed decide the order."""
+def _sample_negatives(table: pd.DataFrame, task: Task, *, ratio: float, seed: int) -> pd.DataFrame:
+    """Sample images of the negative class among the training rows; those outside the pretraining data come first."""
     train = table[table["split"] == "train"]
     positives = int((train["label"] == task.positive).sum())
     negatives = train[train["label"] != task.positive].sort_values("path")
     wanted = max(1, round(ratio * positives))
     if positives == 0:
         raise DataError(
-            f"There is no {task.positive!r} image to draw {ratio:g} of the negative class for.",
-            hint="Leave out negatives_per_positive, or check the labels.",
+            f"There is no {task.positive!r} image, so negatives_per_positive={ratio:g} cannot be applied.",
+            hint="Omit negatives_per_positive, or check the labels.",
         )
     if wanted > len(negatives):
-        logger.warning("negatives_per_positive=%g asks for %d images; there are %d.", ratio, wanted, len(negatives))
+        logger.warning(
+            "negatives_per_positive=%g needs %d images; there are %d, and all are used.", ratio, wanted, len(negatives)
+        )
         return table
     order = np.random.default_rng(seed).permutation(len(negatives))
-    order = order[np.argsort(negatives["in_pretraining"].to_numpy()[order], kind="stable")]  # the unseen first
+    order = order[np.argsort(negatives["in_pretraining"].to_numpy()[order], kind="stable")]
     table.loc[negatives.index[order[wanted:]], ["split", "note"]] = ["excluded", "not drawn"]
     return table
 
 
-def _assemble(table: pd.DataFrame, extras: pd.DataFrame) -> pd.DataFrame:
-    """Put the columns in their order; what the data came with under a name of ours gets `_given` behind it."""
-    ours = table[[*COHORT_COLUMNS, *(name for name in FACTS if name in table and name not in extras)]]
+def _order_columns(table: pd.DataFrame, extras: pd.DataFrame) -> pd.DataFrame:
+    """Order the columns; a column of the data that has the name of a cohort column gets the suffix `_given`."""
+    cohort_columns = table[[*COHORT_COLUMNS, *(name for name in FACTS if name in table and name not in extras)]]
     names: dict[str, str] = {}
-    for name in extras.columns.intersection(ours.columns):
+    for name in extras.columns.intersection(cohort_columns.columns):
         names[name] = f"{name}_given"
-        while names[name] in extras:  # a cohort that was written and read again
+        while names[name] in extras:  # a cohort that was saved and read again
             names[name] += "_given"
-    theirs = extras.loc[table.index].rename(columns=names)
-    return pd.concat([ours, theirs], axis=1).reset_index(drop=True)
+    given_columns = extras.loc[table.index].rename(columns=names)
+    return pd.concat([cohort_columns, given_columns], axis=1).reset_index(drop=True)
 
 
-def _facts(table: pd.DataFrame, task: Task, rows: Rows, problems: ProblemLog) -> CohortInfo:
+def _cohort_info(table: pd.DataFrame, task: Task, rows: Rows, problems: ProblemLog) -> CohortInfo:
     root = rows.root or os.path.commonpath([os.path.dirname(path) for path in table["path"]])
     return CohortInfo(
         classes=task.classes,
@@ -408,13 +418,13 @@ def _facts(table: pd.DataFrame, task: Task, rows: Rows, problems: ProblemLog) ->
 
 def _log_cohort(cohort: Cohort) -> None:
     counts = summarise_cohort(cohort)
-    for split, part in counts.groupby("split", sort=False):
-        what = "note" if split == "excluded" else "label"
-        sums = part.groupby(what, sort=False)["images"].sum()
+    for split, rows in counts.groupby("split", sort=False):
+        column = "note" if split == "excluded" else "label"
+        sums = rows.groupby(column, sort=False)["images"].sum()
         logger.info("%s: %s.", str(split).capitalize(), "; ".join(f"{name} {n}" for name, n in sums.items()))
     if cohort["in_pretraining"].any():
         logger.info(
-            "Seen by the package's weights, they or another image of their patient: %d images. Never evaluated on.",
+            "In the pretraining data of the package's weights, directly or by patient: %d images. Never evaluated on.",
             int(cohort["in_pretraining"].sum()),
         )
     serious = [row for row in cohort.facts.problems if row["severity"] != "note"]
@@ -422,6 +432,6 @@ def _log_cohort(cohort: Cohort) -> None:
         logger.warning("Problems: %s.", count_kinds(serious))
     if not cohort.patients_known:
         logger.warning(
-            "Not every image's patient is known; an image without one counts as a patient of its own. That the same "
-            "patient is trained on and tested on cannot be excluded. Is there a column for patient_column?"
+            "The patient of some images is not known; each of these images counts as a patient of its own. The same "
+            "patient may be in training and in test. Set patient_column if the data have such a column."
         )

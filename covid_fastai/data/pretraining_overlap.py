@@ -1,8 +1,8 @@
-"""What the package's weights have seen: the manifest beside them, and the rows of a data set that are in it.
+"""Find the rows of a data set that are in the pretraining data of the package's weights, from a manifest next to them.
 
-Weights that were pretrained on an image know more of it, and of its patient, than of a stranger. Such an image may be
-trained on and must never be evaluated on. A manifest names the images without showing them: a perceptual hash of each
-picture, and a hash of its name and of its patient.
+A model is better on images that its weights were pretrained on, and on other images of the same patients. Such images
+may be used for training and never for evaluation. A manifest identifies the images without showing them: it holds a
+perceptual hash of each image, and hashes of its file name and of its patient.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ __all__ = [
     "write_manifest",
 ]
 
-MANIFEST_FOLDER = Path(__file__).parents[1] / "model"  # beside the weights; the model layer itself needs torch
+MANIFEST_FOLDER = Path(__file__).parents[1] / "model"  # next to the weights; the model layer itself needs torch
 SUFFIX = ".manifest.safetensors"
 FORMAT = 1
-KEY = "manifest"  # one entry: of several, safetensors writes the order anew each time, and so another sha256
+KEY = "manifest"  # one entry: safetensors does not fix the order of several, and the sha256 would change
 HASH_BYTES = HASH_SIDE**2 // 8
-NAME_BYTES = 8  # of a sha256: among 10,000 names and 10,000 others one false match in 10^11 cases
-TENSORS = {"phash": HASH_BYTES, "name": NAME_BYTES, "patient": NAME_BYTES}  # bytes an image
+NAME_BYTES = 8  # of a sha256: 10,000 names and 10,000 other names have a false match in one of 10^11 cases
+TENSORS = {"phash": HASH_BYTES, "name": NAME_BYTES, "patient": NAME_BYTES}  # bytes per image
 BARE_NUMBER = r"[\d.]*"
-BLOCK = 32  # rows compared at once: what they are compared with, and the distances, stay in a core's cache
+BLOCK = 32  # rows compared at once: the hashes and their distances then stay in a core's cache
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """The images that one set of weights has seen.
+    """The images that one set of weights was pretrained on.
 
     Attributes:
-        path: The file that it was read from.
-        hashes: `(n, 32)` uint8, the 256-bit perceptual hash of each picture.
-        names: `(n,)` uint64, of each file name; the same number for the same name.
-        patients: `(n,)` uint64, of each patient; 0 where the patient is not known.
-        sources: Images by collection.
+        path: The file of the manifest.
+        hashes: `(n, 32)` uint8, the 256-bit perceptual hash of each image.
+        names: `(n,)` uint64, hash of each file name.
+        patients: `(n,)` uint64, hash of each patient; 0 where the patient is not known.
+        sources: Number of images by collection.
     """
 
     path: Path
@@ -75,34 +75,40 @@ def write_manifest(
     fingerprints: pd.DataFrame | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Write down which images a set of weights has seen, so that no model which begins from it is evaluated on them.
+    """Write the manifest of the images that a set of weights was pretrained on.
+
+    `read_cohort` excludes these images, and other images of their patients, from evaluation.
 
     Args:
-        images: A row an image: `path`; `patient` and, where it is there, `patient_known`, which is False for rows whose
-            `patient` is none; `bank` (else `source`), the collection, which is counted.
+        images: One row per image: `path`; `patient`; optionally `patient_known`, False for rows whose patient is not
+            known; and `bank` (else `source`), the collection.
         file: The manifest, `<name of the weights>.manifest.safetensors`.
-        fingerprints: What `fingerprint_images` returned for these rows, in their order; None to open the images.
+        fingerprints: The result of `fingerprint_images` for these rows, in the same order; None to open the images.
         workers: Threads that open images; None for a number that fits the machine.
 
     Returns:
         The file.
 
     Raises:
-        DataError: A column is missing, an image cannot be read, or there is none.
+        DataError: The file name has another suffix, a column is missing, there is no row, or an image cannot be read.
         ResourceError: The file cannot be written.
     """
     file = Path(file)
     if not file.name.endswith(SUFFIX):
-        raise DataError(f"{file} is no name of a manifest.", hint=f"It must end in {SUFFIX}, or it is never found.")
+        raise DataError(
+            f"The manifest's name {file} does not end in {SUFFIX}.", hint=f"Use <name of the weights>{SUFFIX}."
+        )
     missing = [name for name in ("path", "patient") if name not in images]
     if missing or images.empty:
         reason = f"no column {', '.join(missing)}" if missing else "no row"
-        raise DataError(f"The table of seen images has {reason}.", hint="Make it with read_cohort.")
+        raise DataError(f"The table of pretraining images has {reason}.", hint="Make it with read_cohort.")
     if fingerprints is None:
         fingerprints = fingerprint_images(images["path"].tolist(), workers=workers)
     unread = [path for path, phash in zip(images["path"], fingerprints["phash"], strict=True) if not phash]
     if unread:
-        raise DataError(f"{len(unread)} seen images cannot be read, such as {unread[0]}.", hint="Replace the files.")
+        raise DataError(
+            f"{len(unread)} pretraining images cannot be read, such as {unread[0]}.", hint="Replace the files."
+        )
     columns = {
         "phash": np.frombuffer(b"".join(fingerprints["phash"]), dtype=np.uint8).reshape(-1, HASH_BYTES),
         "name": _numbers(_names(images)).view(np.uint8).reshape(-1, NAME_BYTES),
@@ -117,16 +123,16 @@ def write_manifest(
 
 
 def read_manifest(file: str | Path) -> Manifest:
-    """Read a manifest back.
+    """Read a manifest.
 
     Args:
-        file: What `write_manifest` wrote.
+        file: A file that `write_manifest` wrote.
 
     Returns:
         The manifest.
 
     Raises:
-        ModelFormatError: The file is damaged, or no manifest that this version can read.
+        ModelFormatError: The file is damaged, or not a manifest of this format.
         ResourceError: It cannot be opened.
     """
     file = Path(file)
@@ -139,7 +145,7 @@ def read_manifest(file: str | Path) -> Manifest:
     except (SafetensorError, ValueError) as error:
         raise _damaged(file, str(error)) from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or not isinstance(facts.get("sources"), dict):
-        raise _damaged(file, f"it is no manifest of format {FORMAT}")
+        raise _damaged(file, f"it is not a manifest of format {FORMAT}")
     for name, width in TENSORS.items():
         tensor = tensors.get(name)
         if tensor is None or tensor.dtype != np.uint8 or tensor.shape != (facts.get("images"), width):
@@ -149,42 +155,41 @@ def read_manifest(file: str | Path) -> Manifest:
 
 
 def package_manifests() -> list[Path]:
-    """Return the manifests of the weights that the package has of its own, sorted; none where it has no weights."""
+    """Return the manifests of the package's own weights, sorted; an empty list if it has no weights."""
     return sorted(MANIFEST_FOLDER.glob(f"*{SUFFIX}"))
 
 
 def mark_pretraining_overlap(table: pd.DataFrame, hashes: pd.Series | None, manifests: Iterable[Manifest]) -> pd.Series:
-    """Say of each row whether weights have seen its image, or another one of its patient.
+    """Return for each row whether its image, or another image of its patient, is in the pretraining data.
 
-    A row is seen where its picture is at most `MAX_DISTANCE` of 256 bits from a seen one; where its file has a seen
-    name, and the name is one that `patient_key` knows (any data set has a `1.png`); or where its patient is a seen one,
-    as the table or the name has it. A mirrored or cropped copy under another name is not recognised.
+    A row overlaps if its image's hash is at most `MAX_DISTANCE` of 256 bits from one in a manifest; if its file name is
+    in a manifest and is one that `patient_key` knows (any data set can have a `1.png`); or if its patient, from the
+    table or the file name, is in a manifest. A mirrored or cropped copy under another name is not recognised.
 
     Args:
-        table: `path`, `patient` and, where it is there, `patient_known`, a row an image.
-        hashes: The pictures' perceptual hashes, 32 bytes each, under the table's index, as `fingerprint_images` gives
-            them; empty where there is none, and None where no image was opened: then names and patients alone are
-            compared.
-        manifests: What the weights have seen.
+        table: One row per image: `path`, `patient` and optionally `patient_known`.
+        hashes: The images' perceptual hashes from `fingerprint_images`, 32 bytes each, with the table's index; empty
+            for an image that was not opened. None to compare names and patients only.
+        manifests: The manifests of the pretraining data.
 
     Returns:
-        A bool a row, under the table's index.
+        One bool per row, with the table's index.
     """
-    seen = np.zeros(len(table), dtype=bool)
+    overlap = np.zeros(len(table), dtype=bool)
     manifests = list(manifests)
     if manifests and len(table):
         patients = np.unique(np.concatenate([manifest.patients for manifest in manifests]))
         patients = patients[patients != 0]
         by_name = _keys(table).fillna("")
         for texts in (_patients(table), by_name):
-            seen |= np.isin(_numbers(texts), patients)
+            overlap |= np.isin(_numbers(texts), patients)
         names = np.concatenate([manifest.names for manifest in manifests])
-        seen |= np.isin(_numbers(_names(table).where(by_name != "", "")), names[names != 0])
+        overlap |= np.isin(_numbers(_names(table).where(by_name != "", "")), names[names != 0])
         if hashes is not None:
             phash = hashes.reindex(table.index)
-            rows = np.flatnonzero(~seen & phash.map(lambda value: isinstance(value, bytes) and value != b""))
-            seen[rows] = _near_any(phash.iloc[rows].tolist(), np.concatenate([m.hashes for m in manifests]))
-    return pd.Series(seen, index=table.index, name="in_pretraining")
+            rows = np.flatnonzero(~overlap & phash.map(lambda value: isinstance(value, bytes) and value != b""))
+            overlap[rows] = _near_any(phash.iloc[rows].tolist(), np.concatenate([m.hashes for m in manifests]))
+    return pd.Series(overlap, index=table.index, name="in_pretraining")
 
 
 def _names(table: pd.DataFrame) -> pd.Series:
@@ -196,19 +201,21 @@ def _keys(table: pd.DataFrame) -> pd.Series:
 
 
 def _patients(table: pd.DataFrame) -> pd.Series:
-    """Return what identifies each patient: a bare number, which every hospital has, with its source; `""` where nothing
-    does, because the patient is not known or a bare number has no stated source."""
+    """Return the identifier of each patient; `""` where it is not known.
+
+    A bare number, which every hospital uses, is joined with its source; without a stated source it is not known.
+    """
     patient = _known_patients(table)
     source = table["source"].fillna("").astype(str) if "source" in table else pd.Series("", index=table.index)
-    named = (source + "/" + patient).where(~source.map(_is_no_source), "")
-    return patient.where(~patient.str.fullmatch(BARE_NUMBER), named)
+    with_source = (source + "/" + patient).where(~source.map(_is_no_source), "")
+    return patient.where(~patient.str.fullmatch(BARE_NUMBER), with_source)
 
 
 def patients_not_compared(table: pd.DataFrame) -> pd.Series:
-    """Return for each row whether its patient cannot be compared: a bare number, and no source is stated.
+    """Return for each row whether its patient cannot be compared, being a bare number without a stated source.
 
     Args:
-        table: `patient`, and where they are there `patient_known` and `source`.
+        table: `patient`, and optionally `patient_known` and `source`.
     """
     return _known_patients(table).ne("") & _patients(table).eq("")
 
@@ -224,7 +231,7 @@ def _is_no_source(source: str) -> bool:
 
 
 def _numbers(texts: pd.Series) -> np.ndarray:
-    """Return the first 8 bytes of each text's sha256 as a number; 0 for no text."""
+    """Return the first 8 bytes of each text's sha256 as a number; 0 for an empty text."""
     numbers = {"": 0}
     for text in set(texts) - {""}:
         digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()  # file names may hold any bytes
@@ -233,12 +240,12 @@ def _numbers(texts: pd.Series) -> np.ndarray:
 
 
 def _near_any(hashes: Sequence[bytes], others: np.ndarray) -> np.ndarray:
-    """Say of each hash whether one of the others is near."""
-    own = np.frombuffer(b"".join(hashes), dtype=np.uint64).reshape(-1, HASH_BYTES // 8)
+    """Return for each hash whether the Hamming distance to any of `others` is at most `MAX_DISTANCE`."""
+    hash_words = np.frombuffer(b"".join(hashes), dtype=np.uint64).reshape(-1, HASH_BYTES // 8)
     words = np.ascontiguousarray(others.view(np.uint64).T)
-    near = np.zeros(len(own), dtype=bool)
-    for start in range(0, len(own), BLOCK):
-        block = own[start : start + BLOCK]
+    near = np.zeros(len(hash_words), dtype=bool)
+    for start in range(0, len(hash_words), BLOCK):
+        block = hash_words[start : start + BLOCK]
         distance = np.zeros((len(block), words.shape[1]), dtype=np.uint16)
         for word, row in enumerate(words):
             distance += np.bitwise_count(block[:, word, None] ^ row)

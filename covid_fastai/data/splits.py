@@ -1,9 +1,10 @@
-"""Training, validation and folds: by patient, stratified by label, seeded; the test set is never touched.
+"""Split a cohort into training and validation, or into folds: by patient, stratified by class, seeded.
 
-What the package's weights were trained on (`in_pretraining`), and the rest of its group, is in training in every split
-and every fold. Validation is drawn from the unseen: of each class as many images as its share of all training images,
-seen ones included, but no more than half of the unseen ones (or that share of them, where it is above a half), so that
-training keeps patients of that class that are as new to the weights as those it is judged on.
+The test set is not changed. Images of the weights' pretraining data (`in_pretraining`), and all other images of their
+groups, are in training in every split and every fold. The validation images are sampled from the remaining images. Each
+class contributes the fraction `valid_pct` of all its images, pretraining data included, but at most half of its images
+outside the pretraining data (or `valid_pct` of them, where `valid_pct` is above 0.5). Training then keeps patients of
+that class who are as new to the weights as the patients in validation.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ __all__ = ["fold_by_patient", "fold_cohort", "leaked_patients", "split_by_image"
 
 logger = logging.getLogger("covid_fastai")
 
-MOST_OF_UNSEEN = 0.5  # of a class's unseen images go to validation, where weights have seen others of that class
-DEALS = 50  # where groups hold several classes, one order of dealing can fail and another succeed
+MAX_VALID_FRACTION = 0.5  # of a class's images outside the pretraining data, where other images of the class are in it
+MAX_ATTEMPTS = 50  # where groups have images of several classes, one order of assignment can fail, another succeed
 
 
 @checked
 def split_by_patient(cohort: pd.DataFrame, *, valid_pct: ValidPct = 0.2, seed: Seed = 42) -> Cohort:
     """Split the training rows into training and validation, no patient on both sides.
 
-    Whole groups (patients, joined where they share a picture) are dealt in random order, class by class from the
-    rarest, so that each class has about the fraction `valid_pct` of its images in validation and at least one patient
-    on either side; groups with an image in pretraining are not dealt, and are training. The result depends on the
-    groups' names and the seed, not on the order of the rows.
+    Whole groups (patients, merged where they share an image) are assigned in random order, class by class from the
+    rarest. Each class has about the fraction `valid_pct` of its images in validation and at least one patient on each
+    side. Groups with an image in the pretraining data stay in training. The result depends on the names of the groups
+    and on the seed, not on the order of the rows.
 
     Args:
-        cohort: What `read_cohort` returned. Its rows that are train or valid are split anew; test and excluded stay.
+        cohort: What `read_cohort` returned. Train and valid rows are split again; test and excluded rows do not change.
         valid_pct: Fraction of the images for validation, between 0 and 1.
         seed: 0 or more.
 
@@ -45,8 +46,8 @@ def split_by_patient(cohort: pd.DataFrame, *, valid_pct: ValidPct = 0.2, seed: S
         A copy with new values in `split`.
 
     Raises:
-        DataError: There is one class only, or a class has fewer than two patients, or than two unseen ones; `details`
-            has the counts.
+        DataError: There is only one class, or a class has fewer than two patients, or fewer than two outside the
+            pretraining data; `details` has the counts.
         UsageError: An option has a value that is not allowed.
 
     Examples:
@@ -57,20 +58,20 @@ def split_by_patient(cohort: pd.DataFrame, *, valid_pct: ValidPct = 0.2, seed: S
     """
     cohort = _checked(cohort)
     rows = _training_rows(cohort)
-    counts = _count_groups(rows, _classes(cohort), least=2, what="a training and a validation part")
-    held_out = _valid_shares(rows, valid_pct=valid_pct).reindex(counts.columns)
-    part = _deal(counts, shares=np.stack([1 - held_out, held_out]), seed=seed)
+    counts = _count_groups(rows, _classes(cohort), minimum=2, purpose="a training and a validation set")
+    valid = _valid_fractions(rows, valid_pct=valid_pct).reindex(counts.columns)
+    subset = _assign_groups(counts, fractions=np.stack([1 - valid, valid]), seed=seed)
     split = cohort.with_facts(leaked_fraction=None)
-    split.loc[rows.index, "split"] = np.where(rows["group"].map(part) == 1, "valid", "train")  # guard: by_group
+    split.loc[rows.index, "split"] = np.where(rows["group"].map(subset) == 1, "valid", "train")  # guard: by_group
     return split
 
 
 @checked
 def split_by_image(cohort: pd.DataFrame, *, valid_pct: ValidPct = 0.2, seed: Seed = 42) -> Cohort:
-    """Split the training rows by image, as the article did: patients can stand on both sides.
+    """Split the training rows by image, as the article did: a patient can be on both sides.
 
-    What is measured on such a split is too good by an unknown amount. It is here to show by how much. Seen images stay
-    in training here too.
+    Metrics on such a split are too optimistic by an unknown amount. The function exists to show how large the effect
+    is. Images of the pretraining data stay in training here too.
 
     Args:
         cohort: What `read_cohort` returned.
@@ -78,11 +79,12 @@ def split_by_image(cohort: pd.DataFrame, *, valid_pct: ValidPct = 0.2, seed: See
         seed: 0 or more.
 
     Returns:
-        A copy with new values in `split`; `facts.leaked_fraction` is the fraction of the validation patients who are
-        in training too, 0 to 1, which is logged as a warning.
+        A copy with new values in `split`. `facts.leaked_fraction` is the fraction of the validation patients who are
+        in training too, 0 to 1; it is also logged as a warning.
 
     Raises:
-        DataError: There is one class only, or a class has fewer than two images, or than two unseen ones.
+        DataError: There is only one class, or a class has fewer than two images, or fewer than two outside the
+            pretraining data.
         UsageError: An option has a value that is not allowed.
 
     Examples:
@@ -92,21 +94,20 @@ def split_by_image(cohort: pd.DataFrame, *, valid_pct: ValidPct = 0.2, seed: See
     """
     cohort = _checked(cohort)
     rows = _training_rows(cohort).sort_values("path")
-    unseen, classes = rows[~rows["in_pretraining"]], _classes(cohort)
-    counts, kept_out = (
-        part.groupby("label").size().reindex(classes, fill_value=0) for part in (unseen, rows[rows["in_pretraining"]])
+    classes, available, pretraining = _classes(cohort), rows[~rows["in_pretraining"]], rows[rows["in_pretraining"]]
+    counts, in_pretraining = (
+        images.groupby("label").size().reindex(classes, fill_value=0) for images in (available, pretraining)
     )
-    _refuse(counts, kept_out, least=2, unit="image", what="a training and a validation part")
-    held_out = _with_every_class(
-        unseen, _draw_images(unseen, _valid_shares(rows, valid_pct=valid_pct), seed=seed), seed=seed
-    )
+    _check_counts(counts, in_pretraining, minimum=2, unit="image", purpose="a training and a validation set")
+    sampled = _sample_images(available, _valid_fractions(rows, valid_pct=valid_pct), seed=seed)
+    held_out = _with_every_class(available, sampled, seed=seed)
     split = cohort.copy()
     split.loc[rows.index, "split"] = "train"
     split.loc[held_out, "split"] = "valid"
     leaked = leaked_patients(split[split["split"] != "test"])
     patients = split.loc[held_out, "patient"].nunique()
     logger.warning(
-        "Split by image: %d of %d validation patients (%.0f %%) are in training too; figures on it are too good.",
+        "Split by image: %d of %d validation patients (%.0f %%) are in training too; metrics on it are too optimistic.",
         *(len(leaked), patients, 100 * len(leaked) / patients),
     )
     return split.with_facts(leaked_fraction=len(leaked) / patients)
@@ -114,20 +115,20 @@ def split_by_image(cohort: pd.DataFrame, *, valid_pct: ValidPct = 0.2, seed: See
 
 @checked
 def fold_by_patient(cohort: pd.DataFrame, *, folds: Folds = 5, seed: Seed = 42) -> Cohort:
-    """Deal the training rows into folds for cross-validation, no patient in two of them.
+    """Assign the training rows to cross-validation folds, no patient in two of them.
 
     Args:
-        cohort: What `read_cohort` returned. Rows that are valid go back to train first; test and excluded stay.
-        folds: Their number, 2 or more.
+        cohort: What `read_cohort` returned. Valid rows become train first; test and excluded rows do not change.
+        folds: Number of folds, 2 or more.
         seed: 0 or more.
 
     Returns:
-        A copy with the column `fold` (int): 0 to `folds - 1` in the training rows, -1 in all others, and in seen rows,
-        which are training in every fold.
+        A copy with the column `fold` (int): 0 to `folds - 1` in the training rows, -1 in all other rows and in rows of
+        the pretraining data, which are training in every fold.
 
     Raises:
-        DataError: There is one class only, or a class has fewer patients, or unseen ones, than folds; `details` has the
-            counts.
+        DataError: There is only one class, or a class has fewer patients, or fewer outside the pretraining data, than
+            folds; `details` has the counts.
         UsageError: An option has a value that is not allowed.
 
     Examples:
@@ -139,46 +140,47 @@ def fold_by_patient(cohort: pd.DataFrame, *, folds: Folds = 5, seed: Seed = 42) 
     """
     cohort = _checked(cohort)
     rows = _training_rows(cohort)
-    counts = _count_groups(rows, _classes(cohort), least=folds, what=f"{folds} folds")
-    part = _deal(counts, shares=np.full((folds, counts.shape[1]), 1 / folds), seed=seed)
+    counts = _count_groups(rows, _classes(cohort), minimum=folds, purpose=f"{folds} folds")
+    subset = _assign_groups(counts, fractions=np.full((folds, counts.shape[1]), 1 / folds), seed=seed)
     folded = cohort.with_facts(leaked_fraction=None)
     folded["fold"] = -1
     folded.loc[rows.index, "split"] = "train"
-    folded.loc[rows.index, "fold"] = rows["group"].map(part).fillna(-1).astype(int)
+    folded.loc[rows.index, "fold"] = rows["group"].map(subset).fillna(-1).astype(int)
     return folded
 
 
 def fold_cohort(cohort: pd.DataFrame, fold: int) -> Cohort:
-    """Return the cohort of one fold: its rows are valid, those of the other folds, and the seen ones, train.
+    """Return the cohort of one fold: its rows are valid; those of the other folds and of the
+    pretraining data are train.
 
     Args:
         cohort: What `fold_by_patient` returned.
-        fold: 0 to the number of folds less 1.
+        fold: 0 to the number of folds minus 1.
 
     Returns:
         A copy with new values in `split`.
 
     Raises:
-        UsageError: The cohort has no folds, or not that one.
+        UsageError: The cohort has no folds, or no fold of that number.
     """
     if "fold" not in cohort:
-        raise UsageError("The cohort has no column fold.", hint="Make it with fold_by_patient.")
-    dealt = cohort["fold"] >= 0
-    if fold not in set(cohort.loc[dealt, "fold"]):
+        raise UsageError("The cohort has no column fold.", hint="Call fold_by_patient first.")
+    in_a_fold = cohort["fold"] >= 0
+    if fold not in set(cohort.loc[in_a_fold, "fold"]):
         raise UsageError(f"There is no fold {fold!r}.", hint=f"Folds: 0 to {cohort['fold'].max()}.")
     split = as_cohort(cohort).with_facts(leaked_fraction=None)
-    split.loc[dealt, "split"] = np.where(cohort.loc[dealt, "fold"] == fold, "valid", "train")
+    split.loc[in_a_fold, "split"] = np.where(cohort.loc[in_a_fold, "fold"] == fold, "valid", "train")
     return split
 
 
 def leaked_patients(cohort: pd.DataFrame) -> list[str]:
-    """Return the patients of validation and test who are in training too, or share a picture with one who is.
+    """Return the patients of validation and test who are in training too, or share an image with one who is.
 
     Args:
-        cohort: With `split`, `patient` and, where pictures were compared, `group`.
+        cohort: With `split`, `patient` and, where images were compared, `group`.
 
     Returns:
-        Their keys, sorted; none after `split_by_patient`.
+        The patients, sorted; an empty list after `split_by_patient`.
     """
     unit = "group" if "group" in cohort else "patient"
     trained = set(cohort.loc[cohort["split"] == "train", unit])
@@ -191,23 +193,23 @@ def _checked(cohort: pd.DataFrame) -> Cohort:
     if missing:
         raise DataError(f"The cohort has no column {', '.join(missing)}.", hint="Make it with read_cohort.")
     if not cohort.index.is_unique:
-        raise DataError("Rows of the cohort share an index.", hint="Call reset_index(drop=True) first.")
+        raise DataError("Several rows of the cohort have the same index.", hint="Call reset_index(drop=True) first.")
     return as_cohort(cohort)
 
 
 def _training_rows(cohort: Cohort) -> pd.DataFrame:
     columns = ["path", "label", "patient", "group"]
     rows = pd.DataFrame(cohort).loc[cohort["split"].isin(["train", "valid"]), columns]
-    rows["in_pretraining"] = rows["group"].isin(_seen_groups(cohort))
+    rows["in_pretraining"] = rows["group"].isin(_pretraining_groups(cohort))
     if rows.empty:
         counts = ", ".join(f"{split} {n}" for split, n in cohort["split"].value_counts().items()) or "no row"
         raise DataError(f"There is no training row to split ({counts}).", hint="Check the task and the labels.")
     return rows
 
 
-def _seen_groups(cohort: pd.DataFrame) -> set:
-    """Return the groups with a seen image, on whatever side; none where the cohort does not say what was seen."""
-    if "in_pretraining" not in cohort:  # guard: seen_groups
+def _pretraining_groups(cohort: pd.DataFrame) -> set:
+    """Return the groups with an image in the pretraining data; an empty set without the column `in_pretraining`."""
+    if "in_pretraining" not in cohort:  # guard: pretraining_groups
         return set()
     return set(cohort.loc[cohort["in_pretraining"], "group"])
 
@@ -218,50 +220,52 @@ def _classes(cohort: Cohort) -> list[str]:
     return list(dict.fromkeys([*cohort.facts.classes, *sorted(labels.unique())]))
 
 
-def _count_groups(rows: pd.DataFrame, classes: Sequence[str], *, least: int, what: str) -> pd.DataFrame:
-    """Return the images by unseen group (rows, by name) and class; raise where a class has too few groups."""
-    unseen, seen = (
-        pd.crosstab(part["group"], part["label"]).reindex(columns=list(classes), fill_value=0)
-        for part in (rows[~rows["in_pretraining"]], rows[rows["in_pretraining"]])
+def _count_groups(rows: pd.DataFrame, classes: Sequence[str], *, minimum: int, purpose: str) -> pd.DataFrame:
+    """Count the images by group (rows) and class, without pretraining data; raise where a class has too few groups."""
+    available, pretraining = (
+        pd.crosstab(images["group"], images["label"]).reindex(columns=list(classes), fill_value=0)
+        for images in (rows[~rows["in_pretraining"]], rows[rows["in_pretraining"]])
     )
-    _refuse((unseen > 0).sum(), (seen > 0).sum(), least=least, unit="patient", what=what)
-    return unseen
+    _check_counts((available > 0).sum(), (pretraining > 0).sum(), minimum=minimum, unit="patient", purpose=purpose)
+    return available
 
 
-def _valid_shares(rows: pd.DataFrame, *, valid_pct: float) -> pd.Series:
-    """Return the share of each class's unseen images that go to validation, as the module's first lines say."""
-    unseen = (~rows["in_pretraining"]).groupby(rows["label"]).mean()
-    return (valid_pct / unseen).clip(upper=max(valid_pct, MOST_OF_UNSEEN))
+def _valid_fractions(rows: pd.DataFrame, *, valid_pct: float) -> pd.Series:
+    """Return the validation fraction of each class's images outside the pretraining data (see the module)."""
+    available = (~rows["in_pretraining"]).groupby(rows["label"]).mean()
+    return (valid_pct / available).clip(upper=max(valid_pct, MAX_VALID_FRACTION))
 
 
-def _draw_images(unseen: pd.DataFrame, shares: pd.Series, *, seed: int) -> pd.Index:
-    """Draw images for validation, stratified by class among the classes of one share."""
-    drawn = []
-    for share, rows in unseen.groupby(unseen["label"].map(shares)):
+def _sample_images(available: pd.DataFrame, fractions: pd.Series, *, seed: int) -> pd.Index:
+    """Sample images for validation, stratified by class among the classes with the same fraction."""
+    sampled = []
+    for fraction, rows in available.groupby(available["label"].map(fractions)):
         classes = rows["label"].nunique()
-        number = min(max(round(share * len(rows)), classes), len(rows) - classes)  # room for each class
-        drawn += train_test_split(rows.index, test_size=number, stratify=rows["label"], random_state=int(seed))[1:]
-    return drawn[0].append(drawn[1:])
+        number = min(max(round(fraction * len(rows)), classes), len(rows) - classes)  # room for each class
+        sampled += train_test_split(rows.index, test_size=number, stratify=rows["label"], random_state=int(seed))[1:]
+    return sampled[0].append(sampled[1:])
 
 
-def _refuse(counts: pd.Series, kept_out: pd.Series, *, least: int, unit: str, what: str) -> None:
-    """Raise where there is one class only or a class has fewer than `least` units that the weights have not seen."""
-    if kept_out.any() and (counts < least).any():
-        whole = counts + kept_out
-        if len(counts) >= 2 and (whole >= least).all():
-            _refuse_guarded(counts, kept_out, least=least, unit=unit, what=what)
-        counts = whole  # too few with the seen ones too: the guard is not the reason
+def _check_counts(counts: pd.Series, in_pretraining: pd.Series, *, minimum: int, unit: str, purpose: str) -> None:
+    """Raise if there is only one class, or a class has fewer than `minimum` units outside the pretraining data."""
+    if in_pretraining.any() and (counts < minimum).any():
+        totals = counts + in_pretraining
+        if len(counts) >= 2 and (totals >= minimum).all():
+            raise _too_few_outside_pretraining(counts, in_pretraining, minimum=minimum, unit=unit, purpose=purpose)
+        counts = totals  # too few even with the pretraining data: its exclusion is not the reason
     listed = ", ".join(f"{label!r} {n}" for label, n in counts.items())
-    few = counts[counts < least]
+    few = counts[counts < minimum]
     if len(counts) >= 2 and few.empty:  # guard: too_few
         return
     if (counts > 0).sum() < 2:
-        message = f"There is one class only ({unit}s: {listed}): nothing can be told apart."
+        message = f"There is only one class ({unit}s: {listed}); a classifier needs two."
         few, hint = counts, "Check the task, and the labels of the data."
     else:
         names = " and ".join(map(repr, few.index))
-        message = f"Too few {unit}s of {names} for {what} ({unit}s: {listed}; at least {least} of each are needed)."
-        hint = f"Add {unit}s, or take fewer folds." if "folds" in what else f"Add {unit}s of that class."
+        message = (
+            f"Too few {unit}s of {names} for {purpose} ({unit}s: {listed}; at least {minimum} of each are needed)."
+        )
+        hint = f"Add {unit}s, or choose fewer folds." if "folds" in purpose else f"Add {unit}s of that class."
     details = [
         {
             "row": None,
@@ -276,99 +280,113 @@ def _refuse(counts: pd.Series, kept_out: pd.Series, *, least: int, unit: str, wh
     raise DataError(message, hint=hint, details=details)
 
 
-def _refuse_guarded(counts: pd.Series, kept_out: pd.Series, *, least: int, unit: str, what: str) -> None:
-    """Raise since the guard leaves too few; say how many it keeps out of evaluation."""
-    few = counts[counts < least]
-    names, guarded = " and ".join(map(repr, few.index)), kept_out.to_dict()
-    listed = ", ".join(f"{label!r} {n} and {guarded[label]} kept out" for label, n in counts.items())
-    hint = "To be judged on them, say exclude_pretraining_overlap=False, with weights=None or 'imagenet'"
-    hint += ", or take fewer folds." if "folds" in what else "."
+def _too_few_outside_pretraining(
+    counts: pd.Series, in_pretraining: pd.Series, *, minimum: int, unit: str, purpose: str
+) -> DataError:
+    """Return the error that too few units are outside the pretraining data, with the number that are in it."""
+    few = counts[counts < minimum]
+    names, overlap = " and ".join(map(repr, few.index)), in_pretraining.to_dict()
+    listed = ", ".join(f"{label!r} {n}, and {overlap[label]} in it" for label, n in counts.items())
+    hint = "To evaluate on them, set exclude_pretraining_overlap=False, with weights=None or 'imagenet'"
+    hint += ", or choose fewer folds." if "folds" in purpose else "."
     details = [
         {
             "row": None,
             "path": "",
             "kind": "too_few",
             "severity": "error",
-            "reason": f"{label!r} has {n} unseen {unit}{'' if n == 1 else 's'}, and {guarded[label]} kept out",
+            "reason": f"{label!r} has {n} {unit}{'' if n == 1 else 's'} outside the pretraining data, "
+            f"and {overlap[label]} in it",
             "remedy": hint,
         }
         for label, n in few.items()
     ]
-    raise DataError(
-        f"Too few unseen {unit}s of {names} for {what}: what the package's weights have seen is trained on and never "
-        f"evaluated on (unseen {unit}s: {listed}; at least {least} of each are needed).",
+    return DataError(
+        f"Too few {unit}s of {names} for {purpose} are outside the pretraining data of the package's weights, which is "
+        f"never evaluated on ({unit}s outside it: {listed}; at least {minimum} of each are needed).",
         hint=hint,
         details=details,
     )
 
 
-def _deal(counts: pd.DataFrame, *, shares: np.ndarray, seed: int) -> pd.Series:
-    """Deal groups to parts so that each part has about its share of each class, and each class is in each part.
+def _assign_groups(counts: pd.DataFrame, *, fractions: np.ndarray, seed: int) -> pd.Series:
+    """Assign groups to subsets such that each subset has about its fraction of each class, and every class.
 
-    scikit-learn's StratifiedGroupKFold leaves a fold without a class in silence where the class has too few groups,
-    takes a second for 6,000 images, and knows only parts of one size; this takes milliseconds, and is compared with
-    it in the tests.
+    scikit-learn's StratifiedGroupKFold can return a fold without a class, and no warning, where the class has too few
+    groups; it takes a second for 6,000 images and makes only subsets of equal size. This function takes milliseconds;
+    the tests compare the two.
 
     Args:
         counts: Images by group and class.
-        shares: The parts' shares of each class, `(parts, classes)`; those of a class sum to 1.
-        seed: Decides the order in which groups are dealt.
+        fractions: The fraction of each class for each subset, `(subsets, classes)`; those of a class sum to 1.
+        seed: Decides the order in which groups are assigned.
 
     Returns:
-        The number of the part of each group.
+        The number of the subset of each group.
 
     Raises:
-        DataError: No deal has each class in each part, since groups hold several classes.
+        DataError: No assignment with every class in every subset was found, because groups have images of several
+            classes.
     """
     images = counts.to_numpy()
     rarest_first = np.argsort(images.sum(axis=0), kind="stable")
-    owed = shares * images.sum(axis=0)  # images that each part has yet to get, by class
+    missing_images = fractions * images.sum(axis=0)  # that each subset has yet to receive, by class
     rng = np.random.default_rng(int(seed))
-    missing: list[int] = []
-    for attempt in range(DEALS):
+    absent: list[int] = []
+    for attempt in range(MAX_ATTEMPTS):
         order = rng.permutation(rarest_first) if attempt else rarest_first
-        part = _deal_once(images, owed.copy(), order, rng)
-        missing = [
+        subset = _assign_in_order(images, missing_images.copy(), order, rng)
+        absent = [
             label
             for label in rarest_first
-            for number in range(len(shares))
-            if not (part[images[:, label] > 0] == number).any() and not _move_one(images, part, label=label, to=number)
+            for number in range(len(fractions))
+            if not (subset[images[:, label] > 0] == number).any()
+            and not _move_group(images, subset, label=label, to=number)
         ]
-        if not missing:  # guard: every_side
-            return pd.Series(part, index=counts.index)
+        if not absent:  # guard: every_side
+            return pd.Series(subset, index=counts.index)
     raise DataError(
-        f"No split has {counts.columns[missing[0]]!r} on every side: its patients have images of other classes too.",
-        hint="Add patients, or take fewer folds.",
+        f"No split with {counts.columns[absent[0]]!r} in every subset was found: its patients have images of other "
+        "classes too.",
+        hint="Add patients, or choose fewer folds.",
     )
 
 
-def _deal_once(images: np.ndarray, owed: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a part for each group, class by class in that order; changes `owed`."""
-    part = np.full(len(images), -1)
+def _assign_in_order(
+    images: np.ndarray, missing_images: np.ndarray, order: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the subset of each group, assigned class by class in that order; changes `missing_images`.
+
+    A group goes to the subset that misses most images of the class; among equals, to the one that misses most in total.
+    """
+    subset = np.full(len(images), -1)
     for label in order:
-        groups = np.flatnonzero((images[:, label] > 0) & (part < 0))
+        groups = np.flatnonzero((images[:, label] > 0) & (subset < 0))
         for group in rng.permutation(groups):
-            best = np.flatnonzero(owed[:, label] >= owed[:, label].max() - 1e-9)
-            part[group] = best[np.argmax(owed[best].sum(axis=1))]  # of equals the one that is owed most in all
-            owed[part[group]] -= images[group]
-    return part
+            missing = missing_images[:, label]
+            largest = np.flatnonzero(missing >= missing.max() - 1e-9)  # the margin is for rounding errors
+            subset[group] = largest[np.argmax(missing_images[largest].sum(axis=1))]
+            missing_images[subset[group]] -= images[group]
+    return subset
 
 
-def _move_one(images: np.ndarray, part: np.ndarray, *, label: int, to: int) -> bool:
-    """Give part `to` the smallest group with the class that its present part can spare, and say whether there is one;
-    changes `part`."""
+def _move_group(images: np.ndarray, subset: np.ndarray, *, label: int, to: int) -> bool:
+    """Move the smallest possible group with the class to the subset `to`, and return whether there is one.
+
+    A group can move if its present subset keeps every class without it. Changes `subset`.
+    """
     has = images > 0
     groups = np.flatnonzero(has[:, label])
     for group in groups[np.argsort(images[groups].sum(axis=1), kind="stable")]:
-        others = (part == part[group]) & (np.arange(len(part)) != group)
-        if part[group] != to and (has[others].any(axis=0) >= has[group]).all():
-            part[group] = to
+        others = (subset == subset[group]) & (np.arange(len(subset)) != group)
+        if subset[group] != to and (has[others].any(axis=0) >= has[group]).all():
+            subset[group] = to
             return True
     return False
 
 
 def _with_every_class(rows: pd.DataFrame, held_out: pd.Index, *, seed: int) -> pd.Index:
-    """Exchange images where a stratified draw, which rounds, has left a class out of one side."""
+    """Move an image where a stratified sample, which rounds, has left a class out of one side."""
     rng = np.random.default_rng(int(seed))
     held = pd.Series(False, index=rows.index)
     held[held_out] = True

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from covid_fastai.data.cohort import Cohort, as_cohort
-from covid_fastai.data.metadata import SEEN
+from covid_fastai.data.metadata import IN_PRETRAINING
 from covid_fastai.evaluation.metrics import Evaluation
 from covid_fastai.evaluation.runs import Run
 from covid_fastai.run_folder import BATCH_HALVED, TEST_EVALUATED
@@ -220,7 +220,7 @@ def _of_pretraining(run: Run, weights: Mapping[str, Any]) -> Iterator[Caveat]:
             "pretraining data of the weights.",
             f"The split was not made by this package, or was changed. {TOO_GOOD}",
         )
-    not_evaluated = int((pretrained & ((cohort["split"] == "train") | (cohort["note"] == SEEN))).sum())
+    not_evaluated = int((pretrained & ((cohort["split"] == "train") | (cohort["note"] == IN_PRETRAINING))).sum())
     if package_weights or not_evaluated:
         unknown_overlap = (
             "The weights were also pretrained on the COVID-19 Radiography Database, which does not name its patients. "

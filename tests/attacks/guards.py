@@ -51,7 +51,7 @@ WITHOUT: dict[str, str] = {
     "one_spelling": "return os.path.join(base, name)",
     "autoescape": "environment = jinja2.Environment(loader=jinja2.PackageLoader('covid_fastai.reporting'), autoescape=False, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)",
     "as_text": "rows.append([value.lstrip('0').replace('NA', '') for value in values])",
-    "seen_groups": "if True:",
+    "pretraining_groups": "if True:",
     "too_few": "if True:",
     "every_side": "if True:",
     "by_group": "split.loc[rows.index, 'split'] = np.where(np.arange(len(rows)) % 2 == 1, 'valid', 'train')",

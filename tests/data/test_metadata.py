@@ -16,7 +16,7 @@ from covid_fastai.data import checks, fingerprints, pretraining_overlap
 from covid_fastai.data.cohort import COHORT_COLUMNS, Cohort, CohortInfo
 from covid_fastai.data.images import open_image
 from covid_fastai.data.layouts import CORONAHACK_CSV, CORONAHACK_IMAGES
-from covid_fastai.data.metadata import SEEN, read_cohort, summarise_cohort
+from covid_fastai.data.metadata import IN_PRETRAINING, read_cohort, summarise_cohort
 from covid_fastai.data.path_suggestions import NearbyFiles
 from covid_fastai.data.pretraining_overlap import write_manifest
 from covid_fastai.data.problems import PROBLEM_COLUMNS, ProblemLog, count_kinds
@@ -148,7 +148,7 @@ def test_the_tasks_take_their_rows(coronahack, task, train, test):
     assert cohort.facts.task == task and set(train) == set(cohort.facts.classes)
 
 
-def test_an_official_test_without_a_class_stands_aside_in_covid_only(coronahack):
+def test_an_official_test_without_a_class_is_excluded_in_covid_only(coronahack):
     notes = read_cohort(coronahack, check_images=False).query("Dataset_type == 'TEST'")["note"]
     assert notes.tolist() == ["official TEST: holds no COVID-19", "not of this task: virus"]
 
@@ -179,7 +179,7 @@ def test_a_label_that_contradicts_its_category(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["covid", "pneumonia"])
-def test_laterals_stand_aside_where_the_task_is_frontal(tmp_path, task):
+def test_laterals_are_excluded_where_the_task_is_frontal(tmp_path, task):
     write_images(tmp_path, "a.png", "b.png", "c.png", "d.png")
     lines = ("a.png,Normal,PA", "b.png,Normal,Lateral", "c.png,pneumonia,l", "d.png,Normal,AP")
     cohort = read_cohort(write_csv(tmp_path, "image,label,view", *lines), task=task)
@@ -545,7 +545,7 @@ def test_a_link_within_the_root_is_fine(simple):
     assert len(read_cohort(simple)) == 2
 
 
-def test_faults_of_rows_that_stand_aside_do_no_harm(tmp_path):
+def test_faults_of_excluded_rows_are_ignored(tmp_path):
     write_images(tmp_path, "a.png", "b.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     path = write_csv(tmp_path, "image,label", "a.png,Normal", "b.png,covid", "gone.png,virus", "cut.png,virus")
@@ -624,7 +624,7 @@ def test_a_picture_with_two_labels_is_a_fault(tmp_path):
 
 
 @pytest.mark.parametrize("same", ["patient", "picture"])
-def test_training_images_of_test_patients_stand_aside(tmp_path, same):
+def test_training_images_of_test_patients_are_excluded(tmp_path, same):
     write_images(tmp_path, "a.png", "b.png", "c.png", "d.png", "e.png")
     if same == "picture":
         picture(0).save(tmp_path / "d.png")
@@ -670,12 +670,12 @@ def test_nothing_to_draw_for(many):
     assert "no 'COVID-19' image" in str(faults(many[6:], negatives_per_positive=1, check_images=False))
 
 
-# what the package's weights have seen; more in test_seen.py
+# the pretraining data of the package's weights; more in test_pretraining_overlap.py
 
 
 @pytest.fixture
 def guarded(coronahack, tmp_path, monkeypatch) -> set[str]:
-    """The package has weights that have seen one image of a training patient, and one of a test patient."""
+    """The pretraining data of the package's weights have one image of a training and one of a test patient."""
     names = ["IM-0128-0001.jpeg", "person1_virus_6.jpeg"]
     cohort = read_cohort(coronahack, task="pneumonia", check_images=False)
     write_manifest(cohort[cohort["X_ray_image_name"].isin(names)], tmp_path / "cxr.manifest.safetensors")
@@ -684,22 +684,22 @@ def guarded(coronahack, tmp_path, monkeypatch) -> set[str]:
 
 
 @pytest.mark.parametrize("check_images", [True, False])
-def test_a_cohort_says_what_was_seen(coronahack, guarded, check_images, caplog):
+def test_a_cohort_marks_pretraining_images(coronahack, guarded, check_images, caplog):
     with caplog.at_level(logging.INFO, "covid_fastai"):
         cohort = read_cohort(coronahack, task="pneumonia", check_images=check_images)
     assert (
         cohort["in_pretraining"].dtype == bool
         and set(cohort.loc[cohort["in_pretraining"], "X_ray_image_name"]) == guarded
     )
-    assert "Seen by the package's weights" in caplog.text
+    assert "In the pretraining data of the package's weights" in caplog.text
     rows = cohort.set_index("X_ray_image_name")
     assert rows.loc["IM-0128-0001.jpeg", "split"] == "train"
-    assert rows.loc["person1_virus_6.jpeg", ["split", "note"]].tolist() == ["excluded", SEEN]
+    assert rows.loc["person1_virus_6.jpeg", ["split", "note"]].tolist() == ["excluded", IN_PRETRAINING]
     assert rows.loc["IM-0001-0001.jpeg", "split"] == "test"
     assert kinds(cohort)["in_pretraining"] == 1
 
 
-def test_a_cohort_that_is_written_and_read_again_is_judged_anew(coronahack, guarded, tmp_path):
+def test_a_cohort_that_is_saved_and_read_again_is_marked_again(coronahack, guarded, tmp_path):
     cohort = read_cohort(coronahack, task="pneumonia")
     cohort[cohort["split"] != "excluded"].to_csv(tmp_path / "cohort.csv", index=False)
     again = read_cohort(tmp_path / "cohort.csv", task="pneumonia", image_root=coronahack)

@@ -1,4 +1,4 @@
-"""The leak guard: what weights have seen is found under any name, stays in training, and is never evaluated on."""
+"""Pretraining data are recognised under any name, stay in training, and are never evaluated on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from covid_fastai.data import pretraining_overlap as module
 from covid_fastai.data.fingerprints import MAX_DISTANCE, fingerprint_images
-from covid_fastai.data.metadata import SEEN, read_cohort
+from covid_fastai.data.metadata import IN_PRETRAINING, read_cohort
 from covid_fastai.data.phantom import draw_phantom
 from covid_fastai.data.pretraining_overlap import (
     mark_pretraining_overlap,
@@ -35,25 +35,27 @@ def phantom(number: int) -> Image.Image:
     return Image.fromarray(draw_phantom(np.random.default_rng([5, number]), finding=finding).image)
 
 
-def save_phantom(path, number, *, encoded_anew=False):
-    """Save a phantom; encoded anew, it is three quarters as large and a JPEG of quality 60."""
+def save_phantom(path, number, *, encoded_again=False):
+    """Save a phantom; encoded again, it is three quarters as large and a JPEG of quality 60."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = phantom(number)
-    if encoded_anew:
+    if encoded_again:
         picture.resize((96, 96), Image.Resampling.BILINEAR).save(path, "JPEG", quality=60)
     else:
         picture.save(path)
 
 
-SEEN_NUMBERS = range(8)  # what the weights have seen: 0 to 3 of Kermany's, with patients, 4 to 7 of a bank without
+PRETRAINING_NUMBERS = range(
+    8
+)  # phantoms in pretraining: 0 to 3 of Kermany's, with patients, 4 to 7 of a collection without
 SEEN_NAMES = ["IM-0007-0001.jpeg", "person12_bacteria_1.jpeg", "person12_virus_30.jpeg", "NORMAL2-IM-0007-0001.jpeg"]
 SEEN_NAMES += ["1.png", "image.jpg", "COVID-12.png", "Normal-3.png"]
 
 
 @pytest.fixture(scope="module")
-def seen_images(tmp_path_factory) -> pd.DataFrame:
+def pretraining_images(tmp_path_factory) -> pd.DataFrame:
     folder = tmp_path_factory.mktemp("in_pretraining")
-    for number, name in zip(SEEN_NUMBERS, SEEN_NAMES, strict=True):
+    for number, name in zip(PRETRAINING_NUMBERS, SEEN_NAMES, strict=True):
         save_phantom(folder / name, number)
     patients = ["IM-0007", "bacteria-12", "virus-12", "NORMAL2-0007", *SEEN_NAMES[4:]]  # as read_cohort names them
     paths = [str(folder / name) for name in SEEN_NAMES]
@@ -62,15 +64,15 @@ def seen_images(tmp_path_factory) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def manifest_folder(seen_images, tmp_path_factory):
+def manifest_folder(pretraining_images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    write_manifest(seen_images, folder / "cxr-test.manifest.safetensors")
+    write_manifest(pretraining_images, folder / "cxr-test.manifest.safetensors")
     return folder
 
 
 @pytest.fixture
 def guarded(manifest_folder, monkeypatch):
-    """The package has weights that have seen `seen_images`."""
+    """The package has weights that were pretrained on `pretraining_images`."""
     monkeypatch.setattr(module, "MANIFEST_FOLDER", manifest_folder)
     return manifest_folder
 
@@ -83,11 +85,11 @@ def rows(*names, patients=None) -> pd.DataFrame:
 # the file
 
 
-def test_a_manifest_holds_hashes_and_no_names(seen_images, manifest_folder):
+def test_a_manifest_holds_hashes_and_no_names(pretraining_images, manifest_folder):
     (path,) = manifest_folder.iterdir()
     manifest = read_manifest(path)
     assert len(manifest) == 8 and manifest.sources == {"kermany": 4, "radiography": 4} and manifest.path == path
-    expected = fingerprint_images(seen_images["path"])["phash"]
+    expected = fingerprint_images(pretraining_images["path"])["phash"]
     assert [row.tobytes() for row in manifest.hashes] == expected.tolist()
     assert (manifest.patients[:4] != 0).all() and (manifest.patients[4:] == 0).all()
     assert len(set(manifest.names)) == 8
@@ -95,14 +97,14 @@ def test_a_manifest_holds_hashes_and_no_names(seen_images, manifest_folder):
     assert b"IM-0007" not in content and b"bacteria" not in content and len(content) < 1200
 
 
-def test_the_same_images_give_the_same_bytes(seen_images, manifest_folder, tmp_path):
-    prints = fingerprint_images(seen_images["path"])
-    again = write_manifest(seen_images, tmp_path / "again.manifest.safetensors", fingerprints=prints)
+def test_the_same_images_give_the_same_bytes(pretraining_images, manifest_folder, tmp_path):
+    prints = fingerprint_images(pretraining_images["path"])
+    again = write_manifest(pretraining_images, tmp_path / "again.manifest.safetensors", fingerprints=prints)
     assert again.read_bytes() == (manifest_folder / "cxr-test.manifest.safetensors").read_bytes()
 
 
-def test_patients_that_are_called_unknown_are_not_kept(seen_images, tmp_path):
-    images = seen_images.assign(patient_known=[False, True] * 2 + [False] * 4)
+def test_patients_that_are_called_unknown_are_not_kept(pretraining_images, tmp_path):
+    images = pretraining_images.assign(patient_known=[False, True] * 2 + [False] * 4)
     manifest = read_manifest(write_manifest(images, tmp_path / "a.manifest.safetensors"))
     assert (manifest.patients != 0).tolist() == [False, True, False, True, False, False, False, False]
 
@@ -110,15 +112,19 @@ def test_patients_that_are_called_unknown_are_not_kept(seen_images, tmp_path):
 @pytest.mark.parametrize(
     ("change", "name", "message"),
     [
-        (lambda images: images, "cxr.safetensors", "no name of a manifest"),
+        (lambda images: images, "cxr.safetensors", "does not end in .manifest.safetensors"),
         (lambda images: images.drop(columns="patient"), "a.manifest.safetensors", "no column patient"),
         (lambda images: images[:0], "a.manifest.safetensors", "no row"),
-        (lambda images: images.assign(path="/gone.png"), "a.manifest.safetensors", "8 seen images cannot be read"),
+        (
+            lambda images: images.assign(path="/gone.png"),
+            "a.manifest.safetensors",
+            "8 pretraining images cannot be read",
+        ),
     ],
 )
-def test_what_is_no_list_of_seen_images(seen_images, tmp_path, change, name, message):
+def test_invalid_tables_of_pretraining_images(pretraining_images, tmp_path, change, name, message):
     with pytest.raises(DataError, match=message) as error:
-        write_manifest(change(seen_images), tmp_path / name)
+        write_manifest(change(pretraining_images), tmp_path / name)
     assert error.value.hint and not list(tmp_path.iterdir())
 
 
@@ -177,7 +183,7 @@ def test_manifests_are_found_sorted_and_weights_are_none(tmp_path, monkeypatch):
 
 def test_the_packages_weights_have_a_manifest_that_can_be_read():
     folder = module.MANIFEST_FOLDER
-    assert (folder / "weights.py").is_file(), "the manifests are looked for beside the weights"
+    assert (folder / "weights.py").is_file(), "the manifests are next to the weights"
     weights = [path for path in folder.glob("*.safetensors") if not path.name.endswith(module.SUFFIX)]
     assert [path.with_suffix("").name + module.SUFFIX for path in sorted(weights)] == [
         path.name for path in package_manifests()
@@ -226,21 +232,21 @@ def test_names_and_patients(manifest_folder, name, patient, expected):
     assert marked(table, manifest_folder) == [expected]
 
 
-def test_a_bare_number_is_nobodys_identity(seen_images, tmp_path):
-    write_manifest(seen_images.assign(patient="12", patient_known=True), tmp_path / "a.manifest.safetensors")
+def test_a_bare_number_identifies_no_patient(pretraining_images, tmp_path):
+    write_manifest(pretraining_images.assign(patient="12", patient_known=True), tmp_path / "a.manifest.safetensors")
     assert marked(rows("x.png", patients=["12"]), tmp_path) == [False]
 
 
-def test_a_seen_name_without_a_patient_is_seen(seen_images, tmp_path):
+def test_a_known_name_without_a_patient_overlaps(pretraining_images, tmp_path):
     """A name of Kermany's is enough; of other names the picture decides."""
-    write_manifest(seen_images.assign(patient_known=False), tmp_path / "a.manifest.safetensors")
+    write_manifest(pretraining_images.assign(patient_known=False), tmp_path / "a.manifest.safetensors")
     table = rows("IM-0007-0001.jpeg", "IM-0007-0002.jpeg", "1.png")
     assert marked(table, tmp_path) == [True, False, False]
 
 
 def test_pictures_are_recognised_under_any_name(manifest_folder, tmp_path):
     for number in range(16):
-        save_phantom(tmp_path / f"{number}.jpg", number, encoded_anew=True)
+        save_phantom(tmp_path / f"{number}.jpg", number, encoded_again=True)
     table = rows(*(f"{number}.jpg" for number in range(16)))
     table.index = table.index[::-1] + 5
     prints = fingerprint_images(str(tmp_path / f"{number}.jpg") for number in range(16))
@@ -275,16 +281,17 @@ def test_no_row_and_no_manifest():
 
 # the cohort, the splits and the folds
 
-NEW = range(20, 36)  # phantoms that the weights have not seen
+NEW = range(20, 36)  # phantoms outside the pretraining data
 
 
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory) -> pd.DataFrame:
-    """A hospital's images: copies of seen ones under its own names and patients, others of these, and new ones."""
+    """A hospital's images: copies of pretraining images under its own names and patients, others of these
+    patients, and new ones."""
     folder = tmp_path_factory.mktemp("hospital")
     found = []
-    for number in SEEN_NUMBERS:
-        save_phantom(folder / f"copy{number}.jpg", number, encoded_anew=True)
+    for number in PRETRAINING_NUMBERS:
+        save_phantom(folder / f"copy{number}.jpg", number, encoded_again=True)
         save_phantom(folder / f"other{number}.png", 40 + number)  # another picture of that patient
         found += [(f"copy{number}.jpg", number, f"p{number}"), (f"other{number}.png", number, f"p{number}")]
     for number in NEW:
@@ -296,13 +303,13 @@ def hospital(tmp_path_factory) -> pd.DataFrame:
     return frame
 
 
-def is_seen(cohort) -> pd.Series:
-    return cohort["number"].isin(SEEN_NUMBERS)
+def is_pretraining(cohort) -> pd.Series:
+    return cohort["number"].isin(PRETRAINING_NUMBERS)
 
 
 def test_copies_and_other_images_of_their_patients_are_marked(hospital, guarded):
     cohort = read_cohort(hospital)
-    assert cohort["in_pretraining"].dtype == bool and (cohort["in_pretraining"] == is_seen(cohort)).all()
+    assert cohort["in_pretraining"].dtype == bool and (cohort["in_pretraining"] == is_pretraining(cohort)).all()
     assert set(cohort["split"]) == {"train"} and (cohort["note"] == "").all()
     (note,) = (row for row in cohort.facts.problems if row["kind"] == "in_pretraining")
     assert (
@@ -312,22 +319,26 @@ def test_copies_and_other_images_of_their_patients_are_marked(hospital, guarded)
     )
 
 
-def test_seen_images_are_never_held_out(hospital, guarded):
+def test_pretraining_images_are_never_held_out(hospital, guarded):
     cohort = read_cohort(hospital)
     for seed in range(5):
         split = split_by_patient(cohort, valid_pct=0.3, seed=seed)
-        assert (split.loc[is_seen(cohort), "split"] == "train").all()
-        assert (split["split"] == "valid").sum() == 8 and leaked_patients(split) == []  # half of the 16 unseen
+        assert (split.loc[is_pretraining(cohort), "split"] == "train").all()
+        assert (split["split"] == "valid").sum() == 8 and leaked_patients(
+            split
+        ) == []  # half of the 16 outside pretraining
         by_image = split_by_image(cohort, valid_pct=0.3, seed=seed)
-        assert (by_image.loc[is_seen(cohort), "split"] == "train").all() and (by_image["split"] == "valid").sum() == 8
+        assert (by_image.loc[is_pretraining(cohort), "split"] == "train").all() and (
+            by_image["split"] == "valid"
+        ).sum() == 8
         folded = fold_by_patient(cohort, folds=4, seed=seed)
-        assert (folded.loc[is_seen(cohort), "fold"] == -1).all()
+        assert (folded.loc[is_pretraining(cohort), "fold"] == -1).all()
         held_out = []
         for fold in range(4):
             part = fold_cohort(folded, fold)
-            assert (part.loc[is_seen(cohort), "split"] == "train").all() and leaked_patients(part) == []
+            assert (part.loc[is_pretraining(cohort), "split"] == "train").all() and leaked_patients(part) == []
             held_out += part.index[part["split"] == "valid"].tolist()
-        assert sorted(held_out) == cohort.index[~is_seen(cohort)].tolist()
+        assert sorted(held_out) == cohort.index[~is_pretraining(cohort)].tolist()
 
 
 def test_the_weights_that_are_chosen_play_no_part_and_the_guard_can_be_left_out(hospital, guarded):
@@ -351,25 +362,25 @@ def test_names_alone_are_compared_where_no_image_is_opened_and_it_is_said(hospit
     assert "name and patient" not in note["reason"]
 
 
-def test_kermanys_names_are_known_without_a_look(seen_images, guarded):
-    frame = seen_images.assign(label="Normal").drop(columns=["patient", "bank"])
+def test_kermanys_names_are_recognised_without_opening_an_image(pretraining_images, guarded):
+    frame = pretraining_images.assign(label="Normal").drop(columns=["patient", "bank"])
     cohort = read_cohort(frame, check_images=False)
     assert cohort["in_pretraining"].tolist() == [True] * 4 + [False] * 4
     assert read_cohort(frame)["in_pretraining"].all()
 
 
-def test_seen_images_of_the_official_test_stand_aside(hospital, guarded):
+def test_pretraining_images_of_the_official_test_are_excluded(hospital, guarded):
     frame = hospital.assign(split=np.where(hospital["number"].isin([0, 1, 20, 21]), "test", "train"))
     cohort = read_cohort(frame)
     by_split = cohort.groupby("split")["number"].agg(set)
     assert (
         by_split["test"] == {20, 21} and by_split["excluded"] == {0, 1} and by_split["train"].isdisjoint({0, 1, 20, 21})
     )
-    assert set(cohort.loc[cohort["split"] == "excluded", "note"]) == {SEEN}
+    assert set(cohort.loc[cohort["split"] == "excluded", "note"]) == {IN_PRETRAINING}
     assert (read_cohort(frame, exclude_pretraining_overlap=False)["split"] == frame["split"]).all()
 
 
-def test_a_seen_patient_of_the_test_can_be_trained_on(hospital, guarded):
+def test_a_pretraining_patient_of_the_test_can_be_trained_on(hospital, guarded):
     """Their test image is excluded, so that no evaluation forbids the training image."""
     frame = hospital.assign(split="train")
     frame.loc[frame["image"].str.contains("copy0|new20|new21"), "split"] = "test"
@@ -377,7 +388,7 @@ def test_a_seen_patient_of_the_test_can_be_trained_on(hospital, guarded):
     assert cohort.loc[cohort["number"] == 0, "split"].tolist() == ["excluded", "train"]
 
 
-def test_an_image_that_stands_aside_makes_its_patient_seen(hospital, guarded):
+def test_an_excluded_image_marks_its_patient(hospital, guarded):
     frame = hospital.assign(view=np.where(hospital["image"].str.contains("copy1"), "L", "PA"))
     cohort = read_cohort(frame)
     assert cohort.loc[cohort["number"] == 1, ["split", "in_pretraining"]].to_numpy().tolist() == [
@@ -388,36 +399,39 @@ def test_an_image_that_stands_aside_makes_its_patient_seen(hospital, guarded):
         assert (split_by_patient(cohort, seed=seed).loc[cohort["number"] == 1, "split"] != "valid").all()
 
 
-@pytest.mark.parametrize(("ratio", "unseen", "seen"), [(0.25, 3, 0), (0.5, 6, 0), (1, 8, 4)])
-def test_negatives_are_drawn_from_the_unseen_first(hospital, guarded, ratio, unseen, seen):
+@pytest.mark.parametrize(("ratio", "new", "pretraining"), [(0.25, 3, 0), (0.5, 6, 0), (1, 8, 4)])
+def test_negatives_outside_pretraining_are_sampled_first(hospital, guarded, ratio, new, pretraining):
     frame = hospital[hospital["label"] == "COVID-19"].head(12)  # 12 positives
     frame = pd.concat([frame, hospital[hospital["label"] == "Normal"]], ignore_index=True)
     draws = set()
     for seed in range(4):
         cohort = read_cohort(frame, negatives_per_positive=ratio, seed=seed)
         drawn = cohort[(cohort["split"] == "train") & (cohort["label"] == "Normal")]
-        assert (~is_seen(drawn)).sum() == unseen and is_seen(drawn).sum() == seen
+        assert (~is_pretraining(drawn)).sum() == new and is_pretraining(drawn).sum() == pretraining
         draws.add(tuple(drawn["image"]))
     assert len(draws) > 1
 
 
-def test_too_few_unseen_patients_are_refused_with_the_remedy(hospital, guarded):
+def test_too_few_patients_outside_pretraining_raise_an_error_with_the_remedy(hospital, guarded):
     cohort = read_cohort(hospital[~hospital["number"].isin(range(22, 36, 2))])  # one Normal patient is new
     for function, options in ((split_by_patient, {}), (fold_by_patient, {"folds": 2})):
-        with pytest.raises(DataError, match="Too few unseen patients of 'Normal' .* weights have seen") as error:
+        with pytest.raises(DataError, match="Too few patients of 'Normal' .* outside the pretraining data") as error:
             function(cohort, **options)
-        assert "'Normal' 1 and 4 kept out, 'COVID-19' 8 and 4 kept out" in error.value.message
+        assert "'Normal' 1, and 4 in it, 'COVID-19' 8, and 4 in it" in error.value.message
         assert (
             "exclude_pretraining_overlap=False" in error.value.hint and "weights=None or 'imagenet'" in error.value.hint
         )
         (row,) = error.value.details
-        assert row["kind"] == "too_few" and row["reason"] == "'Normal' has 1 unseen patient, and 4 kept out"
-    with pytest.raises(DataError, match="Too few unseen images of 'Normal' .* weights have seen"):
+        assert (
+            row["kind"] == "too_few"
+            and row["reason"] == "'Normal' has 1 patient outside the pretraining data, and 4 in it"
+        )
+    with pytest.raises(DataError, match="Too few images of 'Normal' .* outside the pretraining data"):
         split_by_image(cohort)
 
 
-def test_reading_many_images_costs_little_beside_opening_them(tmp_path):
-    """6,000 images against 11,000 seen ones."""
+def test_comparing_many_images_is_fast(tmp_path):
+    """6,000 images against 11,000 pretraining images."""
     from time import perf_counter
 
     rng = np.random.default_rng(0)
@@ -436,8 +450,8 @@ def test_reading_many_images_costs_little_beside_opening_them(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.realdata
-def test_a_renamed_copy_of_coronahack_is_recognised_and_nobody_else(real_data, tmp_path):
-    """Half of Kermany's TRAIN patients are seen; without names, their pictures alone give them away."""
+def test_a_renamed_copy_of_coronahack_is_recognised_and_no_other_patient(real_data, tmp_path):
+    """Half of Kermany's TRAIN patients are in pretraining; without names, the image hashes alone identify them."""
     cohort = read_cohort(
         real_data / "coronahack-224", task="pneumonia", check_images=False, exclude_pretraining_overlap=False
     )
@@ -459,6 +473,6 @@ def test_a_bare_number_is_a_patient_of_its_source_only(tmp_path):
     manifest = read_manifest(write_manifest(rows, tmp_path / "x.manifest.safetensors", fingerprints=prints))
     others = pd.DataFrame({"path": list("cdefg"), "patient": ["12", "12", "12", "13", "Lyon/12"]})
     others["source"] = ["Lyon", "Turin", "", "", "Lyon"]
-    seen = mark_pretraining_overlap(others, None, [manifest])
-    assert seen.tolist() == [True, False, False, False, True]
+    overlap = mark_pretraining_overlap(others, None, [manifest])
+    assert overlap.tolist() == [True, False, False, False, True]
     assert patients_not_compared(others).tolist() == [False, False, True, True, False]

@@ -1,4 +1,4 @@
-"""Splits: no patient on two sides, every class on each, near the share asked for, and the test set untouched."""
+"""Splits: no patient on two sides, every class on each, close to the requested fraction, the test set unchanged."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ def test_only_training_rows_move(cohort):
     split = split_by_patient(cohort)
     pd.testing.assert_frame_equal(cohort, before)
     pd.testing.assert_frame_equal(split.drop(columns="split"), cohort.drop(columns="split"))
-    for part in ("test", "excluded"):
-        assert ((split["split"] == part) == (cohort["split"] == part)).all()
+    for name in ("test", "excluded"):
+        assert ((split["split"] == name) == (cohort["split"] == name)).all()
     assert isinstance(split, Cohort) and split.facts == cohort.facts
 
 
 @pytest.mark.parametrize("valid", [0.1, 0.2, 0.5, 0.8])
 @pytest.mark.parametrize("seed", range(3))
-def test_each_class_is_near_the_share_asked_for(cohort, valid, seed):
+def test_each_class_is_close_to_the_requested_fraction(cohort, valid, seed):
     split = split_by_patient(cohort, valid_pct=valid, seed=seed)
     used = split[split["split"].isin(["train", "valid"])]
     for label, rows in used.groupby("label"):
@@ -105,7 +105,7 @@ def test_any_unique_index_will_do(cohort):
 
 def test_groups_not_patients_are_kept_together():
     cohort = make_cohort([(f"{label}-{i}", label, 1) for label in CLASSES for i in range(10)])
-    cohort["group"] = cohort["patient"].str.replace("-1$", "-0", regex=True)  # patients 0 and 1 share a picture
+    cohort["group"] = cohort["patient"].str.replace("-1$", "-0", regex=True)  # patients 0 and 1 fraction an image
     for seed in range(20):
         split = split_by_patient(cohort, seed=seed).set_index("patient")["split"]
         assert all(split[f"{label}-0"] == split[f"{label}-1"] for label in CLASSES)
@@ -118,7 +118,7 @@ def test_two_patients_of_a_class_are_enough():
         assert counts.tolist() == [1, 1, 1, 1]
 
 
-def test_valid_rows_are_split_anew(cohort):
+def test_valid_rows_are_split_again(cohort):
     once = split_by_patient(cohort, seed=1)
     pd.testing.assert_frame_equal(split_by_patient(once, seed=2), split_by_patient(cohort, seed=2))
 
@@ -129,29 +129,29 @@ mixed_groups = st.lists(st.lists(labels, min_size=1, max_size=6), min_size=1, ma
 
 @given(groups=mixed_groups, valid=st.floats(0.01, 0.99), folds=st.integers(2, 4), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=60, deadline=None)
-def test_any_split_keeps_its_promises_or_is_refused(groups, valid, folds, seed):
+def test_any_split_meets_its_conditions_or_is_refused(groups, valid, folds, seed):
     rows = [(f"g{i}", label, 1) for i, group in enumerate(groups) for label in group]
     cohort = make_cohort(rows, classes=["a", "b", "c"])
     cohort["path"] += cohort.index.astype(str)
-    for deal, column, parts in (
+    for function, column, subsets in (
         (lambda: split_by_patient(cohort, valid_pct=valid, seed=seed), "split", 2),
         (lambda: fold_by_patient(cohort, folds=folds, seed=seed), "fold", folds),
     ):
         holding = cohort.groupby("label")["group"].nunique().reindex(["a", "b", "c"], fill_value=0)
         try:
-            dealt = deal()
+            result = function()
         except DataError as error:
             pure = cohort.groupby("group")["label"].nunique().max() == 1
-            assert (holding < parts).any() or not pure, "a class has a patient for each part"
+            assert (holding < subsets).any() or not pure, "every class has a patient for each subset"
             assert error.hint
             continue
-        assert (holding >= parts).all()
-        assert (dealt.groupby("group")[column].nunique() == 1).all()
-        assert (dealt.groupby("label")[column].nunique() == parts).all()
+        assert (holding >= subsets).all()
+        assert (result.groupby("group")[column].nunique() == 1).all()
+        assert (result.groupby("label")[column].nunique() == subsets).all()
 
 
-def test_patients_with_several_classes_are_dealt_where_there_is_a_way(monkeypatch):
-    """Compared with trying all ways: dealing again finds splits that one deal misses, nearly all that there are."""
+def test_patients_with_several_classes_are_split_where_a_split_exists(monkeypatch):
+    """Compared with an exhaustive search: repeated attempts find splits that one attempt misses, nearly all of them."""
     classes = ["a", "b", "c"]
     cohorts = []
     for trial in range(500):
@@ -176,7 +176,7 @@ def test_patients_with_several_classes_are_dealt_where_there_is_a_way(monkeypatc
 
     assert len(cohorts) > 50
     often = refused()
-    monkeypatch.setattr(splits, "DEALS", 1)
+    monkeypatch.setattr(splits, "MAX_ATTEMPTS", 1)
     assert often <= 0.01 * len(cohorts) and often < refused()
 
 
@@ -242,20 +242,20 @@ def test_a_cohort_without_folds(cohort):
     assert "fold_by_patient" in error.value.hint
 
 
-# what the weights have seen
+# the pretraining data
 
 
-def seen_cohort(share=0.5, *, patients=(120, 40), seed=0) -> pd.DataFrame:
+def cohort_with_pretraining(fraction=0.5, *, patients=(120, 40), seed=0) -> pd.DataFrame:
     cohort = make_cohort(uneven(patients=patients, seed=seed))
     numbers = cohort["patient"].str.rsplit("-", n=1).str[1].astype(int)
-    return cohort.assign(in_pretraining=numbers % 20 < 20 * share)
+    return cohort.assign(in_pretraining=numbers % 20 < 20 * fraction)
 
 
-DEALS = [split_by_patient, split_by_image, fold_by_patient]
+SPLIT_FUNCTIONS = [split_by_patient, split_by_image, fold_by_patient]
 
 
-@pytest.mark.parametrize("function", DEALS)
-def test_a_cohort_that_nothing_has_seen_is_dealt_as_ever(cohort, function):
+@pytest.mark.parametrize("function", SPLIT_FUNCTIONS)
+def test_a_cohort_without_pretraining_data_is_split_as_usual(cohort, function):
     pd.testing.assert_frame_equal(
         function(cohort.assign(in_pretraining=False)).drop(columns="in_pretraining"), function(cohort)
     )
@@ -263,26 +263,28 @@ def test_a_cohort_that_nothing_has_seen_is_dealt_as_ever(cohort, function):
 
 @pytest.mark.parametrize("valid", [0.1, 0.2, 0.4, 0.8])
 @pytest.mark.parametrize("function", [split_by_patient, split_by_image])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.75])
-def test_validation_is_a_share_of_all_images_and_of_no_more_than_half_of_the_unseen(function, valid, share):
-    cohort = seen_cohort(share)
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.75])
+def test_validation_is_a_fraction_of_all_images_and_at_most_half_of_those_outside_pretraining(
+    function, valid, fraction
+):
+    cohort = cohort_with_pretraining(fraction)
     cohort.loc[cohort["label"] == "COVID-19", "in_pretraining"] = (
-        False  # of this class nothing is seen: the usual share
+        False  # no image of this class is in pretraining: the usual fraction
     )
     split = function(cohort, valid_pct=valid)
     assert (split.loc[cohort["in_pretraining"], "split"] == "train").all()
     for label, rows in split.groupby("label"):
-        unseen = (~rows["in_pretraining"]).sum()
-        wanted = min(valid * len(rows), max(valid, 0.5) * unseen)
+        available = (~rows["in_pretraining"]).sum()
+        wanted = min(valid * len(rows), max(valid, 0.5) * available)
         off = rows.groupby("group").size().max() if function is split_by_patient else 1
         assert abs((rows["split"] == "valid").sum() - wanted) <= off, label
 
 
-@pytest.mark.parametrize("function", DEALS)
-def test_the_group_of_a_seen_image_is_seen_on_whatever_side_it_is(function):
+@pytest.mark.parametrize("function", SPLIT_FUNCTIONS)
+def test_the_group_of_a_pretraining_image_stays_in_training_whatever_its_split(function):
     cohort = make_cohort(uneven(), others=[("t", "Normal", 1, "excluded")]).assign(in_pretraining=False)
     cohort.loc[cohort["split"] == "excluded", ["group", "in_pretraining"]] = ["Normal-0", True]
-    cohort.loc[cohort["patient"] == "Normal-1", "group"] = "Normal-0"  # who shares a picture with them
+    cohort.loc[cohort["patient"] == "Normal-1", "group"] = "Normal-0"  # who fractions an image with them
     for seed in range(10):
         split = function(cohort, seed=seed)
         pinned = split[split["patient"].isin(["Normal-0", "Normal-1"])]
@@ -290,17 +292,17 @@ def test_the_group_of_a_seen_image_is_seen_on_whatever_side_it_is(function):
         assert function is not fold_by_patient or (pinned["fold"] == -1).all()
 
 
-@pytest.mark.parametrize("function", DEALS)
+@pytest.mark.parametrize("function", SPLIT_FUNCTIONS)
 def test_a_cohort_that_was_written_and_read_is_as_well_guarded(function, tmp_path):
-    cohort = seen_cohort()
+    cohort = cohort_with_pretraining()
     save_cohort(cohort, tmp_path)
     pd.testing.assert_frame_equal(function(load_cohort(tmp_path)), function(cohort))
 
 
-@pytest.mark.parametrize("function", DEALS)
+@pytest.mark.parametrize("function", SPLIT_FUNCTIONS)
 @pytest.mark.parametrize("kind", [str, int, float])
 def test_texts_or_numbers_in_place_of_booleans_are_refused(function, kind):
-    cohort = seen_cohort()
+    cohort = cohort_with_pretraining()
     changed = cohort.assign(in_pretraining=cohort["in_pretraining"].astype(kind))
     with pytest.raises(DataError, match="in_pretraining of the cohort is not boolean") as error:
         function(changed)
@@ -309,17 +311,17 @@ def test_texts_or_numbers_in_place_of_booleans_are_refused(function, kind):
     pd.testing.assert_frame_equal(function(changed), function(cohort))
 
 
-def test_seen_rows_that_were_held_out_go_back_to_training():
-    cohort = split_by_patient(seen_cohort().drop(columns="in_pretraining")).assign(
-        in_pretraining=seen_cohort()["in_pretraining"]
+def test_pretraining_rows_that_were_held_out_go_back_to_training():
+    cohort = split_by_patient(cohort_with_pretraining().drop(columns="in_pretraining")).assign(
+        in_pretraining=cohort_with_pretraining()["in_pretraining"]
     )
     assert (cohort.loc[cohort["in_pretraining"], "split"] == "valid").any()
-    for function in DEALS:
+    for function in SPLIT_FUNCTIONS:
         assert (function(cohort).loc[cohort["in_pretraining"], "split"] == "train").all()
 
 
-def test_folds_cover_every_unseen_row_once_and_leave_the_seen_in_training():
-    cohort = seen_cohort()
+def test_folds_cover_every_row_outside_pretraining_once():
+    cohort = cohort_with_pretraining()
     folded = fold_by_patient(cohort, folds=4)
     assert folded["fold"].dtype.kind == "i" and ((folded["fold"] == -1) == cohort["in_pretraining"]).all()
     splits_of_folds = [fold_cohort(folded, fold) for fold in range(4)]
@@ -330,54 +332,58 @@ def test_folds_cover_every_unseen_row_once_and_leave_the_seen_in_training():
 
 @given(groups=mixed_groups, pinned=st.sets(st.integers(0, 13)), folds=st.integers(2, 3), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=60, deadline=None)
-def test_no_seen_row_is_ever_held_out(groups, pinned, folds, seed):
+def test_no_pretraining_row_is_ever_held_out(groups, pinned, folds, seed):
     rows = [(f"g{i}", label, 1) for i, group in enumerate(groups) for label in group]
     cohort = make_cohort(rows, classes=["a", "b", "c"])
     cohort["path"] += cohort.index.astype(str)
     cohort["in_pretraining"] = cohort["group"].isin([f"g{i}" for i in pinned])
-    unseen = (
+    available = (
         cohort[~cohort["in_pretraining"]].groupby("label")["group"].nunique().reindex(["a", "b", "c"], fill_value=0)
     )
-    for deal, parts in ((split_by_patient, 2), (split_by_image, 2), (fold_by_patient, folds)):
+    for function, subsets in ((split_by_patient, 2), (split_by_image, 2), (fold_by_patient, folds)):
         try:
-            dealt = deal(cohort, seed=seed, **({"folds": folds} if deal is fold_by_patient else {}))
+            result = function(cohort, seed=seed, **({"folds": folds} if function is fold_by_patient else {}))
         except DataError as error:
             assert error.hint
             continue
-        assert (dealt.loc[cohort["in_pretraining"], "split"] == "train").all()
-        if deal is split_by_image:
-            held_out = dealt["split"] == "valid"
+        assert (result.loc[cohort["in_pretraining"], "split"] == "train").all()
+        if function is split_by_image:
+            held_out = result["split"] == "valid"
         else:
-            assert (unseen >= parts).all()
-            held_out = dealt["fold"] >= 0 if deal is fold_by_patient else dealt["split"] == "valid"
-        assert set(dealt.loc[held_out, "label"]) == {"a", "b", "c"} and not cohort.loc[held_out, "in_pretraining"].any()
+            assert (available >= subsets).all()
+            held_out = result["fold"] >= 0 if function is fold_by_patient else result["split"] == "valid"
+        assert (
+            set(result.loc[held_out, "label"]) == {"a", "b", "c"} and not cohort.loc[held_out, "in_pretraining"].any()
+        )
 
 
 def test_the_guard_is_named_only_where_it_is_the_reason():
     cohort = make_cohort([(f"n{i}", "Normal", 1) for i in range(9)] + [("c0", "COVID-19", 1)])
-    for seen in (["c0"], ["n0", "n1"], ["c0", "n0"]):
+    for pretraining in (["c0"], ["n0", "n1"], ["c0", "n0"]):
         with pytest.raises(DataError, match=r"Too few patients of 'COVID-19' .*'Normal' 9, 'COVID-19' 1") as error:
-            split_by_patient(cohort.assign(in_pretraining=cohort["patient"].isin(seen)))
+            split_by_patient(cohort.assign(in_pretraining=cohort["patient"].isin(pretraining)))
         assert "exclude_pretraining_overlap" not in str(error.value)
     with pytest.raises(DataError, match="exclude_pretraining_overlap=False.*fewer folds"):
         fold_by_patient(
-            seen_cohort(0.9, patients=(40, 20)).assign(in_pretraining=lambda rows: rows["label"] == "Normal")
+            cohort_with_pretraining(0.9, patients=(40, 20)).assign(
+                in_pretraining=lambda rows: rows["label"] == "Normal"
+            )
         )
 
 
 # by image
 
 
-def test_split_by_image_takes_the_share_of_images(cohort):
+def test_split_by_image_holds_out_the_requested_fraction(cohort):
     split = split_by_image(cohort, valid_pct=0.25)
     rows = split[split["split"].isin(["train", "valid"])]
     assert (rows["split"] == "valid").sum() == round(0.25 * len(rows))
-    share = (rows["split"] == "valid").groupby(rows["label"]).mean()
-    np.testing.assert_allclose(share, 0.25, atol=0.01)
+    fraction = (rows["split"] == "valid").groupby(rows["label"]).mean()
+    np.testing.assert_allclose(fraction, 0.25, atol=0.01)
     assert (split.loc[cohort["split"] == "test", "split"] == "test").all()
 
 
-def test_the_leaked_share_is_right(cohort, caplog):
+def test_the_leaked_fraction_is_right(cohort, caplog):
     with caplog.at_level(logging.WARNING, "covid_fastai"):
         split = split_by_image(cohort)
     train, valid = (set(split.loc[split["split"] == part, "patient"]) for part in ("train", "valid"))
@@ -389,7 +395,7 @@ def test_the_leaked_share_is_right(cohort, caplog):
         assert again.facts == cohort.facts
 
 
-def test_the_leaked_share_is_of_validation_patients_only():
+def test_the_leaked_fraction_is_of_validation_patients_only():
     cohort = make_cohort([(f"{label}-{i}", label, 1) for label in CLASSES for i in range(10)])
     extra = cohort[cohort["label"] == "Normal"].assign(path=lambda rows: rows["path"] + "2", split="test")
     both = pd.concat([cohort, extra], ignore_index=True)
@@ -405,7 +411,7 @@ def test_split_by_image_has_each_class_on_both_sides(rare, valid):
         assert (split.groupby("label")["split"].nunique() == 2).all()
 
 
-def test_leaked_patients_knows_shared_pictures_and_the_test_set():
+def test_leaked_patients_covers_shared_images_and_the_test_set():
     cohort = make_cohort(
         [("a", "Normal", 1), ("b", "Normal", 1)], others=[("c", "Normal", 1, "valid"), ("d", "Normal", 1, "test")]
     )
@@ -420,7 +426,7 @@ def test_leaked_patients_knows_shared_pictures_and_the_test_set():
 
 @pytest.mark.parametrize("function", [split_by_patient, split_by_image])
 @pytest.mark.parametrize("valid", [0, 1, -0.1, 20, float("nan")])
-def test_shares_outside_of_0_and_1(cohort, function, valid):
+def test_fractions_outside_of_0_and_1(cohort, function, valid):
     with pytest.raises(UsageError, match="valid_pct="):
         function(cohort, valid_pct=valid)
 
@@ -441,7 +447,7 @@ def test_numbers_of_folds_that_are_none(cohort, folds):
 @pytest.mark.parametrize(
     ("groups", "options", "message", "reasons"),
     [
-        ([("a", "Normal", 5), ("b", "Normal", 5)], {}, "one class only .*'Normal' 2, 'COVID-19' 0", [2, 0]),
+        ([("a", "Normal", 5), ("b", "Normal", 5)], {}, "only one class .*'Normal' 2, 'COVID-19' 0", [2, 0]),
         ([("a", "Normal", 1), ("b", "Normal", 1), ("c", "COVID-19", 9)], {}, "Too few patients of 'COVID-19'", [1]),
         ([("a", "Normal", 9), ("c", "COVID-19", 9)], {}, "of 'Normal' and 'COVID-19'", [1, 1]),
         (uneven(patients=(9, 3)), {"folds": 4}, "of 'COVID-19' for 4 folds .*'Normal' 9, 'COVID-19' 3", [3]),
@@ -469,10 +475,10 @@ def test_a_class_without_any_row_is_refused():
             function(cohort)
 
 
-def test_patients_with_several_classes_that_cannot_be_parted():
+def test_patients_with_several_classes_that_cannot_be_split():
     groups = [("p", "a"), ("p", "b"), ("q", "b"), ("q", "c"), ("r", "c"), ("r", "a")]
     cohort = make_cohort([(*group, 1) for group in groups], classes=["a", "b", "c"])
-    with pytest.raises(DataError, match="on every side: its patients have images of other classes too"):
+    with pytest.raises(DataError, match="in every subset was found: its patients have images of other classes too"):
         split_by_patient(cohort)
 
 
@@ -482,7 +488,7 @@ def test_patients_with_several_classes_that_cannot_be_parted():
         (lambda cohort: cohort.drop(columns=["group", "label"]), "no column label, group"),
         (lambda cohort: cohort.assign(split="test"), r"no training row to split \(test 11\)"),
         (lambda cohort: cohort.iloc[:0], r"no training row to split \(no row\)"),
-        (lambda cohort: pd.concat([cohort, cohort]), "share an index"),
+        (lambda cohort: pd.concat([cohort, cohort]), "have the same index"),
     ],
 )
 @pytest.mark.parametrize("function", [split_by_patient, split_by_image, fold_by_patient])
@@ -514,18 +520,18 @@ def test_the_official_test_never_moves(pneumonia):
 def test_coronahack_is_split_near_a_fifth(pneumonia):
     split = split_by_patient(pneumonia)
     used = split[split["split"].isin(["train", "valid"])]
-    share = (used["split"] == "valid").groupby(used["label"]).mean()
-    np.testing.assert_allclose(share, 0.2, atol=0.005)
+    fraction = (used["split"] == "valid").groupby(used["label"]).mean()
+    np.testing.assert_allclose(fraction, 0.2, atol=0.005)
 
 
 @pytest.mark.realdata
 def test_splitting_coronahack_by_image_leaks_patients(real_data):
     """Half of the held-out COVID-19 images are of patients who stay in training, at a tenth for validation."""
     cohort = read_cohort(real_data / "coronahack-224", task="covid", check_images=False)
-    shares = []
+    fractions = []
     for seed in range(20):
         split = split_by_image(cohort, valid_pct=0.1, seed=seed)
         train = set(split.loc[split["split"] == "train", "patient"])
         held_out = split[(split["split"] == "valid") & (split["label"] == "COVID-19")]
-        shares.append(held_out["patient"].isin(train).mean())
-    assert 0.35 < np.mean(shares) < 0.65
+        fractions.append(held_out["patient"].isin(train).mean())
+    assert 0.35 < np.mean(fractions) < 0.65

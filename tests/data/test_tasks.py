@@ -95,7 +95,7 @@ def test_a_class_is_a_finding_of_its_own():
     assert task.known_findings() == ["No TB", "TB"]
 
 
-def test_labels_and_aside_are_found_in_any_spelling():
+def test_labels_and_exclusions_are_found_in_any_spelling():
     task = Task(
         name="t", classes=CLASSES, labels={"negative": "Normal"}, excluded={"viral pneumonia": "not asked about"}
     )

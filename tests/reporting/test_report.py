@@ -21,7 +21,7 @@ from covid_fastai import (
     write_report,
 )
 from covid_fastai.data.cohort import load_cohort, save_cohort
-from covid_fastai.data.metadata import SEEN
+from covid_fastai.data.metadata import IN_PRETRAINING
 from covid_fastai.errors import UsageError
 from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.reporting.caveats import cohort_caveats, run_caveats, source_table
@@ -175,7 +175,7 @@ def test_other_weights_have_no_caveat_about_pretraining(copy, weights):
 def test_the_report_counts_the_images_excluded_from_evaluation(copy, weights):
     def change(table):
         table = mark(5)(table)
-        table.loc[table.index[table["split"] == "excluded"][:3], ["in_pretraining", "note"]] = [True, SEEN]
+        table.loc[table.index[table["split"] == "excluded"][:3], ["in_pretraining", "note"]] = [True, IN_PRETRAINING]
         return table
 
     caveats = rewrite(copy, weights=weights, cohort=change)
