@@ -1,4 +1,4 @@
-"""From the cohort's rows to batches `(n, 1, h, w)`: a fastai `DataBlock` over the package's one image opener."""
+"""Data loaders: a fastai `DataBlock` that makes batches `(n, 1, h, w)` of a cohort's rows."""
 
 from __future__ import annotations
 
@@ -46,25 +46,25 @@ __all__ = [
 
 logger = logging.getLogger("covid_fastai")
 
-RESIZE = "squash-bilinear-antialias"  # what `resize_image` does; saved with a model, which is worth little without it
-MEAN, STD = 0.5, 0.25  # on the 0 to 1 scale: about those of chest radiographs; a round number is easily said again
+RESIZE = "squash-bilinear-antialias"  # the method of `resize_image`; a model needs images resized the same way
+MEAN, STD = 0.5, 0.25  # on the scale 0 to 1: round numbers close to those of chest radiographs
 
 
 @dataclass(frozen=True, eq=False)
 class LoaderFacts:
-    """What is known of loaders beside what fastai keeps, as `dls.facts`.
+    """Properties of data loaders that fastai does not store, available as `dls.facts`.
 
     Attributes:
-        cohort: All rows, a copy.
+        cohort: A copy of all rows.
         classes: The vocabulary, in the order of the model's outputs.
         image_size: Side of the images, pixels.
-        mean: What the normalisation subtracts, on the scale 0 to 1.
-        std: What it divides by.
+        mean: Mean that the normalisation subtracts, on the scale 0 to 1.
+        std: Standard deviation by which it divides.
         augmentation: The name of the augmentation.
         batch_size: Images in a batch.
-        balance: The answer to class imbalance: `"none"`, `"loss"` or `"sampler"`.
+        balance: Method against class imbalance: `"none"`, `"loss"` or `"sampler"`.
         class_weights: Float tensor `(classes,)` with `balance="loss"`, else None.
-        resize: How images are brought to their size.
+        resize: Name of the resizing method.
     """
 
     cohort: Cohort
@@ -79,7 +79,7 @@ class LoaderFacts:
     resize: str = RESIZE
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the images and batches are made with as plain values, without cohort and class weights."""
+        """Return the options of the images and batches as plain values, without cohort and class weights."""
         names = [field.name for field in dataclasses.fields(self) if field.name not in ("cohort", "class_weights")]
         return {name: getattr(self, name) for name in names}
 
@@ -93,21 +93,21 @@ def radiograph_block(
     mean: Mean = MEAN,
     std: StandardDeviation = STD,
 ) -> DataBlock:
-    """Make a fastai `DataBlock` that takes a cohort; `.summary(cohort)`, `.datasets` and `.dataloaders` work.
+    """Return a fastai `DataBlock` for a cohort; its `summary`, `datasets` and `dataloaders` take the cohort.
 
-    Which rows are items is decided in the block's `get_items`: those whose `split` is train or valid, so that no
-    loader, plot or summary made from the block can reach the test set or a row that was excluded. `dls.test_dl(rows)`
-    passes `get_items` by, and takes any rows, in their order.
+    The block's `get_items` selects the rows whose `split` is train or valid. Therefore no loader, plot or summary of
+    the block contains the test set or an excluded row. `dls.test_dl(rows)` does not use `get_items`: it accepts any
+    rows and keeps their order.
 
     Args:
-        classes: The vocabulary in this order; a column `p_<class>` each in the predictions.
+        classes: The vocabulary in this order; each class has a column `p_<class>` in the predictions.
         image_size: Side of the square that images are squashed to, pixels.
         augmentation: A name in `AUGMENTATIONS`.
-        mean: Subtracted from the grey values, which are on the scale 0 to 1.
-        std: What they are divided by after that. fastai adds no normalisation for one channel, so this block does.
+        mean: Mean pixel intensity for the normalisation, on the scale 0 to 1.
+        std: Standard deviation for the normalisation, which fastai does not add for one-channel images.
 
     Returns:
-        The block: items are (`PILRadiograph`, category), batches (`(n, 1, image_size, image_size)` float, `(n,)` int).
+        The block. Items are (`PILRadiograph`, category), batches (`(n, 1, image_size, image_size)` float, `(n,)` int).
 
     Raises:
         UsageError: A value is not allowed.
@@ -127,23 +127,24 @@ def radiograph_block(
 
 
 def _radiographs(image_size: int) -> TransformBlock:
-    """fastai's `ImageBlock`, but that the image is opened at the model's size."""
+    """Return a block like fastai's `ImageBlock` that opens images at the model's input size."""
     return TransformBlock(type_tfms=OpenRadiograph(image_size), batch_tfms=IntToFloatTensor)
 
 
 def _training_rows(cohort: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows to learn from, and of them only what an item needs: a pickled learner shall name no patient."""
+    """Return path, label and split of the training and validation rows; not the patient, since learners are pickled."""
     rows = cohort.loc[cohort["split"].isin(["train", "valid"]), ["path", "label", "split"]]
-    return pd.DataFrame(rows).reset_index(drop=True)  # no cohort: its facts list problems by their files
+    return pd.DataFrame(rows).reset_index(drop=True)  # a plain table: the facts of a cohort contain file names
 
 
 def _split_rows(items: pd.DataFrame) -> tuple[list[int], list[int]]:
+    """Return the positions of the training rows and of the validation rows."""
     split = items["split"].to_numpy()
     return np.flatnonzero(split == "train").tolist(), np.flatnonzero(split == "valid").tolist()
 
 
 def _normalisation(mean: float, std: float) -> Normalize:
-    # cuda=False: fastai would put the two numbers on the default GPU even where the loaders are for the CPU
+    # cuda=False: fastai would put both values on the default GPU even if the loaders use the CPU
     return Normalize.from_stats((mean,), (std,), cuda=False)
 
 
@@ -161,40 +162,40 @@ def build_dataloaders(
     device: Device | torch.device = "auto",
     path: str | Path = ".",
 ) -> DataLoaders:
-    """Make the training and validation loaders of a cohort.
+    """Return the training and validation loaders of a cohort.
 
-    Every training image is used once an epoch. fastai drops the last, incomplete batch, which in a data set of a
-    hundred images leaves out up to a third of them each time; here the last batch is kept, and where it would be less
-    than a quarter full, too small for BatchNorm's statistics, the batches are made a little smaller instead.
+    Every training image is used once per epoch. fastai drops the last, incomplete batch, which in a data set of 100
+    images omits up to a third of them in each epoch; this function keeps it. If the last batch were less than a quarter
+    full, too small for the statistics of BatchNorm, all batches are made slightly smaller.
 
-    Seed first (`fastai.torch_core.no_random(seed)`), then build the loaders: they take their generator from the global
-    one when they are made, and give the same batches for the same seed with any number of workers.
+    Set the seed (`fastai.torch_core.no_random(seed)`) before building the loaders: their generator is derived from the
+    global one at that moment. The same seed gives the same batches with any number of workers.
 
     Args:
-        cohort: Rows with `path`, `label` and `split`. The vocabulary is the cohort's classes; of a plain table the
-            labels of the rows that are not excluded, sorted.
+        cohort: Rows with `path`, `label` and `split`. The vocabulary is the cohort's classes; for a plain table,
+            the sorted labels of the rows that are not excluded.
         image_size: Side of the square that images are squashed to, pixels, 32 to 1024.
-        batch_size: Images in a batch, 2 or more; fewer where there are fewer training images.
+        batch_size: Images in a batch, 2 or more; reduced if there are fewer training images.
         augmentation: A name in `AUGMENTATIONS`.
-        mean: Mean grey value on the scale 0 to 1 for the normalisation; None for 0.5. `build_learner` replaces both by
-            those that its weights were trained with.
-        std: Its standard deviation; None for 0.25.
-        balance: `"sampler"` draws each class equally often, with replacement; `"loss"` leaves it to the loss, with the
-            weights in `dls.facts.class_weights`; `"none"` leaves the classes as they are.
+        mean: Mean pixel intensity for the normalisation, on the scale 0 to 1; None for 0.5. `build_learner` replaces
+            mean and standard deviation by those of its pretrained weights.
+        std: Standard deviation for the normalisation; None for 0.25.
+        balance: `"sampler"` samples each class equally often, with replacement; `"loss"` weights the loss by
+            `dls.facts.class_weights`; `"none"` changes nothing.
         num_workers: Processes that open images; `"auto"` is 0 on the CPU, on Windows and macOS and for small data, and
             up to 4 elsewhere.
         device: `"auto"` (CUDA, else Apple's MPS, else the CPU), `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"` or a device.
-        path: Folder for what a `Learner` writes; never the data's own, which may be read-only.
+        path: Folder for what a `Learner` writes; not the data folder, which may be read-only.
 
     Returns:
-        fastai `DataLoaders` with batches (`(n, 1, image_size, image_size)`, `(n,)`); `dls.facts` is a `LoaderFacts`:
-        the cohort, and what the images go through. `dls.test_dl(rows, with_labels=True)` opens any rows in their order.
+        fastai `DataLoaders` with batches (`(n, 1, image_size, image_size)`, `(n,)`); `dls.facts` is a `LoaderFacts`.
+        `dls.test_dl(rows, with_labels=True)` opens any rows in their order.
 
     Raises:
-        DataError: There are no rows to train on or to validate on, or a class is missing from one of the two sides.
+        DataError: There are no training or no validation rows, or a class is missing in one of the two splits.
         ImageError: The first image cannot be read.
         UsageError: An option has a value that is not allowed.
-        UnavailableError: The device is not there.
+        UnavailableError: The device is not available.
 
     Examples:
         >>> dls = build_dataloaders(cohort, image_size=64, batch_size=8, device="cpu", num_workers=0)
@@ -204,16 +205,16 @@ def build_dataloaders(
     """
     mean, std = MEAN if mean is None else mean, STD if std is None else std
     device = resolve_device(device)
-    cohort = _checked(cohort)
+    cohort = _check_columns(cohort)
     classes = list(cohort.facts.classes)
     counts = _check_split(cohort, classes)
-    trained_on = counts.T["train"]  # images by class
-    batch_size, drop_last = _fitting_batch_size(int(trained_on.sum()), batch_size)
+    training_counts = counts.T["train"]  # images by class
+    batch_size, drop_last = _fitting_batch_size(int(training_counts.sum()), batch_size)
     block = radiograph_block(classes=classes, image_size=image_size, augmentation=augmentation, mean=mean, std=std)
     items = _training_rows(cohort)
     weights = None
     if balance == "sampler":
-        weights = (1 / items["label"][items["split"] == "train"].map(trained_on)).tolist()
+        weights = (1 / items["label"][items["split"] == "train"].map(training_counts)).tolist()
     dls = block.dataloaders(
         cohort,
         bs=batch_size,
@@ -228,7 +229,7 @@ def build_dataloaders(
     return _describe(
         dls,
         cohort.copy(),
-        class_weights=_class_weights(trained_on) if balance == "loss" else None,
+        class_weights=_class_weights(training_counts) if balance == "loss" else None,
         classes=classes,
         image_size=image_size,
         mean=mean,
@@ -253,28 +254,28 @@ def empty_dataloaders(
     task: str = "",
     positive: str | None = None,
 ) -> DataLoaders:
-    """Make loaders without images: what a saved model needs to open new ones through `dls.test_dl(rows)`.
+    """Return loaders without images, with which a saved model opens new images through `dls.test_dl(rows)`.
 
     Args:
         classes: The vocabulary in its order.
-        image_size: As in `build_dataloaders`, like all options that stand here without a word.
-        mean: Mean grey value.
-        std: Its standard deviation.
+        image_size: Side of the square that images are squashed to, pixels.
+        mean: Mean pixel intensity for the normalisation, on the scale 0 to 1.
+        std: Standard deviation for the normalisation.
         augmentation: A name in `AUGMENTATIONS`, for test-time augmentation.
         batch_size: Images in a batch of `dls.test_dl`.
-        device: Where the batches go.
+        device: Device of the batches, as in `build_dataloaders`.
         path: Folder for what a `Learner` writes.
         task: Name of the task, for the facts of the empty `dls.facts.cohort`.
-        positive: The positive class, for the same.
+        positive: The positive class, for the same facts.
 
     Returns:
-        fastai `DataLoaders` with the `facts` of `build_dataloaders`. To run over its training or validation images
-        is an error, since there are none.
+        fastai `DataLoaders` with the `facts` of `build_dataloaders`. Iterating over the training or validation loader
+        raises an error, since they contain no images.
     """
     block = radiograph_block(classes=classes, image_size=image_size, augmentation=augmentation, mean=mean, std=std)
-    # fastai learns an item's types from an item, so there has to be one for a moment
-    picture = png_bytes(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64))
-    row = {"path": picture, "label": classes[0]}
+    # fastai infers the types of items from an item, so the loaders are made with a temporary image
+    image = png_bytes(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64))
+    row = {"path": image, "label": classes[0]}
     rows = pd.DataFrame([{**row, "split": "train"}, {**row, "split": "valid"}])
     dls = block.dataloaders(rows, bs=batch_size, num_workers=0, device=resolve_device(device), path=path).new_empty()
     rows = {name: pd.Series(dtype=str) for name in ("path", "label", "patient", "split")}
@@ -293,20 +294,21 @@ def empty_dataloaders(
 
 
 def _describe(dls: DataLoaders, cohort: Cohort, **facts: Any) -> DataLoaders:
-    facts |= {key: int(facts[key]) for key in ("image_size", "batch_size")}  # numpy's numbers do not go into JSON
+    """Set `dls.facts`, and return the loaders."""
+    facts |= {key: int(facts[key]) for key in ("image_size", "batch_size")}  # JSON cannot encode numpy numbers
     facts |= {key: float(facts[key]) for key in ("mean", "std")}
     dls.facts = LoaderFacts(cohort, **facts)
     return dls
 
 
 def loader_facts(dls: DataLoaders) -> LoaderFacts | None:
-    """Return the facts of loaders; None for loaders that this package did not make."""
+    """Return the facts of data loaders; None if this package did not make them."""
     facts = getattr(dls, "facts", None)
     return facts if isinstance(facts, LoaderFacts) else None
 
 
 def set_batch_size(dls: DataLoaders, batch_size: int) -> None:
-    """Change the batch size of loaders in place, as `build_dataloaders` would have fitted it to the training images.
+    """Change the batch size of loaders in place; as in `build_dataloaders`, it is adjusted to the training images.
 
     Args:
         dls: Loaders of training and validation images.
@@ -320,7 +322,8 @@ def set_batch_size(dls: DataLoaders, batch_size: int) -> None:
         dls.facts = dataclasses.replace(facts, batch_size=batch_size)
 
 
-def _checked(cohort: pd.DataFrame) -> Cohort:
+def _check_columns(cohort: pd.DataFrame) -> Cohort:
+    """Return the table as a cohort, or raise if a required column is missing."""
     missing = [name for name in ("path", "label", "split") if name not in cohort]
     if missing:
         raise DataError(
@@ -331,7 +334,7 @@ def _checked(cohort: pd.DataFrame) -> Cohort:
 
 
 def _check_split(cohort: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """Return the images by split (rows train, valid) and class (columns), or raise for what cannot be learnt from."""
+    """Return the images by split (rows train, valid) and class (columns), or raise if they cannot be trained on."""
     rows = _training_rows(cohort)
     unknown = rows.loc[~rows["label"].isin(classes), "label"].map(str).value_counts()
     counts = pd.crosstab(rows["split"], rows["label"])
@@ -339,17 +342,17 @@ def _check_split(cohort: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     listed = "; ".join(
         f"{split}: " + ", ".join(f"{label} {n}" for label, n in row.items()) for split, row in counts.iterrows()
     )
-    faults = [f"{label!r} is no class of the task, {n} times" for label, n in unknown.items()]
+    faults = [f"{label!r} is not a class of the task, {n} times" for label, n in unknown.items()]
     faults += [f"{split} has no image" for split, n in counts.sum(axis=1).items() if n == 0]
     if not faults:
         faults += [
             f"{split} has no {label!r}" for split, row in counts.iterrows() for label, n in row.items() if n == 0
         ]
-        faults += ["there is one class only"] if len(classes) < 2 else []  # guard: one_class
+        faults += ["there is only one class"] if len(classes) < 2 else []  # guard: one_class
     if not faults and int(counts.T["train"].sum()) < 2:
-        faults = ["train has one image only"]
+        faults = ["train has only one image"]
     if faults:  # guard: empty_side
-        hint = "Each class needs images in train and in valid, of two patients at least: add data, or change valid."
+        hint = "Each class needs images of at least two patients, in train and in valid: add data, or change valid_pct."
         details = [
             {"row": None, "path": "", "kind": "split", "severity": "error", "reason": fault, "remedy": hint}
             for fault in faults
@@ -360,18 +363,18 @@ def _check_split(cohort: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def _class_weights(counts: pd.Series) -> torch.Tensor:
-    """Return weights in inverse proportion to the classes' images, whose mean over the images is 1."""
+    """Return class weights n / (classes * n_class), scikit-learn's "balanced": their mean over the images is 1."""
     images = torch.tensor(counts.tolist(), dtype=torch.float32)
     return images.sum() / (len(images) * images)
 
 
 def _fitting_batch_size(n: int, batch_size: int) -> tuple[int, bool]:
-    """Return the batch size for `n` training images, and whether a last batch of one image has to be dropped."""
+    """Return the batch size for `n` training images, and whether the last batch must be dropped (it has one image)."""
     if n <= batch_size:  # guard: fitting_batch
         if n < batch_size:
             logger.info("batch_size is %d rather than %d: there are no more training images.", n, batch_size)
         return n, False
-    even = math.ceil(n / math.ceil(n / batch_size))  # as many batches, but of one size
+    even = math.ceil(n / math.ceil(n / batch_size))  # the same number of batches, of equal size
     for size in (batch_size, *range(even, 1, -1)):
         last = (n - 1) % size + 1
         if last >= max(2, size / 4):  # guard: last_batch

@@ -1,4 +1,4 @@
-"""The data of a walk-through: real radiographs where there are some, else synthetic ones."""
+"""Data for the walk-throughs: real radiographs if available, else synthetic ones."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ __all__ = ["ENVIRONMENT", "KAGGLE_FOLDER", "example_data"]
 logger = logging.getLogger("covid_fastai")
 
 ENVIRONMENT = "COVID_FASTAI_DATA"
-KAGGLE_FOLDER = Path("/kaggle/input/coronahack-chest-xraydataset")  # where a Kaggle notebook finds an added data set
-WHOLE = "coronahack-224"  # of a folder of several data sets, the one with all of CoronaHack's rows
+KAGGLE_FOLDER = Path("/kaggle/input/coronahack-chest-xraydataset")  # folder of an added data set in a Kaggle notebook
+FULL_DATASET = "coronahack-224"  # preferred in a folder of several data sets: it has all rows of CoronaHack
 
 
-def example_data(data: str | Path | None = None, *, out: str | Path, **drawing: Any) -> Path:
-    """Return the data that a walk-through shall use, and draw synthetic radiographs if there are no real ones.
+def example_data(data: str | Path | None = None, *, out: str | Path, **phantom_options: Any) -> Path:
+    """Return the data for a walk-through; synthetic radiographs are generated if there are no real ones.
 
     Args:
-        data: Named data win. None for the folder in the environment variable `COVID_FASTAI_DATA`, else CoronaHack as a
-            Kaggle notebook has it, else synthetic radiographs.
-        out: The folder to draw into, where it comes to that; nothing else is ever written.
-        **drawing: The options of `write_phantom`: `patients`, `image_size`, `severity`, `seed`.
+        data: Folder or file of the data. None for the folder in the environment variable `COVID_FASTAI_DATA`, else
+            CoronaHack in the input folder of a Kaggle notebook, else synthetic radiographs.
+        out: The folder for synthetic radiographs; nothing else is written.
+        **phantom_options: Options of `write_phantom`: `patients`, `image_size`, `severity`, `seed`.
 
     Returns:
         The folder or file for `read_cohort`.
 
     Raises:
-        DataError: The folder that was named, or that the variable names, is not there.
+        DataError: The folder in `data` or in the environment variable does not exist.
 
     Examples:
         >>> from covid_fastai import read_cohort
@@ -43,8 +43,10 @@ def example_data(data: str | Path | None = None, *, out: str | Path, **drawing: 
     named = data or os.environ.get(ENVIRONMENT)
     if named:
         named = Path(named).expanduser()
-        return find_data(named / WHOLE if (named / WHOLE).is_dir() else named)
+        return find_data(named / FULL_DATASET if (named / FULL_DATASET).is_dir() else named)
     if KAGGLE_FOLDER.is_dir():
         return KAGGLE_FOLDER
-    logger.info("No real radiographs were named: these are synthetic, and say nothing about lungs.")
-    return write_phantom(out, **drawing)
+    logger.info(
+        "No real radiographs were given: the images are synthetic, and their results say nothing about patients."
+    )
+    return write_phantom(out, **phantom_options)

@@ -1,4 +1,4 @@
-"""The article's first two steps as pictures of the cohort: who is in the data, and what the images look like."""
+"""Plots of a cohort, the article's first two steps: patients and classes in the data, and examples of its images."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ __all__ = [
     "plot_samples",
 ]
 
-SHOWN = 256  # pixels a side of a picture in a figure
+SHOWN = 256  # side of an image in a figure, pixels
 SPLITS = ("train", "valid", "test", "excluded")
 HATCHES = {"train": "", "valid": "///", "test": "xxx", "excluded": "..."}
 
 
 def plot_missing_values(cohort: pd.DataFrame) -> Figure:
-    """Plot the share of empty cells in each column that the data came with.
+    """Plot the fraction of empty cells in each original column of the data.
 
     Args:
         cohort: What `read_cohort` returned.
@@ -46,20 +46,20 @@ def plot_missing_values(cohort: pd.DataFrame) -> Figure:
     Returns:
         The figure, bars from 0 to 100%.
     """
-    own = [name for name in cohort if name not in COHORT_COLUMNS] or ["label", "patient", "source", "view"]
-    share = pd.Series({name: (cohort[name].isna() | (cohort[name].astype(str) == "")).mean() for name in own})
-    figure, axes = _figure(height=0.9 + 0.32 * len(share))
-    bars = axes.barh(share.index[::-1].astype(str), 100 * share[::-1], color=COLOURS[0])
-    axes.bar_label(bars, [f"{100 * value:.0f}%" for value in share[::-1]], padding=3)
+    columns = [name for name in cohort if name not in COHORT_COLUMNS] or ["label", "patient", "source", "view"]
+    fractions = pd.Series({name: (cohort[name].isna() | (cohort[name].astype(str) == "")).mean() for name in columns})
+    figure, axes = _figure(height=0.9 + 0.32 * len(fractions))
+    bars = axes.barh(fractions.index[::-1].astype(str), 100 * fractions[::-1], color=COLOURS[0])
+    axes.bar_label(bars, [f"{100 * value:.0f}%" for value in fractions[::-1]], padding=3)
     axes.set(xlabel="empty cells (%)", xlim=(0, 112), title=f"Missing values, {len(cohort)} images")
     return figure
 
 
 def plot_class_counts(cohort: pd.DataFrame) -> Figure:
-    """Plot images and patients by class and split.
+    """Plot the numbers of images and patients by class and split.
 
     Args:
-        cohort: What `read_cohort` or a split returned; rows excluded are left out.
+        cohort: What `read_cohort` or a split returned; excluded rows are omitted.
 
     Returns:
         The figure: images on the left, patients on the right.
@@ -70,13 +70,13 @@ def plot_class_counts(cohort: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(8, 0.9 + 0.5 * len(classes) * max(1, len(splits)) / 1.6), layout="constrained")
     colours = class_colours(classes)
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, what in zip(panels, ("images", "patients"), strict=True):
-        for place, split in enumerate(splits):
-            part = rows[rows["split"] == split].groupby("label")["patient"]
-            counts = (part.size() if what == "images" else part.nunique()).reindex(classes, fill_value=0)
+    for axes, unit in zip(panels, ("images", "patients"), strict=True):
+        for position, split in enumerate(splits):
+            by_class = rows[rows["split"] == split].groupby("label")["patient"]
+            counts = (by_class.size() if unit == "images" else by_class.nunique()).reindex(classes, fill_value=0)
             height = 0.8 / len(splits)
             bars = axes.barh(
-                np.arange(len(classes)) - 0.4 + height * (place + 0.5),
+                np.arange(len(classes)) - 0.4 + height * (position + 0.5),
                 counts,
                 height=height,
                 color=[colours[name] for name in classes],
@@ -85,7 +85,7 @@ def plot_class_counts(cohort: pd.DataFrame) -> Figure:
                 label=split,
             )
             axes.bar_label(bars, [f"{n:,} {split}" for n in counts], padding=3, fontsize=8)
-        axes.set(xlabel=what, title=what.capitalize(), yticks=range(len(classes)), yticklabels=classes)
+        axes.set(xlabel=unit, title=unit.capitalize(), yticks=range(len(classes)), yticklabels=classes)
         axes.margins(x=0.28)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()
@@ -93,13 +93,13 @@ def plot_class_counts(cohort: pd.DataFrame) -> Figure:
 
 
 def plot_images_per_patient(cohort: pd.DataFrame) -> Figure:
-    """Plot how many images a patient has: where that is more than one, a split by image leaks patients.
+    """Plot the distribution of images per patient; a split by image leaks patients who have several.
 
     Args:
-        cohort: What `read_cohort` returned; rows excluded are left out.
+        cohort: What `read_cohort` returned; excluded rows are omitted.
 
     Returns:
-        The figure, a bar for each number of images, from 8 on together.
+        The figure, one bar for each number of images; 8 and more are one bar.
     """
     rows = cohort[cohort["split"] != "excluded"]
     numbers = rows.groupby("patient").size()
@@ -108,55 +108,55 @@ def plot_images_per_patient(cohort: pd.DataFrame) -> Figure:
     bars = axes.bar([f"{n}" if n < 8 else "8+" for n in counts.index], counts, color=COLOURS[0])
     axes.bar_label(bars, [f"{n:,}" for n in counts], fontsize=8)
     several = int((numbers > 1).sum())
-    axes.set(xlabel="images of a patient", ylabel="patients")
+    axes.set(xlabel="images per patient", ylabel="patients")
     axes.set_title(f"{several:,} of {len(numbers):,} patients have several images")
     return figure
 
 
 @checked
 def plot_samples(cohort: pd.DataFrame, *, each: int = 6, seed: Seed = 0) -> Figure:
-    """Plot images drawn from each class, as the model sees them: 8-bit grey and squashed to a square.
+    """Plot random images of each class as the model receives them: 8-bit greyscale, squashed to a square.
 
     Args:
-        cohort: What `read_cohort` returned; rows excluded are left out.
-        each: Images a class, each of another patient where there are enough.
-        seed: Of the draw.
+        cohort: What `read_cohort` returned; excluded rows are omitted.
+        each: Images per class, at most one per patient.
+        seed: Seed of the random sample.
 
     Returns:
-        The figure, a row a class.
+        The figure, one row per class.
 
     Raises:
-        ImageError: An image that was drawn cannot be read.
+        ImageError: A sampled image cannot be read.
     """
     cohort = as_cohort(cohort)
     rows, classes = cohort[cohort["split"] != "excluded"], cohort.facts.classes
-    pictures, titles = [], []
+    images, titles = [], []
     for name in classes:
-        drawn = rows[rows["label"] == name].sample(frac=1, random_state=seed).drop_duplicates("patient").head(each)
-        for row in drawn.to_dict("records"):
-            pictures.append(_picture(row["path"]))
+        sample = rows[rows["label"] == name].sample(frac=1, random_state=seed).drop_duplicates("patient").head(each)
+        for row in sample.to_dict("records"):
+            images.append(_open_shown(row["path"]))
             titles.append(f"{name}\n{shorten(row['source'], 22)}")
-        pictures += [None] * (each - len(drawn))
-        titles += [""] * (each - len(drawn))
-    return plot_pictures(pictures, titles, columns=each)
+        images += [None] * (each - len(sample))
+        titles += [""] * (each - len(sample))
+    return plot_pictures(images, titles, columns=each)
 
 
 def plot_pictures(pictures: Sequence[np.ndarray | None], titles: Sequence[str], *, columns: int = 4) -> Figure:
-    """Plot grey pictures in a grid, air black.
+    """Plot greyscale images in a grid, 0 as black.
 
     Args:
         pictures: Arrays `(h, w)` of 0 to 255; None leaves a gap.
-        titles: What stands above each.
-        columns: Pictures in a row.
+        titles: The title of each image.
+        columns: Images per row.
 
     Returns:
         The figure.
 
     Raises:
-        UsageError: There are no pictures.
+        UsageError: `pictures` is empty.
     """
     if not pictures:
-        raise UsageError("There is no picture to plot.", hint="Give at least one.")
+        raise UsageError("There are no images to plot: pictures is empty.", hint="Give at least one image.")
     rows = math.ceil(len(pictures) / columns)
     figure = Figure(figsize=(1.75 * columns, 2.1 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flat
@@ -165,66 +165,67 @@ def plot_pictures(pictures: Sequence[np.ndarray | None], titles: Sequence[str], 
     for axes, picture, title in zip(figure.axes, pictures, titles, strict=False):
         if picture is not None:
             axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
-            axes.set_title(title, fontsize=8, parse_math=False)  # a file name may hold dollar signs
+            axes.set_title(title, fontsize=8, parse_math=False)  # a file name can contain dollar signs
     return figure
 
 
 def plot_batch(dls: DataLoaders, *, images: int = 8) -> Figure:
-    """Plot a training batch as the model gets it, after augmentation, with the normalisation undone.
+    """Plot images of a training batch after augmentation, with the normalisation reversed.
 
     Args:
         dls: What `build_dataloaders` returned.
-        images: How many of the batch, at most.
+        images: Maximum number of images.
 
     Returns:
         The figure.
     """
     x, y = dls.train.one_batch()
     mean, std = dls.facts.mean, dls.facts.std
-    pictures = np.asarray((x[:images, 0].detach().cpu() * std + mean) * 255).clip(0, 255)
+    batch = np.asarray((x[:images, 0].detach().cpu() * std + mean) * 255).clip(0, 255)
     titles = [str(dls.vocab[int(label)]) for label in y[:images]]
-    return plot_pictures(list(pictures), titles, columns=min(images, 8, len(pictures)))
+    return plot_pictures(list(batch), titles, columns=min(images, 8, len(batch)))
 
 
 def header_facts(cohort: pd.DataFrame, *, most: int = 400, seed: int = 0) -> pd.DataFrame:
-    """Read what the files' headers say, by class: where it differs, a model can be right without looking at a lung.
+    """Return facts of the files' headers; if they differ by class, they can act as shortcuts.
 
     Args:
-        cohort: What `read_cohort` returned; rows excluded are left out.
-        most: Images a class that are looked at, drawn at random.
-        seed: Of the draw.
+        cohort: What `read_cohort` returned; excluded rows are omitted.
+        most: Size of the random sample of each class, images.
+        seed: Seed of the random sample.
 
     Returns:
-        A row an image: `path`, `label`, `source`, `format`, `mode`, `bits`, `width`, `height` (pixels), `megabytes`.
+        A table with one row per image: `path`, `label`, `source`, `format`, `mode`, `bits`, `width`, `height` (pixels),
+        `megabytes`.
 
     Raises:
-        DataError: There is no image in the cohort that can be read.
+        DataError: No image of the sample can be read.
     """
     rows = cohort[cohort["split"] != "excluded"]
-    drawn = rows.sample(frac=1, random_state=seed).groupby("label", sort=True).head(most).sort_index()
+    sample = rows.sample(frac=1, random_state=seed).groupby("label", sort=True).head(most).sort_index()
     facts = []
-    for row in drawn.to_dict("records"):
+    for row in sample.to_dict("records"):
         try:
-            found = describe_image(row["path"])
+            header = describe_image(row["path"])
         except ImageError:
-            continue  # read_cohort has listed it among the problems
+            continue  # read_cohort has recorded it as a problem
         size = Path(row["path"]).stat().st_size / 1e6
         facts.append(
             {name: row[name] for name in ("path", "label", "source")}
-            | {name: getattr(found, name) for name in ("format", "mode", "bits", "width", "height")}
+            | {name: getattr(header, name) for name in ("format", "mode", "bits", "width", "height")}
             | {"megabytes": size}
         )
     if not facts:
-        raise DataError("No image of the cohort can be read.", hint="Look at cohort.facts.problem_table().")
+        raise DataError("No image of the cohort can be read.", hint="cohort.facts.problem_table() lists the reasons.")
     return pd.DataFrame(facts)
 
 
 def plot_header_facts(facts: pd.DataFrame, *, classes: Sequence[str] | None = None) -> Figure:
-    """Plot format, mode, size and shape of the files by class.
+    """Plot format, colour mode, size and shape of the files by class.
 
     Args:
         facts: What `header_facts` returned.
-        classes: Their order; sorted where None.
+        classes: The classes in the order of the plot; None for alphabetical order.
 
     Returns:
         The figure, four panels.
@@ -234,12 +235,16 @@ def plot_header_facts(facts: pd.DataFrame, *, classes: Sequence[str] | None = No
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     kinds, modes, areas, shapes = figure.subplots(2, 2).flat
     for axes, column, title in ((kinds, "format", "File format"), (modes, "mode", "Colour mode")):
-        shares = pd.crosstab(facts["label"], facts[column], normalize="index").reindex(classes).fillna(0)
-        left = np.zeros(len(shares))
-        for number, value in enumerate(shares):
-            bars = axes.barh(classes, 100 * shares[value], left=100 * left, color=COLOURS[number % 6], label=str(value))
-            axes.bar_label(bars, [str(value) if x > 0.12 else "" for x in shares[value]], label_type="center", size=8)
-            left += shares[value]
+        fractions = pd.crosstab(facts["label"], facts[column], normalize="index").reindex(classes).fillna(0)
+        left = np.zeros(len(fractions))
+        for number, value in enumerate(fractions):
+            bars = axes.barh(
+                classes, 100 * fractions[value], left=100 * left, color=COLOURS[number % 6], label=str(value)
+            )
+            axes.bar_label(
+                bars, [str(value) if x > 0.12 else "" for x in fractions[value]], label_type="center", size=8
+            )
+            left += fractions[value]
         axes.set(xlabel="images (%)", title=title, xlim=(0, 100))
         axes.invert_yaxis()
     area = facts["width"] * facts["height"] / 1e6
@@ -253,7 +258,7 @@ def plot_header_facts(facts: pd.DataFrame, *, classes: Sequence[str] | None = No
     areas.set(xscale="log", xlabel="megapixels", ylabel="images", title="Image size")
     areas.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     areas.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    areas.xaxis.set_minor_formatter(NullFormatter())  # else it labels every step, one over the other
+    areas.xaxis.set_minor_formatter(NullFormatter())  # otherwise the labels of minor ticks overlap
     shapes.set(xlabel="width (pixels)", ylabel="height (pixels)", title="Shape")
     areas.legend(fontsize=8, frameon=False)
     for axes in figure.axes:
@@ -262,16 +267,18 @@ def plot_header_facts(facts: pd.DataFrame, *, classes: Sequence[str] | None = No
 
 
 def shorten(text: object, most: int) -> str:
-    """Return `text`, its middle left out where it is longer than `most` characters."""
+    """Return `text`; if it is longer than `most` characters, its middle is replaced by an ellipsis."""
     whole, half = str(text), (most - 1) // 2
     return whole if len(whole) <= most else f"{whole[:half]}…{whole[-half:]}"
 
 
-def _picture(path: str) -> np.ndarray:
+def _open_shown(path: str) -> np.ndarray:
+    """Return an image at the size of the plots, `(256, 256)`."""
     return np.asarray(open_square(path, SHOWN))
 
 
 def _figure(*, height: float = 3.0):
+    """Return a figure with one pair of axes (height in inches)."""
     figure = Figure(figsize=(6, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)

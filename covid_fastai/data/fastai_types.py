@@ -1,4 +1,4 @@
-"""What a radiograph is to fastai: an image, a tensor, an item transform, and the loader that makes batches of them."""
+"""Radiographs in fastai: image and tensor types, item transforms, and the data loader."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from covid_fastai.errors import DataError, ImageError, ResourceError
 
 __all__ = ["OpenRadiograph", "PILRadiograph", "RadiographDL", "ResizeRadiograph", "TensorRadiograph", "png_bytes"]
 
-OPENERS = min(4, os.cpu_count() or 1)  # threads; each holds one whole image, of 50 megapixels at worst
-SHOW = {"cmap": "gray", "vmin": 0, "vmax": 255}  # air black, bone white; fastai's "Greys" shows a one-channel negative
+OPENERS = min(4, os.cpu_count() or 1)  # threads; each holds one decoded image of up to 50 megapixels
+SHOW = {"cmap": "gray", "vmin": 0, "vmax": 255}  # air black, bone white; fastai's default "Greys" shows a negative
 
 
 class TensorRadiograph(TensorImageBW):
-    """A grey image tensor `(1, h, w)` that shows itself as radiographs are read: air black, bone white."""
+    """A greyscale image tensor `(1, h, w)` that is shown with black air and white bones."""
 
     _show_args = SHOW
 
 
 class PILRadiograph(PILImageBW):
-    """An 8-bit grey image that is opened by `covid_fastai.data.images.open_image`, like every image of this package."""
+    """An 8-bit greyscale image that is opened with `covid_fastai.data.images.open_image`."""
 
     _show_args = SHOW
     _tensor_cls = TensorRadiograph
 
-    @classmethod  # its return type is not annotated: fastai's dispatch would keep it in a form that cannot be pickled
+    @classmethod  # no return annotation: fastai's dispatch would store it in a form that pickle rejects
     def create(
         cls,
         fn: str | Path | bytes | np.ndarray | torch.Tensor | Image.Image,
@@ -52,15 +52,15 @@ class PILRadiograph(PILImageBW):
 
         Args:
             fn: A path, the bytes of an image file, an array `(h, w)` or `(h, w, 3)`, a tensor `(1, h, w)` or an image.
-            image_size: The side of the square to squash it to, pixels: a file is then decoded once, and comes from the
-                cache afterwards. None for the whole picture.
+            image_size: Side of the square that the image is squashed to, pixels; a file is then decoded once and
+                cached. None for the full size.
             **kwargs: Ignored; fastai passes its own opener's options here.
 
         Returns:
             The image in mode L.
 
         Raises:
-            ImageError: It cannot be read as an image; the message names the file.
+            ImageError: The input cannot be read as an image; the message names the file.
         """
         if image_size is not None and isinstance(fn, (str, Path)):
             return cls(cached_square(fn, image_size))
@@ -69,14 +69,14 @@ class PILRadiograph(PILImageBW):
 
 
 def png_bytes(image: np.ndarray | torch.Tensor | Image.Image) -> bytes:
-    """Return an image in memory as the bytes of a lossless file, so that the one opener treats its mode and depth."""
+    """Return an image in memory as the bytes of a lossless file, so that `open_image` handles its mode and depth."""
     if isinstance(image, torch.Tensor):
         image = np.moveaxis(image.detach().cpu().numpy(), 0, -1) if image.ndim == 3 else image.detach().cpu().numpy()
     return encode_in_memory(image)
 
 
 class _ToSize(DisplayedTransform):
-    """A transform that knows the size that the model takes."""
+    """A transform with the model's input size."""
 
     def __init__(self, image_size: int):
         super().__init__()
@@ -84,13 +84,13 @@ class _ToSize(DisplayedTransform):
 
 
 class OpenRadiograph(_ToSize):
-    """Open an item as a `PILRadiograph`, at the size that the model takes.
+    """Open an item as a `PILRadiograph` at the model's input size.
 
     Args:
         image_size: Side of the square, pixels.
     """
 
-    # where fastai finds what `dls.test_dl` may be given, besides rows
+    # fastai reads here which types `dls.test_dl` accepts in addition to rows
     input_types = (str, Path, bytes, np.ndarray, torch.Tensor, Image.Image)
 
     def encodes(self, x):
@@ -101,8 +101,8 @@ class OpenRadiograph(_ToSize):
 class ResizeRadiograph(_ToSize):
     """Squash a radiograph to a square with `covid_fastai.data.images.resize_image`.
 
-    Squashed rather than cropped, since a crop may cut off the lung's edge where the finding is; a mask, point or label
-    in the same item is left alone.
+    Images are squashed and not cropped, since a crop could remove a finding at the edge of the lung. Masks, points and
+    labels in the same item are not changed.
 
     Args:
         image_size: Side of the square, pixels.
@@ -116,20 +116,20 @@ class ResizeRadiograph(_ToSize):
 
 
 class RadiographDL(TfmdDL):
-    """fastai's `TfmdDL`, with five faults less.
+    """fastai's `TfmdDL` with five changes.
 
-    - Classes can be drawn equally often, from the loader's own generator: fastai's `WeightedDL` draws from numpy's
-      global one, divides by zero when empty, and shows validation images twice in `show_results`.
-    - An image that cannot be read in a worker process raises the same `ImageError` as it does without workers.
-    - No image is opened to learn what a batch looks like, since that is known: an empty loader can be copied.
-    - Without worker processes, images are opened by threads, ahead of their batch: decoding needs no interpreter.
-    - Without images it refuses to run, where fastai's trains on nothing without a word.
+    - Images can be sampled with weights, from the loader's own generator. fastai's `WeightedDL` uses numpy's global
+      one, divides by zero if it is empty, and repeats validation images in `show_results`.
+    - An unreadable image raises the same `ImageError` in a worker process as without workers.
+    - The types of a batch are fixed, so no image is opened to infer them, and an empty loader can be copied.
+    - Without worker processes, threads open the images ahead of their batch: decoding releases the GIL.
+    - An empty loader raises an error when it is iterated, where fastai's yields nothing.
 
     Args:
         dataset: fastai `Datasets` of (`PILRadiograph`, category).
         bs: Images in a batch.
-        weights: One number an image, in proportion to how often it shall be drawn, with replacement, when the loader
-            shuffles; None for each image once.
+        weights: Relative sampling weight of each image, for sampling with replacement if the loader shuffles; None to
+            use each image once.
         **kwargs: As for `TfmdDL`.
     """
 
@@ -138,7 +138,7 @@ class RadiographDL(TfmdDL):
         self.weights = weights
 
     def get_idxs(self) -> list[int]:
-        """Return the positions of an epoch's images in the order of their use."""
+        """Return the positions of the images of one epoch, in order."""
         if self.weights is None or not self.shuffle:
             return super().get_idxs()
         return self.rng.choices(range(self.n), weights=self.weights, k=self.n)
@@ -153,7 +153,7 @@ class RadiographDL(TfmdDL):
             raise _ImageErrorInWorker(json.dumps([error.message, error.hint, error.details])) from None
 
     def create_batches(self, samps: Iterable[int]) -> Iterator[tuple]:
-        """Open the images at these positions, and make batches of them in their order."""
+        """Yield batches of the images at the given positions, in order."""
         if get_worker_info() is not None or self.bs is None:
             yield from super().create_batches(samps)
             return
@@ -170,7 +170,7 @@ class RadiographDL(TfmdDL):
         try:
             yield from super().__iter__()
         # guard: worker_words
-        except _ImageErrorInWorker as error:  # torch has put the worker's traceback before our line
+        except _ImageErrorInWorker as error:  # torch puts the worker's traceback before the message
             line = str(error).strip().splitlines()[-1]
             message, hint, details = json.loads(line.partition(f"{_ImageErrorInWorker.__name__}: ")[2])
             raise ImageError(message, hint=hint, details=details) from None
@@ -188,19 +188,19 @@ class RadiographDL(TfmdDL):
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable, values: Iterable, most: int) -> Iterator:
-    """Yield `function` of each value in their order, with as many as `most` waiting to be taken."""
-    waiting = deque()
+    """Yield `function(value)` for each value in order, with at most `most` results computed in advance."""
+    futures = deque()
     try:
         for value in values:
-            waiting.append(pool.submit(function, value))
-            if len(waiting) > most:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:  # also where nobody takes the rest: an error, or one_batch
-        for one in waiting:
-            one.cancel()
+            futures.append(pool.submit(function, value))
+            if len(futures) > most:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
+    finally:  # also after an error, or if the caller stops early, as one_batch does
+        for future in futures:
+            future.cancel()
 
 
 class _ImageErrorInWorker(Exception):
-    """An `ImageError` on its way out of a worker; torch keeps nothing of an exception but its type and its text."""
+    """An `ImageError` passed out of a worker process; torch passes only the type and text of an exception."""

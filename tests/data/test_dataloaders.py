@@ -1,4 +1,4 @@
-"""The DataBlock and its loaders: which rows, in which order, through which steps, and what is refused."""
+"""The DataBlock and its loaders: rows, order, transforms, batches and errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZE = 32
 
 
 def write_cohort(folder: Path, splits: dict[str, dict[str, int]]) -> pd.DataFrame:
-    """A cohort of small pictures, each of another grey, so that one can be told from another after all steps."""
+    """A cohort of small images with different intensities, so that each can be identified after all transforms."""
     rows, rng = [], np.random.default_rng(0)
     for split, labels in splits.items():
         for label, n in labels.items():
@@ -59,10 +59,10 @@ def epoch(dl):
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
-# which rows
+# rows
 
 
-def test_block_takes_training_and_validation_rows_only(cohort):
+def test_the_block_contains_training_and_validation_rows_only(cohort):
     dsets = radiograph_block(classes=CLASSES, image_size=SIZE).datasets(cohort)
     assert set(dsets.items["split"]) == {"train", "valid"} and "patient" not in dsets.items
     expected = cohort[cohort["split"] == "train"]
@@ -85,18 +85,18 @@ def test_vocabulary_keeps_its_order(cohort):
     assert [CLASSES[i] for i in y] == rows["label"].tolist()
 
 
-def test_of_a_plain_table_the_labels_are_sorted(cohort):
+def test_the_vocabulary_of_a_plain_table_is_sorted(cohort):
     dls = build(pd.DataFrame(cohort))
     assert list(dls.vocab) == sorted(CLASSES) and dls.facts.cohort.facts.positive is None
 
 
-def test_a_cohort_that_lost_its_classes_is_not_guessed_at(cohort):
+def test_a_cohort_without_classes_is_refused(cohort):
     other = cohort.with_facts(classes=[*CLASSES, "Viral"])
     with pytest.raises(DataError, match="does not say what its classes are"):
         build(pd.concat([cohort, other], ignore_index=True))
 
 
-def test_keeps_what_it_was_made_of(cohort, tmp_path):
+def test_loaders_have_the_facts_they_were_made_with(cohort, tmp_path):
     dls = build(cohort, augmentation="article", path=tmp_path)
     pd.testing.assert_frame_equal(dls.facts.cohort, cohort)
     assert dls.facts.cohort is not cohort and dls.facts.cohort.facts == cohort.facts
@@ -113,26 +113,26 @@ def test_keeps_what_it_was_made_of(cohort, tmp_path):
     }
 
 
-# through which steps
+# transforms
 
 
-def by_hand(path, mean=0.5, std=0.25):
+def normalised(path, mean=0.5, std=0.25):
     pixels = np.asarray(resize_image(open_image(path), SIZE), dtype=np.float32)
     return torch.tensor((pixels / 255 - mean) / std)[None]
 
 
-def test_validation_pixels_are_those_of_the_formula(cohort):
+def test_validation_pixels_equal_the_formula(cohort):
     x, _ = epoch(build(cohort, mean=0.4, std=0.3).valid)
     paths = cohort.loc[cohort["split"] == "valid", "path"]
-    torch.testing.assert_close(x.as_subclass(torch.Tensor), torch.stack([by_hand(path, 0.4, 0.3) for path in paths]))
+    torch.testing.assert_close(x.as_subclass(torch.Tensor), torch.stack([normalised(path, 0.4, 0.3) for path in paths]))
     assert type(x) is TensorRadiograph
 
 
-def test_augmentation_acts_on_training_only(cohort):
+def test_augmentation_changes_training_images_only(cohort):
     def key(images):
         return {image.numpy().tobytes() for image in images}
 
-    plain = key(by_hand(path) for path in cohort.loc[cohort["split"] == "train", "path"])
+    plain = key(normalised(path) for path in cohort.loc[cohort["split"] == "train", "path"])
     assert len(plain & key(epoch(build(cohort, augmentation="none").train)[0])) == 24
     assert len(plain & key(epoch(build(cohort).train)[0])) < 8
 
@@ -142,10 +142,10 @@ def test_test_dl_takes_paths_bytes_and_images(cohort, make):
     path = cohort["path"].iloc[0]
     item = np.asarray(Image.open(path)) if make is None else make(path)
     (x,) = next(iter(build(cohort).test_dl([item])))
-    torch.testing.assert_close(x[0].as_subclass(torch.Tensor), by_hand(path))
+    torch.testing.assert_close(x[0].as_subclass(torch.Tensor), normalised(path))
 
 
-def test_images_in_memory_go_through_the_one_opener():
+def test_images_in_memory_are_opened_like_files():
     slope = Image.linear_gradient("L")
     assert PILRadiograph.create(Image.merge("RGB", [slope, slope, slope])).mode == "L"
     sixteen = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
@@ -163,24 +163,24 @@ def test_test_dl_keeps_the_rows_order(cohort, with_labels):
     rows = cohort[cohort["split"].isin(["test", "excluded"])].sort_values("path", ascending=False)
     batches = list(build(cohort, batch_size=5).test_dl(rows, with_labels=with_labels))
     x = torch.cat([batch[0] for batch in batches])
-    torch.testing.assert_close(x.as_subclass(torch.Tensor), torch.stack([by_hand(path) for path in rows["path"]]))
+    torch.testing.assert_close(x.as_subclass(torch.Tensor), torch.stack([normalised(path) for path in rows["path"]]))
     assert len(batches[0]) == 1 + with_labels
     if with_labels:
         assert [CLASSES[y] for batch in batches for y in batch[1]] == rows["label"].tolist()
 
 
-def test_show_batch_shows_classes_and_grey_as_it_is(cohort):
+def test_show_batch_shows_classes_and_a_grey_colormap(cohort):
     figure = matplotlib.pyplot.figure()
     axes = list(figure.subplots(1, 4))
     build(cohort, augmentation="none").show_batch(max_n=4, ctxs=axes)
     assert all(axis.get_title() in CLASSES for axis in axes)
-    picture = axes[0].images[0]
-    assert picture.get_cmap().name == "gray" and picture.get_clim() == (0, 255)  # air black, bone white
-    assert picture.get_array().max() > 30
+    shown = axes[0].images[0]
+    assert shown.get_cmap().name == "gray" and shown.get_clim() == (0, 255)  # air black, bone white
+    assert shown.get_array().max() > 30
     matplotlib.pyplot.close("all")
 
 
-# how many
+# batches
 
 
 def test_every_training_image_is_used_once_an_epoch(cohort):
@@ -190,13 +190,13 @@ def test_every_training_image_is_used_once_an_epoch(cohort):
     assert len({image.numpy().tobytes() for image in epoch(dls.train)[0]}) == 24
 
 
-def test_batches_are_whole_enough_for_batchnorm():
+def test_last_batches_are_large_enough_for_batchnorm():
     for n, asked in product([*range(2, 70), 99, 100, 101, 641, 3201, 5000], [2, 3, 4, 5, 8, 16, 32, 64, 128]):
         size, drop_last = dataloaders._fitting_batch_size(n, asked)
         last = (n - 1) % size + 1
         assert 2 <= size <= asked and size >= min(n, asked) / 2, (n, asked)
         if drop_last:
-            assert last == 1 and asked <= 5 and n > size, (n, asked)  # of such small batches none may fit
+            assert last == 1 and asked <= 5 and n > size, (n, asked)  # no batch size this small may fit
         else:
             assert last >= max(2, size / 4), (n, asked)
 
@@ -208,17 +208,17 @@ def test_fewer_images_than_the_batch_size(cohort, caplog):
     assert "24 rather than 64" in caplog.text
 
 
-def thinned(cohort, **kept):
-    """The cohort with at most so many images of a split and class, named like `valid_1=0`."""
+def thinned(cohort, **limits):
+    """The cohort with a maximum number of images per split and class, as in `valid_1=0`."""
     drop = []
-    for name, n in kept.items():
+    for name, n in limits.items():
         split, number = name.split("_")
         drop += cohort[(cohort["split"] == split) & (cohort["label"] == CLASSES[int(number)])].index[n:].tolist()
     return cohort.drop(index=drop).reset_index(drop=True)
 
 
 @pytest.mark.parametrize(
-    ("kept", "words"),
+    ("limits", "words"),
     [
         ({"valid_1": 0}, "valid has no 'COVID-19'"),
         ({"train_0": 0}, "train has no 'Normal'"),
@@ -226,24 +226,24 @@ def thinned(cohort, **kept):
         ({"train_0": 0, "train_1": 0}, "train has no image"),
     ],
 )
-def test_a_split_that_cannot_be_learnt_from_is_refused(cohort, kept, words):
+def test_a_split_that_cannot_be_trained_on_is_refused(cohort, limits, words):
     with pytest.raises(DataError, match=words) as caught:
-        build(thinned(cohort, **kept))
+        build(thinned(cohort, **limits))
     assert "train: Normal " in str(caught.value) and caught.value.details[0]["kind"] == "split"
 
 
 def test_unknown_label_and_one_class_are_refused(cohort):
     odd = cohort.copy()
     odd.loc[odd["split"] == "valid", "label"] = ["SARS", *odd.loc[odd["split"] == "valid", "label"][1:]]
-    with pytest.raises(DataError, match="'SARS' is no class of the task"):
+    with pytest.raises(DataError, match="'SARS' is not a class of the task"):
         build(odd)
     odd.loc[odd["split"] == "valid", "label"] = [None, *odd.loc[odd["split"] == "valid", "label"][1:]]
-    with pytest.raises(DataError, match="is no class of the task, 1 times"):
+    with pytest.raises(DataError, match="is not a class of the task, 1 times"):
         build(odd)
     with pytest.raises(DataError, match="train has no image, valid has no image"):
         build(cohort[cohort["split"] == "test"])
     alone = cohort[cohort["label"] == "Normal"].with_facts(classes=["Normal"], positive=None)
-    with pytest.raises(DataError, match="one class only"):
+    with pytest.raises(DataError, match="only one class"):
         build(alone)
     with pytest.raises(DataError, match="no column split; it has path, label"):
         build(cohort.drop(columns="split"))
@@ -270,7 +270,7 @@ def test_bad_options_are_usage_errors(cohort, option):
         build(cohort, **option)
 
 
-def test_the_cpu_is_taken_where_there_is_a_gpu_too(cohort, monkeypatch):
+def test_the_cpu_can_be_chosen_on_a_machine_with_a_gpu(cohort, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     x, y = epoch(build(cohort, device="cpu").valid)  # fails if anything asks for fastai's default device
@@ -280,20 +280,20 @@ def test_the_cpu_is_taken_where_there_is_a_gpu_too(cohort, monkeypatch):
 # balance
 
 
-def test_sampler_draws_classes_equally_and_reproducibly(cohort):
-    def drawn():
+def test_the_sampler_balances_classes_reproducibly(cohort):
+    def sampled():
         with no_random(7):
             dls = build(cohort, balance="sampler")
             positive = (dls.train_ds.items["label"] == "COVID-19").to_numpy()
-            draws = []
+            epochs = []
             for _ in range(200):
                 dls.train.randomize()
-                draws.append(dls.train.get_idxs())
-        return np.array(draws), positive[np.array(draws)]
+                epochs.append(dls.train.get_idxs())
+        return np.array(epochs), positive[np.array(epochs)]
 
-    positions, positive = drawn()
+    positions, positive = sampled()
     assert positions.shape == (200, 24) and 0.47 < positive.mean() < 0.53  # 0.25 without the sampler
-    assert np.array_equal(positions, drawn()[0]) and len(np.unique(positions, axis=0)) == 200
+    assert np.array_equal(positions, sampled()[0]) and len(np.unique(positions, axis=0)) == 200
     dls = build(cohort, balance="sampler")
     assert len(epoch(dls.train)[1]) == 24
     assert torch.equal(epoch(dls.valid)[1], epoch(build(cohort).valid)[1])
@@ -301,7 +301,7 @@ def test_sampler_draws_classes_equally_and_reproducibly(cohort):
     assert len({image.numpy().tobytes() for image in shown}) == 8 and dls.facts.class_weights is None
 
 
-def test_loss_weights_are_sklearns_balanced_ones(cohort):
+def test_loss_weights_equal_sklearns_balanced_weights(cohort):
     from sklearn.utils.class_weight import compute_class_weight
 
     labels = cohort.loc[cohort["split"] == "train", "label"].to_numpy()
@@ -311,7 +311,7 @@ def test_loss_weights_are_sklearns_balanced_ones(cohort):
     assert weights.dtype == torch.float32
 
 
-# reproducible, in any number of processes
+# reproducibility, with any number of processes
 
 
 def two_epochs(cohort, num_workers, seed=3):
@@ -331,14 +331,14 @@ def test_same_seed_same_batches_with_two_workers(cohort):
     assert torch.equal(two_epochs(cohort, 2), two_epochs(cohort, 0))
 
 
-def test_loaders_can_be_sent_to_a_spawned_process(cohort):
+def test_loaders_can_be_pickled(cohort):
     dls = build(cohort)
     x, y = epoch(pickle.loads(pickle.dumps(dls.valid)))
     assert torch.equal(x, epoch(dls.valid)[0]) and len(y) == 8
 
 
 @pytest.mark.parametrize(("num_workers", "position"), [(0, 0), (0, 5), (1, 0), (1, 5)])
-def test_an_unreadable_image_is_named(cohort, tmp_path, num_workers, position):
+def test_an_unreadable_image_raises_with_its_name(cohort, tmp_path, num_workers, position):
     broken = cohort.copy()
     rows = broken.index[broken["split"] == "train"]
     bad = tmp_path / "bad \u00e9 _ImageErrorInWorker: .png"
@@ -364,7 +364,7 @@ def test_a_killed_worker_is_explained(cohort, monkeypatch):
 # without images
 
 
-def test_empty_loaders_open_new_rows_as_the_full_ones_do(cohort):
+def test_empty_loaders_open_new_rows_like_full_ones(cohort):
     full = build(cohort, mean=0.4, std=0.2)
     empty = empty_dataloaders(
         classes=CLASSES, image_size=SIZE, mean=0.4, std=0.2, device="cpu", task="covid", positive="COVID-19"
@@ -384,8 +384,8 @@ def test_empty_loaders_refuse_to_train(cohort):
             list(dl)
 
 
-def test_a_fastai_users_own_block_is_no_worse_off(cohort):
-    """PILRadiograph is a PILImageBW, so fastai's own transforms know it."""
+def test_radiographs_work_with_fastai_transforms(cohort):
+    """PILRadiograph is a PILImageBW, so fastai's transforms support it."""
     from fastai.vision.augment import FlipItem, Resize
 
     assert issubclass(PILRadiograph, PILImageBW)

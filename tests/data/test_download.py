@@ -1,4 +1,4 @@
-"""The download: what kagglehub brings, and what its failures are turned into. Nothing is fetched here."""
+"""The download of CoronaHack: results and errors of a fake kagglehub. Nothing is downloaded here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from covid_fastai.errors import DataError, OfflineError, ResourceError, Unavaila
 
 @pytest.fixture
 def kagglehub(monkeypatch):
-    """A kagglehub that does what `answer` says, and remembers how it was called."""
+    """A fake kagglehub that returns or raises `answer`, and records its calls."""
     module = ModuleType("kagglehub")
     module.calls = []
 
@@ -43,7 +43,7 @@ class HTTPError(OSError):
 
 
 @pytest.mark.parametrize("below", ["", "versions/3"])
-def test_finds_the_folder_of_the_csv(kagglehub, tmp_path, below):
+def test_the_folder_of_the_csv_is_returned(kagglehub, tmp_path, below):
     folder = tmp_path / below
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CORONAHACK_CSV).write_text("X_ray_image_name,Label,Dataset_type\n")
@@ -52,19 +52,19 @@ def test_finds_the_folder_of_the_csv(kagglehub, tmp_path, below):
     assert kagglehub.calls == [(DATASET, {})]
 
 
-def test_what_it_returns_can_be_read(kagglehub, phantom_root):
+def test_the_returned_folder_can_be_read(kagglehub, phantom_root):
     kagglehub.answer = phantom_root
     assert len(read_cohort(download_coronahack(), check_images=False)) > 0
 
 
-def test_a_folder_is_given_on_in_full(kagglehub, phantom_root, tmp_path, monkeypatch):
+def test_a_folder_is_passed_as_an_absolute_path(kagglehub, phantom_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     kagglehub.answer = phantom_root
     download_coronahack("data")
     assert kagglehub.calls == [(DATASET, {"output_dir": str(tmp_path / "data")})]
 
 
-def test_terms_are_logged_before_anything_is_fetched(kagglehub, phantom_root, caplog):
+def test_terms_are_logged_before_the_download(kagglehub, phantom_root, caplog):
     logged = []
     kagglehub.answer = phantom_root
     fetch = kagglehub.dataset_download
@@ -75,7 +75,7 @@ def test_terms_are_logged_before_anything_is_fetched(kagglehub, phantom_root, ca
     assert "CC BY 4.0" in TERMS and "CC BY-NC-SA 4.0" in TERMS and PAGE in TERMS and "Research use only" in TERMS
 
 
-def test_without_kagglehub_the_pip_line_is_named(monkeypatch, caplog):
+def test_without_kagglehub_the_hint_has_the_pip_command(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "kagglehub", None)
     with caplog.at_level(logging.INFO, "covid_fastai"), pytest.raises(UnavailableError, match="kagglehub") as error:
         download_coronahack()
@@ -94,7 +94,7 @@ def test_without_kagglehub_the_pip_line_is_named(monkeypatch, caplog):
     ],
     ids=lambda failure: type(failure).__name__,
 )
-def test_offline_names_the_way_by_hand(kagglehub, failure):
+def test_offline_the_hint_explains_the_manual_download(kagglehub, failure):
     kagglehub.answer = failure
     with pytest.raises(OfflineError, match="cannot be reached") as error:
         download_coronahack()
@@ -103,7 +103,7 @@ def test_offline_names_the_way_by_hand(kagglehub, failure):
 
 
 @pytest.mark.parametrize(("status", "login"), [(401, True), (403, True), (404, False), (429, False), (503, False)])
-def test_a_refusal_names_its_status(kagglehub, status, login):
+def test_a_refusal_raises_with_its_status(kagglehub, status, login):
     kagglehub.answer = HTTPError(status)
     with pytest.raises(UnavailableError, match=f"Kaggle answers {status}: ") as error:
         download_coronahack()
@@ -128,20 +128,20 @@ def test_a_folder_that_cannot_be_written(kagglehub, failure, message):
     assert "folder" in error.value.hint
 
 
-def test_what_kagglehub_raises_of_its_own(kagglehub):
+def test_other_errors_of_kagglehub_are_wrapped(kagglehub):
     kagglehub.answer = RuntimeError("checksum mismatch")
     with pytest.raises(UnavailableError, match="kagglehub failed: RuntimeError: checksum mismatch") as error:
         download_coronahack()
     assert PAGE in error.value.hint and type(error.value) is UnavailableError
 
 
-def test_an_interrupt_is_no_failure(kagglehub):
+def test_an_interrupt_is_not_wrapped(kagglehub):
     kagglehub.answer = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         download_coronahack()
 
 
-def test_another_content_is_refused(kagglehub, tmp_path):
+def test_another_data_set_is_refused(kagglehub, tmp_path):
     (tmp_path / "readme.txt").write_text("moved")
     kagglehub.answer = tmp_path
     with pytest.raises(DataError, match=f"has no {CORONAHACK_CSV}") as error:
@@ -149,7 +149,7 @@ def test_another_content_is_refused(kagglehub, tmp_path):
     assert PAGE in error.value.hint and str(tmp_path) in error.value.message
 
 
-def test_a_file_is_no_folder(kagglehub, tmp_path):
+def test_a_file_instead_of_a_folder_is_refused(kagglehub, tmp_path):
     file = Path(tmp_path / "page.html")
     file.write_text("<html>")
     kagglehub.answer = file

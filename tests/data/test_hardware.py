@@ -1,4 +1,4 @@
-"""The device and the number of worker processes, on machines that this one is not."""
+"""The device and the number of worker processes on simulated machines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def resolve(paths, **options):
     return resolve_workers("auto", paths, **{"batch_bytes": 32 * 224**2, "device": torch.device("cuda"), **options})
 
 
-def test_workers_auto(tmp_path, monkeypatch, caplog):
+def test_automatic_number_of_workers(tmp_path, monkeypatch, caplog):
     small = tmp_path / "small"
     small.write_bytes(b"x")
     big = tmp_path / "big"
@@ -46,7 +46,7 @@ def test_workers_auto(tmp_path, monkeypatch, caplog):
         assert resolve([small] * 5000) == 0
 
 
-def test_device(monkeypatch):
+def test_devices_of_a_machine_with_one_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
