@@ -1,4 +1,4 @@
-"""The one opener of the whole package: any radiograph file to an 8-bit grey image. Needs Pillow and numpy only."""
+"""Open any radiograph file as an 8-bit grey image, for the whole package. Needs only Pillow and numpy."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from covid_fastai.plotting import encode_png
 
 __all__ = ["Readable", "describe_image", "encode_in_memory", "open_image", "open_square", "read_image", "resize_image"]
 
-SPARE = 2  # times the pixels a side that are asked for: 1 takes 18% less time, and differs by three times as much
-MIN_SPREAD = 1.0  # standard deviation in grey levels of 0 to 255; below it the image is blank
-SNIFFED = 64  # bytes that tell what a file really is
+SPARE = 2  # decoded over requested pixels a side: 1 takes 18% less time and triples the difference
+MIN_STD = 1.0  # standard deviation of the pixel intensities, 0 to 255; below it the image is blank
+SNIFFED = 64  # bytes at the start that identify the real type of a file
 EXIF_ORIENTATION = 0x0112
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257
 
 
 @runtime_checkable
 class Readable(Protocol):
-    """A file object that is open in the mode "rb", or anything that is read like one."""
+    """A file object that is open in the mode "rb", or an object with the same `read` method."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return the next `size` bytes, all of the rest where negative."""
+        """Return the next `size` bytes, or all remaining bytes if `size` is negative."""
         ...
 
 
@@ -42,23 +42,23 @@ Source = str | os.PathLike[str] | bytes | Readable
 def open_image(source: Source, *, image_size: int | None = None) -> Image.Image:
     """Open a radiograph as 8-bit grey.
 
-    Reads JPEG, PNG, TIFF, BMP and WebP of every mode, and DICOM with the extra `dicom`: more than 8 bits are scaled
-    between the 0.5th and 99.5th percentile (unless a DICOM file says otherwise), transparency is laid over black, and
-    the EXIF orientation is applied. Of 16 bits a channel in colour or with transparency Pillow reads the upper 8 only;
-    they are scaled where they do not fill half of the range, as those of a detector with 12 bits.
+    Reads JPEG, PNG, TIFF, BMP and WebP of every mode, and DICOM with the extra `dicom`. More than 8 bits are scaled
+    between the 0.5th and 99.5th percentile (unless a DICOM file states a window), transparency is composited over
+    black, and the EXIF orientation is applied. Pillow reads only the upper 8 of 16 bits per channel of images with
+    colour or transparency; they are scaled if they fill less than half of the range, as with a 12-bit detector.
 
     Args:
-        source: A path, the bytes of a file, or a binary file object, read from where it stands.
-        image_size: The side in pixels that the picture will be squashed to, where that is known: a JPEG is then decoded
-            no larger than needed, at the smallest of its scales 1/8, 1/4, 1/2 and 1 that has twice as many pixels a
-            side (see `open_square` for what that changes).
+        source: A path, the bytes of a file, or a binary file object, read from its current position.
+        image_size: The side in pixels that the image will be resized to, if known. A JPEG is then decoded at the
+            smallest of the scales 1/8, 1/4, 1/2 and 1 that has twice as many pixels a side (see `open_square` for the
+            effect).
 
     Returns:
         An image of mode `"L"`, `(height, width)` as the file has it after rotation, or smaller with `image_size`.
 
     Raises:
-        ImageError: The file is missing, not a regular file, of another format, damaged, too large, of several frames,
-            or no picture that could be a radiograph. The message names the file and the reason, `.hint` the remedy.
+        ImageError: The file is missing, not a regular file, of another format, damaged, too large, has several frames,
+            or cannot be a radiograph. The message names the file and the reason, `.hint` the remedy.
 
     Examples:
         >>> image = open_image(cohort["path"].iloc[0])
@@ -69,11 +69,11 @@ def open_image(source: Source, *, image_size: int | None = None) -> Image.Image:
 
 
 def open_square(source: Source, image_size: int) -> Image.Image:
-    """Open a radiograph as the 8-bit grey square that models, maps and thumbnails are made of.
+    """Open a radiograph as an 8-bit grey square, the input of models, saliency maps and thumbnails.
 
-    This is `resize_image(open_image(source), image_size)`, faster: on CoronaHack's files at full resolution the two
-    differ by 0.2 grey levels of 255 on average at 224 and 256 pixels and by 0.4 at 128, at most by 1, 1 and 2.1 on
-    average over one image; single pixels at hard edges, such as burned-in letters, by up to 70 (measured by
+    This is a faster `resize_image(open_image(source), image_size)`. On CoronaHack's files at full resolution, the mean
+    absolute difference is 0.2 grey levels of 255 at 224 and 256 pixels, and 0.4 at 128; the largest mean over one image
+    is 1, 1 and 2.1. Single pixels at hard edges, such as burned-in letters, differ by up to 70 (measured by
     `tests/data/test_images.py`, marked realdata).
 
     Args:
@@ -90,7 +90,7 @@ def open_square(source: Source, image_size: int) -> Image.Image:
 
 
 def describe_image(source: Source) -> ImageFacts:
-    """Say what a file is and what `open_image` puts right in it.
+    """Return the facts of an image file, with the corrections that `open_image` makes.
 
     Args:
         source: As for `open_image`.
@@ -105,12 +105,14 @@ def describe_image(source: Source) -> ImageFacts:
 
 
 def read_image(source: Source, *, image_size: int | None = None) -> tuple[Image.Image, ImageFacts]:
-    """Open a radiograph and return it with its facts, for one decode; see `open_image` and `describe_image`."""
+    """Open a radiograph and return it with its facts, decoded once; see `open_image` and `describe_image`."""
     return _read(source, image_size)
 
 
 def resize_image(image: Image.Image, image_size: int) -> Image.Image:
-    """Squash an image to a square, bilinear with antialiasing, as training and prediction both do.
+    """Resize an image to a square without keeping its aspect ratio, bilinear with antialiasing.
+
+    Training and prediction both use this function.
 
     Args:
         image: Mode `"L"`.
@@ -127,10 +129,10 @@ def resize_image(image: Image.Image, image_size: int) -> Image.Image:
 def _read(source: Source, image_size: int | None) -> tuple[Image.Image, ImageFacts]:
     name, content = _content(source)
     if content[128:132] == b"DICM":
-        from covid_fastai.data.dicom import read_dicom  # an extra, and as heavy to import as all the rest
+        from covid_fastai.data.dicom import read_dicom  # an optional dependency that is slow to import
 
         grey, facts = read_dicom(content, name)
-        _check_picture(grey, name)
+        _check_not_blank(grey, name)
         return grey, facts
     with io.BytesIO(content) as file:
         stored = _open_header(file, name, content)
@@ -146,18 +148,18 @@ def _read(source: Source, image_size: int | None) -> tuple[Image.Image, ImageFac
             except Exception as error:  # a damaged file makes decoders raise nearly anything; guard: decode
                 raise _damaged(name, error) from error
     if orientation in _TURNS:  # guard: orientation
-        if facts.format != "TIFF":  # Pillow turns a TIFF itself, on loading
+        if facts.format != "TIFF":  # Pillow rotates a TIFF on loading
             grey = grey.transpose(_TURNS[orientation])
         notes.append(f"EXIF orientation {orientation}")
-    _check_picture(grey, name)
+    _check_not_blank(grey, name)
     notes += name_notes(name, facts.format)
     return grey, replace(facts, notes=tuple(notes))
 
 
 def _reduce(stored: Image.Image, image_size: int) -> None:
-    """Let a JPEG be decoded at a reduced scale: by whole cosines, which costs no aliasing, and without its colours.
+    """Request a reduced scale for decoding a JPEG; libjpeg drops high cosine frequencies, so there is no aliasing.
 
-    The colours of one that has them are decoded too, for nothing else tells a screenshot.
+    The colours of a colour JPEG are decoded too, because they identify screenshots.
     """
     # guard: luminance
     luminance = "jfif" in stored.info or stored.info.get("adobe_transform") == 1  # else the channels may be R, G, B
@@ -168,10 +170,12 @@ def _reduce(stored: Image.Image, image_size: int) -> None:
 
 def _damaged(name: str, error: Exception) -> ImageError:
     if isinstance(error, MemoryError):
-        return ImageError(f"{name}: to read it takes more memory than there is.", hint="Scale it down, or read fewer.")
+        return ImageError(
+            f"{name}: out of memory when reading it.", hint="Scale it down, or read fewer images at once."
+        )
     reason = str(error).rstrip(".") or type(error).__name__
     return ImageError(
-        f"{name}: the image data are damaged or truncated ({reason}).", hint="Fetch the file anew, or leave it out."
+        f"{name}: the image data are damaged or truncated ({reason}).", hint="Download the file again, or leave it out."
     )
 
 
@@ -195,15 +199,17 @@ def _content(source: Source) -> tuple[str, bytes]:
     name = _printable(os.fspath(source))
     try:
         status = os.stat(source)
-        if not stat.S_ISREG(status.st_mode):  # looked at before opening: to open a FIFO waits for ever; guard: fifo
+        if not stat.S_ISREG(status.st_mode):  # checked first, because opening a FIFO blocks; guard: fifo
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-            raise ImageError(f"{name} is {kind}, not a file.", hint="Name an image file.")
+            raise ImageError(f"{name} is {kind}, not a file.", hint="Give an image file.")
         _check_bytes(status.st_size, name)
         return name, Path(source).read_bytes()
     except FileNotFoundError as error:
         if os.path.islink(source):  # guard: dead_link
-            raise ImageError(f"{name} is a link to nothing.", hint="Restore the file that it points to.") from error
-        raise ImageError(f"{name} is missing.", hint="Correct the name, or fetch the file.") from error
+            raise ImageError(
+                f"{name} is a link to a missing file.", hint="Restore the file that it points to."
+            ) from error
+        raise ImageError(f"{name} is missing.", hint="Correct the name, or download the file.") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ImageError(f"{name} cannot be read: {error}.", hint="Check the name and the permissions.") from error
 
@@ -213,7 +219,7 @@ def _file_content(file: Readable) -> tuple[str, bytes]:
     name = _printable(name) if isinstance(name, (str, bytes)) else "the image"
     try:
         content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: closed, or text that is none
+    except (OSError, ValueError) as error:  # ValueError: closed, or not valid text
         raise ImageError(f"{name} cannot be read: {error}.", hint='Open the file in the mode "rb".') from error
     if not isinstance(content, bytes):
         raise ImageError(f"{name} is open as text.", hint='Open the file in the mode "rb".')
@@ -223,7 +229,9 @@ def _file_content(file: Readable) -> tuple[str, bytes]:
 
 def _check_bytes(size: int, name: str) -> None:
     if size > MAX_BYTES:  # guard: bytes
-        raise ImageError(f"{name} is too large to be a radiograph.", hint=f"At most {MAX_BYTES:,} bytes are read.")
+        raise ImageError(
+            f"{name} is too large to be a radiograph.", hint=f"Files may have at most {MAX_BYTES:,} bytes."
+        )
 
 
 def _printable(name: str | bytes) -> str:
@@ -235,11 +243,11 @@ def _open_header(file: io.BytesIO, name: str, content: bytes) -> ImageFile.Image
         return Image.open(file, formats=FORMATS)  # guard: formats
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
-            f"{name} is too large to be a radiograph ({error}).", hint=f"At most {MAX_PIXELS:,} pixels are read."
+            f"{name} is too large to be a radiograph ({error}).", hint=f"Images may have at most {MAX_PIXELS:,} pixels."
         ) from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is {_sniff(content)}.", hint=_SNIFF_HINT) from error
-    except Exception as error:  # so does a damaged header; guard: header_error
+    except Exception as error:  # a damaged header makes Pillow raise nearly anything; guard: header_error
         raise _damaged(name, error) from error
 
 
@@ -247,7 +255,7 @@ _SNIFF_HINT = "Put the real image in its place (JPEG, PNG, TIFF, BMP, WebP or DI
 
 
 def _sniff(content: bytes) -> str:
-    """Say what a file is that is no image of an allowed format."""
+    """Return a description of a file that is not an image of an allowed format."""
     start = content[:SNIFFED]
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not content:  # guard: sniff_empty
@@ -257,9 +265,9 @@ def _sniff(content: bytes) -> str:
     if text.startswith((b"<!doctype html", b"<html", b"<head")):  # guard: sniff_html
         return "an HTML page, not an image"
     if start.startswith((b"GIF8", b"%PDF", b"%!PS", b"\xc5\xd0\xd3\xc6")) or text.startswith((b"<svg", b"<?xml")):
-        return "of a format that is not read (GIF, PDF, EPS, SVG)"  # guard: sniff_other
+        return "of a format that is not supported (GIF, PDF, EPS, SVG)"  # guard: sniff_other
     if start.startswith((b"\xff\xd8", b"\x89PNG", b"BM", b"II*\0", b"MM\0*", b"RIFF")):
-        return f"damaged: it begins like an image and ends after {len(content)} bytes"
+        return f"damaged: it starts like an image and ends after {len(content)} bytes"
     if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in start):
         return "a text file, not an image"  # guard: sniff_text
     return "not an image of a known format"  # guard: sniff_unknown
@@ -269,15 +277,15 @@ def _check_header(stored: Image.Image, name: str) -> None:
     check_size(stored.size, name)
     try:
         frames = getattr(stored, "n_frames", 1)
-    except Exception as error:  # to count the images of a TIFF, Pillow reads the header of each
+    except Exception as error:  # Pillow reads the header of every frame of a TIFF to count them
         raise _damaged(name, error) from error
     if frames > 1:  # guard: frames
-        raise ImageError(f"{name} holds {frames} images.", hint="Save the one that is meant as a file of its own.")
+        raise ImageError(f"{name} holds {frames} images.", hint="Save the image to use as a separate file.")
 
 
 def _stored_size(stored: Image.Image) -> tuple[int, int]:
     if isinstance(stored, TiffImageFile):
-        return stored.tag_v2[TIFF_WIDTH], stored.tag_v2[TIFF_HEIGHT]  # `size` is that after the rotation
+        return stored.tag_v2[TIFF_WIDTH], stored.tag_v2[TIFF_HEIGHT]  # `size` is the size after rotation
     return stored.size
 
 
@@ -287,14 +295,14 @@ def _bits(stored: ImageFile.ImageFile) -> int:
     if stored.mode.startswith("I;16"):
         return 16
     if stored.mode == "I":
-        return 16 if stored.format == "PNG" or _has_raw_16(stored) else 32  # Pillow opens some 16-bit files as I
+        return 16 if stored.format == "PNG" or _has_raw_16(stored) else 32  # Pillow opens some 16-bit files in mode I
     if stored.mode == "F":
         return 32
     return 16 if stored.format in ("PNG", "TIFF") and _has_raw_16(stored) else 8
 
 
 def _has_raw_16(stored: ImageFile.ImageFile) -> bool:
-    """Say whether the file has 16 bits a channel where Pillow's mode does not tell: as in `"RGB;16B"`."""
+    """Return whether the file has 16 bits per channel, e.g. `"RGB;16B"`, which Pillow's mode does not show."""
     return bool(stored.tile) and ";16" in str(stored.tile[0].args)
 
 
@@ -302,22 +310,22 @@ def _orientation(stored: Image.Image) -> int:
     try:
         return int(stored.getexif().get(EXIF_ORIENTATION, 1))
     # guard: exif
-    except Exception:  # noqa: BLE001 - damaged EXIF makes Pillow raise nearly anything, and says nothing of the picture
+    except Exception:  # noqa: BLE001 - damaged EXIF makes Pillow raise nearly anything; the pixels can still be read
         return 1
 
 
 def encode_in_memory(image: Image.Image | np.ndarray, *, name: str = "The image in memory") -> bytes:
-    """Return an image in memory as the bytes of a lossless file, so that the one opener treats its mode and depth.
+    """Return an image in memory as the bytes of a PNG file, so that `open_image` handles its mode and bit depth.
 
     Args:
         image: An image, or an array of 8- or 16-bit integers.
-        name: What an error calls it.
+        name: The name of the image in an error message.
 
     Returns:
         The bytes of a PNG file.
 
     Raises:
-        ImageError: It is no image, or of a mode or type that no lossless file holds.
+        ImageError: It is not an image, or PNG does not support its mode or type.
     """
     try:
         return encode_png(image)
@@ -327,12 +335,12 @@ def encode_in_memory(image: Image.Image | np.ndarray, *, name: str = "The image 
         ) from error
 
 
-def _check_picture(grey: Image.Image, name: str) -> None:
+def _check_not_blank(grey: Image.Image, name: str) -> None:
     counts, levels = np.array(grey.histogram(), dtype=np.float64), np.arange(256)
     mean = np.average(levels, weights=counts)
-    spread = float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
-    if spread < MIN_SPREAD:  # guard: blank
+    std = float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
+    if std < MIN_STD:  # guard: blank
         raise ImageError(
-            f"{name} is not an x-ray like image: it is blank (standard deviation {spread:.2f} of 255).",
+            f"{name} does not look like a radiograph: it is blank (standard deviation {std:.2f} of 255).",
             hint="Put the real image in its place, or leave it out.",
         )

@@ -1,6 +1,7 @@
-"""What is no frontal chest radiograph, as far as pixels and headers tell. Needs neither torch nor a trained model.
+"""Detect images that are not upright frontal chest radiographs, from pixels and headers, without torch or a classifier.
 
-A picture is compared with the usual look of frontal chest radiographs at 16 x 16 pixels, upright, turned and inverted.
+An image at 16 x 16 pixels is compared with a principal component model of frontal chest radiographs (the reference),
+upright, rotated and inverted.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from covid_fastai.options import WorkerCount, checked
 __all__ = ["InputRemark", "RemarkKind", "check_input", "check_inputs", "fit_look", "ood_score"]
 
 LOOK = Path(__file__).with_name("input_check.safetensors")
-SIDE = 16  # pixels: the lungs, the heart and the air around; no finding, and no person, can be seen in it
-COMPONENTS = 20  # of the usual look; with 40, an inverted radiograph is as usual as another
+SIDE = 16  # pixels: shows lungs, heart and surrounding air, but no finding, and identifies no person
+COMPONENTS = 20  # of the reference; with 40, inverted radiographs fit as well as others
 SMALL = 96  # pixels of the shorter side; a rib of a child is then two pixels wide
-FLAT = 2.0  # grey levels: spread of a row or column that belongs to a frame
-FRAME = 0.15  # of the area
-TURNED = 0.7  # how much more usual a picture must look otherwise, before it is said to be turned or inverted
-HEADER = {  # what data/dicom.py notes of a file's header
-    "lateral view": "The file's header says that it is a lateral view.",
-    "another part of the body": "The file's header says that it shows another part of the body than the chest.",
-    "text burned into the picture": "The file's header says that there is text burned into the picture.",
+FLAT = 2.0  # grey levels; the standard deviation within a row or column of a frame is at most this
+FRAME = 0.15  # fraction of the area
+TURNED = 0.7  # ratio of the scores; a remark needs a rotated or inverted image to score at most this much
+HEADER = {  # notes of data/dicom.py on a file's header
+    "lateral view": "The file's header states a lateral view.",
+    "another part of the body": "The file's header states another part of the body than the chest.",
+    "text burned into the picture": "The file's header states that text is burned into the image.",
 }
-OTHERWISE = {
+ORIENTATIONS = {
     "upside down": lambda pixels: pixels[::-1, ::-1],
     "turned by 90 degrees to the left": lambda pixels: np.rot90(pixels, 3),
     "turned by 90 degrees to the right": lambda pixels: np.rot90(pixels, 1),
@@ -47,11 +48,11 @@ RemarkKind = Literal["unreadable", "colour", "header", "small", "frame", "turned
 
 @dataclass(frozen=True)
 class InputRemark:
-    """Something about a picture that a classifier of frontal chest radiographs was not made for.
+    """A property of an image that makes it unsuitable for a classifier of frontal chest radiographs.
 
     Attributes:
         kind: One of `RemarkKind`; `"header"` is about the header of a DICOM file.
-        text: What was seen, a sentence.
+        text: The property, as a sentence.
     """
 
     kind: RemarkKind
@@ -59,32 +60,39 @@ class InputRemark:
 
 
 class _Look(NamedTuple):
-    """The usual look: `mean` (256,), `basis` (20, 256), `spread` (20,) along it, `rest` (1,) beside it, a pixel's
-    variance, and `limit` (1,), the ood_score that 1 in 100 of the radiographs that it was made from exceeds."""
+    """The reference: a principal component model of frontal chest radiographs at 16 x 16 pixels.
+
+    Attributes:
+        mean: `(256,)`.
+        basis: `(20, 256)`, the principal components.
+        std: `(20,)`, the standard deviation along each component.
+        rest: `(1,)`, the variance of a pixel outside the components.
+        limit: `(1,)`, the distance that 1 in 100 of the training radiographs exceed.
+    """
 
     mean: np.ndarray
     basis: np.ndarray
-    spread: np.ndarray
+    std: np.ndarray
     rest: np.ndarray
     limit: np.ndarray
 
 
 def check_input(image: str | os.PathLike | bytes | Image.Image) -> list[InputRemark]:
-    """Say what speaks against a picture's being an upright frontal chest radiograph.
+    """Return remarks on an image that may not be an upright frontal chest radiograph.
 
-    No remark does not mean that it is one. `python -m pretraining.input_check` measured, on images that it was not
-    made from: remarks on 0.5% of 600 images of CoronaHack's TEST, 4.4% of 135 and 0% of 44 of other hospitals, 4.6%
-    and 1.7% of the radiography database's COVID-19 and Normal images, two thirds of those for an empty frame that
-    is really there; on more than 99% of radiographs that were turned or inverted, and 94% of grey crops of two
-    photographs. Of four lateral radiographs two were noticed (interval 15 to 85%), of three CT slices one: expect
-    neither to be found. Children cannot be told from adults in this way: in the public images age and hospital go
-    together.
+    An image without remarks can still be something else. `python -m pretraining.input_check` measured the fraction of
+    images with a remark, on images that were not used for the reference: 0.5% of 600 images of CoronaHack's TEST, 4.4%
+    of 135 and 0% of 44 of other hospitals, and 4.6% and 1.7% of the radiography database's COVID-19 and Normal images
+    (two thirds of those for an empty frame that they have). It was more than 99% of rotated or inverted radiographs,
+    and 94% of grey crops of two photographs. Two of four lateral radiographs had a remark (interval 15 to 85%), and one
+    of three CT slices: do not rely on either. The check does not distinguish children from adults, because age and
+    hospital are confounded in the public images.
 
     Args:
-        image: A file, its bytes, or an opened picture.
+        image: A file, its bytes, or an opened image.
 
     Returns:
-        The remarks; none where nothing was noticed.
+        The remarks; an empty list if there are none.
 
     Examples:
         >>> [remark.kind for remark in check_input(cohort["path"].iloc[0])]
@@ -99,101 +107,109 @@ def check_inputs(paths: Iterable[str | os.PathLike], *, workers: WorkerCount | N
 
     Args:
         paths: Image files.
-        workers: Threads; None for as many as there are processors, 8 at most.
+        workers: Threads; None for the number of processors, at most 8.
 
     Returns:
-        A row an image, in the order given: `path`; `flagged`, whether there is a remark; `kinds`, joined by "; ";
-        `ood_score`, 1 at the limit of the usual, NaN where the file cannot be read; `remarks`, the sentences.
+        One row per image, in the given order: `path`; `flagged`, whether there is a remark; `kinds`, joined by "; ";
+        `ood_score`, 1 at the limit of the reference, NaN if the file cannot be read; `remarks`, the sentences.
     """
     paths = [os.fsdecode(path) for path in paths]
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     with ThreadPoolExecutor(workers) as pool:
-        checked = list(pool.map(_check, paths))
+        results = list(pool.map(_check, paths))
     rows = [
-        (path, bool(found), "; ".join(one.kind for one in found), value, " ".join(one.text for one in found))
-        for path, (found, value) in zip(paths, checked, strict=True)
+        (
+            path,
+            bool(remarks),
+            "; ".join(remark.kind for remark in remarks),
+            score,
+            " ".join(remark.text for remark in remarks),
+        )
+        for path, (remarks, score) in zip(paths, results, strict=True)
     ]
     return pd.DataFrame(rows, columns=["path", "flagged", "kinds", "ood_score", "remarks"])
 
 
-def ood_score(pictures: np.ndarray) -> np.ndarray:
-    """Measure how far pictures are from the usual look of a frontal chest radiograph.
+def ood_score(images: np.ndarray) -> np.ndarray:
+    """Return the out-of-distribution score of images: their distance from frontal chest radiographs.
 
-    The squared Mahalanobis distance within the usual look's principal components, and the squared distance beside
-    them in units of what is usual there (Hotelling's T squared and Q, after Jackson and Mudholkar 1979), of the grey
-    levels' ranks.
+    The distance is the sum of Hotelling's T squared (the squared Mahalanobis distance within the principal components)
+    and Q (the squared distance from them, divided by its mean per pixel), after Jackson and Mudholkar 1979. It is
+    computed from the ranks of the pixel intensities.
 
     Args:
-        pictures: `(n, 16, 16)`, grey levels.
+        images: `(n, 16, 16)`, pixel intensities.
 
     Returns:
         `(n,)`, 1 at the limit that 1 in 100 radiographs exceed.
     """
     look = _read_look()
-    return _distance(_ranks(pictures), look) / look.limit[0]
+    return _distance(_ranks(images), look) / look.limit[0]
 
 
-def fit_look(pictures: np.ndarray) -> dict[str, np.ndarray]:
-    """Learn the usual look.
+def fit_look(images: np.ndarray) -> dict[str, np.ndarray]:
+    """Fit the reference: a principal component model of upright frontal chest radiographs.
 
     Args:
-        pictures: `(n, 16, 16)`, grey levels of upright frontal chest radiographs, some thousands of many hospitals.
+        images: `(n, 16, 16)`, pixel intensities of upright frontal chest radiographs, thousands from many hospitals.
 
     Returns:
-        The arrays that the package's `guard.safetensors` holds; no picture can be got back from them.
+        The arrays of the package's `input_check.safetensors`; no image can be reconstructed from them.
 
     Raises:
-        UsageError: There are too few pictures.
+        UsageError: There are fewer than 1,024 images.
     """
-    if len(pictures) < 4 * SIDE**2:
-        raise UsageError(f"{len(pictures)} pictures are too few.", hint=f"Give {4 * SIDE**2} or more.")
-    ranks = _ranks(pictures)
+    if len(images) < 4 * SIDE**2:
+        raise UsageError(f"{len(images)} images are too few for the reference.", hint=f"Give {4 * SIDE**2} or more.")
+    ranks = _ranks(images)
     mean = ranks.mean(axis=0)
     _, sizes, basis = np.linalg.svd(ranks - mean, full_matrices=False)
-    beside = (sizes[COMPONENTS:] ** 2).sum() / len(ranks) / (SIDE**2 - COMPONENTS)
-    arrays = (mean, basis[:COMPONENTS], sizes[:COMPONENTS] / np.sqrt(len(ranks)), np.array([beside]), np.ones(1))
+    # The variance outside the components, per remaining dimension; singular values are sqrt(n) standard deviations.
+    rest = (sizes[COMPONENTS:] ** 2).sum() / len(ranks) / (SIDE**2 - COMPONENTS)
+    arrays = (mean, basis[:COMPONENTS], sizes[:COMPONENTS] / np.sqrt(len(ranks)), np.array([rest]), np.ones(1))
     look = _Look(*(np.ascontiguousarray(array, dtype=np.float32) for array in arrays))
     limit = np.quantile(_distance(ranks, look), 0.99).astype(np.float32)
     return look._replace(limit=limit[None])._asdict()
 
 
 def shrink_picture(image: Image.Image) -> np.ndarray:
-    """Return `(16, 16)` mean grey levels of a picture of mode `"L"`, squashed to the square."""
+    """Return an image of mode `"L"` as `(16, 16)` mean intensities; the aspect ratio is not kept."""
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 def remark_picture(
     grey: Image.Image, notes: Iterable[str] = (), *, size: tuple[int, int] | None = None
 ) -> tuple[list[InputRemark], float]:
-    """Return what `check_input` says of a picture that is already open, and its ood_score.
+    """Return the remarks of `check_input` and the out-of-distribution score of an opened image.
 
     Args:
-        grey: What `read_image` returned, mode `"L"`.
-        notes: Of the facts that it returned.
-        size: Width and height as the file has them, where the picture was decoded at a reduced scale.
+        grey: The image that `read_image` returned, mode `"L"`.
+        notes: The notes of the facts that `read_image` returned.
+        size: Width and height in the file, if the image was decoded at a reduced scale.
 
     Returns:
-        The remarks, and the ood_score, 1 at the limit of the usual.
+        The remarks, and the out-of-distribution score, 1 at the limit of the reference.
     """
-    found = []
+    remarks = []
     if "colour" in notes:  # guard: coloured
-        found.append(InputRemark("colour", "The picture is coloured: a photograph or a screenshot?"))
-    found += [InputRemark("header", text) for note, text in HEADER.items() if note in notes]  # guard: header
+        remarks.append(InputRemark("colour", "The image is coloured: a photograph or a screenshot?"))
+    remarks += [InputRemark("header", text) for note, text in HEADER.items() if note in notes]  # guard: header
     width, height = size or grey.size
     if min(width, height) < SMALL:
-        found.append(InputRemark("small", f"The picture has {width} x {height} pixels, too few to read."))
-    if (share := _frame(np.asarray(grey))) > FRAME:
-        found.append(InputRemark("frame", f"{share:.0%} of the picture are an empty frame: a screenshot or a figure?"))
+        remarks.append(InputRemark("small", f"The image has {width} x {height} pixels, too few for a radiograph."))
+    if (fraction := _frame_fraction(np.asarray(grey))) > FRAME:
+        text = f"An empty frame covers {fraction:.0%} of the image: a screenshot or a figure?"
+        remarks.append(InputRemark("frame", text))
     small = shrink_picture(grey)
-    ways = ["", *OTHERWISE]
-    values = ood_score(np.stack([small, *(change(small) for change in OTHERWISE.values())]))
-    best = int(np.argmin(values))
-    if values[best] < min(1, TURNED * values[0]):  # guard: turned
-        kind = "inverted" if ways[best] == "inverted" else "turned"
-        found.append(InputRemark(kind, f"The picture seems to be {ways[best]}."))
-    elif values[0] > 1:  # guard: unlike
-        found.append(InputRemark("unlike", "The picture looks unlike a frontal chest radiograph."))
-    return found, float(values[0])
+    names = ["", *ORIENTATIONS]
+    scores = ood_score(np.stack([small, *(change(small) for change in ORIENTATIONS.values())]))
+    best = int(np.argmin(scores))
+    if scores[best] < min(1, TURNED * scores[0]):  # guard: turned
+        kind = "inverted" if names[best] == "inverted" else "turned"
+        remarks.append(InputRemark(kind, f"The image seems to be {names[best]}."))
+    elif scores[0] > 1:  # guard: unlike
+        remarks.append(InputRemark("unlike", "The image does not look like a frontal chest radiograph."))
+    return remarks, float(scores[0])
 
 
 def _check(image: str | os.PathLike | bytes | Image.Image) -> tuple[list[InputRemark], float]:
@@ -206,33 +222,33 @@ def _check(image: str | os.PathLike | bytes | Image.Image) -> tuple[list[InputRe
     return remark_picture(grey, facts.notes)
 
 
-def _frame(pixels: np.ndarray) -> float:
-    """Return the share of the area outside of the last rows and columns that are not flat."""
-    share = 1.0
+def _frame_fraction(pixels: np.ndarray) -> float:
+    """Return the fraction of the area outside the outermost rows and columns that are not flat."""
+    inside = 1.0
     for lines in (pixels, pixels.T):
         first = next((number for number, line in enumerate(lines) if line.std() > FLAT), None)
         if first is None:
             return 1.0
         last = next(number for number in range(len(lines) - 1, -1, -1) if lines[number].std() > FLAT)
-        share *= (last - first + 1) / len(lines)
-    return 1 - share
+        inside *= (last - first + 1) / len(lines)
+    return 1 - inside
 
 
-def _ranks(pictures: np.ndarray) -> np.ndarray:
-    """Return the grey levels' ranks within each picture, -0.5 to 0.5, `(n, 256)`: no exposure or gamma changes them."""
-    flat = np.asarray(pictures).reshape(-1, SIDE**2)
+def _ranks(images: np.ndarray) -> np.ndarray:
+    """Return the ranks of the intensities in each image, -0.5 to 0.5, `(n, 256)`; exposure and gamma have no effect."""
+    flat = np.asarray(images).reshape(-1, SIDE**2)
     ranks = np.empty(flat.shape)
     for row, values in zip(ranks, flat, strict=True):
-        ordered = np.sort(values)  # equal values share the mean of their places, as in scipy's rankdata
+        ordered = np.sort(values)  # equal values have their mean rank, as in scipy's rankdata
         row[:] = (np.searchsorted(ordered, values) + np.searchsorted(ordered, values, side="right") + 1) / 2
     return ((ranks - 0.5) / SIDE**2 - 0.5).astype(np.float32)
 
 
 def _distance(ranks: np.ndarray, look: _Look) -> np.ndarray:
     centred = ranks - look.mean
-    along = centred @ look.basis.T
-    beside = ((centred - along @ look.basis) ** 2).sum(axis=1)
-    return ((along / look.spread) ** 2).sum(axis=1) + beside / look.rest[0]
+    scores = centred @ look.basis.T
+    residual = ((centred - scores @ look.basis) ** 2).sum(axis=1)
+    return ((scores / look.std) ** 2).sum(axis=1) + residual / look.rest[0]  # T squared and Q
 
 
 @cache

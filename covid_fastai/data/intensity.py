@@ -1,4 +1,4 @@
-"""From a picture as it is stored to 8-bit grey: colours, transparency, and more bits than 8."""
+"""Convert stored images to 8-bit grey: colours, transparency, and more than 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 __all__ = ["is_colour", "scale_deep", "to_grey"]
 
-PERCENTILES = (0.5, 99.5)  # what counts as black and white where more than 8 bits have to fit in 8; guard: percentiles
-DARK = 128  # grey level; where the upper 8 of 16 bits stay below it, the detector gave fewer bits
+PERCENTILES = (0.5, 99.5)  # black and white when more than 8 bits are scaled to 8; guard: percentiles
+DARK = 128  # grey level; if the upper 8 of 16 bits stay below it, the detector has fewer bits
 COLOUR_GAP = 12.0  # mean difference between channels, grey levels; scans and tints stay below, screenshots do not
 TIFF_PHOTOMETRIC = 262
-WHITE_IS_ZERO = 0  # a photometric interpretation; Pillow inverts it in 8 bits, and not in more
+WHITE_IS_ZERO = 0  # a photometric interpretation; Pillow inverts it for 8 bits only
 DEEP_MODES = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
 
 
 def to_grey(stored: Image.Image, bits: int) -> tuple[Image.Image, list[str]]:
-    """Return a loaded picture as 8-bit grey, and what was done to it.
+    """Convert a loaded image to 8-bit grey, and return it with notes on the conversion.
 
     Args:
-        stored: As Pillow has loaded it; of mode `"YCbCr"` where a JPEG was decoded at a reduced scale, whose luminance
-            is the grey that Pillow makes of the colours.
-        bits: Bits a channel, as stored.
+        stored: As loaded by Pillow. A colour JPEG that was decoded at a reduced scale has the mode `"YCbCr"`; its
+            luminance equals the grey that Pillow computes from the colours.
+        bits: Bits per channel, as stored.
 
     Returns:
-        The picture of mode `"L"`, and the notes.
+        The image of mode `"L"`, and the notes.
     """
     if stored.mode in DEEP_MODES:  # guard: deep
         return scale_deep(_deep_values(stored)), [f"{bits} bits scaled to 8"]
@@ -38,7 +38,7 @@ def to_grey(stored: Image.Image, bits: int) -> tuple[Image.Image, list[str]]:
     if image.mode in ("LA", "La", "RGBA", "RGBa"):
         image = image.convert("RGBA")
         if np.asarray(image.getchannel("A")).min() < 255:
-            notes.append("transparency laid over black")
+            notes.append("transparency composited over black")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image).convert("RGB")  # guard: alpha
     elif image.mode not in ("L", "1", "RGB"):
@@ -55,7 +55,7 @@ def to_grey(stored: Image.Image, bits: int) -> tuple[Image.Image, list[str]]:
 
 
 def is_colour(image: Image.Image) -> bool:
-    """Say whether the red, green and blue of a picture differ by more than a tint."""
+    """Return whether the red, green and blue of an image differ by more than a tint (mean above `COLOUR_GAP`)."""
     small = image.resize((64, 64), Image.Resampling.BOX).convert("RGB")
     small = np.asarray(small, dtype=np.float32)
     return float((small.max(axis=2) - small.min(axis=2)).mean()) > COLOUR_GAP  # guard: colour
@@ -69,10 +69,10 @@ def _deep_values(stored: Image.Image) -> np.ndarray:
 
 
 def scale_deep(values: np.ndarray) -> Image.Image:
-    """Scale more than 8 bits between two percentiles; Pillow's own conversion would clip nearly all of it to white."""
+    """Scale more than 8 bits to 8, between two percentiles; Pillow's own conversion would clip most values to white."""
     finite = np.isfinite(values)
     if not finite.any():  # guard: no_finite
-        raise ValueError("it holds no finite value")
+        raise ValueError("it has no finite value")
     low, high = np.percentile(values[finite], PERCENTILES)
     if high <= low:
         low, high = values[finite].min(), values[finite].max()

@@ -1,4 +1,4 @@
-"""Where rows and images lie: CoronaHack, any CSV, a folder a class, or a table in memory, read into one shape."""
+"""Read rows in any layout into one table: CoronaHack, any CSV, one folder per class, or a table in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ROLES", "Rows", "find_data", "read_rows"]
 
 logger = logging.getLogger("covid_fastai")
 
-# The columns that a cohort is made from, and how data sets name them; the first that is there is taken.
+# The columns that a cohort is made from, and their usual names; the first name that the data have is used.
 ROLES = {
     "path": ("path", "x_ray_image_name", "image", "filename", "file", "image_path", "file_path", "image_name", "img"),
     "label": ("label", "labels", "class", "finding", "diagnosis", "target"),
@@ -32,8 +32,20 @@ ROLES = {
 }
 CORONAHACK_CSV = "Chest_xray_Corona_Metadata.csv"
 CORONAHACK_COLUMNS = ("X_ray_image_name", "Label", "Dataset_type")
-CORONAHACK_IMAGES = "Coronahack-Chest-XRay-Dataset"  # Kaggle's archive has a folder of this name within itself
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm"}  # some to be refused aloud
+CORONAHACK_IMAGES = (
+    "Coronahack-Chest-XRay-Dataset"  # Kaggle's archive has a folder of this name in a folder of this name
+)
+IMAGE_SUFFIXES = {
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".gif",
+    ".dcm",
+}  # GIF is listed so that it raises an error
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -44,16 +56,16 @@ SPLITS = {
 
 @dataclass
 class Rows:
-    """Hold what was read, before it is judged.
+    """Rows as read, before they are checked.
 
     Args:
-        table: One row an image, text, "" unknown: `row` (line or None), `name` (as written), `path` (absolute, not
-            yet checked), `finding`, `patient`, `split` (as written), `source`, `view`, `modality`, `conflict` (how a
-            row contradicts itself).
-        extras: The columns that the data came with, same index.
-        root: The folder below which the images lie; None where paths are absolute and nobody named one.
-        data: What was read.
-        coronahack: Whether these are CoronaHack's rows or folders, whose file names tell the patient.
+        table: One row per image, text, "" for unknown: `row` (line or None), `name` (as written), `path` (absolute, not
+            yet checked), `finding`, `patient`, `split` (as written), `source`, `view`, `modality`, `conflict` (the
+            contradiction within a row).
+        extras: The columns of the data, same index.
+        root: The folder that contains the images; None for a table without `image_root`.
+        data: The name of the data.
+        coronahack: Whether these are CoronaHack's rows or folders, whose file names contain the patient.
     """
 
     table: pd.DataFrame
@@ -72,56 +84,60 @@ def read_rows(
     encoding: str | None,
     problems: ProblemLog,
 ) -> Rows:
-    """Read rows from whatever `data` is.
+    """Read the rows of a data set in any layout.
 
     Args:
-        data: CoronaHack's folder or CSV, another CSV, a folder a class, or a table.
-        task: Tells whether the folders' names are classes.
-        columns: The column of each role in `ROLES`, None to look for its usual names.
+        data: CoronaHack's folder or CSV, another CSV, a folder with one folder per class, or a table.
+        task: Decides whether the folders' names are classes.
+        columns: The column of each role in `ROLES`, None to find it by its usual names.
         image_root: The folder that names are relative to.
-        encoding: The CSV's encoding, None to find out.
-        problems: Gets what is wrong with lines and folders.
+        encoding: The CSV's encoding, None to detect it.
+        problems: Receives the problems of lines and folders.
 
     Raises:
-        DataError: Nothing there can be read as rows of images.
-        UsageError: `data` is of another kind, or an option does not go with it.
+        DataError: The data cannot be read as rows of images.
+        UsageError: `data` has another type, or an option does not apply to it.
     """
     if isinstance(data, pd.DataFrame):
         return _from_frame(data, columns=columns, image_root=image_root)
     path = find_data(data)
     if path.is_dir():
-        found = _coronahack_csv(path)
-        if found is None:
+        csv = _coronahack_csv(path)
+        if csv is None:
             return _from_folders(path, task=task, columns=columns, image_root=image_root, problems=problems)
-        path = found
+        path = csv
     table = read_table(path, encoding=encoding, problems=problems)
     if table.empty and not problems.rows:
-        raise DataError(f"{path} has a header and no rows.", hint="Give a line an image.")
+        raise DataError(f"{path} has a header and no rows.", hint="Give one line per image.")
     return _from_table(table, path=path, columns=columns, image_root=image_root)
 
 
 def find_data(data: str | os.PathLike) -> Path:
-    """Return the path of a data set that is there.
+    """Return the path of an existing data set.
 
     Args:
         data: A folder or a file.
 
     Raises:
-        DataError: There is nothing of that name; the hint says what may be meant.
-        UsageError: It is no path.
+        DataError: The path does not exist; the hint suggests another.
+        UsageError: `data` is not a path.
     """
     if not isinstance(data, (str, os.PathLike)):
         raise UsageError(f"data is a {type(data).__name__}.", hint="Give a folder, a CSV's path or a DataFrame.")
     path = Path(data).expanduser()
     if not path.exists():
         near = difflib.get_close_matches(path.name, _names_in(path.parent), n=1)
-        hint = f"Did you mean {path.parent / near[0]}?" if near else f"There is no such name in {path.parent}."
-        raise DataError(f"{path} is not there.", hint=hint)
+        hint = (
+            f"Did you mean {path.parent / near[0]}?"
+            if near
+            else f"{path.parent} has no file or folder of a similar name."
+        )
+        raise DataError(f"{path} does not exist.", hint=hint)
     return path
 
 
 def _coronahack_csv(folder: Path) -> Path | None:
-    """Return CoronaHack's CSV in the folder or in one directly below it (an archive unpacked into its own name)."""
+    """Return CoronaHack's CSV in the folder or in one of its folders, as an archive is often unpacked."""
     for place in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
         for name in _names_in(place):
             if name.casefold() == CORONAHACK_CSV.casefold():
@@ -135,12 +151,12 @@ def _from_table(
     coronahack = all(name in table for name in CORONAHACK_COLUMNS)
     coronahack = coronahack and columns["path"] is None and columns["label"] is None
     chosen = _choose_columns(table, columns, where=str(path))
-    rows = _shape(table, chosen)
+    rows = _role_columns(table, chosen)
     base = _existing_folder(image_root) or path.resolve().parent
     if coronahack:
         rows["finding"], rows["conflict"] = _coronahack_findings(table)
-        base, in_parts = _coronahack_images(base)
-        folders = [SPLITS.get(fold_text(text), "") if in_parts else "" for text in rows["split"]]
+        base, has_splits = _coronahack_images(base)
+        folders = [SPLITS.get(fold_text(text), "") if has_splits else "" for text in rows["split"]]
         relative = [os.path.join(folder, name) for folder, name in zip(folders, rows["name"], strict=True)]
     else:
         base = base if image_root is not None else _folder_of(rows["name"], base)
@@ -151,16 +167,16 @@ def _from_table(
 
 def _from_frame(frame: pd.DataFrame, *, columns: Mapping[str, str | None], image_root: str | Path | None) -> Rows:
     if frame.empty:
-        raise DataError("The table has no rows.", hint="Give a row an image.")
-    frame = pd.DataFrame(frame)  # a cohort's rows are read anew, without its facts
+        raise DataError("The table has no rows.", hint="Give one row per image.")
+    frame = pd.DataFrame(frame)  # the rows of a cohort are read again, without its facts
     table = frame.astype(object).where(frame.notna(), "").map(_text)
     table.columns = [str(name) for name in frame.columns]
-    double = table.columns[table.columns.duplicated()]
-    if len(double):
-        raise DataError(f"The table has the column {double[0]!r} twice.", hint="Rename one of them.")
-    table.index = pd.RangeIndex(2, len(table) + 2)  # the lines that the rows would stand on in a CSV
+    duplicates = table.columns[table.columns.duplicated()]
+    if len(duplicates):
+        raise DataError(f"The table has the column {duplicates[0]!r} twice.", hint="Rename one of them.")
+    table.index = pd.RangeIndex(2, len(table) + 2)  # the line numbers of the rows in a CSV
     chosen = _choose_columns(table, columns, where="The table")
-    rows = _shape(table, chosen)
+    rows = _role_columns(table, chosen)
     base = _existing_folder(image_root)
     rows["path"] = [_absolute(base or Path.cwd(), name) if name else "" for name in rows["name"]]
     extras = _extras(table, chosen)
@@ -172,17 +188,17 @@ def _from_frame(frame: pd.DataFrame, *, columns: Mapping[str, str | None], image
 
 
 def _text(value: object) -> str:
-    """Return a value as text that can be written as UTF-8: what is no text becomes U+FFFD, which checks refuse."""
+    """Return a value as text that UTF-8 can encode; invalid characters become U+FFFD, which `RowChecker` rejects."""
     return str(value).encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def _absolute(base: Path, name: str) -> str:
-    """Return the one spelling of a file's path, so that `a.png` and `./a.png` are seen to be the same file."""
+    """Return a file's absolute, normalised path: `a.png` and `./a.png` are the same file."""
     return os.path.normpath(os.path.join(base, name))  # guard: one_spelling
 
 
-def _shape(table: pd.DataFrame, chosen: Mapping[str, str | None]) -> pd.DataFrame:
-    """Return the roles' columns under the names of `Rows`, stripped; `row` is the line."""
+def _role_columns(table: pd.DataFrame, chosen: Mapping[str, str | None]) -> pd.DataFrame:
+    """Return the columns of the roles under the names of `Rows.table`, stripped; `row` is the line."""
     rows = pd.DataFrame({"row": table.index.astype(object)}, index=table.index)
     for role, name in {"name": "path", "finding": "label", **{r: r for r in list(ROLES)[2:]}}.items():
         column = chosen[name]
@@ -191,13 +207,13 @@ def _shape(table: pd.DataFrame, chosen: Mapping[str, str | None]) -> pd.DataFram
 
 
 def _extras(table: pd.DataFrame, chosen: Mapping[str, str | None]) -> pd.DataFrame:
-    """Return the columns that came with the data, but for those that are columns of a cohort under the same name."""
-    ours = [column for role, column in chosen.items() if column == role and role != "modality"]
-    return table.drop(columns=ours).reset_index(drop=True)
+    """Return the columns of the data, without those that become cohort columns of the same name."""
+    roles = [column for role, column in chosen.items() if column == role and role != "modality"]
+    return table.drop(columns=roles).reset_index(drop=True)
 
 
 def _choose_columns(table: pd.DataFrame, columns: Mapping[str, str | None], *, where: str) -> dict[str, str | None]:
-    """Return the column of each role: the one that was named, else the first usual name that is there."""
+    """Return the column of each role: the given one, else the first of its usual names that the table has."""
     folded = {fold_text(name): name for name in reversed(table.columns)}
     listed = f"Its columns: {', '.join(map(repr, table.columns))}."
     chosen: dict[str, str | None] = {}
@@ -211,19 +227,22 @@ def _choose_columns(table: pd.DataFrame, columns: Mapping[str, str | None], *, w
             raise DataError(f"{where} has no column {column!r} ({role}_column).", hint=f"{meant}{listed}")
         chosen[role] = column or next((folded[g] for g in map(fold_text, guesses) if g in folded), None)
         if chosen[role] is None and role in ("path", "label"):  # guard: no_label
-            what = "the image's file" if role == "path" else "the label"
+            content = "image files" if role == "path" else "labels"
             raise DataError(
-                f"{where}: which column is {what}?", hint=f"Say it with {role}_column (--{role}-column). {listed}"
+                f"{where} has no column that is known to hold the {content}.",
+                hint=f"Name it with {role}_column (--{role}-column). {listed}",
             )
     guessed = [f"{role} = {name!r}" for role, name in chosen.items() if name is not None and columns.get(role) is None]
     if guessed:
-        logger.info("Columns of %s taken by their names: %s.", where, ", ".join(guessed))
+        logger.info("Columns of %s, found by their names: %s.", where, ", ".join(guessed))
     return chosen
 
 
 def _coronahack_findings(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Return the most exact finding of each row (the second category, else the first, else the label), and a text
-    where its parts contradict each other."""
+    """Return the most specific finding of each row, and its contradiction, `""` where there is none.
+
+    The finding is the second category of the virus, else the first category, else the label.
+    """
     empty = pd.Series("", index=table.index)
     label = table["Label"].str.strip().map(canonical_finding)
     kind, agent = (table.get(f"Label_{n}_Virus_category", empty).str.strip().map(canonical_finding) for n in (1, 2))
@@ -234,7 +253,7 @@ def _coronahack_findings(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
 
 
 def _coronahack_images(folder: Path) -> tuple[Path, bool]:
-    """Return the folder that holds the images, and whether they lie in train/ and test/ below it."""
+    """Return the folder that holds the images, and whether it is divided into train/ and test/."""
     outer = folder / CORONAHACK_IMAGES
     for base in (outer / CORONAHACK_IMAGES, outer, folder):
         if (base / "train").is_dir() or (base / "test").is_dir():
@@ -243,18 +262,18 @@ def _coronahack_images(folder: Path) -> tuple[Path, bool]:
 
 
 def _folder_of(names: pd.Series, base: Path) -> Path:
-    """Return the folder that names are relative to: the CSV's own, or the only one below it where they are."""
+    """Return the folder that file names are relative to: the CSV's folder, or the only folder in it with the files."""
     sample = [name for name in names if name][:20]
 
-    def hits(folder: Path) -> int:
+    def count_files(folder: Path) -> int:
         return sum(os.path.exists(os.path.join(folder, name)) for name in sample if "\0" not in name)
 
-    if not sample or hits(base):
+    if not sample or count_files(base):
         return base
-    holding = [child for child in sorted(base.iterdir()) if child.is_dir() and hits(child) * 2 >= len(sample)]
-    if len(holding) == 1:
-        logger.info("Images found in %s.", holding[0])
-        return holding[0]
+    matches = [child for child in sorted(base.iterdir()) if child.is_dir() and count_files(child) * 2 >= len(sample)]
+    if len(matches) == 1:
+        logger.info("Images found in %s.", matches[0])
+        return matches[0]
     return base
 
 
@@ -263,7 +282,9 @@ def _existing_folder(folder: str | Path | None) -> Path | None:
         return None
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():
-        raise DataError(f"image_root {folder} is no folder.", hint="Name the folder that the images' names start from.")
+        raise DataError(
+            f"image_root={folder} is not a folder.", hint="Give the folder that the file names are relative to."
+        )
     return path
 
 
@@ -275,7 +296,7 @@ def _from_folders(
     image_root: str | Path | None,
     problems: ProblemLog,
 ) -> Rows:
-    """Read a folder a class, or such folders within train/ and test/."""
+    """Read a folder with one folder per class, or with such folders in train/ and test/."""
     given = [f"{role}_column" for role, name in columns.items() if name is not None]
     given += ["image_root"] if image_root is not None else []
     if given:
@@ -283,63 +304,68 @@ def _from_folders(
             f"{root} is a folder, to which {', '.join(given)} does not apply.", hint="Give the CSV's path."
         )
     root = root.resolve()
-    parts = {child: SPLITS.get(fold_text(child.name)) for child in _folders_in(root)}
-    if parts and all(parts.values()):  # train/Normal/..., test/Normal/...
-        places = [(child, part, inner) for child, part in parts.items() for inner in _folders_in(child)]
+    children = {child: SPLITS.get(fold_text(child.name)) for child in _folders_in(root)}
+    if children and all(children.values()):  # train/Normal/..., test/Normal/...
+        folders = [(split, folder) for child, split in children.items() for folder in _folders_in(child)]
     else:
-        places = [(root, "", child) for child in parts]
-    if not any(task.class_of(place.name) or task.reason_excluded(place.name) for _, _, place in places):
+        folders = [("", child) for child in children]
+    if not any(task.class_of(folder.name) or task.reason_excluded(folder.name) for _, folder in folders):
         tables = [name for name in _names_in(root) if name.casefold().endswith((".csv", ".tsv"))]
-        found = ", ".join(sorted({place.name for _, _, place in places})[:8]) or "none"
+        names = ", ".join(sorted({folder.name for _, folder in folders})[:8]) or "none"
         known = ", ".join(task.known_findings())
         hint = f"Give the path of {tables[0]}." if tables else f"Name folders as the task's findings: {known}."
         raise DataError(
-            f"{root} is neither CoronaHack (no {CORONAHACK_CSV}) nor a folder a class (folders: {found}).", hint=hint
+            f"{root} is neither CoronaHack (no {CORONAHACK_CSV}) nor has it a folder per class (folders: {names}).",
+            hint=hint,
         )
-    for place in (root, *{place.parent: None for _, _, place in places if place.parent != root}):
-        _note_strays(place, problems)
+    for parent in (root, *{folder.parent: None for _, folder in folders if folder.parent != root}):
+        _note_images_without_class(parent, problems)
     rows = []
-    for _, part, place in places:
-        for path in _images_in(place, problems):
+    for split, folder in folders:
+        for path in _images_in(folder, problems):
             path = _text(path)
             name = os.path.relpath(path, root)
-            rows.append({"row": None, "name": name, "path": path, "finding": place.name, "split": part})
+            rows.append({"row": None, "name": name, "path": path, "finding": folder.name, "split": split})
     if not rows:
-        raise DataError(f"The folders in {root} hold no images.", hint=f"Endings: {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise DataError(
+            f"The folders in {root} have no images.", hint=f"Suffixes: {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
     table = pd.DataFrame(rows).assign(patient="", source="", view="", modality="", conflict="")
     return Rows(table, pd.DataFrame(index=table.index), root, str(root))
 
 
-def _note_strays(folder: Path, problems: ProblemLog) -> None:
-    """Name images that lie beside the classes' folders: nothing says what they show."""
+def _note_images_without_class(folder: Path, problems: ProblemLog) -> None:
+    """Note images that are outside the class folders, whose class is therefore not known."""
     strays = [name for name in _names_in(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
     strays = [name for name in strays if not (folder / name).is_dir()]
-    what = "images beside the classes' folders"
-    remedy = "Move them into the folder of their class, if they are of the data."
-    _note_unread(strays, folder, problems, kind="no_class", what=what, remedy=remedy)
+    description = "images outside the class folders"
+    remedy = "Move them into the folder of their class, if they belong to the data."
+    _note_unread(strays, folder, problems, kind="no_class", description=description, remedy=remedy)
 
 
 def _images_in(folder: Path, problems: ProblemLog) -> list[str]:
-    """Return the images of a class's folder, or of `images` within it; name what else is there as a note."""
+    """Return the images of a class folder and of a folder `images` in it; note all other files."""
     paths, others = [], []
-    for place in (folder, folder / "images"):  # the COVID-19 Radiography Database keeps masks beside images
+    for place in (folder, folder / "images"):  # the COVID-19 Radiography Database has masks next to images
         for name in _names_in(place):
             path = os.path.join(place, name)
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not os.path.isdir(path):
                 paths.append(path)
             elif path != str(folder / "images"):
                 others.append(name)
-    what = "files or folders without an image's ending"
-    remedy = "Nothing, if they are none of the data."
-    _note_unread(others, folder, problems, kind="not_an_image", what=what, remedy=remedy)
+    description = "files or folders without an image suffix"
+    remedy = "Nothing, if they do not belong to the data."
+    _note_unread(others, folder, problems, kind="not_an_image", description=description, remedy=remedy)
     return paths
 
 
-def _note_unread(names: list[str], folder: Path, problems: ProblemLog, *, kind: str, what: str, remedy: str) -> None:
-    """Note the files of a folder that were not read, the first five by name."""
+def _note_unread(
+    names: list[str], folder: Path, problems: ProblemLog, *, kind: str, description: str, remedy: str
+) -> None:
+    """Note the number of files of a folder that were not read, and the first five names."""
     if names:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        reason = f"{len(names)} {what} were not read: {shown}"
+        reason = f"{len(names)} {description} were not read: {shown}"
         problems.add(kind, path=str(folder), severity="note", reason=reason, remedy=remedy)
 
 
@@ -348,7 +374,7 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def _names_in(folder: Path) -> list[str]:
-    """Return the names in a folder but hidden ones, sorted; none where there is no such folder."""
+    """Return the names in a folder without hidden ones, sorted; an empty list if it cannot be read."""
     try:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError:

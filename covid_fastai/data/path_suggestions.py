@@ -1,4 +1,4 @@
-"""Which file was meant, where the one that was named is not there."""
+"""Suggest an existing file for a path that is missing."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 
 __all__ = ["NearbyFiles"]
 
-LISTED = 200_000  # names that are looked through, so that a mistaken root does not have a whole disk read
+LISTED = 200_000  # file names; limits the search if the root is, by mistake, a whole disk
 
 
 class NearbyFiles:
-    """Find the file that a missing one may be: the same name in another case, Unicode form, ending or folder.
+    """Find the file that a missing path may mean: the same name with another case, Unicode form, suffix or folder.
 
-    A name that is only similar is never proposed: it may be another patient's. Folders are listed once, when they are
-    first asked for.
+    A name that is only similar is never suggested, because it may belong to another patient. Each folder is listed
+    once, at its first use.
 
     Args:
-        root: The folder that is searched for the name, at any depth; None for none.
+        root: The folder that is searched for the name, at any depth; None for no such search.
     """
 
     def __init__(self, root: str | Path | None):
@@ -27,39 +27,39 @@ class NearbyFiles:
         self._below: dict[str, str] | None = None
 
     def find(self, path: str) -> str:
-        """Return the path that may be meant, `""` where there is none, or where several files have that name."""
+        """Return the suggested path; `""` if no file or several files match."""
         folder, name = os.path.split(path)
-        parent, part = os.path.split(folder)
-        other_part = {"train": "test", "test": "train"}.get(part)
-        for place in [folder, *([os.path.join(parent, other_part)] if other_part else [])]:
-            if match := self._same_but_case_or_ending(name, place):
-                return os.path.join(place, match)
+        parent, split = os.path.split(folder)
+        other_split = {"train": "test", "test": "train"}.get(split)
+        for candidate in [folder, *([os.path.join(parent, other_split)] if other_split else [])]:
+            if match := self._match_case_or_suffix(name, candidate):
+                return os.path.join(candidate, match)
         unix = path.replace("\\", "/")
         if unix != path and os.path.isfile(unix):
             return unix
-        return self._anywhere(os.path.basename(unix))
+        return self._match_below_root(os.path.basename(unix))
 
-    def _same_but_case_or_ending(self, name: str, folder: str) -> str:
+    def _match_case_or_suffix(self, name: str, folder: str) -> str:
         names, stems = self._names(folder)
         folded = _fold(name)
         return names.get(folded) or stems.get(os.path.splitext(folded)[0], "")
 
-    def _anywhere(self, name: str) -> str:
-        """Return the only file of that name below the root; its ending may be another one."""
+    def _match_below_root(self, name: str) -> str:
+        """Return the only file of that name below the root; its suffix may differ."""
         if self._below is None:
             self._below = {}
             for folder, _, names in os.walk(self._root) if self._root is not None else ():
                 for known in names:
                     for key in {_fold(known), os.path.splitext(_fold(known))[0]}:
                         path = os.path.join(folder, known)
-                        self._below[key] = path if self._below.get(key, path) == path else ""  # "": several have it
+                        self._below[key] = path if self._below.get(key, path) == path else ""  # "": several files
                 if len(self._below) > LISTED:
                     break
         folded = _fold(name)
         return self._below.get(folded) or self._below.get(os.path.splitext(folded)[0], "")
 
     def _names(self, folder: str) -> tuple[dict[str, str], dict[str, str]]:
-        """Return the folder's names by their lower case, and by that without the ending."""
+        """Return the file names of a folder by their folded name, and by the folded name without suffix."""
         if folder not in self._folders:
             try:
                 names = {_fold(name): name for name in os.listdir(folder)}
@@ -70,5 +70,5 @@ class NearbyFiles:
 
 
 def _fold(name: str) -> str:
-    """Return a file name as names are compared: without regard to case and Unicode form."""
+    """Return a file name in the form for comparison: case-folded and in Unicode NFC."""
     return unicodedata.normalize("NFC", name).casefold()

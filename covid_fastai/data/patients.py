@@ -1,4 +1,4 @@
-"""Who is on the picture: patients from the file names of CoronaHack's two collections."""
+"""Read patients from the file names of CoronaHack's two collections."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pandas as pd
 
 __all__ = ["cohen_facts", "image_facts", "patient_key", "source_of_patient"]
 
-# person447_virus_921_1.jpeg has a second counter. The number alone is not a key: 808 numbers stand in both etiologies
-# for different children, and 170 in both TRAIN and TEST.
+# person447_virus_921_1.jpeg has a second counter. The number alone does not identify a child: 808 numbers are in
+# both etiologies for different children, and 170 in both TRAIN and TEST.
 _PNEUMONIA = re.compile(r"person(?P<number>\d+)_(?P<etiology>bacteria|virus)_\d+(?:_\d+)?", re.IGNORECASE)
-# IM-0128-0001, NORMAL2-IM-1019-0001-0002: two series, of which 328 numbers are the same and the children are not
+# IM-0128-0001, NORMAL2-IM-1019-0001-0002: two series; 328 numbers are in both, for different children.
 _NORMAL = re.compile(r"(?P<series>NORMAL2-)?IM-(?P<number>\d+)(?:-\d+)+", re.IGNORECASE)
-_SAME_CHILD = {"NORMAL2-0096": "NORMAL2-0095"}  # the same picture, pixel for pixel, under both numbers
+_SAME_CHILD = {"NORMAL2-0096": "NORMAL2-0095"}  # both numbers have the same image, pixel for pixel
 
 
 def patient_key(name: str) -> str | None:
-    """Return the patient on a CoronaHack image, from the image's file name.
+    """Return the patient of a CoronaHack image, from its file name.
 
     Args:
-        name: File name or path; the ending does not matter.
+        name: File name or path; the suffix is ignored.
 
     Returns:
         `bacteria-12`, `virus-447`, `IM-0128`, `NORMAL2-0095` (Kermany et al. 2018) or `cohen-51` (Cohen et al. 2020);
@@ -38,31 +38,31 @@ def patient_key(name: str) -> str | None:
 
 
 def source_of_patient(key: str) -> str:
-    """Return the collection of a patient of `patient_key`: `kermany`, `cohen`, or `unknown` for no patient."""
+    """Return the collection of a `patient_key`: `kermany`, `cohen`, or `unknown` for an empty key."""
     if not key:
         return "unknown"
     return "cohen" if key.startswith("cohen-") else "kermany"
 
 
 def cohen_facts() -> pd.DataFrame:
-    """Return what is published of the 70 CoronaHack images that come from Cohen's collection.
+    """Return the published facts of the 70 CoronaHack images from Cohen's collection.
 
     Returns:
         A table whose index `filename` is the image's file name, with `patient` (as `patient_key`), `view` (PA, AP,
         AP Supine, L), `sex` (M, F or ""), `age` (years, NaN unknown), `day` (since onset or admission, NaN unknown),
-        `finding`, `location` and `url`. Source and licence: `cohen-metadata.LICENSE.md` beside the file.
+        `finding`, `location` and `url`. Source and licence: `cohen-metadata.LICENSE.md` next to the file.
     """
     return _read_facts().copy()
 
 
 def image_facts(names: pd.Series) -> pd.DataFrame:
-    """Return what `cohen_facts` says of each name; the ending does not matter, since copies often have another.
+    """Return the row of `cohen_facts` for each name; suffixes are ignored, because copies often have another.
 
     Args:
         names: File names.
 
     Returns:
-        The columns of `cohen_facts` with the index of `names`; where nothing is known, "" and NaN.
+        The columns of `cohen_facts` with the index of `names`; "" and NaN for unknown names.
     """
     facts = _read_facts()
     rows = facts.set_index(facts.index.map(_fold)).reindex(names.map(_fold)).set_index(names.index)
@@ -97,10 +97,10 @@ def _fold(name: str) -> str:
     return _stem(name).casefold()
 
 
-_ENDING = re.compile(r"\.(jpe?g|png|bmp|tiff?|webp)$", flags=re.IGNORECASE)
+_SUFFIX = re.compile(r"\.(jpe?g|png|bmp|tiff?|webp)$", flags=re.IGNORECASE)
 
 
 def _stem(name: str) -> str:
-    """Return the file name without folder and ending; only known endings, since Cohen's names contain dots."""
+    """Return the file name without folder and suffix; only known suffixes, because Cohen's names contain dots."""
     base = str(name).replace("\\", "/").rstrip("/").rpartition("/")[2].strip()
-    return _ENDING.sub("", base)
+    return _SUFFIX.sub("", base)

@@ -1,4 +1,4 @@
-"""What is wrong with rows: one record a fault, with file, row, reason and remedy."""
+"""Record the problems of rows: one record per problem, with file, row, reason and remedy."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from covid_fastai.errors import DataError
 __all__ = ["PROBLEM_COLUMNS", "ProblemLog", "SEVERITIES"]
 
 PROBLEM_COLUMNS = ["row", "path", "kind", "severity", "reason", "remedy"]
-SEVERITIES = ("error", "warning", "note")  # an error keeps a row from being used; a note is only worth knowing
-SHOWN = 8  # kinds of fault that stand in the message itself; every row is in its details
+SEVERITIES = ("error", "warning", "note")  # a row with an error is not used; a note is for information
+SHOWN = 8  # faults in the message; the details have all of them
 
 
 class ProblemLog:
-    """Collect the faults of a whole data set before anything is raised.
+    """Collect the problems of a whole data set before an error is raised.
 
     Attributes:
         rows: The problems so far, as dictionaries with the keys `PROBLEM_COLUMNS`.
@@ -34,8 +34,8 @@ class ProblemLog:
         Args:
             kind: One word, e.g. `missing_file`.
             reason: What is wrong.
-            remedy: What to do about it.
-            row: Line in the CSV, None where there is none.
+            remedy: What to do.
+            row: Line in the CSV; None for data without lines.
             path: The image.
             severity: One of `SEVERITIES`.
         """
@@ -44,41 +44,41 @@ class ProblemLog:
         self.rows.append(dict(zip(PROBLEM_COLUMNS, values, strict=True)))
 
     def errors(self) -> list[dict[str, Any]]:
-        """Return the problems that keep a row from being used, by row."""
+        """Return the problems with the severity `error`, sorted by row."""
         rows = [row for row in self.rows if row["severity"] == "error"]
         return sorted(rows, key=lambda row: (row["row"] is None, row["row"] or 0, row["path"]))
 
     def raise_errors(self, data: str | Path) -> None:
-        """Raise one `DataError` that holds all errors; do nothing where there are none."""
+        """Raise one `DataError` with all errors in its details; do nothing if there are none."""
         errors = self.errors()
         if not errors:
             return
-        alike: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in errors:
-            alike.setdefault((row["kind"], row["reason"]), []).append(row)
-        lines = [f"  {_where(rows)}{rows[0]['reason']}. {rows[0]['remedy']}" for rows in list(alike.values())[:SHOWN]]
-        lines += ["  ..."] if len(alike) > SHOWN else []
+            groups.setdefault((row["kind"], row["reason"]), []).append(row)
+        lines = [f"  {_where(rows)}{rows[0]['reason']}. {rows[0]['remedy']}" for rows in list(groups.values())[:SHOWN]]
+        lines += ["  ..."] if len(groups) > SHOWN else []
         faults = "1 fault" if len(errors) == 1 else f"{len(errors)} faults"
         raise DataError(
             "\n".join([f"{data} has {faults}: {count_kinds(errors)}.", *lines, ""]),
-            hint='Mend them, or say on_problem="skip" to leave those rows out and have them listed.',
+            hint='Fix them, or set on_problem="skip" to leave out those rows and list them.',
             details=errors,
         )
 
 
 def count_kinds(rows: list[dict[str, Any]]) -> str:
-    """Return the problems' kinds in words, e.g. `2 unreadable, 1 missing file`."""
+    """Return the number of problems of each kind as text, e.g. `2 unreadable, 1 missing file`."""
     counts = Counter(row["kind"] for row in rows)
     return ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in counts.most_common())
 
 
 def printable(text: str) -> str:
-    """Return `text` with what cannot be written as UTF-8 escaped: file names may hold any bytes."""
+    """Return `text` with escapes for everything that UTF-8 cannot encode; file names can have any bytes."""
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _where(rows: list[dict[str, Any]]) -> str:
-    """Name the first of rows with the same fault, and say how many more there are."""
+    """Return the line and file of the first of the rows with the same fault, and the number of further rows."""
     first, more = rows[0], f" and {len(rows) - 1} more" if len(rows) > 1 else ""
     parts = [f"line {first['row']}" if first["row"] is not None else "", os.path.basename(first["path"])]
     return ", ".join(part for part in parts if part) + more + ": "

@@ -1,4 +1,4 @@
-"""Which projection an image has, and whether it is a radiograph at all, from the words that data sets use."""
+"""Read the projection and the modality of an image from the words that data sets use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 __all__ = ["is_unstated", "not_frontal", "not_radiograph", "read_projection"]
 
-# Words that data sets write where a value is not known, compared in lower case without surrounding punctuation.
+# Words for an unknown value in data sets, compared in lower case without surrounding punctuation.
 UNSTATED = {"", "unknown", "unk", "nan", "na", "n/a", "none", "null", "nil", "missing", "unspecified", "undefined"}
 UNSTATED |= {"not available", "not known", "not stated", "not specified", "anonymous", "anonymized", "anonymised", "?"}
 
@@ -20,7 +20,7 @@ FRONTAL = {  # each spelling of a frontal projection
 }
 LATERAL = {"l", "ll", "rl", "lat", "lateral", "left lateral", "right lateral", "lateral left", "lateral right"}
 LATERAL |= {"lat l", "lat r", "l lat", "r lat", "lt lat", "rt lat", "llat", "rlat", "399067008", "r 10236"}
-# How the patient was placed or where the machine stood; the projection stays what it is.
+# The position of the patient or the machine, which does not change the projection.
 POSITION = {
     "supine",
     "erect",
@@ -54,7 +54,7 @@ RADIOGRAPHS |= {"digital x ray", "conventional radiography", "projection radiogr
 
 
 def is_unstated(text: object) -> bool:
-    """Return whether a value says that it is not known, such as `""`, `nan`, `-` or `unknown`."""
+    """Return whether a value means unknown, such as `""`, `nan`, `-` or `unknown`."""
     folded = " ".join(str(text).casefold().split())
     return folded in UNSTATED or folded.strip("-_.()[]<>#*/\\ ") in UNSTATED
 
@@ -63,37 +63,37 @@ def read_projection(text: object) -> str:
     """Return the usual name of a projection.
 
     Args:
-        text: As a column or a DICOM header writes it, such as `AP Supine`, `POSTERO_ANTERIOR` or `LL`.
+        text: The text of a column or a DICOM header, such as `AP Supine`, `POSTERO_ANTERIOR` or `LL`.
 
     Returns:
-        `PA`, `AP` or `frontal`, with the patient's position behind it where it is stated (`AP supine`); `L` for a
-        lateral one; `""` where no projection is stated; any other text as it is, without surrounding spaces.
+        `PA`, `AP` or `frontal`, followed by the patient's position if it is stated (`AP supine`); `L` for a lateral
+        projection; `""` if no projection is stated; any other text unchanged, without surrounding spaces.
     """
     if is_unstated(text):
         return ""
     words = [word for word in re.split(r"[^a-z0-9]+", str(text).casefold()) if word]
     position = [word for word in words if word in POSITION]
-    left = [word for word in words if word not in POSITION and word not in NEUTRAL]
-    if not left:  # "chest, portable" states no projection
+    other_words = [word for word in words if word not in POSITION and word not in NEUTRAL]
+    if not other_words:  # "chest, portable" states no projection
         return ""
-    if name := FRONTAL.get(" ".join(left)):
+    if name := FRONTAL.get(" ".join(other_words)):
         return " ".join([name, *position])
-    if all(word in FRONTAL for word in left):  # "posteroanterior (PA)", "AP/PA"
-        names = {FRONTAL[word] for word in left}
+    if all(word in FRONTAL for word in other_words):  # "posteroanterior (PA)", "AP/PA"
+        names = {FRONTAL[word] for word in other_words}
         return " ".join([names.pop() if len(names) == 1 else "frontal", *position])
-    if " ".join(left) in LATERAL and not position:
+    if " ".join(other_words) in LATERAL and not position:
         return "L"
     return str(text).strip()
 
 
 def not_frontal(projection: str) -> str:
-    """Return why an image is excluded for its projection.
+    """Return the reason to exclude an image for its projection.
 
     Args:
-        projection: What `read_projection` returned.
+        projection: The result of `read_projection`.
 
     Returns:
-        The reason; `""` for a frontal projection and for one that is not stated.
+        The reason; `""` for a frontal projection and if none is stated.
     """
     name, *position = projection.split(" ")
     if projection == "" or (name in ("PA", "AP", "frontal") and POSITION.issuperset(position)):
@@ -102,13 +102,13 @@ def not_frontal(projection: str) -> str:
 
 
 def not_radiograph(modality: object) -> str:
-    """Return why an image is excluded for its modality.
+    """Return the reason to exclude an image for its modality.
 
     Args:
-        modality: As a column writes it, such as `X-ray`, `DX` or `CT`.
+        modality: The text of a column, such as `X-ray`, `DX` or `CT`.
 
     Returns:
-        The reason; `""` for a radiograph and for a modality that is not stated.
+        The reason; `""` for a radiograph and if no modality is stated.
     """
     words = " ".join(word for word in re.split(r"[^a-z0-9]+", str(modality).casefold()) if word)
     if is_unstated(modality) or words in RADIOGRAPHS:

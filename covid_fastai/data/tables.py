@@ -1,4 +1,4 @@
-"""From a CSV file to rows of text: encodings, separators and ragged lines, with the line that each row stands on."""
+"""Read a CSV file into rows of text with their line numbers; handles encodings, separators and ragged lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from covid_fastai.errors import DataError, UsageError
 __all__ = ["as_rows", "check_encoding", "read_table"]
 
 SEPARATORS = ",;\t|"
-# UTF-32 before UTF-16, whose mark it begins with
+# UTF-32 before UTF-16: the UTF-32 mark starts with the UTF-16 mark
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -39,40 +39,40 @@ NOT_TABLES = {
 
 
 def read_table(path: str | Path, *, encoding: str | None = None, problems: ProblemLog) -> pd.DataFrame:
-    """Read a CSV file as text, every value as it stands there.
+    """Read a CSV file as text, with every value unchanged.
 
-    Nothing is turned into a number or a missing value: `001`, `NA` and `None` stay what they are. The separator is
-    the one of comma, semicolon, tab and bar that the header has most of.
+    No value becomes a number or a missing value: `001`, `NA` and `None` stay text. The separator is the most frequent
+    of comma, semicolon, tab and bar in the header.
 
     Args:
         path: The file.
-        encoding: Its encoding; None for what its byte order mark says, else UTF-8.
-        problems: Gets a `ragged_row` error for each line with another number of values than the header; those lines
-            are not in the table.
+        encoding: Its encoding; None for the encoding of its byte order mark, or UTF-8 without one.
+        problems: Receives a `ragged_row` error for each line whose number of values differs from the header's; those
+            lines are not in the table.
 
     Returns:
-        One row a line, all values `str`, indexed by the line number that an editor shows (the header is line 1).
+        One row per line, all values `str`, indexed by the line number in an editor (the header is line 1).
 
     Raises:
-        DataError: The file is missing, empty, no table, or not in that encoding.
+        DataError: The file is missing or empty, is not a table, or has another encoding.
         UsageError: There is no such encoding.
     """
     path = Path(path)
     lines = io.StringIO(_read_text(path, encoding), newline="")
     separator, skipped = _separator(lines)
     reader = csv.reader(lines, delimiter=separator, strict=True)
-    header, rows, numbers, before = None, [], [], 0
+    header, rows, numbers, lines_read = None, [], [], 0
     while True:
         try:
             values = next(reader, None)
         except csv.Error as error:  # guard: open_quote
             line = reader.line_num + skipped
             raise DataError(
-                f"{path}, line {line}: {error}.", hint="Look for an opening quotation mark that is never closed."
+                f"{path}, line {line}: {error}.", hint="Check for an opening quotation mark without a closing one."
             ) from None
         if values is None:
             break
-        line, before = before + 1 + skipped, reader.line_num  # a quoted value may run over several lines
+        line, lines_read = lines_read + 1 + skipped, reader.line_num  # a quoted value can span several lines
         if not any(value.strip() for value in values):
             continue
         if header is None:
@@ -86,35 +86,35 @@ def read_table(path: str | Path, *, encoding: str | None = None, problems: Probl
                 row=line,
                 path=values[0],
                 reason=f"line {line} has {len(values)} values, the header has {len(header)}",
-                remedy=f"Put quotation marks around a value that contains {separator!r}, or complete the line.",
+                remedy=f"Quote values that contain {separator!r}, or complete the line.",
             )
             continue
         rows.append(values)  # guard: as_text
         numbers.append(line)
     if header is None:  # guard: no_header
-        raise DataError(f"{path} is empty.", hint="Give a CSV with a header and a line an image.")
+        raise DataError(f"{path} is empty.", hint="Give a CSV with a header and one line per image.")
     return pd.DataFrame(rows, columns=header, index=pd.Index(numbers, dtype=int), dtype=str)
 
 
 def as_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a table whose columns are named by texts, each as its values by column."""
+    """Return the rows of a table as dictionaries by column name, with a type that checkers know."""
     return cast("list[dict[str, Any]]", table.to_dict("records"))
 
 
 def check_encoding(encoding: str) -> None:
-    """Raise unless there is such a text encoding.
+    """Raise `UsageError` for an unknown text encoding.
 
     Args:
         encoding: Its name, such as `"cp1252"`.
 
     Raises:
-        UsageError: There is none.
+        UsageError: Python has no encoding of that name.
     """
     try:
         b" ".decode(encoding)
     except LookupError:
         raise UsageError(f"encoding={encoding!r} is not known.", hint="Try 'utf-8', 'cp1252' or 'utf-16'.") from None
-    except UnicodeError:  # one byte is no text in it
+    except UnicodeError:  # the encoding exists; one byte is not valid in it
         pass
 
 
@@ -124,11 +124,13 @@ def _read_text(path: Path, encoding: str | None) -> str:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.", hint="Check the path and the rights.") from error
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}.", hint="Check the path and the permissions."
+        ) from error
     start = raw[:64].lstrip().lower()
-    for magic, what in NOT_TABLES.items():
+    for magic, file_type in NOT_TABLES.items():
         if start.startswith(magic.lower()):  # guard: no_table
-            raise DataError(f"{path} is {what}.", hint="Give a CSV file; spreadsheets can save one.")
+            raise DataError(f"{path} is {file_type}.", hint="Give a CSV file; spreadsheets can save one.")
     if encoding is None:
         # guard: bom
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), "utf-8")
@@ -138,31 +140,31 @@ def _read_text(path: Path, encoding: str | None) -> str:
         line = raw[: getattr(error, "start", 0)].count(b"\n") + 1
         raise DataError(
             f"{path}, line {line}: not {encoding} text.",
-            hint="Name the encoding: encoding='cp1252' for a file of Excel on Windows, 'latin-1' or 'utf-16'.",
+            hint="Set the encoding: encoding='cp1252' for a file from Excel on Windows, 'latin-1' or 'utf-16'.",
         ) from None
     if "\0" in text:  # guard: nul_bytes
-        raise DataError(f"{path} contains NUL bytes.", hint="Is it UTF-16? Then name it: encoding='utf-16-le'.")
-    return text.removeprefix("\ufeff")  # the mark that encodings without "-sig" leave in the first column's name
+        raise DataError(f"{path} contains NUL bytes.", hint="If it is UTF-16, set encoding='utf-16-le'.")
+    return text.removeprefix("\ufeff")  # encodings without "-sig" leave the byte order mark in the text
 
 
 def _separator(lines: io.StringIO) -> tuple[str, int]:
-    """Return the separator and how many lines stand before the header; leave `lines` at the header."""
+    """Return the separator and the number of lines before the header, and move `lines` to the header."""
     first = lines.readline()
     # guard: excel_sep
-    if match := re.fullmatch(r'"?sep=(.)"?\s*', first, flags=re.IGNORECASE):  # Excel's own way to say it
+    if match := re.fullmatch(r'"?sep=(.)"?\s*', first, flags=re.IGNORECASE):  # Excel's own separator line
         return match[1], 1
     while first and not first.strip():
         first = lines.readline()
     lines.seek(0)
     unquoted = re.sub(r'"[^"]*"', "", first)
     # guard: separator
-    return max(SEPARATORS, key=unquoted.count), 0  # the first of equals, so a comma where there is none
+    return max(SEPARATORS, key=unquoted.count), 0  # a comma if the header has no separator
 
 
 def _header(values: list[str], path: Path) -> list[str]:
-    """Return the columns' names, stripped; nameless ones as pandas calls them."""
+    """Return the stripped column names; empty ones are named as in pandas."""
     names = [value.strip() or f"Unnamed: {number}" for number, value in enumerate(values)]
-    double = [name for name, n in Counter(names).items() if n > 1]
-    if double:  # guard: double_column
-        raise DataError(f"{path} has the column {double[0]!r} twice.", hint="Rename one of them.")
+    duplicates = [name for name, n in Counter(names).items() if n > 1]
+    if duplicates:  # guard: double_column
+        raise DataError(f"{path} has the column {duplicates[0]!r} twice.", hint="Rename one of them.")
     return names

@@ -1,4 +1,4 @@
-"""Tasks: which findings are which class, and which images are excluded."""
+"""Tasks: the class of each finding, and the reasons to exclude images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from covid_fastai.errors import UsageError
 
 __all__ = ["TASKS", "Task", "canonical_finding", "fold_label", "fold_text", "get_task"]
 
-# How data sets spell the findings; `fold_label` compares them, so that "Covid_19" and "COVID 19" need no entry.
+# The spellings of findings in data sets, compared by `fold_label`: "Covid_19" and "COVID 19" need no entry.
 SPELLINGS = {
     "Normal": ("no finding", "no findings", "healthy"),
     "pneumonia": ("Pnemonia",),  # CoronaHack's spelling
@@ -26,21 +26,25 @@ SPELLINGS = {
 }
 
 
-# Spaces, underscores and hyphens between letters, or between a letter and a digit; a hyphen behind a space is a sign.
+# Spaces, underscores and hyphens between letters, or between a letter and a digit; a hyphen after a space is a sign.
 _RUN = r"[-‐‑–_\s]+(?<!\s[-‐‑–])"
 _JOINTS = re.compile(rf"(?<=[^\W\d_]){_RUN}(?=[^\W_])|(?<=\d){_RUN}(?=[^\W\d_])")
-LONGEST_CLASS = 100  # characters; a saved model's config.json allows no more
+LONGEST_CLASS = 100  # characters; the limit of a saved model's config.json
 
 
 def fold_text(text: object) -> str:
-    """Return `text` as columns, splits and sources are compared: without case, spaces, hyphens and underscores."""
+    """Return `text` in the form in which columns, splits and sources are compared.
+
+    The result is case-folded, without spaces, hyphens and underscores.
+    """
     return re.sub(r"[-_\s]+", "", str(text).casefold())
 
 
 def fold_label(text: object) -> str:
-    """Return `text` as labels are compared: lower case, without the spaces, hyphens and underscores inside of words.
+    """Return `text` in the form in which labels are compared.
 
-    Signs and numbers stay as they are: `-1` is not `1`, `COVID-` is not `COVID`, and `1-5` is not `15`.
+    The result is case-folded, without spaces, hyphens and underscores inside words. Signs and numbers do
+    not change: `-1` is not `1`, `COVID-` is not `COVID`, and `1-5` is not `15`.
     """
     return _JOINTS.sub("", unicodedata.normalize("NFC", str(text)).casefold().strip())  # guard: fold_label
 
@@ -49,32 +53,33 @@ _CANONICAL = {fold_label(spelling): name for name, others in SPELLINGS.items() f
 
 
 def canonical_finding(text: str) -> str:
-    """Return the usual spelling of a finding, e.g. `COVID-19` for `covid`; one that is not known only stripped."""
+    """Return the usual spelling of a finding, e.g. `COVID-19` for `covid`; an unknown finding is only stripped."""
     return _CANONICAL.get(fold_label(text), str(text).strip())
 
 
 @dataclass(frozen=True)
 class Task:
-    """Say which findings make which class, in one small object.
+    """A classification task: its classes, the class of each finding, and the reasons to exclude images.
 
-    Findings are compared by `fold_label` (case, and spaces, hyphens and underscores inside words, do not count; signs
-    and numbers do), in all spellings that `canonical_finding` knows. The name of a class is always one of its findings.
+    Findings are compared by `fold_label`, in all spellings that `canonical_finding` knows. Case, and spaces, hyphens
+    and underscores inside words, are ignored; signs and numbers are not. The name of a class is always one of its
+    findings.
 
     Args:
         name: One word, for folders and the command line.
         title: A line for plots and reports.
         classes: The classes in the order of the vocabulary, the negative one first.
-        positive: The class that sensitivity is about; None where there are more than two.
+        positive: The class that sensitivity refers to; None for more than two classes.
         labels: The class of each finding.
-        excluded: The reason why a finding takes no part, for findings that are known and not asked about. A finding
-            that is neither here nor in `labels` is an unknown label, and an error.
-        excluded_sources: The reason why a whole collection takes no part, by the `source` of its images.
-        frontal_only: Whether lateral views are excluded, where the view is known.
-        official_test: Whether the rows that the data call TEST are a test set of this task in any case; if not, they
-            are one only where every class is among them, and are excluded otherwise.
+        excluded: The reason to exclude a finding, for known findings that are not part of the task. A finding that is
+            neither here nor in `labels` is an unknown label, which is an error.
+        excluded_sources: The reason to exclude a whole collection, by the `source` of its images.
+        frontal_only: Whether lateral views are excluded, if the view is known.
+        official_test: Whether the rows that the data name TEST are always a test set of this task. If False, they are a
+            test set only if they have every class, and are excluded otherwise.
 
     Raises:
-        UsageError: The parts contradict each other.
+        UsageError: A field is not allowed, or fields contradict each other.
 
     Examples:
         >>> labels = {"Normal": "clear", "Pnemonia": "opacity"}
@@ -95,7 +100,7 @@ class Task:
 
     def __post_init__(self) -> None:
         if isinstance(self.classes, str):
-            raise UsageError(f"classes={self.classes!r} is one text.", hint='Give a tuple: ("Normal", "COVID-19").')
+            raise UsageError(f"classes={self.classes!r} is a string.", hint='Give a tuple: ("Normal", "COVID-19").')
         object.__setattr__(self, "classes", tuple(self.classes))  # JSON gives lists
         for name in ("labels", "excluded", "excluded_sources"):
             object.__setattr__(self, name, dict(getattr(self, name)))
@@ -105,66 +110,70 @@ class Task:
     def _check(self) -> None:
         where = f"Task {self.name!r}"
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
-            raise UsageError(f"{where}: the name stands in folder names.", hint="Use letters, digits, - and _.")
+            raise UsageError(f"{where}: the name cannot be used in folder names.", hint="Use letters, digits, - and _.")
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes) or not all(self.classes):
-            raise UsageError(f"{where}: classes={list(self.classes)}.", hint="Name two or more different classes.")
+            raise UsageError(
+                f"{where}: classes={list(self.classes)} are not two or more different names.",
+                hint="Name each class once.",
+            )
         for name in self.classes:
             if len(name) > LONGEST_CLASS or not name.isprintable() or name != name.strip() or "$" in name:
                 raise UsageError(
-                    f"{where}: the class name {name[:60]!r} ({len(name)} characters) fits no table, plot or file.",
-                    hint=f"Use up to {LONGEST_CLASS} printable characters without '$' and without outer spaces.",
+                    f"{where}: the class name {name[:60]!r} ({len(name)} characters) is not allowed.",
+                    hint=f"Use up to {LONGEST_CLASS} printable characters without '$' and outer spaces.",
                 )
         if self.positive is not None and self.positive not in self.classes:
             raise UsageError(
-                f"{where}: positive={self.positive!r} is no class.", hint=f"Classes: {', '.join(self.classes)}."
+                f"{where}: positive={self.positive!r} is not a class.", hint=f"Classes: {', '.join(self.classes)}."
             )
         for finding, label in self.labels.items():
             if label not in self.classes:
                 raise UsageError(
-                    f"{where}: {finding!r} is given the class {label!r}.", hint=f"Classes: {', '.join(self.classes)}."
+                    f"{where}: {finding!r} has the class {label!r}, which is not a class of the task.",
+                    hint=f"Classes: {', '.join(self.classes)}.",
                 )
         self._check_findings(where)
 
     def _check_findings(self, where: str) -> None:
-        """Refuse a finding that has two classes, or a class and a reason for exclusion, in any of its spellings."""
+        """Raise if a finding, in any spelling, has two classes, or a class and a reason for exclusion."""
         classes: dict[str, str] = {}
         for finding, label in [*((name, name) for name in self.classes), *self.labels.items()]:
             other = classes.setdefault(_usual(finding), label)
             if other != label:
                 raise UsageError(
-                    f"{where}: {finding!r} has the classes {other!r} and {label!r}.", hint="Name it in one of both."
+                    f"{where}: {finding!r} has the classes {other!r} and {label!r}.", hint="Keep one of the two."
                 )
-        both = [finding for finding in self.excluded if _usual(finding) in classes]
-        if both:
+        conflicts = [finding for finding in self.excluded if _usual(finding) in classes]
+        if conflicts:
             raise UsageError(
-                f"{where}: {', '.join(map(repr, both))} has a class and is excluded.", hint="Name it in one of both."
+                f"{where}: {', '.join(map(repr, conflicts))} has a class and is excluded.", hint="Keep one of the two."
             )
 
     def class_of(self, finding: str) -> str | None:
-        """Return the class of a finding, None where it has none."""
+        """Return the class of a finding, None if it has no class."""
         return _look_up({**{name: name for name in self.classes}, **self.labels}, finding)
 
     def reason_excluded(self, finding: str) -> str | None:
-        """Return why a finding takes no part, None where it does or is not known."""
+        """Return the reason to exclude a finding, None if it is not excluded or not known."""
         return None if self.class_of(finding) else _look_up(self.excluded, finding)
 
     def known_findings(self) -> list[str]:
-        """Return the findings that the task can place: those of its classes first, then those that are excluded."""
+        """Return the findings that the task knows: those of its classes first, then the excluded ones."""
         return list(dict.fromkeys([*self.classes, *self.labels, *self.excluded]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values, from which `Task(**fields)` makes the same task."""
+        """Return the fields as plain values; `Task(**fields)` makes the same task."""
         copies = {name: dict(value) for name, value in vars(self).items() if isinstance(value, dict)}
         return {**vars(self), **copies, "classes": list(self.classes)}
 
 
 def _look_up(table: Mapping[str, str], finding: str) -> str | None:
-    """Return the entry of a finding, in whichever spelling it stands there."""
+    """Return the entry of a finding, in any spelling, from a table by finding."""
     return {_usual(name): value for name, value in table.items()}.get(_usual(finding))
 
 
 def _usual(finding: str) -> str:
-    """Return what all spellings of a finding have in common."""
+    """Return the form that is the same for all spellings of a finding."""
     return fold_label(canonical_finding(finding))
 
 
@@ -172,9 +181,9 @@ def _not_of_this_task(*findings: str) -> dict[str, str]:
     return {finding: f"not of this task: {finding}" for finding in findings}
 
 
-# Cohen's images are of adults from many hospitals, all others in CoronaHack of children of one hospital: a class that
-# held Cohen's images could be told by where they come from, without looking at a lung.
-_COHEN_ASIDE = {"cohen": "adults of other hospitals (Cohen): class and source would be one"}
+# Cohen's images are of adults from many hospitals, all other images of CoronaHack are of children of one hospital. The
+# source would identify a class with Cohen's images, without any use of the lungs.
+_EXCLUDE_COHEN = {"cohen": "adults of other hospitals (Cohen): class and source would be confounded"}
 
 TASKS: dict[str, Task] = {
     "covid": Task(
@@ -193,7 +202,7 @@ TASKS: dict[str, Task] = {
         positive="Pneumonia",
         labels={"Normal": "Normal", **dict.fromkeys(("bacteria", "virus", "pneumonia"), "Pneumonia")},
         excluded=_not_of_this_task("COVID-19", "Streptococcus", "SARS", "ARDS"),
-        excluded_sources=_COHEN_ASIDE,
+        excluded_sources=_EXCLUDE_COHEN,
     ),
     "etiology": Task(
         name="etiology",
@@ -201,19 +210,19 @@ TASKS: dict[str, Task] = {
         classes=("Normal", "Bacterial", "Viral"),
         labels={"Normal": "Normal", "bacteria": "Bacterial", "virus": "Viral"},
         excluded=_not_of_this_task("pneumonia", "COVID-19", "Streptococcus", "SARS", "ARDS"),
-        excluded_sources=_COHEN_ASIDE,
+        excluded_sources=_EXCLUDE_COHEN,
     ),
 }
 
 
 def get_task(task: str | Task | Mapping[str, Any]) -> Task:
-    """Return the task of that name, or the task itself.
+    """Return the task of a name, a task itself, or a task from its fields.
 
     Args:
         task: `"covid"`, `"pneumonia"`, `"etiology"`, a `Task`, or the fields of one, as `Task.to_dict` returns them.
 
     Raises:
-        UsageError: There is no such task, or a `Task` has no such field.
+        UsageError: The name or a field is not known, or the name is missing.
     """
     if isinstance(task, Task):
         return task
@@ -229,6 +238,4 @@ def get_task(task: str | Task | Mapping[str, Any]) -> Task:
         return TASKS[task]
     near = difflib.get_close_matches(str(task).casefold(), TASKS, n=1)
     meant = f"Did you mean {near[0]!r}? " if near else ""
-    raise UsageError(
-        f"There is no task {task!r}.", hint=f"{meant}Tasks: {', '.join(TASKS)}; or give a Task of your own."
-    )
+    raise UsageError(f"There is no task {task!r}.", hint=f"{meant}Tasks: {', '.join(TASKS)}; or give a Task.")

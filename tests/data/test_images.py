@@ -223,7 +223,7 @@ def test_16_bits_in_colour_that_fill_the_range_are_kept():
 # colour and transparency
 
 
-def test_transparency_is_laid_over_black():
+def test_transparency_is_composited_over_black():
     alpha = Image.new("L", (WIDTH, HEIGHT), 255)
     alpha.paste(0, (0, 0, 40, HEIGHT))
     alpha.paste(128, (40, 0, 50, HEIGHT))
@@ -233,11 +233,11 @@ def test_transparency_is_laid_over_black():
         assert (grey[:, :40] == 0).all()
         assert np.abs(grey[:, 40:50] - SCENE[:, 40:50] * 128 / 255).max() <= 1
         np.testing.assert_array_equal(grey[:, 50:], SCENE[:, 50:])
-        assert describe_image(encode(image, "PNG")).notes == ("transparency laid over black",)
+        assert describe_image(encode(image, "PNG")).notes == ("transparency composited over black",)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB"])
-def test_a_transparent_value_is_laid_over_black(mode):
+def test_a_transparent_value_is_composited_over_black(mode):
     image = scene().point(lambda value: 90 if value < 90 else value).convert(mode)
     transparent = (90, 90, 90) if mode == "RGB" else 90
     if mode == "P":
@@ -416,9 +416,9 @@ NO_IMAGES = {
     "html": (b"\n <!DOCTYPE html><html><body>404</body></html>", "HTML page"),
     "text": (b"the radiograph is in the other folder\n", "text file"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "Git LFS pointer"),
-    "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "not read"),
-    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n", "not read"),
-    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="99" height="99"/>', "not read"),
+    "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "not supported"),
+    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n", "not supported"),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="99" height="99"/>', "not supported"),
     "jpeg": (b"\xff\xd8\xff\xe0", "damaged"),
     "png": (b"\x89PNG\r\n\x1a\n", "damaged"),
     "zeros": (bytes(5000), "not an image"),
@@ -440,7 +440,7 @@ def test_gif_and_real_eps_and_pdf_are_refused(tmp_path):
     for format in ("GIF", "EPS", "PDF"):
         path = tmp_path / f"{format}.jpg"
         scene().convert("RGB" if format != "GIF" else "L").save(path, format)
-        assert "not read" in refusal(path).message
+        assert "not supported" in refusal(path).message
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP", "BMP"])
@@ -479,7 +479,7 @@ def test_missing_folder_link_and_impossible_names(tmp_path):
     assert "is missing" in refusal(tmp_path / "absent.png").message
     assert "is a folder" in refusal(tmp_path).message
     (tmp_path / "link.png").symlink_to(tmp_path / "absent.png")
-    assert "link to nothing" in refusal(tmp_path / "link.png").message
+    assert "link to a missing file" in refusal(tmp_path / "link.png").message
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     assert "cannot be read" in refusal(tmp_path / "loop.png").message
     assert "cannot be read" in refusal(str(tmp_path / "nul\0.png")).message
@@ -546,7 +546,7 @@ def test_a_file_of_too_many_bytes_is_not_read(tmp_path, monkeypatch):
 def test_sizes_of_no_radiograph_are_refused(size):
     noise = np.random.default_rng(0).integers(0, 256, size[::-1], dtype=np.uint8)
     error = refusal(encode(Image.fromarray(noise), "PNG"))
-    assert f"{size[0]} x {size[1]} pixels" in error.message and "not an x-ray" in error.message
+    assert f"{size[0]} x {size[1]} pixels" in error.message and "does not look like a radiograph" in error.message
 
 
 @pytest.mark.parametrize("size", [(32, 32), (160, 32), (500, 100), (100, 500)])

@@ -1,4 +1,4 @@
-"""The input guard: what is noticed, what passes, and its numbers against an oracle."""
+"""The input check: which images have remarks, which have none, and its scores against an oracle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from covid_fastai.data.input_check import check_input, check_inputs, fit_look, o
 from covid_fastai.data.phantom import draw_phantom
 from covid_fastai.errors import ModelFormatError, UsageError
 
-PEOPLE = 40
+PATIENTS = 40
 
 
 def kinds(image) -> list[str]:
@@ -26,11 +26,11 @@ def kinds(image) -> list[str]:
 
 @pytest.fixture(scope="module")
 def radiographs() -> list[Image.Image]:
-    rngs = [np.random.default_rng([51, person]) for person in range(PEOPLE)]
+    rngs = [np.random.default_rng([51, patient]) for patient in range(PATIENTS)]
     return [Image.fromarray(draw_phantom(rng, image_size=128).image) for rng in rngs]
 
 
-def share(images, kind: str) -> float:
+def remark_fraction(images, kind: str) -> float:
     return float(np.mean([kind in kinds(image) for image in images]))
 
 
@@ -53,10 +53,10 @@ def test_gamma_makes_no_difference(radiographs):
     ],
 )
 def test_turned_and_inverted_radiographs_are_named(radiographs, turn, kind):
-    assert share([turn(image) for image in radiographs], kind) >= 0.85
+    assert remark_fraction([turn(image) for image in radiographs], kind) >= 0.85
 
 
-def test_the_text_says_how_it_is_turned(radiographs):
+def test_the_text_states_the_rotation(radiographs):
     usual = min(radiographs, key=lambda image: ood_score(shrink_picture(image)[None])[0])
     left = usual.transpose(Image.Transpose.ROTATE_90)  # Pillow turns against the clock
     right = usual.transpose(Image.Transpose.ROTATE_270)
@@ -64,7 +64,7 @@ def test_the_text_says_how_it_is_turned(radiographs):
     assert "upside down" in check_input(usual.transpose(Image.Transpose.ROTATE_180))[0].text
 
 
-def test_photographs_are_noticed_and_in_colour_by_their_colour():
+def test_photographs_have_a_remark_and_colour_ones_a_remark_on_colour():
     for pixels in load_sample_images().images:
         photograph = Image.fromarray(pixels)
         with io.BytesIO() as file:
@@ -95,7 +95,7 @@ def test_a_file_that_cannot_be_read_is_a_remark(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_table_a_row_an_image_in_order(radiographs, tmp_path, workers):
+def test_the_table_has_a_row_per_image_in_order(radiographs, tmp_path, workers):
     paths = [tmp_path / "b.png", tmp_path / "a.png", tmp_path / "absent.png"]
     radiographs[0].save(paths[0])
     radiographs[1].transpose(Image.Transpose.ROTATE_90).save(paths[1])
@@ -107,35 +107,35 @@ def test_a_table_a_row_an_image_in_order(radiographs, tmp_path, workers):
     assert "turned by 90 degrees" in table["remarks"][1] and check_inputs([]).empty
 
 
-# the usual look
+# the reference
 
 
-def test_strangeness_is_mahalanobis_within_and_distance_beside_the_components(tmp_path, monkeypatch):
+def test_ood_score_is_the_sum_of_hotellings_t_squared_and_q(tmp_path, monkeypatch):
     """The oracle is scikit-learn's PCA; the ranks are checked by their invariance."""
     rng = np.random.default_rng(0)
-    pictures = (rng.normal(size=(1200, 30)) @ rng.normal(size=(30, 256)) + rng.normal(size=(1200, 256))).reshape(
+    images = (rng.normal(size=(1200, 30)) @ rng.normal(size=(30, 256)) + rng.normal(size=(1200, 256))).reshape(
         -1, 16, 16
     )
-    look = fit_look(pictures)
-    ranks = input_check._ranks(pictures)
-    np.testing.assert_allclose(ranks, input_check._ranks(np.exp(pictures)))
+    look = fit_look(images)
+    ranks = input_check._ranks(images)
+    np.testing.assert_allclose(ranks, input_check._ranks(np.exp(images)))
     pca = PCA(input_check.COMPONENTS, svd_solver="full").fit(ranks)
-    along = pca.transform(ranks)
-    beside = ((ranks - pca.inverse_transform(along)) ** 2).sum(axis=1)
-    usual = beside.mean() / (256 - input_check.COMPONENTS)
+    scores = pca.transform(ranks)
+    residual = ((ranks - pca.inverse_transform(scores)) ** 2).sum(axis=1)
+    rest = residual.mean() / (256 - input_check.COMPONENTS)
     n = len(ranks)
-    oracle = (along**2 / (pca.explained_variance_ * (n - 1) / n)).sum(axis=1) + beside / usual
+    oracle = (scores**2 / (pca.explained_variance_ * (n - 1) / n)).sum(axis=1) + residual / rest
     monkeypatch.setattr(input_check, "_read_look", lambda: input_check._Look(**look))
-    np.testing.assert_allclose(ood_score(pictures), oracle / np.quantile(oracle, 0.99), rtol=1e-3)
-    assert (ood_score(pictures) > 1).mean() == pytest.approx(0.01, abs=0.001)
+    np.testing.assert_allclose(ood_score(images), oracle / np.quantile(oracle, 0.99), rtol=1e-3)
+    assert (ood_score(images) > 1).mean() == pytest.approx(0.01, abs=0.001)
 
 
-def test_too_few_pictures_give_no_look():
+def test_too_few_images_raise_an_error():
     with pytest.raises(UsageError, match="too few"):
         fit_look(np.zeros((100, 16, 16)))
 
 
-def test_a_damaged_look_is_an_error(tmp_path, monkeypatch):
+def test_a_damaged_reference_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(input_check, "LOOK", tmp_path / "input_check.safetensors")
     input_check._read_look.cache_clear()
     with pytest.raises(ModelFormatError, match="input_check.safetensors"):
@@ -149,18 +149,18 @@ def test_a_damaged_look_is_an_error(tmp_path, monkeypatch):
 @pytest.mark.realdata
 @pytest.mark.slow
 def test_few_false_alarms_and_few_turned_ones_missed_on_real_radiographs(real_data):
-    """The official TEST and the two external sets, none of which the look was made from."""
+    """The official TEST and the two external sets, none of which was used for the reference."""
     folders = ["external-adult", "external-actualmed", "coronahack-224/Coronahack-Chest-XRay-Dataset"]
     paths = [path for folder in folders[:2] for path in sorted((real_data / folder).rglob("*.*g"))]
     paths += sorted((real_data / folders[2]).rglob("test/*.jpeg"))[:200]
     assert check_inputs(paths)["flagged"].mean() < 0.05
     turned = [Image.open(path).convert("L").transpose(Image.Transpose.ROTATE_180) for path in paths]
-    assert share(turned, "turned") > 0.95
+    assert remark_fraction(turned, "turned") > 0.95
 
 
 @pytest.mark.realdata
 def test_half_of_the_laterals_pass(real_data):
-    """Four, of three patients: no figure worth its name, and the reason why no lateral is promised to be found."""
+    """Four images of three patients: too few for a metric; the documentation states that laterals can pass."""
     metadata = pd.read_csv(real_data / "cohen-metadata.csv")
     names = set(metadata.loc[metadata["view"] == "L", "filename"])
     paths = [path for path in (real_data / "coronahack-224").rglob("*.*g") if path.name in names]

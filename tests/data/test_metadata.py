@@ -311,7 +311,7 @@ def test_a_cohort_in_memory_can_be_read_again(simple):
         (None, {}, UsageError, "data is a NoneType"),
         (5, {}, UsageError, "data is a int"),
         ("dta.csv", {}, DataError, r"Did you mean .*data\.csv\?"),
-        ("nothing/at/all", {}, DataError, "There is no such name"),
+        ("nothing/at/all", {}, DataError, "no file or folder of a similar name"),
         (
             "data.csv",
             {"label_column": "lable"},
@@ -320,7 +320,7 @@ def test_a_cohort_in_memory_can_be_read_again(simple):
         ),
         ("data.csv", {"path_column": "IMAGE"}, DataError, r"Did you mean 'image'\?"),
         ("data.csv", {"patient_column": "zzz"}, DataError, "Its columns: 'image', 'label'"),
-        ("data.csv", {"image_root": "nowhere"}, DataError, "image_root nowhere is no folder"),
+        ("data.csv", {"image_root": "nowhere"}, DataError, "image_root=nowhere is not a folder"),
         ("data.csv", {"encoding": "utf-99"}, UsageError, "encoding='utf-99' is not known"),
         ("data.csv", {"on_problem": "ignore"}, UsageError, "on_problem='ignore' is not one of 'error', 'skip'"),
         ("data.csv", {"seed": -1}, UsageError, "seed=-1"),
@@ -333,7 +333,7 @@ def test_a_cohort_in_memory_can_be_read_again(simple):
         (".", {"label_column": "label"}, UsageError, "label_column does not apply"),
         (".", {}, DataError, r"neither CoronaHack .* Give the path of data\.csv"),
         (pd.DataFrame(), {}, DataError, "no rows"),
-        (pd.DataFrame({"image": ["a.png"], "x": [1]}), {}, DataError, "which column is the label"),
+        (pd.DataFrame({"image": ["a.png"], "x": [1]}), {}, DataError, "has no column that is known to hold the labels"),
         (pd.DataFrame([["a", "b", "c"]], columns=["image", "label", "label"]), {}, DataError, "column 'label' twice"),
     ],
 )
@@ -346,7 +346,7 @@ def test_what_cannot_be_read_says_what_to_do(simple, monkeypatch, data, options,
 
 def test_folders_without_images(tmp_path):
     (tmp_path / "Normal").mkdir()
-    assert "hold no images" in str(faults(tmp_path))
+    assert "have no images" in str(faults(tmp_path))
 
 
 # CSV files

@@ -122,7 +122,7 @@ def test_a_task_cannot_be_changed_through_what_it_was_made_of_or_gives_away():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"classes": "Normal"}, "one text"),
+        ({"classes": "Normal"}, "is a string"),
         ({"classes": ()}, "two or more"),
         ({"classes": ("Normal",)}, "two or more"),
         ({"classes": ("Normal", "Normal")}, "different"),
@@ -131,8 +131,8 @@ def test_a_task_cannot_be_changed_through_what_it_was_made_of_or_gives_away():
         ({"name": "a/b"}, "folder names"),
         ({"name": ""}, "folder names"),
         ({"name": ".hidden"}, "folder names"),
-        ({"positive": "covid"}, "positive='covid' is no class"),
-        ({"labels": {"virus": "Viral"}}, "'virus' is given the class 'Viral'"),
+        ({"positive": "covid"}, "positive='covid' is not a class"),
+        ({"labels": {"virus": "Viral"}}, "'virus' has the class 'Viral'"),
         ({"labels": {"COVID-19": "Normal"}}, "'COVID-19' has the classes 'COVID-19' and 'Normal'"),
         ({"labels": {"SARS": "Normal", "sars ": "COVID-19"}}, "'sars ' has the classes"),
         ({"labels": {"virus": "Normal", "viral": "COVID-19"}}, "'viral' has the classes"),

@@ -101,7 +101,7 @@ def test_what_can_be_carried_out_passes(choices):
 def test_a_data_set_that_is_not_there_comes_after_the_options(here):
     with pytest.raises(UsageError, match="The weights .* do not exist"):
         train_classifier("gone", weights="gone.pth")
-    with pytest.raises(CovidFastaiError, match="gone is not there"):
+    with pytest.raises(CovidFastaiError, match="gone does not exist"):
         train_classifier("gone", weights=None)
 
 

@@ -153,7 +153,7 @@ def test_doctor_names_versions_and_device(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
-        (["train", "gone"], 3, "gone is not there"),
+        (["train", "gone"], 3, "gone does not exist"),
         (["train", ".", "--imagesize", "3"], 2, "image-size"),
         (["train", ".", "--image-size", "3"], 2, "image_size=3"),
         (["train", ".", "--balance", "much"], 2, "sampler"),
