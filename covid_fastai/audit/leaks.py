@@ -55,7 +55,7 @@ class LeakAudit(ResultDisplay):
 
     def __str__(self) -> str:
         compared = f"{sum(self.images.values()):,} images of {len(self.images)} data set(s)"
-        copies = f"{self.groups['group'].nunique():,} groups with {len(self.groups):,} images are copies of each other."
+        copies = f"{self.groups['group'].nunique():,} groups of copies with {len(self.groups):,} images."
         skipped = f" {len(self.unreadable):,} images could not be read." if len(self.unreadable) else ""
         counts = self.crossings.to_string(index=False) if len(self.crossings) else ""
         return f"Leak audit of {compared}: {copies}{skipped}\n{counts}".strip()

@@ -251,8 +251,8 @@ def _of_cohort(cohort: Cohort) -> Iterator[Caveat]:
             yield Caveat(
                 "alarm",
                 f"Class and source are confounded: {name}.",
-                f"{100 * from_own:.0f}% of its images come from {own_sources}, which hold hardly any images of other "
-                "classes. Any difference between the collections (age, machine, projection, file format) separates "
+                f"{100 * from_own:.0f}% of its images come from {own_sources}, where the other classes have hardly any "
+                "images. Any difference between the collections (age, machine, projection, file format) separates "
                 "the classes without the lungs. A high AUC shows only that the collections can be separated.",
             )
             return

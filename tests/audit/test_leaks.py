@@ -42,7 +42,7 @@ def with_copy(cohort, path, person, *, edit, **facts) -> pd.DataFrame:
 def test_data_without_copies_have_no_group(cohort):
     audit = find_leaks(cohort)
     assert audit.groups.empty and audit.crossings.empty and audit.unreadable.empty
-    assert audit.images == {"cohort": PEOPLE} and "0 groups with 0 images" in str(audit)
+    assert audit.images == {"cohort": PEOPLE} and "0 groups of copies with 0 images" in str(audit)
     assert "0 groups" in audit._repr_html_()
     with pytest.raises(UsageError, match="nothing to plot"):
         plot_leak_groups(audit)
