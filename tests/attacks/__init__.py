@@ -1,1 +1,1 @@
-"""Faults that the package must survive: what was tried, and how it is seen that the guard is what helps."""
+"""Faults that the package must survive, and a check that each guard is what prevents its fault."""

@@ -1,4 +1,4 @@
-"""The catalogue of faults: what was tried, what is expected, and the test that tries it."""
+"""The catalogue of faults: each fault, the expected behaviour, and the test of it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One mechanism by which something goes wrong.
+    """One fault.
 
     Attributes:
-        section: Of the catalogue.
-        row: The catalogue's row that it belongs to, by its first words.
-        fault: What is done to the package.
-        expected: What it must do.
-        severity: S1 silent wrong answer, code execution or a leak; S2 lost work, crash or hang; S3 annoyance.
-        test: The test that tries it.
-        guard: What is taken out to see the test fail, by the name that marks it in the source; empty where the guard
-            is a library's, stands in several places, or is that a thing is not done at all.
+        section: The section of the catalogue.
+        row: The first words of the row of the catalogue that it belongs to.
+        fault: The input or event.
+        expected: The expected behaviour of the package.
+        severity: S1 wrong result without an error, code execution or a leak; S2 lost work, crash or hang; S3 nuisance.
+        test: The test of the fault.
+        guard: The name of the guard in the source without which the test fails; empty if the guard is in a library or
+            in several places, or if the package simply lacks the dangerous feature.
     """
 
     section: str
@@ -47,25 +47,24 @@ class Fault:
 
 
 def read_faults() -> list[Fault]:
-    """Return the faults in their order."""
+    """Return the faults in order."""
     with open(HERE / "catalogue.csv", encoding="utf-8", newline="") as file:
         return [Fault(**row) for row in csv.DictReader(file, delimiter="|", quoting=csv.QUOTE_NONE)]
 
 
 def as_markdown(faults: list[Fault]) -> str:
-    """Return the page that says what was tried."""
+    """Return the page with all faults."""
     guarded = sum(bool(fault.guard) for fault in faults)
     lines = [
-        "# Faults that were tried",
+        "# Tested faults",
         "",
-        f"{len(faults)} mechanisms, each with the behaviour that is expected of the package and the test of it;",
-        "the tests pass in CI. For "
-        f"{guarded} of them `python -m tests.attacks --guards` takes the guard out, in a copy, and demands that",
-        "the test then fails. Made from `tests/attacks/catalogue.csv` by `python -m tests.attacks`.",
+        f"{len(faults)} faults, each with the expected behaviour of the package and its test; the tests pass in CI.",
+        f"For {guarded} of them, `python -m tests.attacks --guards` removes the guard in a copy and checks that the",
+        "test then fails. Written from `tests/attacks/catalogue.csv` by `python -m tests.attacks`.",
     ]
     for section, title in SECTIONS.items():
         rows = [fault for fault in faults if fault.section == section]
-        lines += ["", f"## {title}", "", "| what is done | what must happen | severity | test | guard taken out |"]
+        lines += ["", f"## {title}", "", "| fault | expected behaviour | severity | test | guard |"]
         lines += ["| --- | --- | --- | --- | --- |"]
         for fault in rows:
             file, test = fault.test.split("::")

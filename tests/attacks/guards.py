@@ -1,13 +1,13 @@
-"""The guards: statements of the source that keep a fault out, and what the source is like without one.
+"""The guards, which are statements of the source that prevent a fault, and the source without one of them.
 
-A guard is marked by a comment on its statement, or on the line above it: `# guard: pixels`. Taking it out changes the
-syntax tree, never the text, so that a marked line can be reworded. What a guard becomes:
+A guard is marked by a comment on its statement or on the line above it: `# guard: pixels`. Removing it changes the
+syntax tree, not the text, so that a marked line can be reworded. Without a guard:
 
 - an `if` is never true, an `except` catches nothing, any other statement does nothing;
-- or what `WITHOUT` says: `if CONDITION:` and `with ITEMS:` replace the head of the statement, `+ CODE` is added behind
-  it, and any other code stands in its place.
+- or the entry in `WITHOUT` applies: `if CONDITION:` and `with ITEMS:` replace the head of the statement, `+ CODE` is
+  added after it, and any other code replaces it.
 
-`python -m tests.attacks --guards` takes out one at a time, in a copy, and demands that the fault's test then fails.
+`python -m tests.attacks --guards` removes one guard at a time in a copy, and checks that the fault's test then fails.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ class Guard:
     """A marked statement.
 
     Attributes:
-        name: The word behind `guard:`.
+        name: The word after `guard:`.
         path: The file.
-        line: The line that the statement starts in, from 1.
+        line: The line in which the statement starts, from 1.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Guard:
 
 
 def find_guards(root: Path) -> dict[str, Guard]:
-    """Return every guard of a checkout by name; a name that is marked twice is an error."""
+    """Return every guard of a repository by name; a name that is used twice is an error."""
     guards: dict[str, Guard] = {}
     for path in [*sorted((root / "covid_fastai").rglob("*.py")), root / "tests" / "conftest.py"]:
         for name, line in _markers(path.read_text(encoding="utf-8")):
@@ -126,8 +126,8 @@ def take_out(text: str, guard: Guard) -> str:
 
 
 def _markers(text: str) -> list[tuple[str, int]]:
-    """Return the marked names, each with the line that its statement starts in."""
-    found = []
+    """Return the marked names, each with the line in which its statement starts."""
+    markers = []
     starts = sorted(
         {node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.stmt | ast.excepthandler)}
     )
@@ -137,12 +137,12 @@ def _markers(text: str) -> list[tuple[str, int]]:
             row, column = token.start
             alone = not token.line[:column].strip()
             line = min(start for start in starts if start > row) if alone else max(s for s in starts if s <= row)
-            found += [(name, line) for name in match[1].split(", ")]
-    return found
+            markers += [(name, line) for name in match[1].split(", ")]
+    return markers
 
 
 class _Taker(ast.NodeTransformer):
-    """Take one guard out of a syntax tree."""
+    """Remove one guard from a syntax tree."""
 
     def __init__(self, guard: Guard):
         self.guard, self.changed = guard, 0
@@ -155,7 +155,7 @@ class _Taker(ast.NodeTransformer):
 
 
 def _without(node: ast.AST, code: str | None) -> ast.AST | list[ast.AST]:
-    """Return what stands in the place of a statement whose guard is taken out."""
+    """Return the replacement of a guarded statement."""
     if isinstance(node, ast.ExceptHandler):
         node.type = ast.Name("ZeroDivisionError", ast.Load())
     elif isinstance(node, ast.If):
@@ -172,6 +172,6 @@ def _without(node: ast.AST, code: str | None) -> ast.AST | list[ast.AST]:
 
 
 def _parse_statements(code: str) -> list[ast.stmt]:
-    """Parse statements that may hold a `return`."""
+    """Parse statements, which may contain a `return`."""
     lines = "".join(f"    {line}\n" for line in code.splitlines())
     return ast.parse(f"def place():\n{lines}").body[0].body

@@ -1,7 +1,7 @@
-"""Kill -9 at random moments: `python -m tests.attacks.kills train --times 20`, and `save`.
+"""Kill processes at random times with SIGKILL: `python -m tests.attacks.kills train --times 20`, or `save`.
 
-torch is imported once; each try is a fork, which is killed. What is left must be whole, and what is resumed must end as
-one that was never killed. The last line is JSON.
+torch is imported once; each attempt is a fork, which is killed. Files that remain must be complete, and a resumed
+training must give the result of one that was never killed. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from covid_fastai.model.schedule import fit
 
 
 def train(folder: Path) -> None:
-    """Train a tiny network with everything that has a state, going on where it stands; leave weights and rates."""
+    """Train a small network with every kind of state, resuming from its checkpoints; write its weights and rates."""
     numbers = np.random.default_rng(0)
     x = torch.tensor(numbers.normal(size=(64, 1, 8, 8)), dtype=torch.float32)
     items = list(zip(x, torch.tensor(numbers.integers(0, 3, 64)), strict=True))
@@ -63,7 +63,7 @@ def train(folder: Path) -> None:
 
 
 class Slow(Callback):
-    """Makes a step long enough to be killed in."""
+    """Make a step long enough to be killed in."""
 
     def after_batch(self):
         """Wait."""
@@ -71,7 +71,7 @@ class Slow(Callback):
 
 
 def save_over_and_over(folder: Path) -> None:
-    """Save one of two models over the other, until somebody kills the process."""
+    """Save two models in turn to one folder, until the process is killed."""
     dls = empty_dataloaders(classes=["a", "b"], image_size=32, positive="b", device="cpu")
     learn = build_learner(dls, weights=None)
     number = 0
@@ -82,11 +82,11 @@ def save_over_and_over(folder: Path) -> None:
 
 
 def fork(work: Callable[[Path], None], folder: Path) -> int:
-    """Begin some work in a child, and return its process number."""
+    """Start work in a child process, and return its process id."""
     child = os.fork()
     if child:
         return child
-    with open(folder / "log", "a") as log:  # what goes wrong in it is to be read
+    with open(folder / "log", "a") as log:  # for the child's error messages
         os.dup2(log.fileno(), 2)
         os.dup2(log.fileno(), 1)
     status = 1
@@ -98,12 +98,12 @@ def fork(work: Callable[[Path], None], folder: Path) -> int:
 
 
 def kill_trainings(times: int, root: Path, rng: random.Random) -> dict:
-    """Kill trainings `times` times in all, finish each, and compare it with one that was not killed."""
-    whole = root / "whole"
-    whole.mkdir()
+    """Kill trainings `times` times in total, finish each, and compare the results with one that was not killed."""
+    undisturbed = root / "whole"
+    undisturbed.mkdir()
     begun = time.monotonic()
-    assert os.waitpid(fork(train, whole), 0)[1] == 0, (whole / "log").read_text()[-2000:]
-    seconds, wanted = time.monotonic() - begun, load_file(whole / "done.safetensors")
+    assert os.waitpid(fork(train, undisturbed), 0)[1] == 0, (undisturbed / "log").read_text()[-2000:]
+    seconds, expected = time.monotonic() - begun, load_file(undisturbed / "done.safetensors")
     kills = runs = unreadable = different = 0
     while kills < times:
         folder = root / f"run-{runs}"
@@ -116,13 +116,16 @@ def kill_trainings(times: int, root: Path, rng: random.Random) -> dict:
             kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
         if not (folder / "done.safetensors").exists():
             unreadable += os.waitpid(fork(train, folder), 0)[1] != 0
-        found = load_file(folder / "done.safetensors") if (folder / "done.safetensors").exists() else {}
-        different += found.keys() != wanted.keys() or not all(torch.equal(found[key], wanted[key]) for key in wanted)
+        done = folder / "done.safetensors"
+        result = load_file(done) if done.exists() else {}
+        different += result.keys() != expected.keys() or not all(
+            torch.equal(result[key], expected[key]) for key in expected
+        )
     return {"kills": kills, "runs": runs, "unreadable": unreadable, "different": different}
 
 
 def kill_savings(times: int, root: Path, rng: random.Random) -> dict:
-    """Kill a process that saves `times` times; after each the model must be there, whole, and one of the two."""
+    """Kill a saving process `times` times; each time the folder must have one of the two models, complete."""
     child = fork(save_over_and_over, root)
     while not (root / "model").is_dir():
         time.sleep(0.01)
@@ -145,16 +148,16 @@ def kill_savings(times: int, root: Path, rng: random.Random) -> dict:
 
 
 def main() -> None:
-    """Kill as often as is asked for, and print what came of it."""
+    """Kill as often as requested, and print the counts."""
     parser = argparse.ArgumentParser(prog="python -m tests.attacks.kills", description=__doc__)
     parser.add_argument("what", choices=["train", "save"])
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    torch.set_num_threads(1)  # a fork does not inherit the others
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # a fork does not inherit other threads
     with tempfile.TemporaryDirectory() as folder:
-        kill = {"train": kill_trainings, "save": kill_savings}[given.what]
-        print(json.dumps(kill(given.times, Path(folder), random.Random(given.seed))))
+        kill = {"train": kill_trainings, "save": kill_savings}[arguments.what]
+        print(json.dumps(kill(arguments.times, Path(folder), random.Random(arguments.seed))))
 
 
 if __name__ == "__main__":

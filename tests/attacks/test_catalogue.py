@@ -1,4 +1,4 @@
-"""The catalogue is whole: every row of it is tried, every test is there, every guard stands where it is said to."""
+"""The catalogue is complete: every row has a fault, every test exists, and every guard is marked in the source."""
 
 from __future__ import annotations
 
@@ -45,38 +45,38 @@ def functions_of(file: str) -> set[str]:
 
 
 def rows_of(section: str) -> set[str]:
-    text = ROWS[section].replace("`;`", "`\0`")  # the one row whose name holds the separator
+    text = ROWS[section].replace("`;`", "`\0`")  # the only row whose name contains the separator
     return {row.replace("\0", ";") for row in text.split(";")}
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_row_is_tried(section):
+def test_every_row_has_a_fault(section):
     assert {fault.row for fault in FAULTS if fault.section == section} == rows_of(section)
 
 
-def test_there_are_many_and_each_is_another():
+def test_there_are_many_faults_and_all_differ():
     assert len(FAULTS) >= 200 and len({fault.fault for fault in FAULTS}) == len(FAULTS)
     assert {fault.severity for fault in FAULTS} == {"S1", "S2", "S3"}
     assert all(fault.section in SECTIONS and fault.expected for fault in FAULTS)
 
 
 @pytest.mark.parametrize("test", sorted({fault.test for fault in FAULTS}))
-def test_the_test_is_there(test):
+def test_the_test_exists(test):
     file, name = test.split("::")
     assert name in functions_of(file)
 
 
 @pytest.mark.parametrize("name", GUARDS)
-def test_a_guard_can_be_taken_out_and_a_fault_names_it(name):
+def test_a_guard_can_be_removed_and_a_fault_names_it(name):
     text = GUARDS[name].path.read_text(encoding="utf-8")
     without = ast.parse(take_out(text, GUARDS[name]))
     assert ast.dump(without) != ast.dump(ast.parse(text))
     assert any(fault.guard == name for fault in FAULTS)
 
 
-def test_every_guard_that_is_named_is_marked():
+def test_every_named_guard_is_marked():
     assert {fault.guard for fault in FAULTS if fault.guard} == set(GUARDS) and set(WITHOUT) <= set(GUARDS)
 
 
-def test_the_page_is_that_of_the_catalogue():
+def test_the_page_is_written_from_the_catalogue():
     assert PAGE.read_text(encoding="utf-8") == as_markdown(FAULTS), "run python -m tests.attacks"

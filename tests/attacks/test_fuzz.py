@@ -1,4 +1,4 @@
-"""Some seconds of changed files; `python -m tests.attacks.fuzz` goes on for as long as one likes."""
+"""Some seconds of fuzzing; `python -m tests.attacks.fuzz` runs longer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kill -9, a few times here; `python -m tests.attacks.kills` kills as often as one likes."""
+"""SIGKILL, a few times; `python -m tests.attacks.kills` kills more often."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_model_that_is_saved_repeatedly_is_complete_at_any_time():
 
 
 def test_a_model_that_was_being_replaced_is_restored(tmp_path):
-    """The one moment in which there is no model of that name."""
+    """Between the two renames there is no model of that name."""
     model = write_small_model(tmp_path / "model")
     model.rename(tmp_path / ".model.unfinished-abc-old")
     (tmp_path / ".model.unfinished-abc").mkdir()

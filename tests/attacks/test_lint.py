@@ -1,4 +1,4 @@
-"""What no code here may do: read a pickle, run what was read, unpack an archive, or speak with another host."""
+"""Calls that no code here may contain: reading pickles, executing read text, unpacking archives, contacting hosts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted(
     path for name in ("covid_fastai", "benchmarks", "pretraining", "nbs") for path in (ROOT / name).rglob("*.py")
 )
-AUDITED = ROOT / "covid_fastai" / "model" / "weight_files.py"  # torch's own files, with weights_only=True
+AUDITED = ROOT / "covid_fastai" / "model" / "weight_files.py"  # reads torch's files, with weights_only=True
 CALLS = {"load_learner", "read_pickle", "unpack_archive", "extractall", "untar_data", "eval", "exec", "system", "popen"}
 MODULES = {"pickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
 OPTIONS = {"shell": True, "verify": False, "trust_remote_code": True, "allow_pickle": True, "weights_only": False}
 
 
 def unsafe(tree: ast.AST, *, audited: bool = False, packaged: bool = True) -> list[str]:
-    """Return what is unsafe in a module, a line each."""
+    """Return the unsafe calls and imports of a module, one line each."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -64,7 +64,7 @@ def test_the_lint_detects_unsafe_calls(line):
 
 
 def test_tests_cannot_reach_another_host():
-    """`tests/conftest.py` lets nothing through but the loopback interface; 192.0.2.1 is nobody's (RFC 5737)."""
+    """`tests/conftest.py` allows the loopback interface only; 192.0.2.1 is a documentation address (RFC 5737)."""
     with pytest.raises(RuntimeError, match="192.0.2.1"):
         socket.create_connection(("192.0.2.1", 80), timeout=1)
     with socket.create_server(("127.0.0.1", 0)) as server:

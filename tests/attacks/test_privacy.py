@@ -1,4 +1,4 @@
-"""What stands in images, tables and names of files goes nowhere that it was not asked to."""
+"""Personal data in images, tables and file names do not reach the outputs of a training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IN_IMAGE, IN_COLUMN = "DOE^JOHN", "ROE^JANE"
 
 
 def write_data(folder: Path) -> Path:
-    """24 radiographs with a name in EXIF, text chunks and (of half of them) DICOM tags, and a CSV with one more."""
+    """Write 24 radiographs with a name in EXIF, PNG text or JPEG comments, and a CSV with another name."""
     folder.mkdir()
     rows = []
     for number in range(24):
@@ -37,20 +37,20 @@ def write_data(folder: Path) -> Path:
 
 
 def everything(path: Path) -> bytes:
-    """Return a file's bytes, and what is packed in it: PNG chunks, archives, safetensors are plain."""
+    """Return a file's bytes, with the decompressed content of archives and PNG text chunks."""
     content = path.read_bytes()
-    found = [content]
+    parts = [content]
     if content.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            found += [archive.read(name) for name in archive.namelist()]
+            parts += [archive.read(name) for name in archive.namelist()]
     place = content.find(b"zTXt")
     while place >= 0:  # compressed text
         try:
-            found.append(zlib.decompress(content[content.index(b"\0", place) + 2 :]))
-        except (zlib.error, ValueError):  # the four letters stand in base64 by chance
+            parts.append(zlib.decompress(content[content.index(b"\0", place) + 2 :]))
+        except (zlib.error, ValueError):  # the four letters occur in base64 by chance
             pass
         place = content.find(b"zTXt", place + 4)
-    return b"\n".join(found)
+    return b"\n".join(parts)
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_a_training_writes_no_text_from_its_images(tmp_path, monkeypatch, caplog
     assert len(written) > 20
     for path in written:
         assert IN_IMAGE.encode() not in everything(path), path
-    # the CSV's other columns go into the run's own copy of the rows and nowhere else
+    # the other columns of the CSV are written to the run's copy of the rows only
     assert {path.name for path in written if IN_COLUMN.encode() in everything(path)} == {"cohort.csv"}
     out, err = capfd.readouterr()
     assert IN_IMAGE not in caplog.text + out + err and IN_COLUMN not in caplog.text + out + err

@@ -1,4 +1,4 @@
-"""What holds for any input: options, tables, intervals (Hypothesis). Splits are in tests/data/test_splits.py."""
+"""Properties for any options, tables and intervals (Hypothesis). Those of splits are in tests/data/test_splits.py."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_metrics_and_intervals_of_any_table(data, n):
         value, low, high = row["value"], row["low"], row["high"]
         if not math.isfinite(value):
             assert not math.isfinite(low) and not math.isfinite(high), (
-                "a figure that cannot be estimated has no interval"
+                "a metric that cannot be computed has no interval"
             )
             continue
         assert row["metric"] == "log_loss" or -1e-9 <= value <= 1 + 1e-9, row

@@ -1,4 +1,4 @@
-"""Trainings that are killed, short of memory or disk, lied to, or set against each other (section 4d)."""
+"""Trainings that are killed, out of memory or disk space, or given planted files (section 4d)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = pytest.mark.skipif(
 
 
 class FillsTheMemory(Callback):
-    """Ends a step as a full memory does, as long as batches have more images than fit."""
+    """Raise an out-of-memory error in every training batch with more than `most` images."""
 
     order = 80
 
@@ -46,12 +46,12 @@ KINDS = ["CUDA", "the CPU's allocator", "Python"]
 MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
-    MemoryError("no room"),  # with a word: fastai takes the first argument of whatever a callback raises
+    MemoryError("no room"),  # with a text: fastai needs the first argument of an exception in a callback
 ]
 
 
 @pytest.mark.parametrize(
-    "error", [MEMORY[0], *(pytest.param(one, marks=pytest.mark.slow) for one in MEMORY[1:])], ids=KINDS
+    "error", [MEMORY[0], *(pytest.param(error, marks=pytest.mark.slow) for error in MEMORY[1:])], ids=KINDS
 )
 def test_out_of_memory_halves_the_batch_and_is_reported(error, phantom_root, tmp_path, caplog):
     callback = FillsTheMemory(5, error)
@@ -90,7 +90,7 @@ def test_a_run_with_halved_batches_resumes_with_them(phantom_root, tmp_path):
 
 
 def test_a_planted_model_file_is_never_loaded(phantom_root, tmp_path):
-    """fastai's SaveModelCallback would load `models/model.pth` where no epoch was the best one."""
+    """fastai's SaveModelCallback would load `models/model.pth` if no epoch was the best one."""
     canary = tmp_path / "executed"
 
     class Hostile:
@@ -112,9 +112,9 @@ def test_a_planted_model_file_is_never_loaded(phantom_root, tmp_path):
 def test_a_class_with_a_single_patient_stops_before_training(phantom_root, tmp_path):
     rows = pd.read_csv(phantom_root / "Chest_xray_Corona_Metadata.csv", keep_default_na=False)
     ill = rows["Label_2_Virus_category"] == "COVID-19"
-    one = rows[(rows["Label"] == "Normal") | (rows["patient"] == rows.loc[ill, "patient"].iloc[0])]
+    single = rows[(rows["Label"] == "Normal") | (rows["patient"] == rows.loc[ill, "patient"].iloc[0])]
     shutil.copytree(phantom_root, tmp_path / "data", symlinks=True)
-    one.to_csv(tmp_path / "data" / "Chest_xray_Corona_Metadata.csv", index=False)
+    single.to_csv(tmp_path / "data" / "Chest_xray_Corona_Metadata.csv", index=False)
     with pytest.raises(DataError, match="COVID-19"):
         train_classifier(tmp_path / "data", out=tmp_path / "run", **QUICK)
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -156,7 +156,7 @@ def test_a_signal_ends_a_training_cleanly(number, status, phantom_root, tmp_path
 @pytest.mark.slow
 @ROOT
 def test_a_full_disk_damages_no_existing_file(phantom_root, tmp_path):
-    """A disk of 60 MB: the checkpoints of a ResNet-18 do not fit, which is seen before anything is trained."""
+    """The checkpoints of a ResNet-18 do not fit on a disk of 60 MB, which is detected before training."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "none", str(disk)]).returncode:
@@ -164,16 +164,16 @@ def test_a_full_disk_damages_no_existing_file(phantom_root, tmp_path):
     try:
         with pytest.raises(ResourceError, match="MiB are free, the checkpoints need"):
             train_classifier(phantom_root, out=disk / "run", **QUICK)
-        kept = disk / "run" / "cohort.csv"
-        before = kept.read_bytes()
+        existing = disk / "run" / "cohort.csv"
+        before = existing.read_bytes()
         with open(disk / "filler", "wb") as file, pytest.raises(OSError):
             while True:
                 file.write(bytes(1 << 20))
         from covid_fastai.files import write_csv
 
         with pytest.raises(ResourceError, match="could not be written|cannot be written"):
-            write_csv(kept, pd.DataFrame({"a": range(100_000)}))
-        assert kept.read_bytes() == before and not list(disk.rglob("*.part"))
+            write_csv(existing, pd.DataFrame({"a": range(100_000)}))
+        assert existing.read_bytes() == before and not list(disk.rglob("*.part"))
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
