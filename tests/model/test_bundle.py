@@ -1,4 +1,4 @@
-"""The saved model: it answers as it did, and nothing that was damaged, changed or planted is taken for one."""
+"""The saved model: its outputs are unchanged, and damaged, changed or planted files are refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def loaders(cohort, **options):
 
 @pytest.fixture(scope="module")
 def learn(cohort, tmp_path_factory) -> Learner:
-    """A learner that has seen some batches, so that its BatchNorm statistics are its own."""
+    """Return a learner that ran on some batches, so that its BatchNorm statistics are not the initial ones."""
     with no_random(0):
         learn = build_learner(loaders(cohort), arch="resnet18", weights=None, path=tmp_path_factory.mktemp("run"))
         learn.unfreeze()
@@ -69,7 +69,7 @@ def saved(learn, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(saved, tmp_path) -> Path:
-    """A copy to spoil; weights and ONNX are links, so whoever writes to them must replace the file."""
+    """Return a copy to modify; weights and ONNX are hard links, so a test must replace these files."""
     made = tmp_path / "model"
     made.mkdir()
     shutil.copy(saved / "config.json", made)
@@ -84,7 +84,7 @@ def probabilities(learn, rows):
 
 
 def edit(folder, *, seal=True, **changes):
-    """Change fields of config.json (`golden__probabilities` reaches into golden), and make its fingerprint fit."""
+    """Change fields of config.json (`golden__probabilities` is a field of golden), and update its fingerprint."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     for name, value in changes.items():
@@ -100,7 +100,7 @@ def edit(folder, *, seal=True, **changes):
 
 
 def put_weights(folder, content: bytes):
-    """Exchange the weights, and make config.json agree, as somebody would who means harm."""
+    """Replace the weights and update config.json, as an attacker would."""
     path = folder / "model.safetensors"
     path.unlink()
     path.write_bytes(content)
@@ -147,7 +147,7 @@ def test_the_folder_has_three_files_without_pickle(saved, cohort):
 
 
 def test_the_origin_of_initial_weights_has_no_path(saved, cohort, tmp_path):
-    """A saved model serves as weights for the next one; where it lay does not travel with it."""
+    """A saved model can be the initial weights of another one, whose files do not contain its path."""
     next_one = build_learner(loaders(cohort), weights=saved)
     config = read_config(save_model(next_one, tmp_path / "next", onnx=False) / "config.json")
     assert config.weights.origin == "model.safetensors" and config.weights.name == "file"
@@ -190,7 +190,7 @@ def test_saving_does_not_change_the_learner(learn, saved, tmp_path):
 
 
 def test_a_temperature_is_applied_to_every_saved_file(learn, saved, cohort, tmp_path):
-    """Whoever reads the folder gets calibrated probabilities, and a second temperature counts from the first on."""
+    """Every reader of the folder gets calibrated probabilities, and a second temperature multiplies the first."""
     rows = cohort[cohort["split"] == "test"]
     plain = probabilities(load_model(saved, device="cpu"), rows)
     warm = load_model(save_model(learn, tmp_path / "a", temperature=2, onnx=False), device="cpu")
@@ -203,9 +203,9 @@ def test_a_temperature_is_applied_to_every_saved_file(learn, saved, cohort, tmp_
 def test_threshold_temperature_and_manifest_are_kept_while_the_weights_are_the_same(saved, tmp_path):
     manifest = tmp_path / "training.manifest.safetensors"
     manifest.write_bytes(b"these images")
-    kept = {"threshold": 0.3, "temperature": 1.0, "training_manifest": ""}
+    expected = {"threshold": 0.3, "temperature": 1.0, "training_manifest": ""}
     again = load_model(saved, device="cpu")
-    assert {name: getattr(again.facts.bundle, name) for name in kept} == kept
+    assert {name: getattr(again.facts.bundle, name) for name in expected} == expected
     noted = save_model(again, tmp_path / "a", training_manifest=manifest, onnx=False)
     noted = load_model(noted, device="cpu")
     assert noted.facts.bundle.training_manifest == hashlib.sha256(b"these images").hexdigest()
@@ -285,13 +285,13 @@ def test_refuses_a_folder_with_other_files(learn, tmp_path):
 
 def test_refuses_a_model_with_nan(learn, tmp_path):
     weight = learn.model[1][-1].weight
-    kept = weight.detach().clone()
+    original = weight.detach().clone()
     try:
         weight.data[0, 0] = float("nan")
         with pytest.raises(DivergenceError, match="1.4.weight"):
             save_model(learn, tmp_path / "model")
     finally:
-        weight.data.copy_(kept)
+        weight.data.copy_(original)
     assert not list(tmp_path.iterdir())
 
 
@@ -488,7 +488,7 @@ def test_a_missing_device_is_not_an_error_of_the_file(saved):
 
 
 def test_the_golden_image_never_changes():
-    """Models that lie on disks were tested with this very picture."""
+    """Models that were saved before have this image in their self-test."""
     image = golden_image(224)
     assert image.shape == (224, 224) and image.dtype == np.uint8 and image.std() > 30
     assert hashlib.sha256(image.tobytes()).hexdigest()[:16] == "480bdaa3c5186569"

@@ -1,4 +1,4 @@
-"""The model card: metadata that the Hub reads, and the findings that are shown beside every answer."""
+"""The model card: the metadata for the Hub, and the findings that are shown with every prediction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is killed goes on as if nothing had happened, and what is damaged is found."""
+"""Checkpoints: a killed training resumes to the same result, and damaged checkpoints are detected."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ CLASSES = 3
 
 
 class Killed(Exception):
-    """Stands for a process that ends."""
+    """Raised in place of the end of a process."""
 
 
 class KillAfter(Callback):
-    """Ends the training at the first step after so many epochs, of all phases."""
+    """End the training at the first step after a number of epochs of all phases."""
 
     order = 99
 
@@ -54,7 +54,7 @@ class KillAfter(Callback):
 
 
 class Jitter(Callback):
-    """Draws from all three global generators, as augmentations do."""
+    """Use all three global random generators, as augmentations do."""
 
     def before_batch(self):
         if self.training:
@@ -63,7 +63,7 @@ class Jitter(Callback):
 
 
 def make_learner(tmp_path, seed=0) -> Learner:
-    """A tiny network with everything that has a state: BatchNorm, dropout, two groups, shuffled batches."""
+    """Return a small network with every kind of state: BatchNorm, dropout, two groups, shuffled batches."""
     numbers = np.random.default_rng(0)
     x = torch.tensor(numbers.normal(size=(40, 1, 8, 8)), dtype=torch.float32)
     items = list(zip(x, torch.tensor(numbers.integers(0, CLASSES, 40)), strict=True))

@@ -1,4 +1,4 @@
-"""Several processes: two of them on this machine's CPU, speaking through gloo."""
+"""Distributed training with two processes on the CPU, with gloo."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytest.importorskip("accelerate", reason="the extra distributed is not installed
 OPTIONS = ["--image-size", "32", "--batch-size", "16", "--weights", "none", "--device", "cpu", "--precision", "fp32"]
 OPTIONS += ["--no-audit", "--num-workers", "0", "--frozen-epochs", "1"]
 
-# A model without BatchNorm, whole epochs in one step: two halves must take the very step of the whole.
+# A model without BatchNorm and one step per epoch: two processes must take exactly the step of one.
 LEARN = """
 import json, os, sys
 import torch
@@ -44,12 +44,12 @@ from covid_fastai.model.schedule import fit
 
 N = 16
 
-class Seen(Callback):
+class BatchRecorder(Callback):
     order = 90
-    def before_fit(self): self.learn.seen = []
+    def before_fit(self): self.learn.targets = []
     def after_batch(self):
-        if self.training: self.learn.seen[-1].extend(self.yb[0].tolist())
-    def before_train(self): self.learn.seen.append([])
+        if self.training: self.learn.targets[-1].extend(self.yb[0].tolist())
+    def before_train(self): self.learn.targets.append([])
 
 with join_processes("cpu") as world, no_random(0):
     torch.manual_seed(5)
@@ -58,17 +58,17 @@ with join_processes("cpu") as world, no_random(0):
     sets = Datasets(range(N + 6), tfms=[[lambda i: x[i]], [lambda i: torch.tensor(float(i))]], splits=splits)
     options = {"bs": batch_per_process(N), "num_workers": 0}
     loaders = [RadiographDL(sets.train, shuffle=True, **options), RadiographDL(sets.valid, **options)]
-    torch.manual_seed(0 if is_main_process() else 77)  # the first process's weights are everybody's
+    torch.manual_seed(0 if is_main_process() else 77)  # the others get the weights of the main process
     model = nn.Sequential(nn.Linear(12, 8), nn.Sequential(nn.Tanh(), nn.Linear(8, 1)))
     loss = lambda p, y: ((p[:, 0] - y / 9) ** 2).mean()
     split = lambda m: [list(m[0].parameters()), list(m[1].parameters())]
-    learn = Learner(DataLoaders(*loaders, path=sys.argv[1]), model, loss_func=loss, splitter=split, cbs=Seen())
+    learn = Learner(DataLoaders(*loaders, path=sys.argv[1]), model, loss_func=loss, splitter=split, cbs=BatchRecorder())
     check_same_everywhere("The data", x.tolist())
     fit(learn, frozen_epochs=2, unfrozen_epochs=3, lr_ratio=1, out=sys.argv[1])
-    said = {"seen": learn.seen, "weights": [p.flatten().tolist() for p in learn.model.parameters()], "world": world,
-            "losses": learn.facts.history["valid_loss"].tolist(), "kind": type(learn.model).__name__}
-    with open(f"{sys.argv[1]}/said-{os.environ.get('RANK', 0)}.json", "w") as file:
-        json.dump(said, file)
+    result = {"targets": learn.targets, "weights": [p.flatten().tolist() for p in learn.model.parameters()], "world": world,
+              "losses": learn.facts.history["valid_loss"].tolist(), "kind": type(learn.model).__name__}
+    with open(f"{sys.argv[1]}/result-{os.environ.get('RANK', 0)}.json", "w") as file:
+        json.dump(result, file)
 """
 
 
@@ -84,17 +84,17 @@ def launch(processes: int, *command, cwd) -> subprocess.Popen:
 @pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path):
     (tmp_path / "learn.py").write_text(textwrap.dedent(LEARN))
-    said = {}
+    results = {}
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
         process = launch(processes, "learn.py", folder, cwd=tmp_path)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err[-3000:]
-        said[processes] = [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(processes)]
-    alone, (first, second) = said[1][0], said[2]
+        results[processes] = [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(processes)]
+    alone, (first, second) = results[1][0], results[2]
     assert (alone["world"], first["world"], first["kind"]) == (1, 2, "Sequential")
-    for mine, theirs, whole in zip(first["seen"], second["seen"], alone["seen"], strict=True):
+    for mine, theirs, whole in zip(first["targets"], second["targets"], alone["targets"], strict=True):
         assert len(mine) == len(theirs) == 8 and sorted(mine + theirs) == sorted(whole) == list(map(float, range(16)))
     assert first["weights"] == second["weights"]
     for ours, theirs in zip(first["weights"], alone["weights"], strict=True):
@@ -122,7 +122,7 @@ def test_a_killed_process_ends_the_run_which_can_be_resumed(phantom_root, tmp_pa
     resumed = launch(2, "-m", "covid_fastai", "train", "--resume", tmp_path / "run", cwd=tmp_path)
     out, err = resumed.communicate(timeout=200)
     assert resumed.returncode == 0, err[-3000:]
-    assert out.count("Held-out patients") == 1, "the first process alone says the figures"
+    assert out.count("Held-out patients") == 1, "only the main process prints the metrics"
     run = read_run(tmp_path / "run")
     used, held_out = run.cohort[run.cohort["split"].isin(["train", "valid"])], run.cohort.query("split == 'valid'")
     assert used.groupby("patient")["split"].nunique().max() == 1

@@ -1,4 +1,4 @@
-"""Features of a frozen body: the same training as with images, and the body asked once."""
+"""Features of a frozen body: the training is the same as with images, and the body runs once."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from covid_fastai.model.schedule import fit
 
 
 class Looks(Callback):
-    """A user's callback, of which nobody knows what it looks at."""
+    """A user's callback, which may use images or the body."""
 
 
 class LooksNot(Callback):
-    """One that says that it looks at no image."""
+    """A user's callback that declares that it does not use images."""
 
     needs_body = False
 
@@ -36,12 +36,14 @@ def make_learner(cohort, tmp_path, *, callbacks=(), augmentation="none", dropout
             cohort, image_size=32, batch_size=8, augmentation=augmentation, num_workers=0, device="cpu", balance=balance
         )
         learn = build_learner(dls, weights=None, precision="fp32", path=tmp_path, callbacks=callbacks, **options)
-    learn.model[1][-2].p = dropout  # its draws come at other points of the generator's stream than with images
+    learn.model[1][
+        -2
+    ].p = dropout  # its random numbers come at other positions of the generator's stream than with images
     return learn
 
 
 def train(learn, **options):
-    """Train, and count the images that the body saw, in training and in evaluation mode of the head."""
+    """Train, and count the images that the body processes, with the head in training and in evaluation mode."""
     seen = {True: 0, False: 0}
     watched = learn.model[0][0]
     hook = watched.register_forward_hook(

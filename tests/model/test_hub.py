@@ -1,4 +1,4 @@
-"""Models by name: pushed and fetched by huggingface_hub, against a server that speaks the needed part of its API."""
+"""Models by name, pushed and fetched by huggingface_hub from a local server with the necessary part of its API."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PICTURE = np.tile(np.arange(64, dtype=np.uint8) * 3, (64, 1))
 
 
 class Hub(BaseHTTPRequestHandler):
-    """One repository, its commits in memory; large files come by the LFS protocol, as the Hub asks."""
+    """A repository with its commits in memory; large files are uploaded by the LFS protocol."""
 
     protocol_version = "HTTP/1.1"
 
@@ -141,8 +141,8 @@ def hub():
 
 
 def run(hub, home, code, *arguments, offline=False):
-    """Run code in a process that knows no other Hub than this one."""
-    port = hub.server_address[1] if hub else 9  # nobody listens at 9
+    """Run code in a process whose Hub is this server."""
+    port = hub.server_address[1] if hub else 9  # port 9 has no server
     environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home), "HF_TOKEN": "t"}
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
     if offline:
@@ -173,7 +173,7 @@ except CovidFastaiError as error:
 
 def test_push_fetch_and_predict(hub, small_model, tmp_path):
     folder = Path(shutil.copytree(small_model, tmp_path / "mine"))
-    (folder / "export.pkl").write_bytes(b"never to be seen")
+    (folder / "export.pkl").write_bytes(b"must not be pushed")
     address = run(hub, tmp_path / "a", PUSH, folder)
     (sha, files) = hub.commits[0]
     assert address.endswith(f"/user/model/commit/{sha}") and "private" in json.dumps(hub.created[0])
@@ -252,19 +252,19 @@ def test_existing_folders_have_priority_over_the_hub(small_model, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("card", "kept"),
+    ("card", "unchanged"),
     [
         ("# Mine\n", "# Mine\n"),
         ("---\nlicense: unknown\ntags: [a]\n---\n# Mine\n", "tags:\n- a\n"),
         ("---\ntags:\n- b\n---\n\n---\nlicense: in the text\n---\n", "license: in the text"),
     ],
 )
-def test_the_licence_is_in_the_metadata(card, kept):
+def test_the_licence_is_in_the_metadata(card, unchanged):
     import yaml
 
     text = _with_license(card, "cc-by-nc-4.0")
     front = yaml.safe_load(text.split("---\n")[1])
-    assert front["license"] == "cc-by-nc-4.0" and kept in text
+    assert front["license"] == "cc-by-nc-4.0" and unchanged in text
     with pytest.raises(UsageError, match="license"):
         _with_license(card, "x\nprivate: no")
 
@@ -293,7 +293,7 @@ def test_a_pushed_model_is_loaded_as_a_learner(hub, tmp_path):
     folder = save_model(build_learner(dls, weights="cxr"), tmp_path / "real")
     (folder / CARD_FILE).write_text("---\nlibrary_name: covid_fastai\nlicense: unknown\n---\n# Real\n")
     run(hub, tmp_path / "a", PUSH, folder)
-    picture = tmp_path / "a.png"
-    Image.fromarray(PICTURE).save(picture)
-    p, kind = json.loads(run(hub, tmp_path / "b", LOAD, hub.commits[0][0], picture))
-    assert kind == "Learner" and abs(p - Predictor(folder).predict(str(picture))["p_COVID-19"][0]) < 1e-4
+    image = tmp_path / "a.png"
+    Image.fromarray(PICTURE).save(image)
+    p, kind = json.loads(run(hub, tmp_path / "b", LOAD, hub.commits[0][0], image))
+    assert kind == "Learner" and abs(p - Predictor(folder).predict(str(image))["p_COVID-19"][0]) < 1e-4

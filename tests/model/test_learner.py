@@ -1,4 +1,4 @@
-"""The learner: its head, its normalisation, its frozen body, and that a fastai user's own code runs on it."""
+"""The learner: its head, its normalisation, its frozen body, and its use by fastai's methods."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FACTS |= {"balance": "none"}
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """24 grey images of 40 pixels in two classes, one of them brighter."""
+    """Return loaders of 24 grey images of 40 pixels in two classes, one of them brighter."""
     root, numbers = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for number in range(24):
         folder = root / "ab"[number % 2]
@@ -56,7 +56,7 @@ def dls(images):
 
 @pytest.fixture(scope="module")
 def imagenet_like(tmp_path_factory):
-    """A file of three-channel ResNet-18 weights, which brings ImageNet's grey mean and std with it."""
+    """Write a file of three-channel ResNet-18 weights, for which ImageNet's grey mean and std are used."""
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
     torch.save(torchvision.models.resnet18().state_dict(), path)

@@ -1,4 +1,4 @@
-"""The ONNX file: it answers as the model does, for any number of images, and says nothing of where it was made."""
+"""The ONNX file: its outputs are those of the model for any number of images, and it has no path of the machine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIZE, MEAN, STD = 48, 0.4, 0.2
 
 @pytest.fixture(scope="module")
 def model():
-    """Random weights, but statistics and biases that are not the ones that would hide a mistake in the folded head."""
+    """Return a model with random BatchNorm statistics and biases, since the initial ones could hide an error."""
     with no_random(1):
         learn = build_learner(empty_dataloaders(classes=CLASSES, image_size=SIZE, device="cpu"), weights=None)
         for norm in learn.model.modules():
@@ -72,11 +72,11 @@ def test_onnx_outputs_are_those_of_the_model(model, session, n):
 
 
 def test_another_runtime_gives_the_same_outputs(content, session):
-    """onnx's own evaluator, in numpy: the file is ONNX, not what one engine takes for it."""
+    """onnx's reference evaluator, in NumPy, gives the same outputs as ONNX Runtime."""
     wanted = session.run(list(OUTPUTS), {INPUT: images(1)})
     found = ReferenceEvaluator(onnx.load_from_string(content)).run(list(OUTPUTS), {INPUT: images(1)})
-    for one, other in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    for output, expected in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_map_averages_to_its_logit(model, session):
@@ -92,7 +92,7 @@ def test_inputs_and_outputs_of_the_graph(content, session):
     proto = onnx.load_from_string(content)
     onnx.checker.check_model(proto, full_check=True)
     assert [entry.version for entry in proto.opset_import if entry.domain == ""] == [OPSET] and proto.ir_version <= 10
-    assert all(one.data_location == onnx.TensorProto.DEFAULT for one in proto.graph.initializer)  # weights inside
+    assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in proto.graph.initializer)  # weights inside
 
 
 def test_the_file_contains_no_path_of_the_machine(content):
@@ -112,7 +112,7 @@ def test_the_same_model_gives_the_same_bytes_and_is_not_changed(model, content, 
 
 
 class Pooled(torch.nn.Module):
-    """A body without maps, as some of timm's are."""
+    """Some of timm's bodies have no feature maps."""
 
     def __init__(self):
         super().__init__()
@@ -136,7 +136,7 @@ def test_a_body_without_maps_has_maps_of_one_cell():
 @pytest.mark.slow
 @pytest.mark.network
 def test_a_browsers_runtime_gives_the_same_outputs(tmp_path):
-    """ONNX Runtime Web under Node.js: the WebAssembly that a page would load."""
+    """ONNX Runtime Web under Node.js runs the WebAssembly that a web page would load."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("Node.js and npm are not installed")
     dls = empty_dataloaders(classes=["Normal", "COVID-19"], image_size=64, positive="COVID-19", device="cpu")
@@ -144,12 +144,14 @@ def test_a_browsers_runtime_gives_the_same_outputs(tmp_path):
     (tmp_path / "package.json").write_text('{"private": true}')
     subprocess.run(["npm", "install", "--no-audit", "--no-fund", "onnxruntime-web@1"], cwd=tmp_path, check=True)
     shutil.copy(Path(__file__).with_name("onnx_web.mjs"), tmp_path)
-    pictures = [draw_phantom(np.random.default_rng(seed), image_size=64).image for seed in range(3)]
-    for number, picture in enumerate(pictures):
-        (tmp_path / f"{number}.gray").write_bytes(np.asarray(picture).tobytes())
+    phantoms = [draw_phantom(np.random.default_rng(seed), image_size=64).image for seed in range(3)]
+    for number, phantom in enumerate(phantoms):
+        (tmp_path / f"{number}.gray").write_bytes(np.asarray(phantom).tobytes())
     command = ["node", "onnx_web.mjs", folder / "model.onnx", "64", *(f"{number}.gray" for number in range(3))]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    table, maps = Predictor(folder).explain([np.asarray(picture) for picture in pictures])
+    table, maps = Predictor(folder).explain([np.asarray(phantom) for phantom in phantoms])
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    np.testing.assert_allclose([one["probabilities"] for one in found], table[["p_Normal", "p_COVID-19"]], atol=1e-4)
-    assert all(one["maps"] == [1, *maps.shape[1:]] for one in found)
+    np.testing.assert_allclose(
+        [image["probabilities"] for image in found], table[["p_Normal", "p_COVID-19"]], atol=1e-4
+    )
+    assert all(image["maps"] == [1, *maps.shape[1:]] for image in found)

@@ -1,4 +1,4 @@
-"""The fused optimiser against fastai's own."""
+"""The fused optimiser compared with fastai's."""
 
 from __future__ import annotations
 

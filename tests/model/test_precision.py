@@ -1,4 +1,4 @@
-"""Number formats: which is chosen, that training uses it, and that no answer does."""
+"""Number formats: which one is chosen, that training uses it, and that predictions have 32 bits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_unsupported_formats_are_refused(precision, device):
 
 
 class Formats(Callback):
-    """Notes the format of the body's feature maps."""
+    """Record the format of the body's feature maps."""
 
     def before_fit(self):
         self.learn.seen_formats = getattr(self.learn, "seen_formats", set())
@@ -88,7 +88,7 @@ def test_both_formats_have_the_same_gradient(phantom_cohort, tmp_path):
 
 
 class FirstGradient(Callback):
-    """Keeps the gradient of the first step."""
+    """Keep the gradient of the first step."""
 
     def before_step(self):
         if not hasattr(self.learn, "kept_gradient"):

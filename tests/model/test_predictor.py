@@ -1,4 +1,4 @@
-"""The predictor: the learner's own answer without torch, a row for every file, and nothing swapped or planted taken."""
+"""The predictor: predictions as by the learner without torch, a row per file, and refusal of changed files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ THRESHOLD = 0.4
 
 @pytest.fixture(scope="module")
 def learn():
-    """Random weights, with statistics and a last layer that make the answers differ from picture to picture."""
+    """Return a model with random statistics and a last layer for which predictions differ between images."""
     with no_random(1):
         dls = empty_dataloaders(classes=CLASSES, image_size=SIZE, device="cpu", task="covid", positive="COVID-19")
         learn = build_learner(dls, weights=None)
@@ -63,7 +63,7 @@ def predictor(saved) -> Predictor:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> list[str]:
-    """Radiographs as they come: grey, colour, transparent, 16 bits, turned by EXIF, JPEG; of several shapes."""
+    """Write radiographs of several formats and sizes: grey, colour, transparent, 16 bits, rotated by EXIF, JPEG."""
     folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
 
     def grey(height, width):
@@ -88,7 +88,7 @@ def folder(saved, tmp_path) -> Path:
 
 
 def seal(folder, **changes):
-    """Change fields of config.json and make its fingerprint fit, as somebody would who means harm."""
+    """Change fields of config.json and update its fingerprint, as an attacker would."""
     config = json.loads((folder / "config.json").read_text()) | changes
     config.pop("fingerprint")
     config["fingerprint"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
@@ -96,7 +96,7 @@ def seal(folder, **changes):
 
 
 def put_onnx(folder, content: bytes):
-    """Exchange the ONNX file, and make config.json agree."""
+    """Replace the ONNX file and update config.json."""
     (folder / "model.onnx").write_bytes(content)
     facts = json.loads((folder / "config.json").read_text())["onnx"]
     seal(folder, onnx={**facts, "sha256": hashlib.sha256(content).hexdigest()})
@@ -119,7 +119,7 @@ def test_predictions_are_those_of_the_learner(predictor, saved, learn, files):
 
 @pytest.mark.realdata
 def test_predictions_of_real_files_are_those_of_the_learner(predictor, learn, real_data):
-    """Original files of every mode and format that the data have."""
+    """Original files of every mode and format in the data."""
     files = sorted(str(path) for path in (real_data / "coronahack-full").rglob("*") if path.suffix.lower() != ".csv")
     files = [file for file in files if Path(file).is_file()][::8]
     found, wanted = predictor.predict(files), predict(learn, files)
@@ -256,10 +256,10 @@ def test_remarks_of_the_input_check_are_in_the_table(predictor, files):
     images = [phantom, phantom.transpose(Image.Transpose.ROTATE_180), files[0]]
     table = predictor.predict(images)
     assert (table["status"] == "ok").all() and table["prediction"].isin(CLASSES).all()
-    assert table["remark"].tolist() == [" ".join(one.text for one in check_input(image)) for image in images]
+    assert table["remark"].tolist() == [" ".join(remark.text for remark in check_input(image)) for image in images]
     assert table["remark"][0] == "" and "upside down" in table["remark"][1]
     colour = next(file for file in files if "transparent" in file)
-    assert predictor.predict(colour)["remark"][0] == " ".join(one.text for one in check_input(colour))
+    assert predictor.predict(colour)["remark"][0] == " ".join(remark.text for remark in check_input(colour))
     assert predictor.predict("gone.png")["remark"][0] == ""
 
 
@@ -273,7 +273,7 @@ def test_invalid_arguments_are_named(predictor, saved):
 
 
 def test_it_needs_no_torch(saved, files):
-    """In a fresh process: what it imports, and that it answers with the weights' own file gone."""
+    """In a new process: the imported modules, and a prediction without `model.safetensors`."""
     code = """
 import json, sys
 from covid_fastai.model.predictor import Predictor
@@ -354,7 +354,7 @@ def test_another_order_of_the_classes_is_refused(folder):
 
 
 def test_the_file_of_another_model_is_refused(folder, learn):
-    """It is an ONNX file of the same form, and its sha256 was made to fit: the self-test finds it."""
+    """The self-test detects an ONNX file of the same shapes whose sha256 was updated in config.json."""
     proto = onnx.load_from_string((folder / "model.onnx").read_bytes())
     bias = next(one for one in proto.graph.initializer if list(one.dims) == [2])
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias)[::-1].copy() + 1, bias.name))

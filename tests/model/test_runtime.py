@@ -1,4 +1,4 @@
-"""ONNX Runtime tells nobody of what is predicted, and leaves no number of this machine on the disk."""
+"""ONNX Runtime sends no telemetry, and stores no identifier of the machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ os._exit(0)  # its end would wait for an answer from its maker
 
 
 def leavings(code: str, model: Path, home: Path) -> list[str]:
-    """Run code in a process whose home and temporary folder are empty, and name what it has left there."""
+    """Run code in a process with an empty home and temporary folder, and return the files that it writes there."""
     home.mkdir()
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home), "XDG_CACHE_HOME": str(home)}
     environment |= {"PYTHONPATH": str(PACKAGE.parent), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -1,4 +1,4 @@
-"""The schedule: what is frozen, the learning rates' curves, what is written down, and the end of what diverges."""
+"""The schedule: the frozen body, the learning rates, the recorded history, and the stop at divergence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = 7  # batches in an epoch
 
 
 def make_learner(tmp_path, *, name="imagenet", images=28, side=8, callbacks=()) -> Learner:
-    """A tiny network whose body has two groups and BatchNorm, on noise whose mean tells the class."""
+    """Return a small network whose body has two groups and BatchNorm, on noise whose mean depends on the class."""
     numbers = np.random.default_rng(0)
     y = torch.tensor(numbers.integers(0, 2, images + 12))
     x = torch.tensor(numbers.normal(size=(images + 12, 1, side, side)), dtype=torch.float32) + y[:, None, None, None]
@@ -54,7 +54,7 @@ def digest(module) -> str:
 
 
 class Digests(Callback):
-    """Notes what the body and the head are after each epoch, and every group's rate at each step."""
+    """Record digests of the body and the head after each epoch, and the learning rates at each step."""
 
     def before_fit(self):
         self.learn.noted = getattr(self.learn, "noted", [])
@@ -87,16 +87,16 @@ def test_learning_rates_are_one_cycle_and_discriminative(tmp_path):
     assert head[-1] < 0.01 / 50
 
 
-@pytest.mark.parametrize(("name", "lr_ratio", "spread"), [("random", None, 1), ("imagenet", 9.0, 9)])
-def test_random_weights_have_one_learning_rate(name, lr_ratio, spread, tmp_path):
+@pytest.mark.parametrize(("name", "lr_ratio", "ratio"), [("random", None, 1), ("imagenet", 9.0, 9)])
+def test_random_weights_have_one_learning_rate(name, lr_ratio, ratio, tmp_path):
     learn = make_learner(tmp_path, name=name, callbacks=[Digests()])
     fit(learn, frozen_epochs=0, unfrozen_epochs=1, learning_rate=0.02, lr_ratio=lr_ratio)
     rates = np.array(learn.rates)
-    assert np.allclose(rates[:, -1] / rates[:, 0], spread) and rates.max() < 0.0101, "half of learning_rate"
+    assert np.allclose(rates[:, -1] / rates[:, 0], ratio) and rates.max() < 0.0101, "half of learning_rate"
 
 
 class Sides(Callback):
-    """Notes the side of every batch: (frozen or not, training or not, epoch, pixels)."""
+    """Record every batch: (frozen or not, training or not, epoch, side in pixels)."""
 
     order = 50
 
@@ -159,24 +159,24 @@ def test_epoch_log_works_alone(tmp_path, caplog):
 
 
 class Poison(Callback):
-    """Spoils the loss, a weight or the validation loss at a given epoch."""
+    """Make the loss, a weight or the validation loss NaN or infinite at a given epoch."""
 
     order = 20
 
     def __init__(self, what, epoch, value=math.nan):
-        self.what, self.at, self.value, self.seen = what, epoch, value, 0
+        self.what, self.at, self.value, self.epochs_done = what, epoch, value, 0
 
     def after_pred(self):
-        on = self.seen == self.at and self.iter == 2
+        on = self.epochs_done == self.at and self.iter == 2
         if on and (self.training, self.what) in ((True, "loss"), (False, "valid")):
             self.learn.pred = self.pred * self.value
 
     def after_step(self):
-        if self.what == "weight" and self.seen == self.at and self.iter == 2:
+        if self.what == "weight" and self.epochs_done == self.at and self.iter == 2:
             self.model[1][-1].bias.data[0] = self.value
 
     def after_epoch(self):
-        self.seen += 1
+        self.epochs_done += 1
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

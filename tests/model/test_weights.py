@@ -1,4 +1,4 @@
-"""Weights: every source, each fault of a file or a server, and that nothing in a file is ever run."""
+"""Weights: every source, faults of files and servers, and that no code in a file is executed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def pth(reference, tmp_path_factory) -> Path:
-    """A file as torchvision publishes it: its name ends in the first 8 digits of its sha256."""
+    """Write a file as published by torchvision: its name ends in the first 8 digits of its sha256."""
     path = tmp_path_factory.mktemp("published") / "weights.pth"
     torch.save(reference.state_dict(), path)
     return path.rename(path.with_name(f"resnet18-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth"))
@@ -37,7 +37,7 @@ def pth(reference, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty torch cache of our own."""
+    """Return an empty torch cache."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints"
 
@@ -49,7 +49,7 @@ def no_network(monkeypatch, pth):
 
 @pytest.fixture
 def server(monkeypatch, pth):
-    """A server on the loopback interface that sends `answer`, and counts."""
+    """Run a server on the loopback interface that sends `answer` and counts the requests."""
     state = {"status": 200, "content": pth.read_bytes(), "requests": 0, "announced": None}
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -72,7 +72,7 @@ def server(monkeypatch, pth):
 
 
 class Canary:
-    """A pickle that writes a file when it is loaded without protection."""
+    """A pickle that writes a file when it is loaded without `weights_only`."""
 
     def __init__(self, path: Path):
         self.path = path

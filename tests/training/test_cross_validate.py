@@ -1,4 +1,4 @@
-"""Cross-validation: folds one after the other, and several at once on Ray."""
+"""Cross-validation: sequential folds, and parallel folds on Ray."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_command_cross_validates(phantom_root, tmp_path):
 
 @pytest.mark.slow
 def test_parallel_folds_give_the_results_of_sequential_ones(phantom_root, tmp_path):
-    """One of the processes is killed in its first fold: Ray starts another, which begins that fold again."""
+    """If a process is killed in its first fold, Ray starts another one, which trains that fold again."""
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     psutil = pytest.importorskip("psutil")
     from covid_fastai import cross_validate
@@ -62,7 +62,9 @@ def test_parallel_folds_give_the_results_of_sequential_ones(phantom_root, tmp_pa
         deadline = time.monotonic() + 100
         while not killed and time.monotonic() < deadline:
             if list(tmp_path.glob("run/fold-*/cohort.csv")) or list(tmp_path.glob("run/fold-*/record.jsonl")):
-                lines = {one.pid: " ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])}
+                lines = {
+                    process.pid: " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])
+                }
                 for pid in [pid for pid, line in lines.items() if "_fold_task" in line][:1]:
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)

@@ -1,4 +1,4 @@
-"""External validation: the overlap goes first, nothing is chosen anew, confounded figures are named as such."""
+"""External validation: overlap is excluded, the threshold is unchanged, confounded metrics are marked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(phantom_root, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
-    """Forty patients whom no model has seen, as another hospital might list them."""
+    """Write a data set of forty new patients, in the form of another hospital's table."""
     root = write_phantom(
         tmp_path_factory.mktemp("elsewhere") / "data", patients={"COVID-19": 20, "Normal": 20}, image_size=64, seed=7
     )
@@ -43,7 +43,7 @@ def elsewhere(tmp_path_factory):
 
 
 def predictions(sources: dict[str, str]) -> pd.DataFrame:
-    """Ten patients of each class at each of the sources that are named for it."""
+    """Return predictions of ten patients per class and source."""
     rows = []
     for source, labels in sources.items():
         for label in labels.split("+"):
@@ -63,7 +63,7 @@ def test_validation_on_another_hospital(run, elsewhere):
 
 
 def test_training_images_and_patients_are_excluded(run, elsewhere, phantom_root, tmp_path):
-    """A training image in another format under another name, and another image of a training patient by its name."""
+    """A training image in another format and with another name, and another image of a training patient."""
     cohort = load_cohort(run)
     trained = cohort[cohort["split"] == "train"].iloc[0]
     rows = pd.read_csv(elsewhere).assign(image=lambda table: [str(elsewhere.parent / name) for name in table["image"]])
@@ -129,14 +129,14 @@ def test_a_single_source_is_not_confounded():
 def test_the_result_is_written_for_the_verdict(run, elsewhere):
     result = validate(run, elsewhere, labels={"positive": "COVID-19"})
     (file,) = (run / "external").glob("train-*.json")
-    kept = json.loads(file.read_text())["same_source"][0]
-    assert kept["source"] == "elsewhere" and kept["value"] == pytest.approx(result.same_source()[0]["value"])
+    written = json.loads(file.read_text())["same_source"][0]
+    assert written["source"] == "elsewhere" and written["value"] == pytest.approx(result.same_source()[0]["value"])
     train = read_run(run).cohort.query("split == 'train'")
     rows = result.predictions.assign(split="")
     found = predict_shortcuts(train, rows, baselines=("thumbnail",))["thumbnail"]
     units = found.groupby(["patient", "label"])["p_COVID-19"].mean().reset_index()
     expected = roc_auc_score(units["label"] == "COVID-19", units["p_COVID-19"])
-    assert kept["thumbnail"] == pytest.approx(expected)
+    assert written["thumbnail"] == pytest.approx(expected)
     assert "thumbnail" in result.summary()
 
 

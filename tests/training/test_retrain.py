@@ -1,4 +1,4 @@
-"""Networks trained anew for the audit: what they get to see, going on after an interruption, and the verdict."""
+"""Networks that are retrained for the audit: their images and labels, resumption, and the verdict."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def test_networks_are_retrained_once(trained):
 def test_labels_are_permuted_by_patient(trained):
     run = read_run(trained)
     cohort = _cohort_with_images(run)
-    dealt = _altered(cohort, "permuted labels", trained, TrainConfig())
-    assert dealt.groupby("patient")["label"].nunique().max() == 1
-    assert (dealt["label"] != cohort["label"]).mean() > 0.2
-    patients = [table.drop_duplicates("patient")["label"].value_counts() for table in (cohort, dealt)]
+    permuted = _altered(cohort, "permuted labels", trained, TrainConfig())
+    assert permuted.groupby("patient")["label"].nunique().max() == 1
+    assert (permuted["label"] != cohort["label"]).mean() > 0.2
+    patients = [table.drop_duplicates("patient")["label"].value_counts() for table in (cohort, permuted)]
     pd.testing.assert_series_equal(patients[0], patients[1], check_like=True)
 
 
@@ -74,7 +74,7 @@ def test_runs_that_cannot_be_retrained_are_refused(trained, tmp_path, phantom_ro
 @pytest.mark.slow
 @pytest.mark.parametrize("shortcut", [None, "corner"])
 def test_a_true_signal_gets_the_positive_verdict_and_a_planted_one_does_not(shortcut, tmp_path):
-    """Streaks are too fine for a thumbnail; with the signal taken away, a bright corner is all that is left."""
+    """Streaks are too fine for a thumbnail; without the signal, only a bright corner separates the classes."""
     planted = {"shortcut": shortcut, "signal": shortcut is None}
     options = {"image_size": 64, "severity": 1.5}
     finding = "virus" if shortcut is None else "COVID-19"

@@ -1,4 +1,4 @@
-"""The story, end to end, on synthetic radiographs."""
+"""`train_classifier` from end to end, on synthetic radiographs."""
 
 from __future__ import annotations
 
@@ -168,11 +168,11 @@ def test_the_official_test_is_evaluated_on_request_only_and_recorded(phantom_roo
         phantom_root, task="pneumonia", evaluate_test=True, out=tmp_path / "run", quiet=True, **QUICK
     )
     run = read_run(learn.path)
-    touches = [event for event in run.record if event["event"] == "test evaluated"]
-    assert len(touches) == 1
+    evaluations = [event for event in run.record if event["event"] == "test evaluated"]
+    assert len(evaluations) == 1
     assert set(json.loads((learn.path / "metrics.json").read_text())) == {"valid", "test"}
     test = run.cohort.query("split == 'test'")
-    assert touches[0]["images"] == len(test) == (run.predictions["split"] == "test").sum()
+    assert evaluations[0]["images"] == len(test) == (run.predictions["split"] == "test").sum()
     assert not set(test["patient"]) & set(run.cohort.query("split == 'train'")["patient"])
 
 
