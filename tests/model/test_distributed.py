@@ -65,8 +65,8 @@ with join_processes("cpu") as world, no_random(0):
     learn = Learner(DataLoaders(*loaders, path=sys.argv[1]), model, loss_func=loss, splitter=split, cbs=BatchRecorder())
     check_same_everywhere("The data", x.tolist())
     fit(learn, frozen_epochs=2, unfrozen_epochs=3, lr_ratio=1, out=sys.argv[1])
-    result = {"targets": learn.targets, "weights": [p.flatten().tolist() for p in learn.model.parameters()], "world": world,
-              "losses": learn.facts.history["valid_loss"].tolist(), "kind": type(learn.model).__name__}
+    result = {"targets": learn.targets, "weights": [p.flatten().tolist() for p in learn.model.parameters()],
+              "world": world, "losses": learn.facts.history["valid_loss"].tolist(), "kind": type(learn.model).__name__}
     with open(f"{sys.argv[1]}/result-{os.environ.get('RANK', 0)}.json", "w") as file:
         json.dump(result, file)
 """
