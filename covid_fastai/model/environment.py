@@ -1,4 +1,4 @@
-"""Whether a training's choices can be carried out here: checked before any data are read."""
+"""Check the options of a training against this machine, before any data are read."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["check_environment"]
 
 
 def check_environment(config: TrainConfig) -> None:
-    """Raise unless the choices of a training can be carried out on this machine, as far as that is known without data.
+    """Check that the options of a training work on this machine, as far as this can be known without data.
 
-    `TrainConfig` knows the range of each value. This function asks the machine: for the device and its number formats,
-    for the packages of an architecture, and for the weights, which are fetched where necessary and verified.
+    `TrainConfig` checks the range of each value. This function checks the device and its number formats, the packages
+    of the architecture, and the weights, which are downloaded if necessary and verified.
 
     Args:
-        config: The choices.
+        config: The options.
 
     Raises:
-        UsageError: The task, the encoding or the weights do not exist, or two choices do not go together.
+        UsageError: The task, the encoding or the weights do not exist, or two options are mutually exclusive.
         ModelFormatError: The weights' file is damaged or of another architecture.
-        OfflineError: The weights have to be fetched, and no network answers.
-        UnavailableError: The device is not there, or a package is not installed.
+        OfflineError: The weights have to be downloaded, and the network or the server does not answer.
+        UnavailableError: The device does not exist, or a package is not installed.
 
     Examples:
         >>> check_environment(TrainConfig(weights=None, device="cpu"))

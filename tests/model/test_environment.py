@@ -1,4 +1,4 @@
-"""What cannot be carried out on this machine is refused before data are read and before a run has a folder."""
+"""Options that do not work on this machine are refused before data are read and before a run has a folder."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ IDS = ["-".join(f"{name}={value}" for name, value in choices.items()) for choice
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A current folder with weights that are none; no network; reading data fails the test."""
+    """Change to a folder with invalid weights, without a network; reading data fails the test."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("no weights")
     (tmp_path / "damaged.safetensors").write_text("no weights either")
@@ -65,7 +65,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("choices", "error", "message"), WRONG, ids=IDS)
 @pytest.mark.parametrize("function", [train_classifier, cross_validate])
-def test_wrong_choices_are_refused_before_data_are_read(here, phantom_root, function, choices, error, message):
+def test_invalid_options_are_refused_before_data_are_read(here, phantom_root, function, choices, error, message):
     before = sorted(here.rglob("*"))
     with pytest.raises(error, match=message):
         function(phantom_root, **choices)
@@ -73,7 +73,7 @@ def test_wrong_choices_are_refused_before_data_are_read(here, phantom_root, func
 
 
 @pytest.mark.parametrize(("choices", "error", "message"), WRONG, ids=IDS)
-def test_the_command_line_says_the_same(here, phantom_root, choices, error, message, monkeypatch):
+def test_the_command_line_has_the_same_errors(here, phantom_root, choices, error, message, monkeypatch):
     monkeypatch.setattr(main, "set_up_logging", lambda **options: None)  # it would change all tests
     words = [f"--{name.replace('_', '-')}={value}" for name, value in choices.items()]
     before = sorted(here.rglob("*"))
@@ -94,18 +94,18 @@ def test_the_command_line_says_the_same(here, phantom_root, choices, error, mess
         {"encoding": "utf-16"},
     ],
 )
-def test_what_can_be_carried_out_passes(choices):
+def test_valid_options_pass(choices):
     check_environment(TrainConfig(**choices))
 
 
-def test_a_data_set_that_is_not_there_comes_after_the_options(here):
+def test_options_are_checked_before_a_missing_data_set(here):
     with pytest.raises(UsageError, match="The weights .* do not exist"):
         train_classifier("gone", weights="gone.pth")
     with pytest.raises(CovidFastaiError, match="gone does not exist"):
         train_classifier("gone", weights=None)
 
 
-def test_a_run_whose_weights_are_gone_is_not_resumed(phantom_root, tmp_path, monkeypatch):
+def test_a_run_whose_weights_are_missing_is_not_resumed(phantom_root, tmp_path, monkeypatch):
     from covid_fastai.training import train
 
     saved = tmp_path / "first.safetensors"
