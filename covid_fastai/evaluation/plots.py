@@ -74,7 +74,7 @@ def plot_history(history: pd.DataFrame | Learner) -> Figure:
         axes.set(title=f"Validation {name}", ylim=(0, 1.03))
     frozen = int((folds[0]["phase"] == "frozen").sum())
     for axes in panels:
-        _tidy(axes, xlabel="epoch")
+        _label_axes(axes, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         if 0 < frozen < len(folds[0]):
             axes.axvspan(0.5, frozen + 0.5, color="#888888", alpha=0.12, lw=0)
@@ -101,7 +101,7 @@ def plot_learning_rate(steps: pd.DataFrame) -> Figure:
     loss.set_ylim(bottom=0)
     frozen = int((steps["phase"] == "frozen").sum())
     for axes in (rate, loss):
-        _tidy(axes, xlabel="step")
+        _label_axes(axes, xlabel="step")
         if 0 < frozen < len(steps):
             axes.axvspan(0, frozen, color="#888888", alpha=0.12, lw=0)
     return figure
@@ -129,12 +129,12 @@ def plot_roc(evaluation: Evaluation | pd.DataFrame | str | Path, *, seed: Seed =
         'ROC, n = 60 patients'
     """
     evaluation = as_evaluation(evaluation)
-    figure, axes = _square()
+    figure, axes = _square_axes()
     axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
     for name, colour, curve, low, high in _curves(evaluation, sensitivity_at, seed=seed):
-        label = f"{name}: AUC {_estimate(evaluation.row('auc', name))}"
+        label = f"{name}: AUC {_format_row(evaluation.row('auc', name))}"
         draw_band(axes, GRID, curve, low, high, colour=colour, label=label)
-    _tidy(axes, xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC, n = {_count(evaluation)}")
+    _label_axes(axes, xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC, n = {_format_count(evaluation)}")
     axes.legend(loc="lower right", frameon=False, fontsize=8)
     return figure
 
@@ -156,14 +156,14 @@ def plot_precision_recall(evaluation: Evaluation, *, seed: Seed = 0) -> Figure:
     Raises:
         UsageError: The evaluation has no predictions.
     """
-    figure, axes = _square()
+    figure, axes = _square_axes()
     labels = score_units(evaluation.predictions, unit=evaluation.unit).table["label"]
     for name, colour, curve, low, high in _curves(evaluation, precision_at, seed=seed):
-        label = f"{name}: AP {_estimate(evaluation.row('average_precision', name))}"
+        label = f"{name}: AP {_format_row(evaluation.row('average_precision', name))}"
         axes.axhline((labels == name).mean(), color=colour, lw=0.8, ls=":")
         draw_band(axes, GRID, curve, low, high, colour=colour, label=label)
-    title = f"Precision and recall, n = {_count(evaluation)}"
-    _tidy(axes, xlabel="recall (sensitivity)", ylabel="precision", title=title)
+    title = f"Precision and recall, n = {_format_count(evaluation)}"
+    _label_axes(axes, xlabel="recall (sensitivity)", ylabel="precision", title=title)
     axes.legend(loc="lower left", frameon=False, fontsize=8)
     return figure
 
@@ -194,7 +194,7 @@ def plot_probabilities(evaluation: Evaluation) -> Figure:
     axes.set(yticks=range(len(classes)), yticklabels=ticks, xlim=(-0.02, 1.02))
     axes.invert_yaxis()
     label = f"probability of {evaluation.positive or 'the true class'}"
-    _tidy(axes, xlabel=label, title=f"One dot per {evaluation.unit}")
+    _label_axes(axes, xlabel=label, title=f"One dot per {evaluation.unit}")
     return figure
 
 
@@ -229,21 +229,25 @@ def _units(evaluation: Evaluation) -> pd.DataFrame:
     return score_units(evaluation.predictions, positive=evaluation.positive, unit=evaluation.unit).table
 
 
-def _estimate(row: Mapping[str, Any]) -> str:
+def _format_row(row: Mapping[str, Any]) -> str:
+    """Return a row of `Evaluation.metrics` as value and interval."""
     return format_estimate(row["value"], row["low"], row["high"])
 
 
-def _count(evaluation: Evaluation) -> str:
+def _format_count(evaluation: Evaluation) -> str:
+    """Return the number of evaluated units, such as `60 patients`."""
     return f"{int(evaluation.confusion.to_numpy().sum())} {evaluation.unit}s"
 
 
-def _square() -> tuple[Figure, Axes]:
+def _square_axes() -> tuple[Figure, Axes]:
+    """Return a figure with axes from 0 to 1 in both directions."""
     figure = Figure(figsize=(4.6, 4.4), layout="constrained")
     axes = figure.subplots()
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), aspect="equal")
     return figure, axes
 
 
-def _tidy(axes: Axes, **labels: str) -> None:
+def _label_axes(axes: Axes, **labels: str) -> None:
+    """Set labels and title, and hide the upper and right border."""
     axes.set(**labels)
     axes.spines[["top", "right"]].set_visible(False)

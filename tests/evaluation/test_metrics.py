@@ -125,7 +125,7 @@ def test_intervals_of_images_resample_whole_patients(make_predictions):
     assert tenfold["high"] - tenfold["low"] == pytest.approx(single["high"] - single["low"], rel=0.1)
 
 
-def test_a_perfect_score_gets_no_point_as_its_interval():
+def test_a_perfect_score_has_an_interval_with_a_width():
     table = pd.DataFrame({"label": ["N"] * 5 + ["P"] * 6, "p_N": [0.9] * 5 + [0.1] * 6})
     table["p_P"] = 1 - table["p_N"]
     result = evaluate(table)
@@ -138,7 +138,7 @@ def test_a_perfect_score_gets_no_point_as_its_interval():
     assert math.isnan(result.row("brier")["low"])
 
 
-def test_one_class_alone_gives_no_auc_and_no_exception():
+def test_one_class_has_no_auc_and_no_exception():
     table = pd.DataFrame({"label": ["P", "P"], "p_N": [0.2, 0.6], "p_P": [0.8, 0.4]})
     result = evaluate(table)
     assert math.isnan(result.value("auc")) and math.isnan(result.value("specificity"))

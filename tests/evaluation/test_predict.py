@@ -55,7 +55,7 @@ def test_an_unreadable_image_keeps_its_row(covid_learner, covid_cohort, tmp_path
     np.testing.assert_allclose(table.loc[[0, 2], "p_Normal"], alone["p_Normal"], atol=1e-6)
 
 
-def test_no_class_is_predicted_from_a_number_that_is_none(covid_learner, covid_cohort):
+def test_no_class_is_predicted_from_nan(covid_learner, covid_cohort):
     with torch.no_grad():
         bias = covid_learner.model[1][-1].bias
         original = bias.clone()

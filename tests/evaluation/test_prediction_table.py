@@ -144,7 +144,7 @@ def test_a_patient_column_is_known_by_its_usual_names(name):
     assert name in table and evaluate(table).n_images == 6
 
 
-def test_a_column_of_ours_is_taken_before_another_name():
+def test_a_standard_column_name_precedes_another_usual_name():
     table = SEVERAL.drop(columns="split").assign(patient=list("xxyyzz"), subject=list("aabbcc"))
     table = read_predictions(table)
     assert table["patient"].tolist() == list("xxyyzz") and table["subject"].tolist() == list("aabbcc")
