@@ -1,4 +1,4 @@
-"""Every choice of a training in one frozen object, shared by Python and the command line."""
+"""All options of a training in one immutable object, shared by Python and the command line."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from covid_fastai.options import (
 
 __all__ = ["PRESETS", "TrainConfig", "TrainOptions", "merge_options"]
 
-# The article "COVID-19 Classifier With Transfer Learning", its faults left out: its softmax before the cross-entropy,
-# its misspelt `requires_grad` (here the frozen body is frozen), its image-level split, its 4 lateral views, its
-# missing interval. 61 Normal images are drawn as there; 54 of its 58 COVID-19 images are frontal.
+# The article "COVID-19 Classifier With Transfer Learning", without its errors: softmax before the cross-entropy,
+# a misspelt `requires_grad` (so that the body was not frozen), the split by image, 4 lateral views, no intervals. 61
+# Normal images are sampled as in the article; 54 of its 58 COVID-19 images are frontal.
 PRESETS: dict[str, dict[str, Any]] = {
     "article": {
         "task": "covid",
@@ -66,7 +66,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class TrainOptions(TypedDict, total=False):
-    """Name the fields of `TrainConfig` as keyword arguments, so that editors and type checkers see them."""
+    """The fields of `TrainConfig` as keyword arguments, for editors and type checkers."""
 
     task: Any
     image_root: str | Path | None
@@ -106,7 +106,7 @@ class TrainOptions(TypedDict, total=False):
 
 
 class TrainConfig(BaseModel):
-    """Hold every choice of a training, checked; unknown names and impossible values are refused.
+    """All options of a training, checked; unknown names and values that are not allowed raise `UsageError`.
 
     Each field is a keyword of `train_classifier` and an option of `covid-fastai train`, under the same name.
 
@@ -186,13 +186,13 @@ class TrainConfig(BaseModel):
     num_workers: NumWorkers = Field("auto", description="Number of processes that load images.")
 
     def __init__(self, **choices: Unpack[TrainOptions]) -> None:
-        """Check the choices.
+        """Check the options.
 
         Args:
             **choices: Fields by name.
 
         Raises:
-            UsageError: There is no such field, a value is not allowed, or two do not go together.
+            UsageError: A field does not exist, a value is not allowed, or two values exclude each other.
         """
         for name in choices:
             if name not in type(self).model_fields:
@@ -209,13 +209,13 @@ class TrainConfig(BaseModel):
         self._check_together()
 
     def _check_together(self) -> None:
-        """Refuse values that are allowed each and make no training together."""
+        """Raise for values that are allowed individually but not together."""
         if self.frozen_epochs + self.unfrozen_epochs == 0:
             raise UsageError("frozen_epochs and unfrozen_epochs are both 0.", hint="Train for at least one epoch.")
         if self.initial_image_size is not None and self.initial_image_size >= self.image_size:
             raise UsageError(
                 f"initial_image_size={self.initial_image_size} is not below image_size={self.image_size}.",
-                hint="Leave it out.",
+                hint="Omit it.",
             )
 
     @classmethod
@@ -227,33 +227,33 @@ class TrainConfig(BaseModel):
 
     @classmethod
     def describe(cls, name: str) -> str:
-        """Return what a field is and what it allows, as help and docstrings say it.
+        """Return the description of a field with its allowed values, for help texts and docstrings.
 
         Args:
             name: The field.
         """
         option, text = cls.option_types()[name], cls.model_fields[name].description or ""
-        if plain_type(option) in (bool, Any, str | None):  # what is allowed goes without saying, or the text says it
+        if plain_type(option) in (bool, Any, str | None):  # the allowed values are obvious or in the text
             return text
         return f"{text[:-1]} ({describe_option(option).removesuffix(', or None')})."
 
     @classmethod
     def build(cls, *, preset: str | None = None, **choices: Any) -> TrainConfig:
-        """Make a config from a preset's values and the choices that replace them.
+        """Make a config from the values of a preset and the options that replace them.
 
         Args:
             preset: A name in `PRESETS`, or None.
             **choices: Fields by name.
 
         Raises:
-            UsageError: A preset or field has no such name, or a value is not allowed.
+            UsageError: The preset or a field does not exist, or a value is not allowed.
         """
         if preset is not None and preset not in PRESETS:
             raise UsageError(f"There is no preset {preset!r}.", hint=f"Presets: {', '.join(PRESETS)}.")
         return cls(**{**(PRESETS[preset] if preset else {}), **choices})
 
     def replace(self, **choices: Unpack[TrainOptions]) -> TrainConfig:
-        """Return a config with some choices replaced, checked.
+        """Return a checked config with some options replaced.
 
         Args:
             **choices: Fields by name.
@@ -262,18 +262,18 @@ class TrainConfig(BaseModel):
         return type(self)(**fields)
 
     def options_of(self, function: Callable[..., Any], **replaced: Any) -> dict[str, Any]:
-        """Return the fields that a function takes as keywords of the same name.
+        """Return the fields that a function has as keywords of the same name.
 
         Args:
             function: Such as `read_cohort`, `build_dataloaders`, `build_learner` or `fit`.
-            **replaced: Values that take the place of the fields' own.
+            **replaced: Values that replace those of the fields.
         """
         names = inspect.signature(function).parameters.keys() & type(self).model_fields.keys()
         return {name: getattr(self, name) for name in sorted(names)} | replaced
 
     @property
     def task_name(self) -> str:
-        """The task's name, also where the task is an object or its fields."""
+        """The name of the task, which can be a name, an object or its fields."""
         if isinstance(self.task, Mapping):
             return self.task["name"]
         return self.task if isinstance(self.task, str) else self.task.name
@@ -283,14 +283,14 @@ class TrainConfig(BaseModel):
         return {name: value for name, value in self if value != type(self).model_fields[name].default}
 
     def to_python(self, data: str | Path, out: str | Path | None = None) -> str:
-        """Return the Python call that does the same."""
+        """Return the Python call with these options."""
         arguments = [repr(str(data)), *(f"{name}={value!r}" for name, value in self.changed().items())]
         if out is not None:
             arguments.append(f"out={str(out)!r}")
         return f"train_classifier({', '.join(arguments)})"
 
     def to_command(self, data: str | Path, out: str | Path | None = None) -> str:
-        """Return the command line that does the same; a task made in Python has none and is named as such."""
+        """Return the command line with these options; a task object is given by its name only."""
         words = ["covid-fastai", "train", str(data)]
         for name, value in self.changed().items():
             option = f"--{name.replace('_', '-')}"
@@ -303,7 +303,7 @@ class TrainConfig(BaseModel):
         return shlex.join(words)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values for `config.json`; a task object is written out field by field."""
+        """Return the fields as plain values for `config.json`; a task object becomes its fields."""
         fields = dict(self)
         if not isinstance(self.task, str | Mapping):
             fields["task"] = self.task.to_dict()
@@ -311,24 +311,23 @@ class TrainConfig(BaseModel):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
-        """Make a config from what `to_dict` returned."""
+        """Make a config from the result of `to_dict`."""
         return cls.build(**fields)
 
 
 def merge_options(
     config: TrainConfig | None, options: TrainOptions, *, preset: str | None = None, resume: str | Path | None = None
 ) -> dict[str, Any]:
-    """Return the choices of a config with the options that replace some of them.
+    """Return the options of a config, with those that replace some of them.
 
     Args:
-        config: All choices of a training, or None.
-        options: Choices by name, not yet checked.
-        preset: The preset that is asked for.
-        resume: The run that is to be resumed.
+        config: All options of a training, or None.
+        options: Options by name, not yet checked.
+        preset: The name of the preset, or None.
+        resume: The run to resume, or None.
 
     Raises:
-        UsageError: A config is given beside a preset or a run to resume, which have choices of their own; or it is no
-            `TrainConfig`.
+        UsageError: A config is given together with a preset or a run to resume, or it is not a `TrainConfig`.
     """
     if config is None:
         return dict(options)
@@ -336,12 +335,12 @@ def merge_options(
         raise UsageError(f"config is a {type(config).__name__}.", hint="Give a TrainConfig, or options by name.")
     for name, value in {"preset": preset, "resume": resume}.items():
         if value is not None:
-            hint = "Make the config with TrainConfig.build(preset=...)." if name == "preset" else "Leave out config."
+            hint = "Make the config with TrainConfig.build(preset=...)." if name == "preset" else "Omit config."
             raise UsageError(f"config and {name}={str(value)!r} are mutually exclusive.", hint=hint)
     return {**dict(config), **options}
 
 
-TrainConfig.__signature__ = inspect.Signature(  # pydantic's own shows the bounds of each field as Python objects
+TrainConfig.__signature__ = inspect.Signature(  # pydantic's signature shows the bounds as Python objects
     [
         inspect.Parameter(
             name,

@@ -88,19 +88,19 @@ __all__ = [
 P = ParamSpec("P")
 R = TypeVar("R")
 
-NEAR = 0.7  # of difflib: "samplr" is near to "sampler", "gpu" is not near to "cpu"
-LONGEST_VALUE = 80  # characters of a refused value that a message shows
+NEAR = 0.7  # difflib's cutoff: "samplr" suggests "sampler", but "gpu" does not suggest "cpu"
+LONGEST_VALUE = 80  # characters of an invalid value in a message
 
 
 @dataclass(frozen=True)
 class Option:
-    """Mark a type as that of an option, and say what its bounds do not.
+    """Metadata of an option: the hint, the unit and the names that its bounds do not contain.
 
     Attributes:
-        hint: What to give instead, or why the range is as it is; one sentence.
-        unit: What a number counts, such as `"pixels"`.
-        allowed: What is allowed, in words that complete "is not ..."; "" to derive them from the bounds.
-        names: Values among which the nearest is suggested; those of a `Literal` need not be repeated.
+        hint: A value to give, or the reason for the range; one sentence.
+        unit: The unit of a number, such as `"pixels"`.
+        allowed: The allowed values, as words that complete "is not ..."; "" to derive them from the bounds.
+        names: Values for suggestions, in addition to those of a `Literal`.
     """
 
     hint: str
@@ -150,7 +150,7 @@ PathText = Annotated[str, BeforeValidator(_as_text), Option("Give a path or a na
 
 # of a cohort and its split
 OnProblem = Annotated[Literal["error", "skip"], Option("'skip' leaves faulty rows out and lists them.")]
-NegativesPerPositive = Annotated[float, Gt(0), *_NUMBER, Option("1 draws as many negative images as positive ones.")]
+NegativesPerPositive = Annotated[float, Gt(0), *_NUMBER, Option("1 samples as many negative images as positive ones.")]
 SplitUnit = Annotated[Literal["patient", "image"], Option("Only 'patient' keeps every patient on one side.")]
 ValidPct = Annotated[float, Interval(gt=0, lt=1), *_NUMBER, Option("0.2 holds out a fifth of the images.")]
 Folds = Annotated[int, Ge(2), _WHOLE, Option("5 is usual.")]
@@ -165,9 +165,11 @@ ImageSize = Annotated[
 ]
 PhantomSize = Annotated[int, Ge(32), _WHOLE, Option("128 is the default.", "pixels")]
 Severity = Annotated[float, Ge(0), *_NUMBER, Option("1 is well visible, 0 shows no opacity.")]
-Augmentation = Annotated[Literal["default", "article", "none"], Option("AUGMENTATIONS says what each one does.")]
+Augmentation = Annotated[Literal["default", "article", "none"], Option("AUGMENTATIONS describes each one.")]
 BatchSize = Annotated[int, Interval(ge=2, le=4096), _WHOLE, Option("BatchNorm cannot learn from one image.", "images")]
-Balance = Annotated[Literal["none", "loss", "sampler"], Option("'loss' weights classes, 'sampler' draws them equally.")]
+Balance = Annotated[
+    Literal["none", "loss", "sampler"], Option("'loss' weights classes, 'sampler' samples them equally.")
+]
 NumWorkers = Annotated[
     Annotated[int, Ge(0), _WHOLE] | Literal["auto"], Option("'auto' suits the machine; 0 loads in this process.")
 ]
@@ -175,7 +177,7 @@ Device = Annotated[
     str,
     Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"),
     Option(
-        "'auto' takes a GPU where there is one.",
+        "'auto' uses a GPU if there is one.",
         allowed="one of 'auto', 'cpu', 'cuda', 'cuda:<number>', 'mps'",
         names=("auto", "cpu", "cuda", "mps"),
     ),
@@ -189,7 +191,7 @@ StandardDeviation = Annotated[
 # of synthetic radiographs
 Finding = Annotated[Literal["COVID-19", "Normal", "bacteria", "virus"], Option("'Normal' has no opacity.")]
 Hospital = Annotated[
-    Literal["hospital-A", "hospital-B", "hospital-C", "hospital-D"], Option("HOSPITALS says how they differ.")
+    Literal["hospital-A", "hospital-B", "hospital-C", "hospital-D"], Option("HOSPITALS lists their differences.")
 ]
 Shortcut = Annotated[Literal["corner", "border", "jpeg_quality", "aspect", "gain"], Option("None plants no shortcut.")]
 
@@ -203,14 +205,14 @@ Arch = Annotated[
         names=("resnet18", "resnet34", "resnet50"),
     ),
 ]
-Epochs = Annotated[int, Interval(ge=0, le=1000), _WHOLE, Option("0 leaves the phase out.", "epochs")]
+Epochs = Annotated[int, Interval(ge=0, le=1000), _WHOLE, Option("0 omits the phase.", "epochs")]
 LearningRate = Annotated[float, Gt(0), *_NUMBER, Option("2e-3 is usual; learn.lr_find() suggests one.")]
 LearningRateRatio = Annotated[float, Ge(1), *_NUMBER, Option("1 gives all layers the same rate.")]
-FrozenAugmentations = Annotated[int, Ge(1), _WHOLE, Option("None draws a fresh view in each epoch.", "views")]
+FrozenAugmentations = Annotated[int, Ge(1), _WHOLE, Option("None samples a new view in each epoch.", "views")]
 WeightDecay = Annotated[float, Ge(0), *_NUMBER, Option("1e-2 is usual; 0 turns it off.")]
 GradientNorm = Annotated[float, Gt(0), *_NUMBER, Option("0.1 is the article's norm; None does not clip.")]
 LabelSmoothing = Annotated[float, Interval(ge=0, lt=1), *_NUMBER, Option("0.1 is usual; 0 turns it off.")]
-Precision = Annotated[Literal["auto", "fp32", "fp16", "bf16"], Option("'auto' takes 16 bits where they are faster.")]
+Precision = Annotated[Literal["auto", "fp32", "fp16", "bf16"], Option("'auto' uses 16 bits where they are faster.")]
 
 # of an evaluation
 Probability = Annotated[float, Interval(ge=0, le=1), *_NUMBER, Option("0.5 is usual.")]
@@ -222,7 +224,7 @@ Uncertainty = Annotated[Literal["probability", "spread"], Option("'spread' needs
 Bins = Annotated[int, Ge(2), _WHOLE, Option("10 is usual.")]
 Temperature = Annotated[float, Gt(0), *_NUMBER, Option("1 changes nothing.")]
 TopK = Annotated[int, Ge(1), _WHOLE, Option("9 fill a page.", "images")]
-Repeats = Annotated[int, Ge(1), _WHOLE, Option("More repeats make the answer depend less on the seed.")]
+Repeats = Annotated[int, Ge(1), _WHOLE, Option("With more repeats, the result depends less on the seed.")]
 
 # of saved models, explanations and audits
 SaliencyMethod = Annotated[Literal["cam", "grad_cam", "occlusion"], Option("'cam' is exact for this package's models.")]
@@ -246,8 +248,8 @@ Port = Annotated[int, Interval(ge=1, le=65535), _WHOLE, Option("8000 is the defa
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Check the options among a function's keyword arguments before it runs.
 
-    An option is a parameter whose annotation is one of the types above, alone or in a union. Its value is passed on as
-    the plain type (numpy's numbers become Python's); all other arguments are passed on untouched. Defaults are trusted.
+    An option is a parameter whose annotation is one of the types above, alone or in a union. Its value is passed as the
+    plain type (numpy numbers become Python numbers); other arguments are passed unchanged. Defaults are not checked.
 
     Args:
         function: A function or method whose options are keyword-only.
@@ -281,7 +283,7 @@ def check_option(name: str, value: Any, option: Any) -> Any:
         option: Its type.
 
     Raises:
-        UsageError: The value is not allowed; the message names it and what is allowed.
+        UsageError: The value is not allowed; the message has it and the allowed values.
     """
     try:
         return _adapter(option).validate_python(value)
@@ -290,7 +292,7 @@ def check_option(name: str, value: Any, option: Any) -> Any:
 
 
 def refuse_option(name: str, value: Any, option: Any) -> UsageError:
-    """Return the error that refuses a value: the same in Python and on the command line.
+    """Return the error for a value that is not allowed, the same in Python and on the command line.
 
     Args:
         name: The option's name.
@@ -311,7 +313,7 @@ def refuse_option(name: str, value: Any, option: Any) -> UsageError:
 
 
 def describe_option(option: Any) -> str:
-    """Return what an option allows, in words: `"a whole number of pixels from 32 to 1024"`.
+    """Return the allowed values of an option as text: `"a whole number of pixels from 32 to 1024"`.
 
     Args:
         option: Its type.
@@ -320,7 +322,7 @@ def describe_option(option: Any) -> str:
 
 
 def option_choices(option: Any) -> tuple[str, ...]:
-    """Return the texts of an option that allows these only; none for any other option.
+    """Return the allowed texts of a `Literal` option; an empty tuple for any other option.
 
     Args:
         option: Its type.
@@ -334,11 +336,11 @@ def parse_option(name: str, text: str, option: Any) -> Any:
 
     Args:
         name: The option's name, for the message.
-        text: What stands on the command line.
+        text: The text on the command line.
         option: Its type.
 
     Raises:
-        UsageError: The text is no such value, or the value is not allowed.
+        UsageError: The text is not a value of the type, or the value is not allowed.
     """
     return check_option(name, _parse_number(text) if _kinds(option) & {int, float} else text, option)
 
@@ -362,7 +364,7 @@ def _adapter(option: Any) -> TypeAdapter[Any]:
 
 
 def _options_of(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:
-    """Return the parameters that are options, with their types; annotations of other modules stay unresolved."""
+    """Return the parameters that are options, with their types; other annotations are not resolved."""
     named = {
         name: parameter.annotation
         for name, parameter in signature.parameters.items()

@@ -58,7 +58,7 @@ def test_replace_checks_again():
         TrainConfig().replace(seed=-2)
 
 
-def test_a_misspelt_option_is_answered_with_the_nearest():
+def test_an_unknown_option_suggests_the_nearest():
     with pytest.raises(UsageError, match="frozen_epochs"):
         TrainConfig.build(frozen_epoch=3)
 
@@ -76,7 +76,7 @@ def test_presets_are_valid():
         TrainConfig.build(preset="articel")
 
 
-def test_python_and_command_say_the_same():
+def test_python_and_command_line_are_equivalent():
     config = TrainConfig.build(task="pneumonia", evaluate_test=True, weights=None)
     assert config.to_python("data", "out") == (
         "train_classifier('data', task='pneumonia', evaluate_test=True, weights=None, out='out')"
@@ -100,7 +100,7 @@ def test_round_trip():
     assert TrainConfig.from_dict(config.to_dict()) == config
 
 
-def test_a_task_of_ones_own_is_kept_as_its_fields():
+def test_a_task_object_becomes_its_fields():
     task = Task(name="own", classes=("Normal", "Fibrosis"))
     config = TrainConfig.build(task=task)
     again = TrainConfig.from_dict(json.loads(json.dumps(config.to_dict())))
@@ -108,7 +108,7 @@ def test_a_task_of_ones_own_is_kept_as_its_fields():
     assert again.to_dict() == config.to_dict()
 
 
-def test_every_field_says_what_it_is():
+def test_every_field_has_a_description():
     for name, field in TrainConfig.model_fields.items():
         assert field.description and field.description.endswith("."), name
 

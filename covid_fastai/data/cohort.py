@@ -1,4 +1,4 @@
-"""The cohort: a table with one row an image and what belongs to it beside its rows, in memory and on disk."""
+"""The cohort: a table with one row per image and the facts about it, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ __all__ = [
 COHORT_COLUMNS = ["path", "label", "patient", "patient_known", "group", "split", "source", "view", "finding", "note"]
 COHORT_COLUMNS += ["in_pretraining"]
 COHORT_CSV, COHORT_JSON = RunFolder.cohort, RunFolder.cohort_info
-FLAGS = ("patient_known", "in_pretraining")  # a text "False" in one of these would count as true
-TAKES_PART = ("train", "valid", "test")
-FORMAT = 1  # of the two files; a reader refuses any other
-MISSING = "NA"  # in the file, where "" is a value of the column
+FLAGS = ("patient_known", "in_pretraining")  # as text, "False" would count as true
+USED_SPLITS = ("train", "valid", "test")
+FORMAT = 1  # of the two files; other formats raise an error
+MISSING = "NA"  # the text of a missing value, if "" is a value of the column
 
 
 class CohortInfo(BaseModel):
-    """What belongs to a cohort beside its rows, as plain values that do not change.
+    """The facts about a cohort, as immutable plain values.
 
     Attributes:
         classes: The task's classes, the negative one first. This order is the vocabulary of a model and the order of
             the columns `p_<class>` in its predictions.
         positive: The class that sensitivity refers to; None if the task has none, or if it is not known.
-        task: The task's name; `""` where it is not known.
-        data: What was read, a path or `"a table"`; `""` where it is not known.
-        root: The folder that the images lie below; `""` where it is not known.
-        problems: What was found in the data, one dictionary per problem with the keys `row`, `path`, `kind`,
+        task: The task's name; `""` if it is not known.
+        data: The data that were read, a path or `"a table"`; `""` if they are not known.
+        root: The folder that contains the images; `""` if it is not known.
+        problems: The problems of the data, one dictionary per problem with the keys `row`, `path`, `kind`,
             `severity`, `reason` and `remedy`.
         leaked_fraction: After a split by image, the fraction of the validation patients who are in training too, 0 to
             1; None after a split by patient.
 
     Raises:
-        pydantic.ValidationError: A value has the wrong type, a class is named twice, or `positive` is no class.
+        pydantic.ValidationError: A value has the wrong type, a class is repeated, or `positive` is not a class.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,9 +71,9 @@ class CohortInfo(BaseModel):
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
         if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"classes {list(self.classes)} name a class twice")
+            raise ValueError(f"classes {list(self.classes)} repeat a class")
         if self.positive is not None and self.positive not in self.classes:
-            raise ValueError(f"positive {self.positive!r} is none of the classes {list(self.classes)}")
+            raise ValueError(f"positive {self.positive!r} is not one of the classes {list(self.classes)}")
         return self
 
     def problem_table(self) -> pd.DataFrame:
@@ -81,12 +81,12 @@ class CohortInfo(BaseModel):
         return pd.DataFrame(list(self.problems), columns=PROBLEM_COLUMNS)
 
     def to_json(self) -> str:
-        """Return it as JSON, which `from_json` reads."""
+        """Return the facts as JSON, which `from_json` reads."""
         return self.model_dump_json(indent=2)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> CohortInfo:
-        """Read what `to_json` returned.
+        """Read the JSON of `to_json`.
 
         Args:
             text: The JSON.
@@ -101,39 +101,39 @@ class CohortInfo(BaseModel):
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise DataError(
-                f"This is not a cohort's info: {_first_fault(error)}.", hint="Use to_json's text."
+                f"This is not a cohort's info: {_first_fault(error)}.", hint="Use the text of to_json."
             ) from error
 
 
 class Cohort(pd.DataFrame):
-    """A table with one row an image that knows its task, its classes and what was found in the data.
+    """A table with one row per image, and its task, its classes and the problems of its data.
 
     It is a `DataFrame`. Slices, copies, merges and concatenations of it, and its pickled copies, are cohorts
-    with the same `facts`. The name is not `info`, since `DataFrame.info()` is pandas' own summary.
+    with the same `facts`. The name is not `info`, because `DataFrame.info()` is pandas' summary.
 
-    `read_cohort` makes cohorts with these columns. Behind them stand the columns that the data came with, as they are:
-    those of a CSV are text. Of the images that Cohen's collection describes there are also `sex` (text), `age` (years)
-    and `day` (since onset or admission; both float, NaN where not known), where the data do not have them already.
+    `read_cohort` makes cohorts with these columns. The columns of the data follow unchanged: those of a CSV are
+    text. If there are images of Cohen's collection, the columns `sex` (text), `age` (years) and `day` (since onset or
+    admission; both float, NaN if not known) are added, unless the data have them.
 
     ```text
     path            text   the image's file, absolute
-    label           text   a class of the task; "" where the row has none
-    patient         text   the patient's key; the file's name where the patient is not known
-    patient_known   bool   whether the data, or CoronaHack's file names, tell the patient
-    group           text   one for all patients who share a picture: a split keeps it together
+    label           text   a class of the task; "" if the row has none
+    patient         text   the patient; the file name if the patient is not known
+    patient_known   bool   whether the patient is in the data, or in CoronaHack's file names
+    group           text   the same for all patients who share an image; a split keeps a group together
     split           text   train, valid, test or excluded
-    source          text   hospital or collection, "unknown" where none is named
-    view            text   projection: PA, AP, L (lateral); "" where it is not known
-    finding         text   the label as the data have it, in this package's spelling
-    note            text   why the row is excluded; "" for the others
-    in_pretraining  bool   whether the package's weights have seen the image or another one of its group
+    source          text   hospital or collection, "unknown" if none is stated
+    view            text   projection: PA, AP, L (lateral); "" if it is not known
+    finding         text   the label of the data, in this package's spelling
+    note            text   the reason of an exclusion; "" for other rows
+    in_pretraining  bool   whether an image of the group is in the pretraining data of the package's weights
     fold            int    after fold_by_patient: the row's fold, -1 for rows that are never held out
     ```
 
     Args:
         data: Rows, as for a `DataFrame`.
         *args: As for a `DataFrame`.
-        facts: What belongs to the rows; None to take over that of `data`, where it is a cohort.
+        facts: The facts about the rows; None to keep those of `data`, if it is a cohort.
         **kwargs: As for a `DataFrame`.
 
     Example:
@@ -144,7 +144,7 @@ class Cohort(pd.DataFrame):
         'COVID-19'
     """
 
-    _metadata = ["_facts"]  # pandas hands on what is named here, and pickles it
+    _metadata = ["_facts"]  # pandas copies and pickles the attributes named here
     _facts: CohortInfo | None = None
 
     if TYPE_CHECKING:  # pandas' stubs describe the constructor here, without `facts`
@@ -171,16 +171,16 @@ class Cohort(pd.DataFrame):
 
     @property
     def facts(self) -> CohortInfo:
-        """What belongs to the cohort beside its rows.
+        """The facts about the cohort.
 
         Raises:
-            DataError: Nothing is known: cohorts of different tasks were joined, or it was made by hand without facts.
+            DataError: There are none: cohorts of different tasks were joined, or the cohort was made without facts.
         """
         if self._facts is None:
             raise DataError(
-                "This cohort does not say what its classes are: cohorts of different tasks were joined, or it was made "
+                "The classes of this cohort are not known: cohorts of different tasks were joined, or it was made "
                 "without facts.",
-                hint="Name them: cohort.with_facts(classes=['Normal', 'COVID-19'], positive='COVID-19').",
+                hint="Set them: cohort.with_facts(classes=['Normal', 'COVID-19'], positive='COVID-19').",
             )
         return self._facts
 
@@ -188,7 +188,7 @@ class Cohort(pd.DataFrame):
         """Return a copy with other facts.
 
         Args:
-            **changes: Fields of `CohortInfo`; the others stay. A cohort without facts needs `classes`.
+            **changes: Fields of `CohortInfo`; the others do not change. A cohort without facts needs `classes`.
 
         Returns:
             The copy.
@@ -201,17 +201,17 @@ class Cohort(pd.DataFrame):
             facts = CohortInfo.model_validate({**known, **changes})
         except ValidationError as error:
             fields = ", ".join(CohortInfo.model_fields)
-            raise UsageError(f"with_facts: {_first_fault(error)}.", hint=f"The fields: {fields}.") from error
+            raise UsageError(f"with_facts: {_first_fault(error)}.", hint=f"Fields: {fields}.") from error
         copy = self.copy()
         copy._facts = facts
         return copy
 
     @property
     def patients_known(self) -> bool:
-        """Whether every row that takes part names its patient, as a table without `patient_known` is taken to do."""
+        """Whether the patient of every row that is not excluded is known; True without the column `patient_known`."""
         if "patient_known" not in self:
             return True
-        used = self["split"].isin(TAKES_PART) if "split" in self else slice(None)
+        used = self["split"].isin(USED_SPLITS) if "split" in self else slice(None)
         return bool(self.loc[used, "patient_known"].eq(True).all())
 
 
@@ -220,14 +220,14 @@ def as_cohort(table: pd.DataFrame) -> Cohort:
 
     Args:
         table: A cohort, or a plain table with `label`. The classes of a plain table are the labels of the rows whose
-            `split` is not excluded, sorted; which of them is the positive one is not known.
+            `split` is not excluded, sorted; the positive class is not known.
 
     Returns:
         The cohort itself, or a copy of the plain table as one.
 
     Raises:
         DataError: There is no column `label`, `patient_known` or `in_pretraining` is not boolean, or the cohort has
-            lost its facts.
+            no facts.
     """
     if "label" not in table:
         raise DataError(
@@ -242,7 +242,7 @@ def as_cohort(table: pd.DataFrame) -> Cohort:
                 f"cohort['{name}'] = cohort['{name}'].astype(str).isin(['True', '1', '1.0']).",
             )
     if isinstance(table, Cohort):
-        _ = table.facts  # raises where they are lost: sorted labels in their place could exchange the classes
+        _ = table.facts  # raises without facts: sorted labels could change the order of the classes
         return table
     labels = table.loc[table["split"] != "excluded", "label"] if "split" in table else table["label"]
     classes = sorted({label for label in labels if isinstance(label, str)} - {""})
@@ -250,21 +250,21 @@ def as_cohort(table: pd.DataFrame) -> Cohort:
 
 
 def _join_facts(facts: Sequence[CohortInfo | None]) -> CohortInfo | None:
-    """Return the facts of cohorts that were joined; None where they differ in task or classes, or one has none."""
+    """Return the facts of cohorts that were joined; None if they differ in task or classes, or one has no facts."""
     first = next(iter(facts), None)
     if first is None or all(other is first for other in facts):
         return first
-    known = [one for one in facts if one is not None]
+    known = [info for info in facts if info is not None]
     same = ("task", "classes", "positive")
     # guard: other_task
-    if len(known) < len(facts) or any(getattr(one, name) != getattr(first, name) for one in known for name in same):
+    if len(known) < len(facts) or any(getattr(info, name) != getattr(first, name) for info in known for name in same):
         return None
-    problems = {tuple(row.items()): row for one in known for row in one.problems}
-    leaked = {one.leaked_fraction for one in known}
+    problems = {tuple(row.items()): row for info in known for row in info.problems}
+    leaked = {info.leaked_fraction for info in known}
     return first.model_copy(
         update={
-            "data": ", ".join(dict.fromkeys(one.data for one in known if one.data)),
-            "root": _common_folder([one.root for one in known]),
+            "data": ", ".join(dict.fromkeys(info.data for info in known if info.data)),
+            "root": _common_folder([info.root for info in known]),
             "problems": tuple(problems.values()),
             "leaked_fraction": leaked.pop() if len(leaked) == 1 else None,
         }
@@ -274,35 +274,35 @@ def _join_facts(facts: Sequence[CohortInfo | None]) -> CohortInfo | None:
 def _common_folder(folders: Sequence[str]) -> str:
     try:
         return os.path.commonpath(folders) if all(folders) else ""
-    except ValueError:  # on two drives
+    except ValueError:  # on different drives
         return ""
 
 
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in fault["loc"])
-    text = fault["msg"].removeprefix("Value error, ")  # pydantic's, before a text of our own
-    return f"{place}: {text}" if place else text
+    field = ".".join(str(name) for name in fault["loc"])
+    text = fault["msg"].removeprefix("Value error, ")  # pydantic's prefix of a validator's message
+    return f"{field}: {text}" if field else text
 
 
 # on disk
 
 
 class _Column(BaseModel):
-    """How a column is written, so that it can be read back with its type."""
+    """How a column is written, to restore its type when it is read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    dtype: str  # as pandas names it; of a categorical column that of its categories
-    holds: str = ""  # what an object column holds, as `pandas.api.types.infer_dtype` names it
-    missing: str | None = None  # the text of a missing value; None where none is missing
+    dtype: str  # pandas' name; for a categorical column, of its categories
+    holds: str = ""  # the type of an object column, from `pandas.api.types.infer_dtype`
+    missing: str | None = None  # the text of a missing value; None if no value is missing
     categories: list[str] | None = None
     ordered: bool = False
 
 
 class _CohortFile(BaseModel):
-    """What `cohort.json` holds."""
+    """The contents of `cohort.json`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -315,25 +315,25 @@ class _CohortFile(BaseModel):
 def save_cohort(cohort: pd.DataFrame, folder: str | Path) -> Path:
     """Write a cohort as `cohort.csv` (its rows) and `cohort.json` (their types, and its facts).
 
-    Text, booleans, numbers, dates, categories and missing values are read back as they are; any other object, such as
-    a list, is read back as its text. The index is not kept.
+    Text, booleans, numbers, dates, categories and missing values are restored by `load_cohort`; any other object, such
+    as a list, becomes text. The index is not saved.
 
     Args:
-        cohort: What `read_cohort` or a split returned.
-        folder: Where to write; it must exist.
+        cohort: The result of `read_cohort` or a split.
+        folder: An existing folder.
 
     Returns:
-        The path of `cohort.csv`, which is written last: where it is, both files are.
+        The path of `cohort.csv`, which is written last: if it exists, both files do.
 
     Raises:
-        DataError: The cohort has lost its facts, or two columns have one name.
+        DataError: The cohort has no facts, or two columns have the same name.
         ResourceError: The files cannot be written.
     """
     cohort, folder = as_cohort(cohort), Path(folder)
     names = [str(name) for name in cohort.columns]
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"The cohort has the column {twice!r} twice.", hint="Rename one of them.")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"The cohort has the column {duplicate!r} twice.", hint="Rename one of them.")
     texts, columns = {}, []
     for number, name in enumerate(names):
         texts[name], column = _write_column(name, cohort.iloc[:, number])
@@ -344,16 +344,16 @@ def save_cohort(cohort: pd.DataFrame, folder: str | Path) -> Path:
 
 
 def load_cohort(folder: str | Path) -> Cohort:
-    """Read a cohort back from `cohort.csv` and `cohort.json`.
+    """Read a cohort from `cohort.csv` and `cohort.json`.
 
     Args:
-        folder: The folder that `save_cohort` wrote into, such as a run's.
+        folder: The folder that `save_cohort` wrote to, such as a run's.
 
     Returns:
         The cohort, with its types, its facts and a RangeIndex.
 
     Raises:
-        DataError: A file is missing or damaged, or the two do not belong together.
+        DataError: A file is missing or damaged, or the two do not match.
     """
     described, rows = Path(folder) / COHORT_JSON, Path(folder) / COHORT_CSV
     try:
@@ -364,7 +364,7 @@ def load_cohort(folder: str | Path) -> Cohort:
         raise _unreadable(Path(error.filename), error.strerror or str(error)) from error
     except ValidationError as error:
         raise _unreadable(described, _first_fault(error)) from error
-    except (csv.Error, ValueError) as error:  # a quotation mark that is never closed, no UTF-8, nothing at all
+    except (csv.Error, ValueError) as error:  # an unclosed quotation mark, not UTF-8, or an empty file
         raise _unreadable(rows, str(error)) from error
     names = [column.name for column in file.columns]
     if header != names:
@@ -386,11 +386,11 @@ def load_cohort(folder: str | Path) -> Cohort:
 def _unreadable(path: Path, reason: str) -> DataError:
     return DataError(
         f"{path} cannot be read as a cohort: {reason}.",
-        hint=f"Put back {COHORT_CSV} and {COHORT_JSON} as save_cohort wrote them, or begin a new run.",
+        hint=f"Restore {COHORT_CSV} and {COHORT_JSON} as save_cohort wrote them, or start a new run.",
     )
 
 
-# What an object column can hold and be read back as: to text, and from it.
+# The types of an object column that can be restored: functions to text and from text.
 OBJECTS: dict[str, tuple[Callable[[Any], str], Callable[[str], Any]]] = {
     "string": (str, str),
     "boolean": (str, {"True": True, "False": False}.__getitem__),
@@ -405,7 +405,7 @@ NUMBERS: dict[str, Callable[[str], Any]] = {  # by the kind of a dtype
 
 
 def _write_column(name: str, values: pd.Series) -> tuple[list[str], _Column]:
-    """Return a column's cells as text, and how to read them back."""
+    """Return the cells of a column as text, and the description that restores them."""
     fields: dict[str, Any] = {}
     if isinstance(values.dtype, pd.CategoricalDtype):
         categories, dtype, holds = _to_text(values.cat.categories.to_series())
@@ -422,8 +422,8 @@ def _write_column(name: str, values: pd.Series) -> tuple[list[str], _Column]:
 
 
 def _to_text(values: pd.Series) -> tuple[list[str | None], str, str]:
-    """Return values as text, None where one is missing; their dtype; and what they are, where it is object."""
-    dtype, lacks, holds = values.dtype, values.isna(), ""
+    """Return values as text (None for missing ones), their dtype and, for an object column, their type."""
+    dtype, is_missing, holds = values.dtype, values.isna(), ""
     if isinstance(dtype, pd.DatetimeTZDtype):
         texts = np.datetime_as_string(values.dt.tz_convert(None).to_numpy())
     elif isinstance(dtype, np.dtype) and dtype.kind == "M":
@@ -431,14 +431,16 @@ def _to_text(values: pd.Series) -> tuple[list[str | None], str, str]:
     elif isinstance(dtype, np.dtype) and dtype.kind == "m":
         texts = values.to_numpy().astype("int64")
     elif dtype.kind in NUMBERS:
-        texts = map(repr, values.tolist())  # the shortest text that is read as the same number
+        texts = map(repr, values.tolist())  # the shortest text of the same number
     elif isinstance(dtype, pd.StringDtype):
         texts = values
     else:
         holds = pd.api.types.infer_dtype(values, skipna=True)
         holds = holds if holds in OBJECTS else "string"
-        texts = [None if gone else OBJECTS[holds][0](value) for value, gone in zip(values, lacks, strict=True)]
-    texts = [None if gone else str(text) for text, gone in zip(texts, lacks, strict=True)]
+        texts = [
+            None if missing else OBJECTS[holds][0](value) for value, missing in zip(values, is_missing, strict=True)
+        ]
+    texts = [None if missing else str(text) for text, missing in zip(texts, is_missing, strict=True)]
     return texts, "object" if holds else str(dtype), holds
 
 
@@ -447,20 +449,20 @@ def _read_column(column: _Column, texts: Sequence[str]) -> pd.Series:
     if column.categories is None:
         return _from_text(column, [None if text == column.missing else text for text in texts])
     categories = pd.Index(_from_text(column, column.categories))
-    places = {text: place for place, text in enumerate(column.categories)} | {column.missing: -1}
-    codes = [places[text] for text in texts]
+    code_of = {text: code for code, text in enumerate(column.categories)} | {column.missing: -1}
+    codes = [code_of[text] for text in texts]
     return pd.Series(pd.Categorical.from_codes(codes, categories=categories, ordered=column.ordered))
 
 
 def _from_text(column: _Column, texts: Sequence[str | None]) -> pd.Series:
-    """Return values of the column's dtype from their texts, None where one is missing."""
+    """Return values of the column's dtype from their texts; None is a missing value."""
     dtype = pd.api.types.pandas_dtype(column.dtype)
     if column.holds:
         read = OBJECTS[column.holds][1]
         return pd.Series([np.nan if text is None else read(text) for text in texts], dtype=object)
     if isinstance(dtype, pd.DatetimeTZDtype):
-        moments = np.array([text or "NaT" for text in texts], dtype=f"datetime64[{dtype.unit}]")
-        return pd.Series(pd.DatetimeIndex(moments).tz_localize("UTC").tz_convert(dtype.tz))
+        times = np.array([text or "NaT" for text in texts], dtype=f"datetime64[{dtype.unit}]")
+        return pd.Series(pd.DatetimeIndex(times).tz_localize("UTC").tz_convert(dtype.tz))
     if isinstance(dtype, np.dtype) and dtype.kind in "mM":
         read = int if dtype.kind == "m" else str
         return pd.Series(np.array(["NaT" if text is None else read(text) for text in texts], dtype=dtype))

@@ -1,9 +1,9 @@
-"""Synthetic chest radiographs in CoronaHack's layout: the embedded default, and data whose truth is known.
+"""Generate synthetic chest radiographs in CoronaHack's layout: the default data set, with known ground truth.
 
-They are schematic drawings, made with numpy from a seed; no person's image is in them. Opacities are all that tells
-the classes apart: grey level, contrast, noise, hospital, position and anatomy are drawn without regard to the class,
-unless a shortcut is planted on purpose. All pixels are computed in 32-bit floats, which takes half the time of 64 bits:
-a scalar of numpy's 64-bit type would turn them all into 64 bits, so scalars are Python's own.
+The images are schematic drawings, made with numpy from a seed; they contain no image of a person. Only opacities
+distinguish the classes: intensity, contrast, noise, hospital, position and anatomy are sampled independently of the
+class, unless a shortcut is planted. Pixels are computed in 32-bit floats, which takes half the time of 64 bits. Scalars
+are Python floats, because a numpy float64 scalar would convert the arrays to 64 bits.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ FINDINGS = {  # finding -> Label, Label_2_Virus_category, Label_1_Virus_category
     "bacteria": ("Pnemonia", "", "bacteria"),
     "virus": ("Pnemonia", "", "Virus"),
 }
-SHARES = {"COVID-19": 0.4, "Normal": 0.4, "bacteria": 0.1, "virus": 0.1}  # of `patients`, where it is one number
+PATIENT_FRACTIONS = {"COVID-19": 0.4, "Normal": 0.4, "bacteria": 0.1, "virus": 0.1}  # if `patients` is one number
 SHORTCUTS = ("corner", "border", "jpeg_quality", "aspect", "gain")
-IMAGES_A_PATIENT = ((1, 2, 3), (0.6, 0.3, 0.1))  # how many, how often
-TEST_SHARE = 0.15  # of the patients of each finding but COVID-19, which the official TEST has none of
-HOSPITALS = {  # contrast (factor), noise (grey levels), blur (share of the side): the same for all classes
+IMAGES_PER_PATIENT = ((1, 2, 3), (0.6, 0.3, 0.1))  # numbers of images and their probabilities
+TEST_FRACTION = 0.15  # of the patients of each finding except COVID-19, which is not in the official TEST
+HOSPITALS = {  # contrast (factor), noise (grey levels), blur (fraction of the side); equal for all classes
     "hospital-A": (1.00, 3.0, 0.004),
     "hospital-B": (1.15, 5.0, 0.003),
     "hospital-C": (0.85, 4.0, 0.006),
@@ -50,13 +50,13 @@ SHORTCUT_GAIN = 30  # grey levels
 CSV_NAME = "Chest_xray_Corona_Metadata.csv"
 SUMMARY_NAME = "Chest_xray_Corona_dataset_Summary.csv"
 IMAGES = Path("Coronahack-Chest-XRay-Dataset") / "Coronahack-Chest-XRay-Dataset"
-SETTINGS = "phantom.json"  # written last: with it the folder is complete
-FORMAT = 2  # to be raised when the same arguments give other bytes
+SETTINGS = "phantom.json"  # written last; marks the folder as complete
+FORMAT = 2  # increased when the same arguments give other bytes
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The build of one patient; lengths on a scale where the image reaches from -1 to 1, x to the image's right."""
+    """The anatomy of one patient; lengths in units where the image extends from -1 to 1, x to the image's right."""
 
     torso: float
     lung_width: float
@@ -77,7 +77,7 @@ class Phantom:
     Attributes:
         image: `(image_size, image_size)` uint8, air black.
         lungs: `(image_size, image_size)` bool, the true lung mask.
-        opacity: `(image_size, image_size)` float32, what was added to the lungs, 0 where nothing.
+        opacity: `(image_size, image_size)` float32, the density added to the lungs, 0 elsewhere.
     """
 
     image: np.ndarray
@@ -86,13 +86,13 @@ class Phantom:
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    """Draw a patient's build.
+    """Sample the anatomy of a patient.
 
     Args:
-        rng: The source of chance.
+        rng: The random generator.
 
     Returns:
-        The build.
+        The anatomy.
     """
     return Anatomy(
         torso=rng.uniform(0.78, 0.98),
@@ -120,17 +120,17 @@ def draw_phantom(
 ) -> Phantom:
     """Draw one frontal radiograph.
 
-    The opacities are evened out by as much less density in the rest of the lungs, so that the mean grey level and all
-    that lies outside of the lungs say nothing of them.
+    The mean density of the opacities is subtracted from the lungs, so that neither the mean intensity nor the area
+    outside the lungs depends on the finding.
 
     Args:
-        rng: The source of chance: position, exposure, noise and opacities.
+        rng: The random generator for position, exposure, noise and opacities.
         finding: `"Normal"` (no opacity), `"COVID-19"` (patches in both lungs, low and near the chest wall),
             `"bacteria"` (one dense consolidation) or `"virus"` (streaks in both lungs).
-        anatomy: The patient's build; None to draw one.
+        anatomy: The patient's anatomy; None to sample one.
         hospital: A name in `HOSPITALS`: contrast, noise and blur.
         image_size: Side, pixels.
-        severity: How dense the opacities are; 1 is well seen.
+        severity: Factor of the opacities' density; 1 is clearly visible.
 
     Returns:
         The radiograph with its masks.
@@ -149,7 +149,7 @@ def draw_phantom(
 
 
 def _position(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the patient's coordinates at each pixel: shifted, turned and scaled as patients stand."""
+    """Return the patient's coordinates at each pixel, with a random shift, rotation and scale."""
     line = (np.arange(image_size, dtype=np.float32) + 0.5) / image_size * 2 - 1
     angle, scale = math.radians(rng.normal(0, 4)), rng.uniform(0.86, 1.10)
     x, y = line[None, :] - rng.normal(0, 0.05), line[:, None] - rng.normal(0, 0.05)
@@ -158,12 +158,12 @@ def _position(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray, np
 
 
 def _soft(distance: np.ndarray, width: float = 0.02) -> np.ndarray:
-    """Turn a signed distance (inside above 0) into 0 to 1 with a soft edge."""
+    """Convert a signed distance (positive inside) to a value from 0 to 1 with a soft edge."""
     return 0.5 + 0.5 * np.tanh(distance * (0.5 / width))  # the logistic function; scipy's takes ten times as long
 
 
 def _lungs(x: np.ndarray, y: np.ndarray, a: Anatomy) -> np.ndarray:
-    """Return the share of lung at each pixel, 0 to 1."""
+    """Return the fraction of lung at each pixel, 0 to 1."""
     lungs = np.zeros_like(x)
     top = a.apex - a.lung_height
     widening = a.lung_width * (0.55 + 0.45 * np.clip((y - top) / a.lung_height, 0, 1))
@@ -171,14 +171,14 @@ def _lungs(x: np.ndarray, y: np.ndarray, a: Anatomy) -> np.ndarray:
     for side in (-1, 1):
         across = x - side * (a.lung_width + 0.12)
         outline = 1 - np.abs(across / widening) ** 2.4 - above
-        dome = a.diaphragm - 0.05 * (side < 0) + 0.55 * across**2 * 2 - y  # the right dome stands higher
+        dome = a.diaphragm - 0.05 * (side < 0) + 0.55 * across**2 * 2 - y  # the right dome is higher
         lungs = np.maximum(lungs, _soft(outline, 0.05) * _soft(dome, 0.02))
     heart = _heart(x, y, a)
     return lungs * (1 - _soft(heart, 0.06)) * _soft(np.abs(x) - 0.11, 0.02)
 
 
 def _heart(x: np.ndarray, y: np.ndarray, a: Anatomy) -> np.ndarray:
-    """Return the signed distance to the heart's edge; it lies on the image's right, the patient's left."""
+    """Return the signed distance to the heart's edge; it is on the image's right, the patient's left."""
     u, v = x - 0.13, y - (a.diaphragm - 0.12)
     return 1 - ((u * 0.82 + v * 0.57) / (1.25 * a.heart)) ** 2 - ((v * 0.82 - u * 0.57) / (0.88 * a.heart)) ** 2
 
@@ -198,25 +198,25 @@ def _chest(x: np.ndarray, y: np.ndarray, lungs: np.ndarray, a: Anatomy, rng: np.
 
 
 def _body(out: np.ndarray, y: np.ndarray, a: Anatomy) -> np.ndarray:
-    """Return the share of body at each pixel, 0 to 1."""
+    """Return the fraction of body at each pixel, 0 to 1."""
     shoulders = np.clip((-y - 0.45) * 1.2, 0, 0.5)
     return _soft(a.torso + shoulders - out, 0.02) * _soft(y + 1.02 - 1.1 * np.clip(out - 0.35, 0, None), 0.04)
 
 
 def _bones(x: np.ndarray, y: np.ndarray, a: Anatomy, body: np.ndarray) -> np.ndarray:
-    """Return the density of the spine, the mediastinum before it, the ribs and the clavicles."""
+    """Return the density of the spine, the mediastinum, the ribs and the clavicles."""
     out = np.abs(x)
     vertebrae = 0.75 + 0.25 * np.cos(2 * math.pi * 6 * y)
     density = 0.14 * np.exp(-((x / a.spine) ** 2)) * vertebrae * body
     density += 0.12 * np.exp(-(((x / 0.15) ** 2) ** 2)) * _soft(0.4 - y, 0.1) * body
-    beside = out > 0.08
+    lateral = out > 0.08
     above = np.clip((a.apex - y) / (a.lung_height + 0.12), 0, None) ** 2.5
-    thorax = _soft(1 - _cube(out / 0.76) - above, 0.05) * _soft(a.diaphragm + 0.25 - y, 0.05) * beside
+    thorax = _soft(1 - _cube(out / 0.76) - above, 0.05) * _soft(a.diaphragm + 0.25 - y, 0.05) * lateral
     back = np.cos(2 * math.pi * a.ribs * (y - a.rib_slope * out + 0.55 * x**2))
     front = np.cos(2 * math.pi * a.ribs * (y + 0.9 * a.rib_slope * out) + 1.0)
     density += thorax * (0.10 * np.clip(back, 0, None) ** 2 + 0.05 * _cube(np.clip(front, 0, None)))
     clavicle = np.abs(y + 0.62 + 0.22 * (out - 0.35)) - 0.025
-    return density + 0.10 * _soft(-clavicle, 0.012) * _soft(0.62 - out, 0.02) * beside
+    return density + 0.10 * _soft(-clavicle, 0.012) * _soft(0.62 - out, 0.02) * lateral
 
 
 def _cube(values: np.ndarray) -> np.ndarray:
@@ -224,7 +224,7 @@ def _cube(values: np.ndarray) -> np.ndarray:
 
 
 def _shadows(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return soft, broad differences of density that every lung has: what a thumbnail takes for an opacity."""
+    """Return soft, broad density differences that every lung has; at low resolution they resemble opacities."""
     shadows = np.zeros_like(x)
     for half in (-1, 1):
         for _ in range(3):
@@ -243,18 +243,20 @@ def _vessels(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarr
 
 
 def _noise(rng: np.random.Generator, like: np.ndarray, reach: float) -> np.ndarray:
-    """Return noise that is smooth over `reach`, a share of the image's side."""
+    """Return noise that is smooth over `reach`, a fraction of the image's side."""
     return gaussian_filter(rng.standard_normal(like.shape, dtype=np.float32), like.shape[0] * reach)
 
 
 def _opacity(rng, finding: str, x: np.ndarray, y: np.ndarray, lungs: np.ndarray, a: Anatomy) -> np.ndarray:
-    """Return the opacities' density; `lungs` says where they may be, 0 to 1."""
+    """Return the density of the opacities; `lungs` is the mask where they are allowed, 0 to 1."""
     if finding == "Normal":
         return np.zeros_like(x)
     side = x.shape[0]
     if finding == "virus":
         waves = _noise(rng, x, 0.018)
-        return 0.15 * lungs * np.exp(-((waves / waves.std() / 0.35) ** 2))  # the lines where waves cross 0: a net
+        return (
+            0.15 * lungs * np.exp(-((waves / waves.std() / 0.35) ** 2))
+        )  # zero crossings of the noise: a network of lines
     if finding == "bacteria":
         half = int(rng.choice([-1, 1]))
         centre = (half * rng.uniform(0.30, 0.50), rng.uniform(-0.45, a.diaphragm - 0.1))
@@ -273,7 +275,7 @@ def _opacity(rng, finding: str, x: np.ndarray, y: np.ndarray, lungs: np.ndarray,
 
 
 def _expose(rng: np.random.Generator, density: np.ndarray, hospital: str) -> np.ndarray:
-    """Turn density into 8-bit grey: exposure and contrast vary widely, and with no regard to the finding."""
+    """Convert density to 8-bit intensities with random exposure and contrast, independent of the finding."""
     contrast, noise, blur = HOSPITALS[hospital]
     density = gaussian_filter(density, blur * density.shape[0])
     density = np.clip(density, 0, None) ** rng.uniform(0.85, 1.2)
@@ -297,38 +299,37 @@ def write_phantom(
 ) -> Path:
     """Write a synthetic data set in CoronaHack's layout.
 
-    A patient has one to three images, of one hospital. The metadata CSV has CoronaHack's columns and besides `patient`,
-    `source` (the hospital), `view`, `sex` and `age`. Fifteen in a hundred patients of each finding but COVID-19 make up
-    the official TEST, which has no COVID-19 in CoronaHack either. The same arguments give the same bytes.
+    A patient has one to three images from one hospital. The metadata CSV has CoronaHack's columns and also `patient`,
+    `source` (the hospital), `view`, `sex` and `age`. The official TEST has 15% of the patients of each finding except
+    COVID-19; CoronaHack's TEST has no COVID-19 either. The same arguments give the same bytes.
 
     Args:
-        root: The folder to make; one that holds the same data set already is left as it is.
-        patients: How many; a number is dealt out (40% COVID-19, 40% Normal, 10% bacteria, 10% virus), a mapping from
-            finding to number is taken as it is.
-        seed: Of the drawing.
+        root: The folder to create; a folder that already has the same data set is not changed.
+        patients: Number of patients (40% COVID-19, 40% Normal, 10% bacteria, 10% virus), or a mapping from finding to
+            number.
+        seed: Seed of the random generator.
         image_size: Side, pixels, 32 or more.
-        severity: How dense the opacities are; 1 is well seen, 0 none.
-        masks: Also write the true lungs as `lung-masks/<name>.png`.
-        shortcut: Plant something in the COVID-19 images that tells the class without a lung: `"corner"` (a bright
-            mark), `"border"` (a dark frame), `"jpeg_quality"` (compressed harder), `"aspect"` (stored wider than high)
-            or `"gain"` (30 grey levels brighter). None plants nothing.
-        strength: The share of COVID-19 images that carry the shortcut, 0 to 1.
-        signal: False gives every patient opacities (or none) without regard to the class: nothing in the lungs tells
-            the classes apart.
+        severity: Factor of the opacities' density; 1 is clearly visible, 0 shows none.
+        masks: Whether to write the true lung masks as `lung-masks/<name>.png`.
+        shortcut: A property of the COVID-19 images that identifies the class without the lungs: `"corner"` (a bright
+            mark), `"border"` (a dark frame), `"jpeg_quality"` (lower quality), `"aspect"` (stored wider than high) or
+            `"gain"` (30 grey levels brighter). None for no shortcut.
+        strength: The fraction of COVID-19 images with the shortcut, 0 to 1.
+        signal: False samples the opacities independently of the class; the lungs then do not distinguish the classes.
 
     Returns:
         `root`.
 
     Raises:
         UsageError: An argument has a value that is not allowed.
-        DataError: The folder holds something else.
+        DataError: The folder has other contents.
 
     Examples:
         >>> root = write_phantom("phantoms", patients=8, image_size=32, seed=0)
         >>> sorted(path.name for path in root.glob("*.csv"))
         ['Chest_xray_Corona_Metadata.csv', 'Chest_xray_Corona_dataset_Summary.csv']
     """
-    counts = _counts(patients)
+    counts = _patients_by_finding(patients)
     root = Path(root)
     settings = {"patients": counts, "seed": int(seed), "image_size": int(image_size), "severity": float(severity)}
     settings |= {"masks": bool(masks), "shortcut": shortcut, "strength": float(strength), "signal": bool(signal)}
@@ -339,26 +340,29 @@ def write_phantom(
         make_folder(folder)
     rng = np.random.default_rng(seed)
     rows = []
-    for number, (finding, test) in enumerate(_patients(rng, counts), start=1):
-        own = np.random.default_rng([seed, number])
-        rows += _write_patient(root, own, number, finding, test, settings)
+    for number, (finding, test) in enumerate(_assign_patients(rng, counts), start=1):
+        patient_rng = np.random.default_rng([seed, number])
+        rows += _write_patient(root, patient_rng, number, finding, test, settings)
     _write_tables(root, pd.DataFrame(rows))
     write_json(root / SETTINGS, settings)
     logger.info("Wrote %d synthetic radiographs of %d patients to %s.", len(rows), sum(counts.values()), root)
     return root
 
 
-def _counts(patients: int | Mapping[str, int]) -> dict[str, int]:
-    """Return how many patients of each finding, in the order of `FINDINGS`, on which the drawing depends."""
+def _patients_by_finding(patients: int | Mapping[str, int]) -> dict[str, int]:
+    """Return the number of patients of each finding, in the order of `FINDINGS`, which the random numbers depend on."""
     counts = dict(patients) if isinstance(patients, Mapping) else {}
     numbers = [patients] if isinstance(patients, int | np.integer) else [*counts.values()]
     if set(counts) - set(FINDINGS) or not all(_is_whole(number) for number in numbers) or sum(numbers) < 1:
         raise UsageError(
-            f"patients={patients!r}.", hint=f"Give a number, or numbers by finding: {', '.join(FINDINGS)}."
+            f"patients={patients!r} is neither a number above 0 nor numbers by finding.",
+            hint=f"Give a number, or numbers by finding: {', '.join(FINDINGS)}.",
         )
     if not isinstance(patients, Mapping):
-        shares = np.cumsum([SHARES[finding] for finding in FINDINGS])
-        counts = dict(zip(FINDINGS, np.diff((shares * patients).round(), prepend=0), strict=True))  # adds up
+        fractions = np.cumsum([PATIENT_FRACTIONS[finding] for finding in FINDINGS])
+        counts = dict(
+            zip(FINDINGS, np.diff((fractions * patients).round(), prepend=0), strict=True)
+        )  # their sum is exact
     return {finding: int(counts[finding]) for finding in FINDINGS if counts.get(finding)}
 
 
@@ -367,47 +371,47 @@ def _is_whole(number: object) -> bool:
 
 
 def _is_complete(root: Path, settings: dict) -> bool:
-    """Say whether the folder holds this data set already; a folder that holds anything else is refused."""
+    """Return whether the folder already has this data set; raise if it has other contents."""
     if not root.exists():
         return False
     if not root.is_dir():
-        raise DataError(f"{root} is a file.", hint="Name a folder.")
+        raise DataError(f"{root} is a file.", hint="Give a folder.")
     if not any(root.iterdir()):
         return False
     try:
-        found = json.loads((root / SETTINGS).read_text(encoding="utf-8"))
+        written = json.loads((root / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = None
-    if found == settings:
+        written = None
+    if written == settings:
         return True
-    what = "synthetic data of other settings" if found else "something else, or a set that was not finished"
-    raise DataError(f"{root} holds {what}.", hint="Name another folder, or remove this one.")
+    contents = "synthetic data with other settings" if written else "other files, or an incomplete data set"
+    raise DataError(f"{root} has {contents}.", hint="Give another folder, or remove this one.")
 
 
-def _patients(rng: np.random.Generator, counts: Mapping[str, int]) -> list[tuple[str, bool]]:
-    """Return each patient's finding and whether they belong to the official TEST, in random order."""
-    people = []
+def _assign_patients(rng: np.random.Generator, counts: Mapping[str, int]) -> list[tuple[str, bool]]:
+    """Return the finding of each patient, and whether the patient is in the official TEST, in random order."""
+    patients = []
     for finding, count in counts.items():
-        tests = 0 if finding == "COVID-19" else round(TEST_SHARE * count)
-        people += [(finding, position < tests) for position in range(count)]
-    return [people[position] for position in rng.permutation(len(people))]
+        tests = 0 if finding == "COVID-19" else round(TEST_FRACTION * count)
+        patients += [(finding, position < tests) for position in range(count)]
+    return [patients[position] for position in rng.permutation(len(patients))]
 
 
 def _write_patient(root: Path, rng, number: int, finding: str, test: bool, settings: Mapping) -> list[dict]:
-    """Draw one patient's images, write them, and return their rows of the CSV."""
+    """Draw and write the images of one patient, and return their rows of the CSV."""
     anatomy, hospital = draw_anatomy(rng), cast(Hospital, str(rng.choice(list(HOSPITALS))))
     shown = cast(Finding, finding if settings["signal"] else str(rng.choice(["Normal", "COVID-19"])))
     sex, age = str(rng.choice(["F", "M"])), int(rng.integers(18, 90))
     severity = settings["severity"] * rng.uniform(0.85, 1.15)
     label, second, first = FINDINGS[finding]
     rows = []
-    for count in range(1, int(rng.choice(IMAGES_A_PATIENT[0], p=IMAGES_A_PATIENT[1])) + 1):
+    for count in range(1, int(rng.choice(IMAGES_PER_PATIENT[0], p=IMAGES_PER_PATIENT[1])) + 1):
         name = f"phantom-p{number:04d}-{count}"
         drawn = draw_phantom(
             rng, finding=shown, anatomy=anatomy, hospital=hospital, image_size=settings["image_size"], severity=severity
         )
-        carries = finding == "COVID-19" and rng.random() < settings["strength"]
-        image, quality = _plant(drawn.image, settings["shortcut"] if carries else None)
+        has_shortcut = finding == "COVID-19" and rng.random() < settings["strength"]
+        image, quality = _plant(drawn.image, settings["shortcut"] if has_shortcut else None)
         image.save(root / IMAGES / ("test" if test else "train") / f"{name}.jpeg", quality=quality)
         if settings["masks"]:
             Image.fromarray(drawn.lungs).save(root / "lung-masks" / f"{name}.png")
@@ -440,10 +444,10 @@ def _plant(image: np.ndarray, shortcut: str | None) -> tuple[Image.Image, int]:
         image[:edge], image[-edge:], image[:, :edge], image[:, -edge:] = 0, 0, 0, 0
     elif shortcut == "gain":
         image = np.clip(image.astype(int) + SHORTCUT_GAIN, 0, 255).astype(np.uint8)
-    picture = Image.fromarray(image)
+    stored = Image.fromarray(image)
     if shortcut == "aspect":
-        picture = picture.resize((round(1.3 * side), side), Image.Resampling.BILINEAR)
-    return picture, SHORTCUT_JPEG_QUALITY if shortcut == "jpeg_quality" else JPEG_QUALITY
+        stored = stored.resize((round(1.3 * side), side), Image.Resampling.BILINEAR)
+    return stored, SHORTCUT_JPEG_QUALITY if shortcut == "jpeg_quality" else JPEG_QUALITY
 
 
 def _write_tables(root: Path, table: pd.DataFrame) -> None:

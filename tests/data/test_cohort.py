@@ -90,7 +90,7 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_facts_go_along(cohort, name):
+def test_pandas_operations_preserve_facts(cohort, name):
     result = OPERATIONS[name](cohort)
     assert isinstance(result, Cohort) and result.facts == FACTS
     assert cohort.facts == FACTS and not cohort.attrs and not result.attrs
@@ -147,7 +147,7 @@ def test_cohorts_of_different_tasks_lose_their_facts_and_say_so(cohort, change):
     joined = pd.concat([cohort, cohort.with_facts(**change)], ignore_index=True)
     assert len(joined) == 12
     for use in (lambda: joined.facts, lambda: as_cohort(joined), lambda: joined[joined["age"] > 0].facts):
-        with pytest.raises(DataError, match="does not say what its classes are.*with_facts"):
+        with pytest.raises(DataError, match="The classes of this cohort are not known.*with_facts"):
             use()
     named = joined.with_facts(classes=CLASSES, positive="COVID-19")  # the remedy works
     assert as_cohort(named).facts == CohortInfo(classes=CLASSES, positive="COVID-19")
@@ -155,7 +155,7 @@ def test_cohorts_of_different_tasks_lose_their_facts_and_say_so(cohort, change):
 
 def test_a_cohort_without_facts_is_refused_rather_than_guessed(tmp_path):
     bare = make_cohort(facts=None)
-    with pytest.raises(DataError, match="does not say what its classes are"):
+    with pytest.raises(DataError, match="The classes of this cohort are not known"):
         save_cohort(bare, tmp_path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(DataError):
@@ -178,8 +178,8 @@ def test_facts_are_changed_in_a_copy(cohort):
     ("change", "message"),
     [
         ({"clases": CLASSES}, "clases"),
-        ({"classes": ["A", "A"]}, "twice"),
-        ({"positive": "Covid"}, "'Covid' is none of the classes"),
+        ({"classes": ["A", "A"]}, "repeat a class"),
+        ({"positive": "Covid"}, "'Covid' is not one of the classes"),
         ({"classes": "Normal"}, "classes"),
         ({"task": 3}, "task"),
     ],
@@ -429,7 +429,7 @@ def test_damage_names_the_file_and_the_remedy(cohort, tmp_path, name):
     damage(tmp_path)
     with pytest.raises(DataError) as caught:
         load_cohort(tmp_path)
-    assert str(tmp_path / file) in caught.value.message and "Put back cohort.csv and cohort.json" in caught.value.hint
+    assert str(tmp_path / file) in caught.value.message and "Restore cohort.csv and cohort.json" in caught.value.hint
     assert caught.value.exit_code == 3
 
 

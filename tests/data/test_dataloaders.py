@@ -92,7 +92,7 @@ def test_the_vocabulary_of_a_plain_table_is_sorted(cohort):
 
 def test_a_cohort_without_classes_is_refused(cohort):
     other = cohort.with_facts(classes=[*CLASSES, "Viral"])
-    with pytest.raises(DataError, match="does not say what its classes are"):
+    with pytest.raises(DataError, match="The classes of this cohort are not known"):
         build(pd.concat([cohort, other], ignore_index=True))
 
 

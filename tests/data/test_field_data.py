@@ -97,7 +97,7 @@ def test_a_task_of_any_view_takes_them_all(tmp_path):
 
 
 @pytest.mark.parametrize("placeholder", ["unknown", "nan", "NA", "-", "none", "N/A", "Anonymous", "?", "  "])
-def test_a_placeholder_is_nobody(tmp_path, placeholder):
+def test_a_placeholder_identifies_no_patient(tmp_path, placeholder):
     rows = write_rows(tmp_path, label=["Normal", "COVID-19", "Normal"], patient=[placeholder, placeholder, "7"])
     cohort = read_cohort(rows)
     assert cohort["patient"].nunique() == 3 and cohort["patient_known"].tolist() == [False, False, True]
@@ -140,7 +140,7 @@ def test_the_name_of_a_folder_is_no_source(tmp_path):
 
 
 @pytest.mark.parametrize("asked", ["00000002_000.png", "person1_virus_7.png", "scan_b.png", "twice.png"])
-def test_the_file_of_another_patient_is_never_proposed(tmp_path, asked):
+def test_the_file_of_another_patient_is_never_suggested(tmp_path, asked):
     for name in ("00000022_000.png", "person1_virus_6.png", "scan_a.png", "one/twice.png", "two/twice.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -150,7 +150,7 @@ def test_the_file_of_another_patient_is_never_proposed(tmp_path, asked):
 @pytest.mark.parametrize(
     "asked", ["SCAN.PNG", "scan.jpg", "x/scan.png", "x\\scan.png", "D:\\data\\scan.png", "E\u0301.png"]
 )
-def test_the_same_name_in_another_spelling_is_proposed(tmp_path, asked):
+def test_the_same_name_in_another_spelling_is_suggested(tmp_path, asked):
     for name in ("deep/scan.png", "deep/\u00e9.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

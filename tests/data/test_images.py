@@ -98,7 +98,7 @@ def test_formats_are_those_tested():
     [("1", "PNG", 1), ("L", "PNG", 8), ("RGB", "JPEG", 8), ("P", "PNG", 8), ("CMYK", "TIFF", 8), ("I;16", "PNG", 16)]
     + [("I;16", "TIFF", 16), ("I;16B", "TIFF", 16), ("I", "TIFF", 32), ("F", "TIFF", 32)],
 )
-def test_facts_tell_the_bits(mode, format, bits):
+def test_facts_have_the_bits(mode, format, bits):
     facts = describe_image(encode(in_mode(mode), format))
     assert facts.bits == bits and (f"{bits} bits scaled to 8" in facts.notes) == (bits > 8)
 
@@ -444,12 +444,12 @@ def test_gif_and_real_eps_and_pdf_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP", "BMP"])
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
-def test_truncated_files_are_refused(format, share, tmp_path):
+@pytest.mark.parametrize("fraction", [0.02, 0.5, 0.95])
+def test_truncated_files_are_refused(format, fraction, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (100, 100), dtype=np.uint8)
     content = encode(Image.fromarray(noise).convert("RGB"), format)
     path = tmp_path / f"cut{SUFFIX[format]}"
-    path.write_bytes(content[: int(share * len(content))])
+    path.write_bytes(content[: int(fraction * len(content))])
     assert "damaged" in refusal(path).message
 
 
@@ -679,7 +679,7 @@ def test_no_more_is_decoded_than_needed_and_the_facts_are_those_of_the_file():
     assert read_image(content, image_size=700)[0].size == (1400, 900)
 
 
-def test_colours_and_rotation_are_seen_at_reduced_scale_too():
+def test_colours_and_rotation_are_noted_at_reduced_scale_too():
     image = Image.new("RGB", (1200, 900), (200, 60, 20))
     image.paste((20, 60, 200), (0, 0, 600, 450))
     exif = Image.Exif()

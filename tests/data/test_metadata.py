@@ -85,7 +85,7 @@ def coronahack(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def simple(tmp_path) -> Path:
-    """Four images of two classes beside data.csv."""
+    """Four images of two classes next to data.csv."""
     write_images(tmp_path, "a.png", "b.png", "c.png", "d.png")
     return write_csv(tmp_path, "image,label", "a.png,Normal", "b.png,Normal", "c.png,covid", "d.png,COVID-19")
 
@@ -262,7 +262,7 @@ def test_folders_of_train_and_test(tmp_path):
     assert kinds(cohort) == {"valid_is_train": 1}
 
 
-def test_images_beside_the_folders_are_named(tmp_path):
+def test_images_outside_the_class_folders_are_listed(tmp_path):
     write_images(tmp_path, "Normal/1.png", "COVID/2.png", "stray.png")
     (note,) = read_cohort(tmp_path).facts.problems
     assert note["kind"] == "no_class" and "stray.png" in note["reason"]
@@ -568,7 +568,7 @@ def test_a_long_list_of_faults_is_counted(tmp_path):
     assert "60 missing file, 30 unknown label" in error.message and "line 2, 0.png and 59 more" in error.message
 
 
-# rows and pictures that are there twice
+# duplicate rows and images
 
 
 @pytest.mark.parametrize("other", ["a.png", "./a.png", "sub/../a.png"])

@@ -1,4 +1,4 @@
-"""Synthetic radiographs: the same from the same seed, in CoronaHack's layout, and told apart by the lungs alone."""
+"""Synthetic radiographs: reproducible, in CoronaHack's layout, with classes that only the lungs distinguish."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def many() -> tuple[list[phantom.Phantom], np.ndarray, np.ndarray]:
         rng = np.random.default_rng([21, patient])
         anatomy, hospital = draw_anatomy(rng), str(rng.choice(HOSPITALS))
         finding = "COVID-19" if patient % 2 else "Normal"
-        for _ in range(1 + (patient % 6 < 2)):  # the same share of both classes
+        for _ in range(1 + (patient % 6 < 2)):  # the same fraction of both classes
             drawn.append(draw_phantom(rng, finding=finding, anatomy=anatomy, hospital=hospital, image_size=SIZE))
             labels.append(patient % 2)
             patients.append(patient)
@@ -86,17 +86,17 @@ def border_ring(pixels: np.ndarray) -> np.ndarray:
 # no giveaway
 
 
-def test_mean_and_spread_do_not_tell_the_class(many, pixels):
+def test_mean_and_standard_deviation_do_not_identify_the_class(many, pixels):
     _, labels, patients = many
     assert 0.4 < cross_validated_auc(mean_and_spread(pixels), labels, patients) < 0.6
 
 
-def test_the_border_does_not_tell_the_class(many, pixels):
+def test_the_border_does_not_identify_the_class(many, pixels):
     _, labels, patients = many
     assert 0.4 < cross_validated_auc(border_ring(pixels), labels, patients) < 0.6
 
 
-def test_what_lies_outside_of_the_lungs_does_not_tell_the_class(many, pixels):
+def test_the_area_outside_the_lungs_does_not_identify_the_class(many, pixels):
     """Lungs filled with their own mean: position, build, bones and exposure are all that is left."""
     drawn, labels, patients = many
     filled = pixels.copy()
@@ -106,7 +106,7 @@ def test_what_lies_outside_of_the_lungs_does_not_tell_the_class(many, pixels):
     assert 0.4 < cross_validated_auc(thumbnails(filled).reshape(len(filled), -1), labels, patients) < 0.6
 
 
-def test_a_thumbnail_tells_the_class_and_permuted_labels_do_not(many, pixels):
+def test_a_thumbnail_predicts_the_class_but_not_permuted_labels(many, pixels):
     _, labels, patients = many
     features = thumbnails(pixels).reshape(len(pixels), -1)
     assert cross_validated_auc(features, labels, patients) > 0.7
@@ -118,7 +118,7 @@ def test_a_thumbnail_tells_the_class_and_permuted_labels_do_not(many, pixels):
     assert 0.4 < np.mean(aucs) < 0.6 and max(aucs) < 0.65
 
 
-def test_without_signal_or_severity_a_thumbnail_tells_nothing(tmp_path):
+def test_without_signal_or_severity_a_thumbnail_is_not_predictive(tmp_path):
     for name, options in (("no-signal", {"signal": False}), ("no-severity", {"severity": 0.0})):
         counts = {"COVID-19": 100, "Normal": 100}
         root = write_phantom(tmp_path / name, patients=counts, image_size=SIZE, **options)
@@ -182,7 +182,7 @@ def test_a_planted_shortcut_is_detectable(planted, shortcut):
 
 
 @pytest.mark.parametrize("shortcut", SHORTCUTS)
-def test_without_it_the_same_feature_tells_nothing(planted, shortcut):
+def test_without_it_the_same_feature_is_not_predictive(planted, shortcut):
     table = planted[None]
     assert 0.3 < roc_auc_score(table["covid"], table[shortcut]) < 0.7  # 60 patients a class: the standard error is 0.05
 
@@ -194,7 +194,7 @@ def test_a_shortcut_leaves_the_other_class_as_it_is(planted):
         )
 
 
-def test_strength_is_the_share_that_carries_it(tmp_path):
+def test_strength_is_the_fraction_with_the_shortcut(tmp_path):
     counts = {"COVID-19": 60, "Normal": 10}
     root = write_phantom(tmp_path / "half", patients=counts, image_size=32, shortcut="aspect", strength=0.5)
     wide = {path.name for path in root.rglob("*.jpeg") if describe_image(path).width > 32}
@@ -219,9 +219,9 @@ def test_a_drawing_has_its_masks(finding, image_size):
     assert drawn.image.std() > 20
 
 
-def test_lungs_are_two_inside_the_image_of_a_plausible_share(many):
-    shares = np.array([drawn.lungs.mean() for drawn in many[0]])
-    assert shares.min() > 0.08 and shares.max() < 0.5 and 0.18 < shares.mean() < 0.32
+def test_lungs_are_two_inside_the_image_of_a_plausible_area(many):
+    fractions = np.array([drawn.lungs.mean() for drawn in many[0]])
+    assert fractions.min() > 0.08 and fractions.max() < 0.5 and 0.18 < fractions.mean() < 0.32
     for drawn in many[0][::5]:
         parts, number = label(drawn.lungs)
         sizes = np.sort(np.bincount(parts.ravel())[1:])[::-1]
@@ -281,7 +281,7 @@ def test_severity_scales_the_opacity():
     assert draw_phantom(np.random.default_rng(3), finding="virus", severity=0).opacity.max() == 0
 
 
-def test_a_patient_keeps_the_build():
+def test_the_images_of_a_patient_have_the_same_anatomy():
     """Two images of one patient are more alike than those of two, once position and exposure are averaged out."""
     rng = np.random.default_rng(0)
     anatomies = [draw_anatomy(rng) for _ in range(8)]
@@ -359,9 +359,9 @@ def test_a_number_of_patients_is_that_number(patients, tmp_path):
     table = metadata(write_phantom(tmp_path / "data", patients=patients, image_size=32))
     assert table["patient"].nunique() == patients
     if patients >= 10:
-        shares = table.groupby(["Label_2_Virus_category", "Label_1_Virus_category"])["patient"].nunique() / patients
+        fractions = table.groupby(["Label_2_Virus_category", "Label_1_Virus_category"])["patient"].nunique() / patients
         wanted = {("COVID-19", "Virus"): 0.4, ("", ""): 0.4, ("", "bacteria"): 0.1, ("", "Virus"): 0.1}
-        assert all(abs(shares[key] - share) <= 1 / patients for key, share in wanted.items())
+        assert all(abs(fractions[key] - fraction) <= 1 / patients for key, fraction in wanted.items())
 
 
 def test_the_layout_is_coronahacks(small):
@@ -411,7 +411,7 @@ def test_every_task_reads_it(phantom_root, task, counts):
     assert of_task.groupby("label")["patient"].nunique().to_dict() == counts
     tested = set(cohort.loc[cohort["split"] == "test", "label"])
     assert tested == (set() if task == "covid" else set(counts))
-    assert (cohort["group"] == cohort["patient"]).all()  # no picture is there twice
+    assert (cohort["group"] == cohort["patient"]).all()  # there are no duplicate images
 
 
 def test_no_covid_19_in_test_and_no_patient_on_both_sides(phantom_root):
@@ -447,7 +447,7 @@ def test_hospital_sex_view_and_age_do_not_depend_on_the_class(tmp_path, monkeypa
     assert images.groupby("finding").mean().std() < 0.1
 
 
-def test_every_image_is_another(phantom_root):
+def test_all_images_are_different(phantom_root):
     prints = fingerprint_images(sorted(phantom_root.rglob("*.jpeg")))
     assert prints["sha256"].is_unique and (prints["error"] == "").all()
 
@@ -522,13 +522,13 @@ def test_a_half_written_folder_is_not_taken_for_complete(tmp_path, monkeypatch):
 def test_damaged_settings_are_not_taken_for_complete(settings, tmp_path):
     root = write_phantom(tmp_path / "data", patients={"Normal": 1}, image_size=32)
     (root / phantom.SETTINGS).write_text(settings)
-    with pytest.raises(DataError, match="holds"):
+    with pytest.raises(DataError, match=" has (other files|synthetic data with other settings)"):
         write_phantom(root, patients={"Normal": 1}, image_size=32)
 
 
-def test_a_folder_of_something_else_is_refused_and_an_empty_one_is_used(tmp_path):
+def test_a_folder_with_other_files_is_refused_and_an_empty_one_is_used(tmp_path):
     (tmp_path / "thesis.txt").write_text("all my work")
-    with pytest.raises(DataError, match="something else"):
+    with pytest.raises(DataError, match="other files"):
         write_phantom(tmp_path, patients={"Normal": 1}, image_size=32)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(DataError, match="is a file"):

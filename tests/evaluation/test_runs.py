@@ -71,5 +71,5 @@ def test_a_run_reads_its_cohort_back_with_its_types_and_facts(run_folder, tmp_pa
     assert cohort.facts.classes == ("Normal", "COVID-19") and cohort.facts.positive == "COVID-19"
     shutil.copytree(run_folder, tmp_path / "run")
     (tmp_path / "run" / "cohort.json").unlink()
-    with pytest.raises(DataError, match=r"run/cohort\.json cannot be read as a cohort.*Put back"):
+    with pytest.raises(DataError, match=r"run/cohort\.json cannot be read as a cohort.*Restore"):
         _ = read_run(tmp_path / "run").cohort
