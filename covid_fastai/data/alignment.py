@@ -182,7 +182,7 @@ def _gauss_newton_step(window: np.ndarray, view: np.ndarray, target: np.ndarray)
     tangents = _tangents(view).reshape(-1, 5, SIDE**2)
     tangents -= tangents.mean(axis=2, keepdims=True)
     gram = tangents @ tangents.transpose(0, 2, 1)
-    # damping relative to the mean eigenvalue (and 1e-9 for a blank view) keeps the matrix invertible
+    # damping relative to the trace (and 1e-9 for a blank view) keeps the matrix invertible
     gram += (1e-6 * np.trace(gram, axis1=1, axis2=2)[:, None, None] + 1e-9) * np.eye(5, dtype=np.float32)
     return _change_windows(window, np.linalg.solve(gram, tangents @ target.reshape(-1, SIDE**2, 1))[:, :, 0])
 

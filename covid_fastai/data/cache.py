@@ -82,7 +82,7 @@ class Cache:
 
     def read(self, kind: str, key: str) -> bytes | None:
         """Return the bytes stored under a key; None if there is no entry or it is damaged."""
-        path = self._place(kind, key)
+        path = self._entry_path(kind, key)
         try:
             whole = path.read_bytes()
         except OSError:
@@ -98,18 +98,18 @@ class Cache:
         """Store bytes under a key; a full disk or a read-only folder is logged once and raises nothing."""
         if not self._works:
             return
-        path = self._place(kind, key)
+        path = self._entry_path(kind, key)
         try:
             self._make_room()
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # guard: cache_private
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(content + zlib.crc32(content).to_bytes(CHECKSUM, "little"))
-                os.replace(part, path)
+                os.replace(temporary, path)
             except BaseException:
-                Path(part).unlink(missing_ok=True)
+                Path(temporary).unlink(missing_ok=True)
                 raise
         except OSError as error:
             self._works = False  # guard: cache_works
@@ -146,7 +146,7 @@ class Cache:
         except OSError as error:
             raise ResourceError(f"{error.filename} cannot be removed: {error.strerror}.") from error
 
-    def _place(self, kind: str, key: str) -> Path:
+    def _entry_path(self, kind: str, key: str) -> Path:
         return self.folder / kind / key[:2] / key[2:]
 
     def _touch(self, path: Path) -> None:
@@ -185,6 +185,7 @@ class Cache:
 
 
 def _identity(path: str | os.PathLike) -> tuple[int, ...]:
+    """Return size, time of change, inode and device of a file, which differ after a change of its content."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
 

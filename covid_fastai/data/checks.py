@@ -125,14 +125,15 @@ class RowChecker:
                 )
 
     def _report_repeats(self, same: pd.DataFrame) -> None:
+        """Record all rows of a file but the first as repeated."""
         first = same.iloc[0]
-        where = f"row {first['row']}" if first["row"] is not None else "an earlier row"
+        earlier_row = f"row {first['row']}" if first["row"] is not None else "an earlier row"
         for index in same.index[1:]:
             self.report(
                 index,
                 "duplicate_row",
                 severity="warning",
-                reason=f"it repeats {where}; it is counted once",
+                reason=f"it repeats {earlier_row}; it is counted once",
                 remedy="Remove it.",
             )
             self.repeated.add(index)
@@ -169,6 +170,7 @@ class RowChecker:
         return groups
 
     def _report_duplicates(self, same: pd.DataFrame) -> None:
+        """Record the rows of a group of duplicates, as a conflict if their labels differ."""
         meaning = same["label"].where(same["label"] != "", same["finding"])
         names = same["path"].map(os.path.basename)
         labels = " and ".join(map(repr, meaning.unique()))

@@ -116,7 +116,7 @@ def _check_deflated(content: bytes, name: str) -> None:
     try:
         stream.decompress(content[begin:], MAX_BYTES)
     except zlib.error:
-        raise _unreadable(name, "its compressed part is broken") from None
+        raise _unreadable(name, "its compressed data are damaged") from None
     if not stream.eof:
         raise ImageError(
             f"{name} is too large to be a radiograph, or truncated.", hint=f"At most {MAX_BYTES:,} bytes are read."

@@ -79,7 +79,7 @@ def resolve_workers(num_workers: int | str, paths: Sequence[str], *, batch_bytes
         return workers
     room = shutil.disk_usage(shared).free // (
         4 * batch_bytes
-    )  # batches per process: two are ready, one is filled, one is spare
+    )  # a process holds two finished batches and one in progress
     if room < workers:
         logger.warning("/dev/shm has room for %d of %d processes that open images (docker: --shm-size).", room, workers)
     return int(min(workers, room))  # guard: shm

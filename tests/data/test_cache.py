@@ -142,7 +142,7 @@ def test_the_least_recently_used_entries_are_removed_first(tmp_path, monkeypatch
     cache = Cache(tmp_path / "cache", limit=5000)
     for number in range(4):
         cache.write("grey-1-8", f"{number:064x}", bytes(996))
-        os.utime(cache._place("grey-1-8", f"{number:064x}"), (number, number))
+        os.utime(cache._entry_path("grey-1-8", f"{number:064x}"), (number, number))
     fresh = Cache(tmp_path / "cache", limit=5000)
     assert fresh.read("grey-1-8", f"{0:064x}") is not None, "used now"
     fresh.write("grey-1-8", "f" * 64, bytes(996))
