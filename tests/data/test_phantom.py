@@ -514,7 +514,7 @@ def test_a_half_written_folder_is_not_taken_for_complete(tmp_path, monkeypatch):
         write_phantom(tmp_path / "data", patients=SMALL, image_size=32)
     monkeypatch.undo()
     assert list((tmp_path / "data").rglob("*.jpeg")) and not (tmp_path / "data" / phantom.SETTINGS).exists()
-    with pytest.raises(DataError, match="not finished"):
+    with pytest.raises(DataError, match="incomplete data set"):
         write_phantom(tmp_path / "data", patients=SMALL, image_size=32)
 
 
