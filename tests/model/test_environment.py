@@ -21,7 +21,7 @@ WRONG = [
     ({"task": "covd"}, UsageError, "There is no task 'covd'"),
     ({"task": "etiology", "negatives_per_positive": 1.0}, UsageError, "needs a task of two classes"),
     ({"encoding": "utf-99"}, UsageError, "encoding='utf-99' is not known"),
-    ({"device": "cuda:99"}, UnavailableError, "no device 'cuda:99'"),
+    ({"device": "cuda:99"}, UnavailableError, "Device 'cuda:99' is not available"),
     ({"device": "gpu"}, UsageError, "device='gpu' is not one of"),
     ({"device": "cpu", "precision": "fp16"}, UsageError, "precision='fp16'"),
     ({"precision": "fp8"}, UsageError, "precision='fp8' is not one of"),
