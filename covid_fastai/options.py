@@ -383,7 +383,7 @@ def _words(text: str) -> list[str]:
     return "".join(letter if letter.isidentifier() or letter.isdigit() else " " for letter in text).split()
 
 
-def _parts(option: Any) -> tuple[Any, ...]:
+def _members(option: Any) -> tuple[Any, ...]:
     """Return the members of a union, else the type itself."""
     inner = _without_marks(option)
     return typing.get_args(inner) if typing.get_origin(inner) in (typing.Union, types.UnionType) else (inner,)
@@ -395,23 +395,23 @@ def _without_marks(option: Any) -> Any:
 
 def _marks(option: Any) -> list[Option]:
     """Return the marks of an option and of the members of its union."""
-    own = typing.get_args(option)[1:] if typing.get_origin(option) is Annotated else ()
-    marks = [mark for mark in own if isinstance(mark, Option)]
+    metadata = typing.get_args(option)[1:] if typing.get_origin(option) is Annotated else ()
+    marks = [mark for mark in metadata if isinstance(mark, Option)]
     inner = _without_marks(option)
     if typing.get_origin(inner) in (typing.Union, types.UnionType):
-        marks += [mark for part in typing.get_args(inner) for mark in _marks(part)]
+        marks += [mark for member in typing.get_args(inner) for mark in _marks(member)]
     return marks
 
 
 def _names(option: Any) -> list[str]:
-    literals = [text for part in _parts(option) for text in option_choices(part)]
+    literals = [text for member in _members(option) for text in option_choices(member)]
     return [*literals, *(name for mark in _marks(option) for name in mark.names)]
 
 
 def _kinds(option: Any) -> set[Any]:
     """Return the plain types that an option's value can have."""
-    parts = _parts(option)
-    return set(parts) if len(parts) == 1 else {kind for part in parts for kind in _kinds(part)}
+    members = _members(option)
+    return set(members) if len(members) == 1 else {kind for member in members for kind in _kinds(member)}
 
 
 def _describe(option: Any, unit: str) -> str:
@@ -420,7 +420,7 @@ def _describe(option: Any, unit: str) -> str:
         return marks[0].allowed
     inner = _without_marks(option)
     if typing.get_origin(inner) in (typing.Union, types.UnionType):
-        return ", or ".join(_describe(part, unit) for part in typing.get_args(inner))
+        return ", or ".join(_describe(member, unit) for member in typing.get_args(inner))
     if typing.get_origin(inner) is Literal:
         texts = [repr(text) for text in typing.get_args(inner)]
         return texts[0] if len(texts) == 1 else f"one of {', '.join(texts)}"

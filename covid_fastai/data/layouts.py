@@ -138,10 +138,10 @@ def find_data(data: str | os.PathLike) -> Path:
 
 def _coronahack_csv(folder: Path) -> Path | None:
     """Return CoronaHack's CSV in the folder or in one of its folders, as an archive is often unpacked."""
-    for place in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
-        for name in _names_in(place):
+    for parent in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
+        for name in _names_in(parent):
             if name.casefold() == CORONAHACK_CSV.casefold():
-                return place / name
+                return parent / name
     return None
 
 
@@ -346,9 +346,9 @@ def _note_images_without_class(folder: Path, problems: ProblemLog) -> None:
 def _images_in(folder: Path, problems: ProblemLog) -> list[str]:
     """Return the images of a class folder and of a folder `images` in it; note all other files."""
     paths, others = [], []
-    for place in (folder, folder / "images"):  # the COVID-19 Radiography Database has masks next to images
-        for name in _names_in(place):
-            path = os.path.join(place, name)
+    for parent in (folder, folder / "images"):  # the COVID-19 Radiography Database has masks next to images
+        for name in _names_in(parent):
+            path = os.path.join(parent, name)
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not os.path.isdir(path):
                 paths.append(path)
             elif path != str(folder / "images"):

@@ -325,8 +325,8 @@ def _check(
             remedy="Set check_images=True.",
         )
     # guard: faulty_rows
-    kept = table.drop(index=[*(checker.faulty | checker.repeated | set(table.index[table["unknown_split"]]))])
-    return kept, duplicates[kept.index]
+    usable = table.drop(index=[*(checker.faulty | checker.repeated | set(table.index[table["unknown_split"]]))])
+    return usable, duplicates[usable.index]
 
 
 def _mark_pretraining(table: pd.DataFrame, manifests: Sequence[Manifest]) -> pd.Series:

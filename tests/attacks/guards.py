@@ -24,7 +24,7 @@ __all__ = ["Guard", "WITHOUT", "find_guards", "take_out"]
 MARKER = re.compile(r"\bguard: ([a-z0-9_]+(?:, [a-z0-9_]+)*)$")
 
 WITHOUT: dict[str, str] = {
-    "faulty_rows": "kept = table.drop(index=checker.repeated | set(table.index[table['unknown_split']]))",
+    "faulty_rows": "usable = table.drop(index=checker.repeated | set(table.index[table['unknown_split']]))",
     "sniff_text": "return 'nothing'",
     "sniff_other": "return 'of some format'",
     "cache_key": "return known[1] if known is not None else ''",

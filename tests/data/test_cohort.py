@@ -1,4 +1,4 @@
-"""The cohort: its facts survive what users do with tables, and its files bring back every value with its type."""
+"""The cohort: its facts survive what users do with tables, and its files restore every value with its type."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def cohort() -> Cohort:
     return make_cohort()
 
 
-# facts go along
+# pandas operations
 
 OPERATIONS = {
     "rows by a mask": lambda c: c[c["label"] == "Normal"],
@@ -127,7 +127,7 @@ def test_pandas_own_summary_works(cohort, capsys):
 OTHER = {"row": 4, "path": "b.png", "kind": "unreadable", "severity": "error", "reason": "", "remedy": ""}
 
 
-def test_cohorts_of_one_task_join_what_was_found_in_them(cohort):
+def test_cohorts_of_one_task_merge_their_problems(cohort):
     other = cohort.with_facts(data="/d/e/b.csv", root="/d/e", problems=[PROBLEM, OTHER], leaked_fraction=0.5)
     for joined in (pd.concat([cohort, other]), pd.concat([cohort, other, cohort]), cohort.merge(other, on="path")):
         assert joined.facts.problems == (PROBLEM, OTHER)
@@ -135,7 +135,7 @@ def test_cohorts_of_one_task_join_what_was_found_in_them(cohort):
         assert joined.facts.classes == tuple(CLASSES) and joined.facts.leaked_fraction is None
 
 
-def test_a_root_that_is_not_known_is_not_made_up(cohort):
+def test_an_unknown_root_stays_unknown(cohort):
     assert pd.concat([cohort, cohort.with_facts(root="")]).facts.root == ""
 
 
@@ -143,7 +143,7 @@ DIFFERENT = [{"classes": CLASSES[::-1]}, {"classes": [*CLASSES, "Viral"]}, {"pos
 
 
 @pytest.mark.parametrize("change", DIFFERENT, ids=str)
-def test_cohorts_of_different_tasks_lose_their_facts_and_say_so(cohort, change):
+def test_cohorts_of_different_tasks_have_no_facts(cohort, change):
     joined = pd.concat([cohort, cohort.with_facts(**change)], ignore_index=True)
     assert len(joined) == 12
     for use in (lambda: joined.facts, lambda: as_cohort(joined), lambda: joined[joined["age"] > 0].facts):
@@ -153,7 +153,7 @@ def test_cohorts_of_different_tasks_lose_their_facts_and_say_so(cohort, change):
     assert as_cohort(named).facts == CohortInfo(classes=CLASSES, positive="COVID-19")
 
 
-def test_a_cohort_without_facts_is_refused_rather_than_guessed(tmp_path):
+def test_a_cohort_without_facts_raises_an_error(tmp_path):
     bare = make_cohort(facts=None)
     with pytest.raises(DataError, match="The classes of this cohort are not known"):
         save_cohort(bare, tmp_path)
@@ -184,7 +184,7 @@ def test_facts_are_changed_in_a_copy(cohort):
         ({"task": 3}, "task"),
     ],
 )
-def test_facts_that_cannot_be_are_refused(cohort, change, message):
+def test_invalid_facts_raise_an_error(cohort, change, message):
     with pytest.raises(UsageError, match=message) as caught:
         cohort.with_facts(**change)
     assert "classes, positive, task" in caught.value.hint
@@ -204,7 +204,7 @@ problems = st.fixed_dictionaries(
     leaked=st.none() | st.floats(0, 1),
 )
 @settings(deadline=None)
-def test_info_comes_back_from_json(classes, data, task, found, leaked):
+def test_info_survives_json(classes, data, task, found, leaked):
     positive = data.draw(st.sampled_from([None, *classes]))
     info = CohortInfo(classes=classes, positive=positive, task=task, problems=found, leaked_fraction=leaked)
     assert CohortInfo.from_json(info.to_json()) == info
@@ -215,12 +215,12 @@ def test_info_comes_back_from_json(classes, data, task, found, leaked):
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"classes": ["A", "A"]}', '{"classes": [], "colour": "red"}', b"\xff"]
 )
-def test_what_is_no_info_is_refused(text):
+def test_invalid_json_of_info_raises_an_error(text):
     with pytest.raises(DataError, match="not a cohort's info"):
         CohortInfo.from_json(text)
 
 
-def test_patients_are_known_where_every_row_that_takes_part_names_one(cohort):
+def test_patients_are_known_if_every_used_row_has_one(cohort):
     assert not cohort.patients_known
     assert cohort[cohort["patient_known"]].patients_known
     assert cohort.assign(patient_known=cohort["split"] != "excluded").patients_known
@@ -365,13 +365,13 @@ def test_a_plain_table_can_be_saved(cohort, tmp_path):
     assert load_cohort(tmp_path).facts.classes == ("COVID-19", "Normal")
 
 
-def test_a_column_that_is_there_twice_is_refused(cohort, tmp_path):
+def test_a_duplicate_column_raises_an_error(cohort, tmp_path):
     twice = pd.concat([cohort, cohort[["age"]]], axis=1)
     with pytest.raises(DataError, match="'age' twice"):
         save_cohort(twice, tmp_path)
 
 
-def test_a_folder_that_is_not_there(cohort, tmp_path):
+def test_a_missing_folder_raises_an_error(cohort, tmp_path):
     with pytest.raises(ResourceError, match="cohort.json"):
         save_cohort(cohort, tmp_path / "gone")
     with pytest.raises(DataError, match="gone/cohort.json"):

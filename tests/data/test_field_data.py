@@ -1,4 +1,4 @@
-"""Data as other people have them: what used to be wrong without a word."""
+"""Data as other users have them: cases that once gave wrong results without an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIGNS = Task(name="signs", classes=("Normal", "COVID-19"), positive="COVID-19", 
 
 
 def write_rows(folder, start: int = 0, **columns) -> pd.DataFrame:
-    """Write an image a row, noise from the seeds `start` on, and return the table with `path` and the given columns."""
+    """Write one image per row, noise from the seeds `start` on, and return the table with `path` and the columns."""
     table = pd.DataFrame(columns)
     names = table.pop("name") if "name" in table else [f"{number}.png" for number in range(len(table))]
     for number, name in enumerate(names, start):
@@ -136,7 +136,7 @@ def test_the_name_of_a_folder_is_no_source(tmp_path):
     assert (read_cohort(tmp_path)["source"] == "unknown").all()
 
 
-# files that are not there
+# missing files
 
 
 @pytest.mark.parametrize("asked", ["00000002_000.png", "person1_virus_7.png", "scan_b.png", "twice.png"])

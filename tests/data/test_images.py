@@ -1,4 +1,4 @@
-"""The one opener: every format and mode becomes right grey levels; what is no radiograph is refused with a reason."""
+"""Opening images: every format and mode gives the right intensities; other files raise an error with the reason."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ DEEP = {"I;16": np.uint16, "I;16B": ">u2", "I": np.int32, "F": np.float32}
 
 
 def scene() -> Image.Image:
-    """A soft picture without any symmetry, so that every turn of it is another picture."""
+    """A smooth image without symmetry, so that all its rotations differ."""
     x, y = np.meshgrid(np.linspace(0, 1, WIDTH), np.linspace(0, 1, HEIGHT))
     grey = 30 + 150 * x + 40 * y**2 + 30 * np.exp(-((x - 0.2) ** 2 + (y - 0.3) ** 2) / 0.02)
     return Image.fromarray(grey.round().astype(np.uint8))
 
 
 def in_mode(mode: str) -> Image.Image:
-    """The scene in a mode; with more than 8 bits it takes 12 of them, as a detector gives."""
+    """The scene in a mode; with more than 8 bits it uses 12, as a detector does."""
     if mode in DEEP:
         return Image.fromarray((np.asarray(scene(), dtype=np.float64) * 16).astype(DEEP[mode]))
     if mode == "CMYK":  # as printers store grey: no colour, only black
@@ -126,7 +126,7 @@ def test_few_bits_reach_from_black_to_white(depth):
 
 
 def raw_png(width: int, height: int, depth: int, colour: int, rows: np.ndarray | None, *extra: bytes) -> bytes:
-    """A PNG by hand, for what Pillow does not write: `rows` has a row of bytes for each row of the picture."""
+    """A PNG by hand, for what Pillow does not write: `rows` has a row of bytes for each row of the image."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -151,7 +151,7 @@ def test_16_bit_ramp_does_not_turn_white(format, top):
 
 
 def test_plain_pillow_turns_32_bits_white():
-    """Why the opener scales by itself; should Pillow ever do it, this test says so."""
+    """The reason why `open_image` scales; this test fails if Pillow ever does it."""
     ramp = np.tile(np.linspace(0, 65535, 200).astype(np.int32), (50, 1))
     content = encode(Image.fromarray(ramp), "TIFF")
     assert np.asarray(Image.open(io.BytesIO(content)).convert("L")).mean() > 240
@@ -172,7 +172,7 @@ def test_negative_and_huge_numbers_are_scaled():
         assert np.abs(grey - scaled(values.astype(np.float64))).max() <= 0.51
 
 
-def test_what_is_no_number_is_black_and_the_infinite_white():
+def test_nan_is_black_and_infinity_white():
     values = (SCENE * 16).astype(np.float32)
     values[0, 0], values[0, 1], values[0, 2] = np.nan, np.inf, -np.inf
     grey = grey_of(encode(Image.fromarray(values), "TIFF"))
@@ -181,14 +181,14 @@ def test_what_is_no_number_is_black_and_the_infinite_white():
     assert np.abs(grey[finite] - scaled(values[finite].astype(np.float64))).max() <= 0.51
 
 
-def test_no_number_at_all_is_refused():
+def test_an_image_without_finite_values_is_refused():
     with pytest.raises(ImageError, match="no finite value"):
         open_image(encode(Image.fromarray(np.full((40, 40), np.nan, np.float32)), "TIFF"))
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
-def test_white_is_zero_is_turned_round(kind):
-    """A TIFF may say that 0 is white (photometric 0); Pillow heeds it in 8 bits only."""
+def test_white_is_zero_is_inverted(kind):
+    """In a TIFF, 0 can be white (photometric 0); Pillow handles it for 8 bits only."""
     values = Image.fromarray((SCENE * (1 if kind is np.uint8 else 16)).astype(kind))
     black_is_zero = encode(values, "TIFF", tiffinfo={262: 1})
     changed = bytearray(black_is_zero)
@@ -201,7 +201,7 @@ def test_white_is_zero_is_turned_round(kind):
 
 @pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2), (6, 4)])
 def test_16_bits_in_colour_are_scaled_too(colour, channels):
-    """A 12-bit picture saved as 16-bit RGB: Pillow keeps the upper byte, 16 levels of nearly black."""
+    """A 12-bit image saved as 16-bit RGB: Pillow keeps the upper byte, 16 levels of nearly black."""
     values = (SCENE * 16).astype(">u2")[:, :, None].repeat(channels, axis=2)
     if colour in (4, 6):
         values[:, :, -1] = 65535  # opaque
@@ -213,7 +213,7 @@ def test_16_bits_in_colour_are_scaled_too(colour, channels):
 
 
 def test_16_bits_in_colour_that_fill_the_range_are_kept():
-    """A picture made for the screen, as one of CoronaHack's: its contrast is what someone chose."""
+    """An image with a chosen contrast, such as one of CoronaHack's, is not scaled."""
     values = (SCENE * 257).astype(">u2")[:, :, None].repeat(3, axis=2)
     grey, facts = read_image(raw_png(WIDTH, HEIGHT, 16, 2, values.reshape(HEIGHT, -1).view(np.uint8)))
     np.testing.assert_array_equal(np.asarray(grey), SCENE)
@@ -248,7 +248,7 @@ def test_a_transparent_value_is_composited_over_black(mode):
     np.testing.assert_array_equal(grey[~flat], SCENE[~flat])
 
 
-def test_an_opaque_alpha_says_nothing():
+def test_an_opaque_alpha_has_no_note():
     assert describe_image(encode(in_mode("RGBA"), "PNG")).notes == ()
 
 
@@ -264,13 +264,13 @@ def test_colour_is_noted():
 
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
 def test_cmyk_is_not_inverted(format):
-    """Adobe's JPEG stores CMYK inverted and says so, TIFF does not: both are black where the ink is."""
+    """Adobe's JPEG stores CMYK inverted with a marker, TIFF does not; ink is black in both."""
     grey = grey_of(encode(in_mode("CMYK"), format))
     assert np.corrcoef(grey.ravel(), SCENE.ravel())[0, 1] > 0.99
 
 
 def test_an_icc_profile_changes_nothing():
-    """Grey levels are taken as stored: the profile of a scanner is no reason to change them."""
+    """Intensities are used as stored, without the colour profile of a scanner."""
     from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -282,7 +282,7 @@ def test_an_icc_profile_changes_nothing():
 
 
 def stored_as(orientation: int) -> Image.Image:
-    """The scene as a camera held that way stores it; the inverse of what the EXIF standard asks of the reader."""
+    """The scene as stored by a rotated camera: the inverse of the transformation of the EXIF standard."""
     turn = {
         1: lambda pixels: pixels,
         2: np.fliplr,
@@ -317,7 +317,7 @@ def test_orientation_of_16_bits_is_applied_once():
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_an_orientation_that_is_none_is_left(orientation):
+def test_an_invalid_orientation_is_ignored(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     np.testing.assert_array_equal(grey_of(encode(scene(), "PNG", exif=exif)), SCENE)
@@ -346,7 +346,7 @@ def test_paths_bytes_and_files_are_the_same(tmp_path):
         np.testing.assert_array_equal(grey_of(file), SCENE)
 
 
-def test_a_file_is_read_from_where_it_stands():
+def test_a_file_is_read_from_its_current_position():
     file = io.BytesIO(b"header" + encode(scene(), "PNG"))
     file.seek(6)
     np.testing.assert_array_equal(grey_of(file), SCENE)
@@ -393,7 +393,7 @@ def test_a_name_that_is_no_text_is_read_and_printable(tmp_path):
     [("x.jpg", "PNG", "named .jpg but PNG"), ("x.PNG", "JPEG", "named .png but JPEG"), ("x.tiff", "TIFF", None)]
     + [("x.JPEG", "JPEG", None), ("x", "PNG", None), ("x.webp", "BMP", "named .webp but BMP")],
 )
-def test_a_suffix_that_lies_is_noted(name, format, note, tmp_path):
+def test_a_wrong_suffix_is_noted(name, format, note, tmp_path):
     (tmp_path / name).write_bytes(encode(scene(), format))
     assert describe_image(tmp_path / name).notes == ((note,) if note else ())
 
@@ -467,7 +467,7 @@ def test_a_text_bomb_in_a_png_is_refused():
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_a_broken_second_header_in_a_tiff_is_refused():
-    """To count a TIFF's images Pillow reads all their headers, and raises what it likes."""
+    """Pillow reads all headers of a TIFF to count its frames, and can raise any exception."""
     content = bytearray(encode(scene(), "TIFF"))
     (start,) = struct.unpack_from("<I", content, 4)
     (entries,) = struct.unpack_from("<H", content, start)
@@ -494,7 +494,7 @@ def test_a_pipe_does_not_hang(tmp_path):
 
 
 def test_no_permission(tmp_path, monkeypatch):
-    """The system's answer is put in its mouth: where the tests run as root, everything may be read."""
+    """The error is simulated, because root can read every file."""
     path = tmp_path / "mine.png"
     scene().save(path)
 
@@ -509,7 +509,7 @@ def test_no_permission(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [7_100, 10_000, 20_000])
 def test_a_bomb_is_refused_from_its_header(side, monkeypatch):
-    """Three limits of size: ours, Pillow's warning and Pillow's error; nothing is decoded for any of them."""
+    """Three size limits: this package's, Pillow's warning and Pillow's error; all apply before decoding."""
     content = raw_png(side, side, 8, 0, np.zeros((10, side), np.uint8))
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("it was decoded"))
     tracemalloc.start()
@@ -525,7 +525,7 @@ def test_a_bomb_is_called_so_where_warnings_are_errors():
         assert "too large" in refusal(raw_png(10_000, 10_000, 8, 0, None)).message
 
 
-def test_the_limit_of_pixels_is_what_it_says(monkeypatch):
+def test_the_limit_of_pixels_is_exact(monkeypatch):
     monkeypatch.setattr(image_facts, "MAX_PIXELS", WIDTH * HEIGHT)
     assert open_image(encode(scene(), "PNG")).size == (WIDTH, HEIGHT)
     monkeypatch.setattr(image_facts, "MAX_PIXELS", WIDTH * HEIGHT - 1)
@@ -563,7 +563,7 @@ def test_blank_is_refused(level):
 
 
 @pytest.mark.parametrize(("step", "blank"), [(1, True), (3, False)])
-def test_blank_is_a_matter_of_spread(step, blank):
+def test_blank_images_have_a_small_standard_deviation(step, blank):
     """Half the pixels `step` levels above the other half: the standard deviation is step / 2."""
     pixels = np.full((64, 64), 100, np.uint8)
     pixels[:32] += step
@@ -581,8 +581,8 @@ def test_several_images_in_one_file_are_refused(format):
 
 
 @pytest.mark.timeout(120)
-def test_damaged_bytes_end_in_a_picture_or_a_typed_error():
-    """Fuzz: any change of any byte may be read or refused, and raises nothing but ImageError."""
+def test_damaged_bytes_give_an_image_or_an_image_error():
+    """Fuzz test: with any byte changed, the file opens or raises `ImageError`."""
     rng = np.random.default_rng(0)
     modes = [("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "I;16"), ("TIFF", "L"), ("TIFF", "F")]
     modes += [("TIFF", "RGB"), ("BMP", "P"), ("WEBP", "RGBA")]
@@ -652,7 +652,7 @@ def test_real_radiographs_open(real_data):
 
 
 def photograph(mode="L", size=(1400, 900), **options) -> bytes:
-    """A smooth picture with hard edges, as a JPEG."""
+    """A smooth image with hard edges, as a JPEG."""
     x, y = np.meshgrid(np.arange(size[0]) / 97, np.arange(size[1]) / 61)
     grey = 128 + 60 * np.sin(x) + 50 * np.cos(y + x / 2)
     grey[100:180, 200:420] = 255
@@ -664,7 +664,7 @@ def photograph(mode="L", size=(1400, 900), **options) -> bytes:
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("image_size", [64, 224, 400])
-def test_a_square_is_nearly_the_whole_picture_squashed(mode, image_size):
+def test_a_square_is_close_to_the_resized_full_image(mode, image_size):
     content = photograph(mode)
     plain = np.asarray(resize_image(open_image(content), image_size), dtype=int)
     fast = np.asarray(open_square(content, image_size), dtype=int)

@@ -148,7 +148,7 @@ def test_a_damaged_reference_is_an_error(tmp_path, monkeypatch):
 
 @pytest.mark.realdata
 @pytest.mark.slow
-def test_few_false_alarms_and_few_turned_ones_missed_on_real_radiographs(real_data):
+def test_few_false_positives_and_false_negatives_on_real_radiographs(real_data):
     """The official TEST and the two external sets, none of which was used for the reference."""
     folders = ["external-adult", "external-actualmed", "coronahack-224/Coronahack-Chest-XRay-Dataset"]
     paths = [path for folder in folders[:2] for path in sorted((real_data / folder).rglob("*.*g"))]

@@ -33,7 +33,7 @@ COHEN = {  # finding: a file name of Cohen's collection
 
 
 def picture(number: int, *, side: int = SIDE) -> Image.Image:
-    """A picture like no other of another number."""
+    """An image that differs from those of all other numbers."""
     rng = np.random.default_rng([7, number])
     coarse = Image.fromarray(rng.integers(0, 256, (8, 8)).astype(np.uint8))
     return coarse.resize((side, side), Image.Resampling.BICUBIC)
@@ -53,7 +53,7 @@ def write_csv(folder: Path, *lines: str, name: str = "data.csv") -> Path:
 
 
 def write_coronahack(root: Path, rows: list[tuple[str, str, str, str]], *, nested: bool = True) -> Path:
-    """Write CoronaHack's layout from (name, label, split, category); the finer category of Stress-Smoking is left."""
+    """Write CoronaHack's layout from (name, label, split, category), without the second category of Stress-Smoking."""
     images = root / CORONAHACK_IMAGES / CORONAHACK_IMAGES if nested else root
     lines = [",X_ray_image_name,Label,Dataset_type,Label_2_Virus_category,Label_1_Virus_category"]
     for number, (name, label, split, category) in enumerate(rows):
@@ -118,7 +118,7 @@ def test_coronahack_by_its_root_and_by_its_csv(coronahack):
     assert {"sex", "age", "day", "X_ray_image_name", "Dataset_type", "Unnamed: 0"} < set(cohort.columns)
 
 
-def test_coronahacks_patients_sources_and_findings(coronahack):
+def test_patients_sources_and_findings_of_coronahack(coronahack):
     rows = read_cohort(coronahack, check_images=False).set_index("X_ray_image_name")
     assert rows["patient"].tolist()[:5] == ["IM-0128", "NORMAL2-0128", "bacteria-12", "virus-12", "cohen-10"]
     assert rows.loc["covid-a.jpeg", "patient"] == "covid-a.jpeg" and rows.loc["covid-a.jpeg", "source"] == "unknown"
@@ -137,7 +137,7 @@ def test_coronahacks_patients_sources_and_findings(coronahack):
         ("etiology", {"Normal": 2, "Bacterial": 1, "Viral": 1}, {"Normal": 1, "Viral": 1}),
     ],
 )
-def test_the_tasks_take_their_rows(coronahack, task, train, test):
+def test_each_task_uses_its_rows(coronahack, task, train, test):
     cohort = read_cohort(coronahack, task=task, check_images=False)
     for split, counts in (("train", train), ("test", test)):
         assert cohort[cohort["split"] == split]["label"].value_counts().to_dict() == counts
@@ -164,7 +164,7 @@ def test_an_archive_unpacked_into_its_own_name(tmp_path):
     assert len(read_cohort(tmp_path)) == len(CORONAHACK)
 
 
-def test_images_may_lie_elsewhere(coronahack, tmp_path):
+def test_images_can_be_in_another_folder(coronahack, tmp_path):
     elsewhere = tmp_path / "labels.csv"
     elsewhere.write_bytes((coronahack / CORONAHACK_CSV).read_bytes())
     cohort = read_cohort(elsewhere, image_root=coronahack)
@@ -210,7 +210,7 @@ def test_a_cohort_has_its_columns_types_and_facts(simple):
     )
 
 
-def test_without_patients_it_says_so(simple, caplog):
+def test_a_warning_states_that_patients_are_not_known(simple, caplog):
     with caplog.at_level(logging.WARNING, "covid_fastai"):
         assert not read_cohort(simple)["patient_known"].any()
     assert "patient_column" in caplog.text
@@ -228,7 +228,7 @@ def test_named_columns(tmp_path):
     assert cohort["patient_known"].all() and cohort["befund"].tolist() == ["normal", "covid"]
 
 
-def test_images_in_the_only_folder_that_holds_them(tmp_path):
+def test_images_in_the_only_folder_that_has_them(tmp_path):
     write_images(tmp_path / "images", "a.png", "b.png")
     (tmp_path / "empty").mkdir()
     cohort = read_cohort(write_csv(tmp_path, "image,label", "a.png,Normal", "b.png,covid"))
@@ -236,7 +236,7 @@ def test_images_in_the_only_folder_that_holds_them(tmp_path):
 
 
 @pytest.mark.parametrize("inner", ["", "images"])
-def test_a_folder_a_class(tmp_path, inner):
+def test_a_folder_per_class(tmp_path, inner):
     for number, name in enumerate(["COVID", "Normal"]):
         write_images(tmp_path / name / inner, "1.png", "2.png", start=2 * number)
     (tmp_path / "Normal" / inner / "readme.txt").write_text("x")
@@ -337,7 +337,7 @@ def test_a_cohort_in_memory_can_be_read_again(simple):
         (pd.DataFrame([["a", "b", "c"]], columns=["image", "label", "label"]), {}, DataError, "column 'label' twice"),
     ],
 )
-def test_what_cannot_be_read_says_what_to_do(simple, monkeypatch, data, options, error, message):
+def test_unreadable_data_raise_an_error_with_a_remedy(simple, monkeypatch, data, options, error, message):
     monkeypatch.chdir(simple.parent)
     with pytest.raises(error, match=message) as caught:
         read_cohort(data, **options)
@@ -414,7 +414,7 @@ def test_a_ragged_line_is_named_and_shifts_nothing(simple):
         (b"\xff\xd8\xff\xe0", "is an image"),
     ],
 )
-def test_files_that_are_no_table(tmp_path, raw, message):
+def test_files_that_are_not_tables(tmp_path, raw, message):
     path = tmp_path / "t.csv"
     path.write_bytes(raw)
     with pytest.raises(DataError, match=message) as error:
@@ -531,7 +531,7 @@ def test_a_faulty_row_is_refused(tmp_path, line, kind):
     assert len(read_cohort(path, on_problem="skip")) == 1
 
 
-def test_a_name_that_is_no_text(simple):
+def test_a_name_that_is_not_text(simple):
     names = pd.Series(["a.png", "b\0.png", "caf\udce9.png"], dtype=object)  # pyarrow refuses the last
     frame = pd.DataFrame({"image": names, "label": "Normal"})
     error = faults(frame, image_root=simple.parent)
@@ -599,7 +599,7 @@ def test_rows_that_contradict_each_other_on_a_file(simple, column, values, kind)
 
 
 @pytest.mark.parametrize("copy", ["copy.png", "copy.jpg", "half.png"])
-def test_a_picture_under_two_names_joins_its_patients(tmp_path, copy):
+def test_duplicate_images_join_their_patients(tmp_path, copy):
     write_images(tmp_path, "a.png", "b.png", "c.png", "d.png")
     small = picture(0).resize((40, 40), Image.Resampling.BILINEAR) if copy == "half.png" else picture(0)
     small.save(tmp_path / copy)
@@ -613,7 +613,7 @@ def test_a_picture_under_two_names_joins_its_patients(tmp_path, copy):
         assert leaked_patients(split_by_patient(cohort, seed=seed)) == []
 
 
-def test_a_picture_with_two_labels_is_a_fault(tmp_path):
+def test_duplicate_images_with_two_labels_are_a_fault(tmp_path):
     write_images(tmp_path, "a.png", "b.png")
     picture(0).save(tmp_path / "copy.png")
     path = write_csv(tmp_path, "image,label", "a.png,Normal", "b.png,covid", "copy.png,covid")
@@ -650,14 +650,14 @@ def many(tmp_path_factory) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(("ratio", "drawn"), [(1, 6), (2.5, 15), (0.01, 1), (4, 24), (100, 24)])
-def test_negatives_are_drawn_for_each_positive(many, ratio, drawn):
+def test_negatives_are_sampled_for_each_positive(many, ratio, drawn):
     cohort = read_cohort(many, negatives_per_positive=ratio, check_images=False)
     counts = cohort[cohort["split"] == "train"]["label"].value_counts().to_dict()
     assert counts == {"Normal": drawn, "COVID-19": 6} and len(cohort) == 30
     assert (cohort["note"] == "not drawn").sum() == 24 - drawn
 
 
-def test_the_draw_depends_on_the_seed_and_not_on_the_order(many):
+def test_the_sample_depends_on_the_seed_and_not_on_the_order(many):
     def drawn(frame, seed):
         cohort = read_cohort(frame, negatives_per_positive=1, seed=seed, check_images=False)
         return set(cohort.loc[cohort["split"] == "train", "path"])
@@ -666,7 +666,7 @@ def test_the_draw_depends_on_the_seed_and_not_on_the_order(many):
     assert len({frozenset(drawn(many, seed)) for seed in range(5)}) > 1
 
 
-def test_nothing_to_draw_for(many):
+def test_negatives_without_positives_raise_an_error(many):
     assert "no 'COVID-19' image" in str(faults(many[6:], negatives_per_positive=1, check_images=False))
 
 
@@ -709,7 +709,7 @@ def test_a_cohort_that_is_saved_and_read_again_is_marked_again(coronahack, guard
     )
 
 
-def test_no_image_is_opened_twice_for_it(coronahack, guarded, monkeypatch):
+def test_each_image_is_opened_once(coronahack, guarded, monkeypatch):
     monkeypatch.setenv("COVID_FASTAI_CACHE", "off")
     opened = []
     read = fingerprints.read_image
@@ -718,7 +718,7 @@ def test_no_image_is_opened_twice_for_it(coronahack, guarded, monkeypatch):
     assert len(opened) == len(set(opened)) == len(CORONAHACK)
 
 
-# the parts
+# the functions
 
 
 def test_summarise_cohort_counts_every_row(coronahack):
@@ -754,7 +754,7 @@ def test_nearby_files(tmp_path, asked, meant):
 
 
 @pytest.mark.parametrize("root", [None, "train/more"])
-def test_a_file_of_the_other_part_is_found_without_a_search(tmp_path, root):
+def test_a_file_of_the_other_split_is_found_without_a_search(tmp_path, root):
     write_images(tmp_path, "train/a.png", "train/more/b.png")
     found = NearbyFiles(root and tmp_path / root).find(str(tmp_path / "test/A.jpg"))
     assert found == str(tmp_path / "train/a.png")
@@ -818,7 +818,7 @@ def test_coronahacks_covid_images(real):
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("task", ["covid", "pneumonia", "etiology"])
-def test_cohens_other_images_are_a_tripwire(real, task):
+def test_cohens_other_images_are_a_negative_control(real, task):
     negative_control = real[task][real[task]["note"].str.startswith("negative control")]
     assert (
         len(negative_control) == 12
@@ -846,7 +846,7 @@ def test_the_official_test_is_the_test(real, task, test):
 
 
 @pytest.mark.realdata
-def test_a_folder_a_class_of_real_images(real_data):
+def test_a_folder_per_class_of_real_images(real_data):
     cohort = read_cohort(real_data / "radiography-224", check_images=False)
     counts = cohort["label"].value_counts().to_dict()
     assert counts == {"Normal": 6628, "COVID-19": 1937} and not cohort.patients_known
@@ -863,7 +863,7 @@ def test_an_external_set_by_its_csv(real_data):
 @pytest.mark.slow
 @pytest.mark.realdata
 def test_every_image_of_coronahack(real_data):
-    """All open; the copies that are known are found, and join nobody else."""
+    """All images open; the known duplicates are found, and join no other patients."""
     cohort = read_cohort(real_data / "coronahack-224", task="covid", exclude_pretraining_overlap=False)
     counts = kinds(cohort)
     # 32 exact copies, 2 near ones of Cohen's patient 51, 1 cropped one of Kermany's patient 1669
@@ -876,7 +876,7 @@ def test_every_image_of_coronahack(real_data):
     pd.testing.assert_frame_equal(cohort.drop(columns="group"), expected, check_like=True)
 
 
-def test_a_sample_of_the_images_is_opened_and_said_to_be_one(coronahack, monkeypatch):
+def test_a_sample_of_the_images_is_opened_and_noted(coronahack, monkeypatch):
     opened = []
     monkeypatch.setattr(checks, "fingerprint_images", lambda paths, **_: opened.extend(paths) or real(paths))
     real = fingerprints.fingerprint_images
@@ -892,8 +892,8 @@ def test_a_sample_of_the_images_is_opened_and_said_to_be_one(coronahack, monkeyp
         read_cohort(coronahack, check_images=-1)
 
 
-def test_work_that_grows_with_the_rows_is_done_once_a_row_or_folder(tmp_path, monkeypatch):
-    """Of 400 rows in four folders no path is asked for twice, and nothing is compared with every other row."""
+def test_the_work_is_linear_in_the_rows(tmp_path, monkeypatch):
+    """For 400 rows in four folders, each path is checked once, and no row is compared with all others."""
     names = [f"{number % 4}/{number:04d}.png" for number in range(400)]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)

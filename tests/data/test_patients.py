@@ -1,4 +1,4 @@
-"""Patients: the traps of CoronaHack's file names, and the facts of Cohen's images."""
+"""Patients: ambiguities of CoronaHack's file names, and the facts of Cohen's images."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_patient_key(name, key):
     assert patient_key(name) == key
 
 
-def test_a_number_alone_is_no_patient():
+def test_a_number_alone_is_not_a_patient():
     names = ["person12_bacteria_1.jpeg", "person12_virus_1.jpeg", "IM-0012-0001.jpeg", "NORMAL2-IM-0012-0001.jpeg"]
     assert len({patient_key(name) for name in names}) == 4
 

@@ -103,7 +103,7 @@ def test_the_same_images_give_the_same_bytes(pretraining_images, manifest_folder
     assert again.read_bytes() == (manifest_folder / "cxr-test.manifest.safetensors").read_bytes()
 
 
-def test_patients_that_are_called_unknown_are_not_kept(pretraining_images, tmp_path):
+def test_unknown_patients_are_not_stored(pretraining_images, tmp_path):
     images = pretraining_images.assign(patient_known=[False, True] * 2 + [False] * 4)
     manifest = read_manifest(write_manifest(images, tmp_path / "a.manifest.safetensors"))
     assert (manifest.patients != 0).tolist() == [False, True, False, True, False, False, False, False]
@@ -148,7 +148,7 @@ FACTS = {"format": 1, "images": 2, "sources": {"a": 2}}
         ({"phash": np.zeros((2, 32), np.uint8)}, FACTS),
     ],
 )
-def test_a_file_that_is_no_manifest(tmp_path, held, facts):
+def test_a_file_that_is_not_a_manifest(tmp_path, held, facts):
     path = tmp_path / "odd.manifest.safetensors"
     save_file(held, path, metadata=None if facts is None else {"in_pretraining": json.dumps(facts)})
     with pytest.raises(ModelFormatError, match="odd.manifest.safetensors cannot be used"):
@@ -169,7 +169,7 @@ def test_a_damaged_manifest_is_named_and_stops_the_reading(manifest_folder, tmp_
     assert len(read_cohort(frame, image_root=tmp_path, exclude_pretraining_overlap=False)) == 1
 
 
-def test_a_manifest_that_is_not_there(tmp_path):
+def test_a_missing_manifest_raises_an_error(tmp_path):
     with pytest.raises(ResourceError, match="gone.manifest.safetensors"):
         read_manifest(tmp_path / "gone.manifest.safetensors")
 
@@ -191,7 +191,7 @@ def test_the_packages_weights_have_a_manifest_that_can_be_read():
     assert all(len(read_manifest(path)) > 0 for path in package_manifests())
 
 
-def test_the_wheel_takes_manifests_along():
+def test_the_wheel_includes_manifests():
     repository = Path(__file__).parents[2]
     lines = [line.split() for line in (repository / "MANIFEST.in").read_text().splitlines()]
     (patterns,) = (words[2:] for words in lines if words[:2] == ["recursive-include", "covid_fastai"])
@@ -238,13 +238,13 @@ def test_a_bare_number_identifies_no_patient(pretraining_images, tmp_path):
 
 
 def test_a_known_name_without_a_patient_overlaps(pretraining_images, tmp_path):
-    """A name of Kermany's is enough; of other names the picture decides."""
+    """A name of Kermany's is enough; for other names the image decides."""
     write_manifest(pretraining_images.assign(patient_known=False), tmp_path / "a.manifest.safetensors")
     table = rows("IM-0007-0001.jpeg", "IM-0007-0002.jpeg", "1.png")
     assert marked(table, tmp_path) == [True, False, False]
 
 
-def test_pictures_are_recognised_under_any_name(manifest_folder, tmp_path):
+def test_images_are_recognised_under_any_name(manifest_folder, tmp_path):
     for number in range(16):
         save_phantom(tmp_path / f"{number}.jpg", number, encoded_again=True)
     table = rows(*(f"{number}.jpg" for number in range(16)))
@@ -341,7 +341,7 @@ def test_pretraining_images_are_never_held_out(hospital, guarded):
         assert sorted(held_out) == cohort.index[~is_pretraining(cohort)].tolist()
 
 
-def test_the_weights_that_are_chosen_play_no_part_and_the_guard_can_be_left_out(hospital, guarded):
+def test_the_exclusion_does_not_depend_on_the_weights_and_can_be_turned_off(hospital, guarded):
     cohort = read_cohort(hospital, exclude_pretraining_overlap=False)
     assert not cohort["in_pretraining"].any() and cohort["in_pretraining"].dtype == bool
     assert not any(row["kind"] == "in_pretraining" for row in cohort.facts.problems)
@@ -353,7 +353,7 @@ def test_without_a_manifest_nothing_changes(hospital, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(read_cohort(hospital), read_cohort(hospital, exclude_pretraining_overlap=False))
 
 
-def test_names_alone_are_compared_where_no_image_is_opened_and_it_is_said(hospital, guarded):
+def test_without_opened_images_names_alone_are_compared_and_a_note_states_it(hospital, guarded):
     cohort = read_cohort(hospital, check_images=False)
     assert not cohort["in_pretraining"].any()
     (note,) = (row for row in cohort.facts.problems if row["kind"] == "not_opened")

@@ -1,4 +1,4 @@
-"""Projections and modalities: what is stated and not frontal is excluded; what is not stated is unknown."""
+"""Projections and modalities: stated non-frontal projections are excluded; without a statement they are unknown."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def test_a_word_that_is_no_projection_states_none(text):
 
 
 @pytest.mark.parametrize("text", ["0", "1", "P-7", "none of these", "NA12"])
-def test_a_value_is_no_placeholder(text):
+def test_a_value_is_not_a_placeholder(text):
     assert not is_unstated(text)
 
 
 @pytest.mark.parametrize("text", ["X-ray", "xray", "X Ray", "CR", "dx", "DR", "Chest X-ray", "Digital Radiography"])
-def test_a_radiograph_is_let_in(text):
+def test_radiographs_are_included(text):
     assert not_radiograph(text) == ""
 
 

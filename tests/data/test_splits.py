@@ -39,7 +39,7 @@ def make_cohort(groups, *, classes=CLASSES, others=()) -> Cohort:
 
 
 def uneven(*, seed=0, patients=(120, 40), classes=CLASSES) -> list[tuple[str, str, int]]:
-    """Patients with one image mostly and up to a dozen, as in CoronaHack."""
+    """Patients with mostly one image and at most a dozen, as in CoronaHack."""
     rng = np.random.default_rng(seed)
     return [
         (f"{label}-{i}", label, int(min(12, rng.geometric(0.6))))
@@ -103,7 +103,7 @@ def test_any_unique_index_will_do(cohort):
     pd.testing.assert_series_equal(by_path(split_by_patient(moved)), by_path(split_by_patient(cohort)))
 
 
-def test_groups_not_patients_are_kept_together():
+def test_groups_stay_on_one_side():
     cohort = make_cohort([(f"{label}-{i}", label, 1) for label in CLASSES for i in range(10)])
     cohort["group"] = cohort["patient"].str.replace("-1$", "-0", regex=True)  # patients 0 and 1 fraction an image
     for seed in range(20):
@@ -230,7 +230,7 @@ def test_as_many_folds_as_patients_of_the_rarest_class():
 
 
 @pytest.mark.parametrize("fold", [-1, 5, "0", None])
-def test_a_fold_that_is_not_there(cohort, fold):
+def test_an_unknown_fold_raises_an_error(cohort, fold):
     with pytest.raises(UsageError, match="There is no fold") as error:
         fold_cohort(fold_by_patient(cohort, folds=5), fold)
     assert "0 to 4" in error.value.hint
@@ -293,7 +293,7 @@ def test_the_group_of_a_pretraining_image_stays_in_training_whatever_its_split(f
 
 
 @pytest.mark.parametrize("function", SPLIT_FUNCTIONS)
-def test_a_cohort_that_was_written_and_read_is_as_well_guarded(function, tmp_path):
+def test_a_saved_cohort_has_the_same_exclusions(function, tmp_path):
     cohort = cohort_with_pretraining()
     save_cohort(cohort, tmp_path)
     pd.testing.assert_frame_equal(function(load_cohort(tmp_path)), function(cohort))
@@ -357,7 +357,7 @@ def test_no_pretraining_row_is_ever_held_out(groups, pinned, folds, seed):
         )
 
 
-def test_the_guard_is_named_only_where_it_is_the_reason():
+def test_the_message_names_the_pretraining_data_only_where_they_are_the_reason():
     cohort = make_cohort([(f"n{i}", "Normal", 1) for i in range(9)] + [("c0", "COVID-19", 1)])
     for pretraining in (["c0"], ["n0", "n1"], ["c0", "n0"]):
         with pytest.raises(DataError, match=r"Too few patients of 'COVID-19' .*'Normal' 9, 'COVID-19' 1") as error:
@@ -433,13 +433,13 @@ def test_fractions_outside_of_0_and_1(cohort, function, valid):
 
 @pytest.mark.parametrize("function", [split_by_patient, split_by_image, fold_by_patient])
 @pytest.mark.parametrize("seed", [-1, 1.5, "1", None, True, 2**32])
-def test_seeds_that_are_none(cohort, function, seed):
+def test_invalid_seeds(cohort, function, seed):
     with pytest.raises(UsageError, match="seed="):
         function(cohort, seed=seed)
 
 
 @pytest.mark.parametrize("folds", [1, 0, -2, 2.0, "5", True])
-def test_numbers_of_folds_that_are_none(cohort, folds):
+def test_invalid_numbers_of_folds(cohort, folds):
     with pytest.raises(UsageError, match="folds="):
         fold_by_patient(cohort, folds=folds)
 
@@ -492,7 +492,7 @@ def test_patients_with_several_classes_that_cannot_be_split():
     ],
 )
 @pytest.mark.parametrize("function", [split_by_patient, split_by_image, fold_by_patient])
-def test_tables_that_are_no_cohort(function, change, message):
+def test_tables_that_are_not_cohorts(function, change, message):
     cohort = make_cohort([(f"{label}-{i}", label, 1) for label in CLASSES for i in range(6)]).iloc[:11]
     with pytest.raises(DataError, match=message):
         function(change(cohort))
@@ -526,7 +526,7 @@ def test_coronahack_is_split_near_a_fifth(pneumonia):
 
 @pytest.mark.realdata
 def test_splitting_coronahack_by_image_leaks_patients(real_data):
-    """Half of the held-out COVID-19 images are of patients who stay in training, at a tenth for validation."""
+    """With valid_pct=0.1, half of the held-out COVID-19 images are of patients who are in training."""
     cohort = read_cohort(real_data / "coronahack-224", task="covid", check_images=False)
     fractions = []
     for seed in range(20):

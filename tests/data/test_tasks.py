@@ -1,4 +1,4 @@
-"""Tasks: which finding is which class in every spelling, and which tasks contradict themselves."""
+"""Tasks: the class of each finding in every spelling, and contradictions within a task."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_class_of(task, finding, label):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_finding_of_coronahack_has_a_place(name):
+def test_every_finding_of_coronahack_is_known(name):
     task = TASKS[name]
     for finding in ("Normal", "bacteria", "virus", "COVID-19", "Streptococcus", "SARS", "ARDS"):
         assert bool(task.class_of(finding)) != bool(task.reason_excluded(finding)), finding
@@ -73,7 +73,7 @@ def test_normal_comes_first_and_the_positive_class_is_named(name, positive):
     assert TASKS[name].classes[0] == "Normal" and TASKS[name].positive == positive
 
 
-def test_only_covid_gives_up_the_official_test():
+def test_only_covid_excludes_the_official_test():
     assert {name: task.official_test for name, task in TASKS.items()} == {
         "covid": False,
         "pneumonia": True,
@@ -81,11 +81,11 @@ def test_only_covid_gives_up_the_official_test():
     }
 
 
-def test_cohens_images_take_no_part_where_class_and_source_would_be_one():
+def test_cohens_images_are_excluded_where_class_and_source_are_confounded():
     assert [name for name, task in TASKS.items() if "cohen" in task.excluded_sources] == ["pneumonia", "etiology"]
 
 
-# tasks of one's own
+# custom tasks
 
 
 def test_a_class_is_a_finding_of_its_own():
@@ -109,7 +109,7 @@ def test_a_task_survives_json(name):
     assert Task(**json.loads(json.dumps(task.to_dict()))) == task
 
 
-def test_a_task_cannot_be_changed_through_what_it_was_made_of_or_gives_away():
+def test_a_task_does_not_share_its_dictionaries():
     labels = {"negative": "Normal"}
     task = Task(name="t", classes=CLASSES, labels=labels)
     labels["odd"] = "Normal"
@@ -160,7 +160,7 @@ def test_get_task_takes_a_name_a_task_or_its_fields():
     ("fields", "message"),
     [({"classes": CLASSES}, "has no name"), ({"name": "own", "classes": CLASSES, "sex": "F"}, "has no field 'sex'")],
 )
-def test_get_task_refuses_fields_that_make_no_task(fields, message):
+def test_get_task_refuses_invalid_fields(fields, message):
     with pytest.raises(UsageError, match=message):
         get_task(fields)
 
@@ -176,7 +176,7 @@ def test_get_task_refuses_fields_that_make_no_task(fields, message):
         (["covid"], "Did you mean 'covid'?"),
     ],
 )
-def test_get_task_says_what_may_be_meant(text, hint):
+def test_get_task_suggests_a_task(text, hint):
     with pytest.raises(UsageError, match="There is no task") as error:
         get_task(text)
     assert error.value.hint.startswith(hint)
