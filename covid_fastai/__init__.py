@@ -1,8 +1,8 @@
-"""From a folder of chest radiographs to a trained, honestly judged COVID-19 classifier.
+"""Train and honestly evaluate a COVID-19 classifier from a folder of chest radiographs.
 
 Research use only; not a medical device.
 
-The public names stand in `__init__.pyi`, where editors and type checkers read them. They are loaded on first use, so
+The public names are in `__init__.pyi`, where editors and type checkers read them. They are loaded on first use, so
 that `import covid_fastai` needs neither torch nor fastai.
 """
 
