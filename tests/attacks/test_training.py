@@ -60,7 +60,7 @@ def test_out_of_memory_halves_the_batch_and_is_reported(error, phantom_root, tmp
     halved = [event for event in run.record if event["event"] == "batch halved"]
     assert [event["batch_size"] for event in halved] == [8, 4] and halved[0]["asked"] == 16
     assert learn.dls.train.bs <= 5 and len(run.history) == 2 and run.config["config"]["batch_size"] == 16
-    assert "The memory did not do for 16 images in a step; 4 were taken." in run.report.read_text(encoding="utf-8")
+    assert "Out of memory: the batch size was reduced from 16 to 4." in run.report.read_text(encoding="utf-8")
     assert "starts again with a batch size of 4" in caplog.text
 
 

@@ -158,7 +158,7 @@ def test_doctor_names_versions_and_device(tmp_path):
         (["train", ".", "--image-size", "3"], 2, "image_size=3"),
         (["train", ".", "--balance", "much"], 2, "sampler"),
         (["train", ".", "--preset", "artikel"], 2, "article"),
-        (["train"], 2, "no data"),
+        (["train"], 2, "No data were given"),
         (["evaluate", "gone.csv"], 3, "gone.csv"),
         (["runs", "gone"], 3, "gone"),
         (["nonsense"], 2, "nonsense"),

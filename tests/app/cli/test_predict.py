@@ -121,7 +121,7 @@ def test_export_writes_a_usable_model_and_overwrites_nothing(run_folder, images,
     assert "# first" in (target / "README.md").read_text() and "Not stated" in (target / "README.md").read_text()
     before = {path.name: path.read_bytes() for path in target.iterdir()}
     done = covid_fastai("export", run_folder, "out/shared", cwd=tmp_path)
-    assert done.returncode == 4 and "already holds" in done.stderr
+    assert done.returncode == 4 and "exists and is not empty" in done.stderr
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
