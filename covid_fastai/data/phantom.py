@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,16 @@ from covid_fastai.errors import DataError, UsageError
 from covid_fastai.files import make_folder, write_csv, write_json
 from covid_fastai.options import Finding, Hospital, PhantomSize, Probability, Seed, Severity, Shortcut, Switch, checked
 
-__all__ = ["Anatomy", "FINDINGS", "Phantom", "SHORTCUTS", "draw_anatomy", "draw_phantom", "write_phantom"]
+__all__ = [
+    "Anatomy",
+    "FINDINGS",
+    "Phantom",
+    "SHORTCUTS",
+    "draw_anatomy",
+    "draw_phantom",
+    "is_synthetic",
+    "write_phantom",
+]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -282,6 +293,15 @@ def _expose(rng: np.random.Generator, density: np.ndarray, hospital: str) -> np.
     grey = rng.uniform(105, 150) + 190 * contrast * rng.uniform(0.8, 1.2) * (density - 0.5)
     grey += noise * rng.standard_normal(density.shape, dtype=np.float32)
     return np.clip(grey, 0, 255).round().astype(np.uint8)
+
+
+def is_synthetic(path: str | Path) -> bool:
+    """Return whether an image has the name of one that `write_phantom` generated.
+
+    Args:
+        path: The image's path; only its name is read.
+    """
+    return re.fullmatch(r"phantom-p\d{4,}-\d+\.\w+", os.path.basename(path)) is not None
 
 
 @checked

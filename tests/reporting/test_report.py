@@ -290,3 +290,12 @@ def test_a_page_about_data_lists_shortcuts_and_copies(phantom_cohort, tmp_path):
     page = write_audit(phantom_cohort, find_shortcuts(phantom_cohort, permutations=99), leaks, tmp_path / "audit.html")
     text = page.read_text()
     assert "copy.jpeg" in text and "border ring" in text and str(tmp_path) not in text
+
+
+def test_synthetic_images_are_named_wherever_results_are_shown(run_folder, covid_cohort):
+    assert "All images are synthetic." in (run_folder / "report.html").read_text()
+    real = covid_cohort.assign(path=[f"scan-{number}.png" for number in range(len(covid_cohort))])
+    assert not [caveat for caveat in cohort_caveats(real) if "synthetic" in caveat.title]
+    mixed = covid_cohort.assign(path=[*covid_cohort["path"].iloc[:2], *real["path"].iloc[2:]])
+    (caveat,) = [caveat for caveat in cohort_caveats(mixed) if "synthetic" in caveat.title]
+    assert caveat.title == f"2 of {len(mixed)} images are synthetic." and caveat.level == "caution"
