@@ -1,21 +1,20 @@
 """Cache of results computed from image files: images at the model's input size, fingerprints.
 
-Each entry is a file whose name is the sha256 of the image file. The same content is therefore found under any name and
-in any folder, and a changed file has a new entry. An entry is written to a temporary file, which is then renamed, and
-has a checksum. Several processes can therefore use one cache, also on a network drive, and an interrupted write is
-never read. The cache contains no names of files or patients, but it contains images: only its owner can read it.
+A result is found by the sha256 of the image file. The same content is therefore found under any name and in any folder,
+and a changed file has a new result. The results of one kind are packed into a few files (`packed_records`), which
+several processes can use at once. The cache contains no names of files or patients, but it contains images: only its
+owner can read and write it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import shutil
 import stat
 import sys
-import tempfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,8 @@ from PIL import Image
 
 from covid_fastai.data.image_facts import MAX_BYTES
 from covid_fastai.data.images import Source, open_square
-from covid_fastai.errors import ImageError, ResourceError
+from covid_fastai.data.packed_records import PackedRecords, list_segments
+from covid_fastai.errors import ImageError, ResourceError, UsageError
 
 __all__ = ["Cache", "cache_folder", "cached_square", "default_cache", "keep"]
 
@@ -32,8 +32,7 @@ logger = logging.getLogger("covid_fastai")
 
 VARIABLE = "COVID_FASTAI_CACHE"  # a folder, or "off"
 OPENER = 1  # increase with every change to the output of open_image
-LIMIT = 2 << 30  # bytes: 30,000 images of 256 pixels
-CHECKSUM = 4  # bytes
+LIMIT_VARIABLE = "COVID_FASTAI_CACHE_GB"  # maximum size, 1e9 bytes
 SWEEP_EVERY = 256 << 20  # bytes that a process writes between two checks of the size of the cache
 
 
@@ -55,17 +54,18 @@ def cache_folder() -> Path | None:
 
 @dataclass
 class Cache:
-    """Store bytes by the content of an image file; an entry that cannot be written or read counts as missing.
+    """Store bytes by the content of an image file; a result that cannot be written or read counts as missing.
 
     Args:
-        folder: The folder of the entries; created with the first entry.
-        limit: Maximum size, bytes; beyond it the least recently used entries are removed.
+        folder: The folder of the results; created with the first one.
+        limit: Maximum size, bytes, beyond which the least recently used results are removed; None for half of the space
+            that is free when the process begins to write, results that are there included.
     """
 
     folder: Path
-    limit: int = LIMIT
+    limit: int | None = None
     _keys: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict, repr=False)
-    _touched: set[Path] = field(default_factory=set, repr=False)
+    _records: dict[str, PackedRecords] = field(default_factory=dict, repr=False)
     _written: int | None = field(default=None, repr=False)  # bytes since the last sweep; None before the first
     _works: bool = field(default=True, repr=False)
 
@@ -81,107 +81,114 @@ class Cache:
         return key
 
     def read(self, kind: str, key: str) -> bytes | None:
-        """Return the bytes stored under a key; None if there is no entry or it is damaged."""
-        path = self._entry_path(kind, key)
-        try:
-            whole = path.read_bytes()
-        except OSError:
+        """Return the bytes stored under a key; None if there are none or they are damaged."""
+        if self._is_foreign():
             return None
-        content, checksum = whole[:-CHECKSUM], whole[-CHECKSUM:]
-        # guard: cache_checksum
-        if len(whole) < CHECKSUM or zlib.crc32(content).to_bytes(CHECKSUM, "little") != checksum:
-            return None
-        self._touch(path)
-        return content
+        return self._of_kind(kind).read(bytes.fromhex(key))
 
     def write(self, kind: str, key: str, content: bytes) -> None:
-        """Store bytes under a key; a full disk or a read-only folder is logged once and raises nothing."""
-        if not self._works:
+        """Store bytes under a key; a cache that is full or cannot be written is logged once and raises nothing."""
+        if not self._works or self._is_foreign():
             return
-        path = self._entry_path(kind, key)
         try:
-            self._make_room()
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # guard: cache_private
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(content + zlib.crc32(content).to_bytes(CHECKSUM, "little"))
-                os.replace(temporary, path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            (self.folder / kind).mkdir(mode=0o700, exist_ok=True)  # the user's own folder may have another mode
+            if self._written is None or self._written >= SWEEP_EVERY:
+                self._written = 0
+                self._make_room()
+                if not self._works:
+                    return
+            self._of_kind(kind).write(bytes.fromhex(key), content)
         except OSError as error:
-            self._works = False  # guard: cache_works
-            logger.warning(
-                "Decoded images are not cached in %s: %s. Set %s to a writable folder, or to off.",
-                self.folder,
-                error.strerror or error,
-                VARIABLE,
+            self._stop(  # guard: cache_works
+                error.strerror or str(error), remedy=f"Set {VARIABLE} to another folder, or to off."
             )
             return
-        self._touched.add(path)
-        self._written = (self._written or 0) + len(content) + CHECKSUM
+        self._written += len(content)
 
     def contents(self) -> dict[str, tuple[int, int]]:
-        """Return the number of entries of each kind and their total bytes."""
+        """Return the number of results of each kind and their total bytes."""
         totals: dict[str, tuple[int, int]] = {}
-        for _, size, path in self._entries():
-            kind = path.relative_to(self.folder).parts[0]
-            number, total = totals.get(kind, (0, 0))
-            totals[kind] = (number + 1, total + size)
+        for folder in self._kind_folders():
+            segments = list_segments(folder)
+            if segments:
+                totals[folder.name] = sum(s.records for s in segments), sum(s.size for s in segments)
         return totals
 
     def clear(self) -> None:
-        """Remove all entries.
+        """Remove all results.
 
         Raises:
-            ResourceError: An entry cannot be removed.
+            ResourceError: A file cannot be removed.
         """
-        self._touched.clear()
+        for records in self._records.values():
+            records.close()
+        self._records.clear()
         try:
-            for child in self.folder.iterdir() if self.folder.is_dir() else ():
-                if child.is_dir() and child.name.partition("-")[0] in KINDS:  # never files of the user
-                    shutil.rmtree(child)
+            for folder in self._kind_folders():
+                shutil.rmtree(folder)  # never files of the user
         except OSError as error:
             raise ResourceError(f"{error.filename} cannot be removed: {error.strerror}.") from error
 
-    def _entry_path(self, kind: str, key: str) -> Path:
-        return self.folder / kind / key[:2] / key[2:]
+    def size_limit(self) -> int:
+        """Return the maximum size of the cache, bytes."""
+        if self.limit is None:
+            parent = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+            self.limit = (self._size() + shutil.disk_usage(parent).free) // 2
+        return self.limit
 
-    def _touch(self, path: Path) -> None:
-        """Update the time of use of an entry, once per process."""
-        if path not in self._touched:
-            self._touched.add(path)
-            try:
-                os.utime(path)
-            except OSError:
-                pass  # this process does not sweep a read-only cache either
+    def _of_kind(self, kind: str) -> PackedRecords:
+        if kind not in self._records:
+            self._records.setdefault(kind, PackedRecords(self.folder / kind))  # another thread may have been first
+        return self._records[kind]
 
-    def _entries(self) -> list[tuple[float, int, Path]]:
-        """Return time of use, bytes and path of each entry and of each incomplete file of a killed process."""
-        entries = []
-        for kind in KINDS:
-            for path in self.folder.glob(f"{kind}-*/??/*"):
-                try:
-                    status = path.stat()
-                except FileNotFoundError:
-                    continue  # removed by another process
-                entries.append((status.st_mtime, status.st_size, path))
-        return entries
+    def _kind_folders(self) -> list[Path]:
+        children = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        return [child for child in children if child.is_dir() and child.name.partition("-")[0] in KINDS]
+
+    def _size(self) -> int:
+        return sum(segment.size for folder in self._kind_folders() for segment in list_segments(folder))
 
     def _make_room(self) -> None:
-        """Remove the least recently used entries, before the first write and then after each `SWEEP_EVERY` bytes."""
-        if self._written is not None and self._written < SWEEP_EVERY:
-            return
-        self._written = 0
-        entries = sorted(self._entries())
-        excess = sum(size for _, size, _ in entries) + SWEEP_EVERY - self.limit
-        for _, size, path in entries:
+        """Remove the least recently used results, but none that this process uses.
+
+        If that is too little, no more results are written, which is logged.
+        """
+        segments = [segment for folder in self._kind_folders() for segment in list_segments(folder)]
+        in_use = set().union(*(records.segments_in_use() for records in self._records.values()))
+        excess = sum(segment.size for segment in segments) + SWEEP_EVERY - self.size_limit()
+        for segment in sorted(segments, key=lambda segment: segment.last_used):
             if excess <= 0:
-                break
-            path.unlink(missing_ok=True)
-            excess -= size
+                return
+            if segment.index not in in_use and segment.remove():
+                excess -= segment.size
+        if excess > 0:  # guard: cache_full
+            self._stop(
+                f"it may have {self.size_limit() / 1e9:.1f} GB, and all of it is in use. The other images are decoded "
+                "again in each epoch",
+                remedy=f"Set {LIMIT_VARIABLE} to a larger number, or {VARIABLE} to a folder on a larger disk.",
+            )
+
+    def _is_foreign(self) -> bool:
+        """Return whether another user owns or can change the folder, and could have exchanged the images."""
+        if not hasattr(os, "geteuid"):
+            return False
+        try:
+            status = os.stat(self.folder)
+        except OSError:
+            return False
+        if status.st_uid in (os.geteuid(), 0) and not status.st_mode & stat.S_IWOTH:  # guard: cache_owner
+            return False
+        self._stop(
+            "another user owns it or can write to it", remedy=f"Set {VARIABLE} to a folder of your own, or to off."
+        )
+        return True
+
+    def _stop(self, reason: str, *, remedy: str) -> None:
+        """Write no more results, and log the reason once."""
+        if self._works:
+            self._works = False
+            logger.warning("Decoded images are no longer added to the cache %s: %s. %s", self.folder, reason, remedy)
 
 
 def _identity(path: str | os.PathLike) -> tuple[int, ...]:
@@ -196,9 +203,31 @@ _caches: dict[Path, Cache] = {}  # one per folder, since a cache stores the keys
 
 
 def default_cache() -> Cache | None:
-    """Return the cache of `cache_folder`; None if it is off."""
+    """Return the cache of `cache_folder`; None if it is off.
+
+    Raises:
+        UsageError: `COVID_FASTAI_CACHE_GB` is not a positive number.
+    """
     folder = cache_folder()
-    return None if folder is None else _caches.setdefault(folder, Cache(folder))
+    if folder is None:
+        return None
+    if folder not in _caches:
+        _caches.setdefault(folder, Cache(folder, _named_limit()))
+    return _caches[folder]
+
+
+def _named_limit() -> int | None:
+    """Return the maximum size from the environment, bytes; None if none is given."""
+    text = os.environ.get(LIMIT_VARIABLE, "").strip()
+    try:
+        gigabytes = float(text) if text else None
+    except ValueError:
+        gigabytes = -1.0
+    if gigabytes is None:
+        return None
+    if not 0 < gigabytes < math.inf:
+        raise UsageError(f"{LIMIT_VARIABLE}={text!r} is not a positive number.", hint="Give gigabytes, such as 20.")
+    return int(gigabytes * 1e9)
 
 
 def cached_square(path: str | os.PathLike, image_size: int) -> Image.Image:

@@ -20,7 +20,8 @@ def cache(
 ) -> None:
     """Show the contents of the cache of decoded images.
 
-    The environment variable COVID_FASTAI_CACHE sets its folder; the value off disables it.
+    The environment variable COVID_FASTAI_CACHE sets its folder; the value off disables it. COVID_FASTAI_CACHE_GB sets
+    its maximum size in gigabytes; without it, it takes up to half of the free space.
     """
     import pandas as pd
 
@@ -35,7 +36,7 @@ def cache(
             image_cache.clear()
         contents = sorted(image_cache.contents().items())
         rows = [{"kind": kind, "entries": n, "bytes": size} for kind, (n, size) in contents]
-        facts = {"folder": str(image_cache.folder), "limit": image_cache.limit, "contents": rows}
+        facts = {"folder": str(image_cache.folder), "limit": image_cache.size_limit(), "contents": rows}
     if as_json:
         print_json(facts)
     elif image_cache is None:
@@ -46,6 +47,6 @@ def cache(
             print_table(table.assign(bytes=[f"{size / 1e6:,.1f} MB" for size in table["bytes"]]), title="Cache")
         total = sum(row["bytes"] for row in facts["contents"])
         typer.echo(
-            f"{facts['folder']}: {total / 1e6:,.1f} of at most {image_cache.limit / 1e6:,.0f} MB. "
+            f"{facts['folder']}: {total / 1e6:,.1f} of at most {image_cache.size_limit() / 1e6:,.0f} MB. "
             "Delete its contents with --clear."
         )

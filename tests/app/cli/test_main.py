@@ -271,7 +271,8 @@ def test_cache_lists_and_clears_the_cache(tmp_path, monkeypatch, phantom_root):
     facts = json.loads(run("cache", "--json", cwd=tmp_path, check=True).stdout)
     (row,) = facts["contents"]
     assert facts["folder"] == str(tmp_path / "cache") and row["kind"].startswith("prints-") and row["entries"] > 50
-    assert "of at most 2,147 MB" in run("cache", cwd=tmp_path, check=True).stdout
+    monkeypatch.setenv("COVID_FASTAI_CACHE_GB", "2.5")
+    assert "of at most 2,500 MB" in run("cache", cwd=tmp_path, check=True).stdout
     assert json.loads(run("cache", "--clear", "--json", cwd=tmp_path, check=True).stdout)["contents"] == []
     monkeypatch.setenv("COVID_FASTAI_CACHE", "off")
     assert run("cache", cwd=tmp_path, check=True).stdout == "The cache is off.\n"
