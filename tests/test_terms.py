@@ -73,6 +73,6 @@ def test_a_replaced_term_does_not_come_back(term):
 
 def test_everything_that_people_read_is_searched():
     names = {path.name for path in FILES}
-    assert {"metadata.py", "report.html", "README.md", "settings.ini", "00_quickstart.ipynb"} <= names
+    assert {"metadata.py", "run.html", "README.md", "settings.ini", "00_quickstart.ipynb"} <= names
     assert all(text or path.name == "__init__.py" for path, text in TEXTS.items())
     assert re.search(next(iter(REPLACED)), "the Grey Values of", flags=re.IGNORECASE)
