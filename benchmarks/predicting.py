@@ -22,7 +22,7 @@ def measure_files(*, repeats: int, quick: bool) -> list[Measurement]:
     from covid_fastai.evaluation.predict import predict
     from covid_fastai.model.bundle import load_model
     from covid_fastai.model.predictor import BATCH, Predictor
-    from covid_fastai.model.runtime import onnxruntime
+    from covid_fastai.runtime import onnxruntime
 
     files = _files()[: 24 if quick else 160]
     predictor, learn = Predictor(saved_model()), load_model(saved_model(), device="cpu")

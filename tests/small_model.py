@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
 from covid_fastai.model.bundle_config import golden_image, golden_sha256, seal_config
-from covid_fastai.model.runtime import onnxruntime
+from covid_fastai.runtime import onnxruntime
 
 CLASSES = ["Normal", "COVID-19"]
 SIZE, CELLS = 64, 4

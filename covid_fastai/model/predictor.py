@@ -33,8 +33,8 @@ from covid_fastai.model.bundle_config import (
     unusable_model,
 )
 from covid_fastai.model.hub import find_model
-from covid_fastai.model.runtime import onnxruntime
 from covid_fastai.options import WorkerCount, checked
+from covid_fastai.runtime import onnxruntime
 
 __all__ = ["Examination", "Predictor", "open_session"]
 
