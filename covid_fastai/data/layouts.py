@@ -11,25 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 
+from covid_fastai.data.columns import ROLES, choose_columns
 from covid_fastai.data.problems import ProblemLog
 from covid_fastai.data.tables import read_table
 from covid_fastai.data.tasks import Task, canonical_finding, fold_text
 from covid_fastai.errors import DataError, UsageError
 
-__all__ = ["ROLES", "Rows", "find_data", "read_rows"]
+__all__ = ["Rows", "find_data", "read_rows"]
 
 logger = logging.getLogger("covid_fastai")
 
-# The columns that a cohort is made from, and their usual names; the first name that the data have is used.
-ROLES = {
-    "path": ("path", "x_ray_image_name", "image", "filename", "file", "image_path", "file_path", "image_name", "img"),
-    "label": ("label", "labels", "class", "finding", "diagnosis", "target"),
-    "patient": ("patient", "patient_id", "subject", "subject_id"),
-    "split": ("dataset_type", "split", "subset", "partition"),
-    "source": ("source", "hospital", "site", "institution"),
-    "view": ("view", "projection", "view_position"),
-    "modality": ("modality",),
-}
 CORONAHACK_CSV = "Chest_xray_Corona_Metadata.csv"
 CORONAHACK_COLUMNS = ("X_ray_image_name", "Label", "Dataset_type")
 CORONAHACK_IMAGES = (
@@ -150,7 +141,7 @@ def _from_table(
 ) -> Rows:
     coronahack = all(name in table for name in CORONAHACK_COLUMNS)
     coronahack = coronahack and columns["path"] is None and columns["label"] is None
-    chosen = _choose_columns(table, columns, where=str(path))
+    chosen = choose_columns(table, columns, where=str(path))
     rows = _role_columns(table, chosen)
     base = _existing_folder(image_root) or path.resolve().parent
     if coronahack:
@@ -175,7 +166,7 @@ def _from_frame(frame: pd.DataFrame, *, columns: Mapping[str, str | None], image
     if len(duplicates):
         raise DataError(f"The table has the column {duplicates[0]!r} twice.", hint="Rename one of them.")
     table.index = pd.RangeIndex(2, len(table) + 2)  # the line numbers of the rows in a CSV
-    chosen = _choose_columns(table, columns, where="The table")
+    chosen = choose_columns(table, columns, where="The table")
     rows = _role_columns(table, chosen)
     base = _existing_folder(image_root)
     rows["path"] = [_absolute(base or Path.cwd(), name) if name else "" for name in rows["name"]]
@@ -210,32 +201,6 @@ def _extras(table: pd.DataFrame, chosen: Mapping[str, str | None]) -> pd.DataFra
     """Return the columns of the data, without those that become cohort columns of the same name."""
     roles = [column for role, column in chosen.items() if column == role and role != "modality"]
     return table.drop(columns=roles).reset_index(drop=True)
-
-
-def _choose_columns(table: pd.DataFrame, columns: Mapping[str, str | None], *, where: str) -> dict[str, str | None]:
-    """Return the column of each role: the given one, else the first of its usual names that the table has."""
-    folded = {fold_text(name): name for name in reversed(table.columns)}
-    listed = f"Its columns: {', '.join(map(repr, table.columns))}."
-    chosen: dict[str, str | None] = {}
-    for role, guesses in ROLES.items():
-        column = columns.get(role)
-        if column is not None and column not in table:
-            near = folded.get(fold_text(column)) or next(
-                iter(difflib.get_close_matches(column, table.columns, n=1)), None
-            )
-            meant = f"Did you mean {near!r}? " if near else ""
-            raise DataError(f"{where} has no column {column!r} ({role}_column).", hint=f"{meant}{listed}")
-        chosen[role] = column or next((folded[g] for g in map(fold_text, guesses) if g in folded), None)
-        if chosen[role] is None and role in ("path", "label"):  # guard: no_label
-            content = "image files" if role == "path" else "labels"
-            raise DataError(
-                f"{where} has no column that is known to hold the {content}.",
-                hint=f"Name it with {role}_column (--{role}-column). {listed}",
-            )
-    guessed = [f"{role} = {name!r}" for role, name in chosen.items() if name is not None and columns.get(role) is None]
-    if guessed:
-        logger.info("Columns of %s, found by their names: %s.", where, ", ".join(guessed))
-    return chosen
 
 
 def _coronahack_findings(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:

@@ -10,8 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from covid_fastai.data.layouts import ROLES
-from covid_fastai.data.tasks import fold_text
+from covid_fastai.data.columns import choose_columns
 from covid_fastai.errors import DataError, UsageError
 
 __all__ = [
@@ -66,7 +65,7 @@ def read_predictions(
     """
     name = "The table" if isinstance(source, pd.DataFrame) else str(source)
     table = source.copy() if isinstance(source, pd.DataFrame) else _read_csv(Path(source))
-    table = _with_usual_names(table)
+    table = _with_usual_names(table, name)
     columns = [str(column) for column in table if str(column).startswith(PROBABILITY)]
     if "label" not in table or len(columns) < 2:
         raise DataError(
@@ -94,18 +93,12 @@ def read_predictions(
     return table
 
 
-def _with_usual_names(table: pd.DataFrame) -> pd.DataFrame:
+def _with_usual_names(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """Return the table with added columns for roles that have another usual name."""
-    folded = {fold_text(column): column for column in reversed(table.columns)}
-    names = {}
-    for role, guesses in ROLES.items():
-        column = next((folded[guess] for guess in map(fold_text, guesses) if guess in folded), None)
-        if role in PREDICTION_ROLES and role not in table and column is not None:
-            names[role] = column
-    if names:
-        listed = ", ".join(f"{role} = {column!r}" for role, column in names.items())
-        logger.info("Columns of the predictions, recognised by name: %s.", listed)
-    return table.assign(**{role: table[column] for role, column in names.items()})
+    absent = [role for role in PREDICTION_ROLES if role not in table]
+    texts = table.astype(object).where(table.notna(), "").astype(str)
+    columns = choose_columns(texts, {}, where=name, required=(), roles=absent)
+    return table.assign(**{role: table[column] for role, column in columns.items() if column is not None})
 
 
 def _choose_split(table: pd.DataFrame, split: str | None, name: str) -> pd.DataFrame:
