@@ -13,11 +13,12 @@ import pandas as pd
 from covid_fastai.audit.baselines import ShortcutAudit, compare_parts, find_shortcuts
 from covid_fastai.audit.verdict import Condition, Verdict, give_verdict
 from covid_fastai.data.cohort import Cohort, CohortInfo
+from covid_fastai.data.projections import is_unstated
 from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.comparison import compare
 from covid_fastai.evaluation.formatting import MISSING, SIGNED, ResultDisplay, format_estimate
-from covid_fastai.evaluation.intervals import wilson
+from covid_fastai.evaluation.intervals import clustered_proportion
 from covid_fastai.evaluation.metrics import evaluate
 from covid_fastai.evaluation.prediction_table import (
     PROBABILITY,
@@ -46,9 +47,9 @@ BLIND, PERMUTED, NEGATIVE_CONTROL, UNTRAINED = "black centre", "permuted labels"
 # when the images were altered: values of the column `when`
 EVALUATION_ONLY, RETRAINED = "at evaluation only", "in training and evaluation"
 NOT_RETRAINED = "frozen, linear head only"
-VERSUS = ["baseline", "difference", "low", "high", "n", "errorless_low"]
+VERSUS = ["baseline", "network_auc", "baseline_auc", "difference", "low", "high", "n", "errorless_low"]
 BATCH_EFFECT = ["class", "auc", "low", "high", "n"]
-ALTERED = ["change", "when", "auc", "auc_low", "auc_high", "difference", "low", "high", "n"]
+ALTERED = ["change", "when", "auc", "auc_low", "auc_high", "network_auc", "difference", "low", "high", "n"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,19 +59,19 @@ class Audit(ResultDisplay):
     Attributes:
         network: AUC of the network on the held-out patients: `value`, `low`, `high`, `n`.
         shortcuts: Results of baselines that see little or nothing of the lungs.
-        versus: One row per baseline: `baseline`, `difference` (AUC of the network minus AUC of the baseline on the same
-            patients), `low`, `high` (95%, paired), `n`, and for the thumbnail `errorless_low`, the lower bound if the
-            network made no error.
+        versus: One row per baseline: `baseline`, `network_auc` and `baseline_auc` on the same patients, their
+            `difference` (network minus baseline) with `low` and `high` (95%, paired), `n`, and for the thumbnail
+            `errorless_low`, the lower bound if the network made no error.
         batch_effect: One row per class that occurs in the official TEST and in training: how well the thumbnail
             separates the two, which should differ only in how the images were made: `class`, `auc`, `low`, `high`,
             `n`.
         altered: One row per change of the images: `change`, `when` (`"at evaluation only"`, `"in training and
             evaluation"`, or `"frozen, linear head only"` for the features of the initial weights), the network's `auc`
-            with `auc_low` and `auc_high`, and `difference` (unaltered minus altered) with `low` and `high`.
-        negative_controls: `images`, `called` (number classified as positive), `fraction`, `low` and `high` for negative
-            images from the source of the positive class; None if there are none.
-        external: One mapping per external source with both classes: `source`, `value`, `low`, `high`, `n`,
-            `thumbnail`.
+            with `auc_low` and `auc_high`, `network_auc` (unaltered, on the same patients), `difference` (unaltered
+            minus altered) with `low` and `high`, and `n`.
+        negative_controls: `images`, `patients`, `called` (number of images classified as positive), `fraction`, `low`
+            and `high` for negative images from the source of the positive class; None if there are none.
+        external: One mapping per external source with both classes, as `validate` writes them.
         verdict: The conclusion.
     """
 
@@ -122,6 +123,7 @@ def audit_predictions(
     probes: pd.DataFrame | None = None,
     retrained: Mapping[str, pd.DataFrame] | None = None,
     external: Sequence[Mapping[str, Any]] = (),
+    unstated: Sequence[Mapping[str, Any]] = (),
     positive: str | None = None,
     seed: Seed = 0,
     most: int = 1000,
@@ -137,8 +139,8 @@ def audit_predictions(
         retrained: Held-out predictions of retrained networks by change: `"black centre"` and `"noise centre"` for
             networks trained and evaluated on altered images, `"permuted labels"` for a network trained on permuted
             labels, `"frozen backbone"` for a linear head on the features of the initial weights.
-        external: Results of `validate`, one mapping per source with both classes: `source`, `value`, `low`, `high`,
-            `n`, `thumbnail`.
+        external: Results of `validate` (`Validation.same_source`), one mapping per source with both classes.
+        unstated: Such results for images of both classes without a stated source (`Validation.not_stated`).
         positive: As in `evaluate`.
         seed: Seed of all random numbers.
         most: Largest number of images per class that the baselines use.
@@ -166,7 +168,9 @@ def audit_predictions(
         versus=versus,
         blind=None if blind.empty else as_rows(blind)[0],
         external=external,
+        unstated=unstated,
         negative_controls=negative_controls,
+        source_stated=not shortcuts.predictions["thumbnail"]["source"].map(is_unstated).all(),
     )
     batch_effect = compare_parts(cohort, seed=seed)
     return Audit(network, shortcuts, versus, batch_effect, altered, negative_controls, list(external), verdict)
@@ -210,6 +214,7 @@ def audit_run(folder: str | Path | Run, *, seed: Seed | None = None, most: int =
         probes=pd.read_csv(probes, keep_default_na=False, dtype=text) if probes.is_file() else None,
         retrained=retrained,
         external=[source for validation in validations for source in validation["same_source"]],
+        unstated=[images for validation in validations for images in validation["not_stated"]],
         positive=result.positive,
         seed=(run.config.get("config") or {}).get("seed", 0) if seed is None else seed,
         most=most,
@@ -308,8 +313,9 @@ def _paired_differences(table: pd.DataFrame, others: Mapping[str, pd.DataFrame],
     rows = []
     for name in others:
         row = comparison.row("auc", model=name)  # the other table minus the first: the signs are reversed here
+        aucs = {"network_auc": row["reference_value"], "baseline_auc": row["value"]}
         interval = {"low": -row["high"], "high": -row["low"]}
-        rows.append({"baseline": name, "difference": -row["difference"], **interval, "n": int(row["n"])})
+        rows.append({"baseline": name, **aucs, "difference": -row["difference"], **interval, "n": int(row["n"])})
     return pd.DataFrame(rows, columns=VERSUS[:-1])
 
 
@@ -324,12 +330,17 @@ def _evaluate_altered(
     tables += [(name, NOT_RETRAINED if name == UNTRAINED else RETRAINED, rows) for name, rows in retrained.items()]
     rows = []
     for change, when, predictions in tables:
-        auc = evaluate(predictions, positive=positive, n_resamples=N_RESAMPLES).row("auc")
-        paired: dict[str, Any] = {"n": auc["n"]}
-        if change != PERMUTED:  # permuted labels differ from the original ones, so that no paired difference exists
-            paired = as_rows(_paired_differences(table, {change: predictions}, positive).drop(columns="baseline"))[0]
-        metrics = {"auc": auc["value"], "auc_low": auc["low"], "auc_high": auc["high"]}
-        rows.append({"change": change, "when": when, **metrics, **paired})
+        row: dict[str, Any] = {"change": change, "when": when}
+        if change == PERMUTED:  # permuted labels differ from the original ones, so that no paired difference exists
+            auc = evaluate(predictions, positive=positive, n_resamples=N_RESAMPLES).row("auc")
+        else:  # all metrics of a row are of the patients of both tables
+            comparison = compare(
+                table, predictions, names=["network", "altered"], positive=positive, n_resamples=N_RESAMPLES
+            )
+            auc, paired = comparison.evaluations["altered"].row("auc"), comparison.row("auc")
+            interval = {"low": -paired["high"], "high": -paired["low"]}  # altered minus unaltered: reversed here
+            row |= {"network_auc": paired["reference_value"], "difference": -paired["difference"], **interval}
+        rows.append(row | {"auc": auc["value"], "auc_low": auc["low"], "auc_high": auc["high"], "n": auc["n"]})
     return pd.DataFrame(rows, columns=ALTERED)
 
 
@@ -338,8 +349,8 @@ def _count_negative_controls(probes: pd.DataFrame | None, positive: str | None) 
     if probes is None or positive is None or not (probes["probe"] == NEGATIVE_CONTROL).any():
         return None
     rows = probes[(probes["probe"] == NEGATIVE_CONTROL) & (probes["status"] == "ok")]
-    p = pd.to_numeric(rows[f"p_{positive}"]).groupby(rows["path"]).mean()  # over the models of the folds
-    positives = int((p >= 0.5).sum())
-    fraction = positives / len(p)
-    low, high = wilson(fraction, len(p))
-    return {"images": len(p), "called": positives, "fraction": fraction, "low": low, "high": high}
+    images = rows.assign(p=pd.to_numeric(rows[f"p_{positive}"])).groupby("path")  # over the models of the folds
+    hits, patients = images["p"].mean().ge(0.5), images["patient"].first()
+    low, high = clustered_proportion(hits.to_numpy(dtype=float), patients.to_numpy())
+    counts = {"images": len(hits), "patients": int(patients.nunique()), "called": int(hits.sum())}
+    return {**counts, "fraction": float(hits.mean()), "low": low, "high": high}

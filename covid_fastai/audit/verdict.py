@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,21 @@ import pandas as pd
 
 from covid_fastai.audit.baselines import ShortcutAudit
 from covid_fastai.data.tables import as_rows
-from covid_fastai.evaluation.formatting import SIGNED, ResultDisplay, format_estimate, format_interval, format_metric
+from covid_fastai.evaluation.formatting import SIGNED, ResultDisplay, format_estimate, format_metric
+from covid_fastai.evaluation.intervals import Z
+from covid_fastai.evaluation.pooling import PooledEstimate, pool_aucs, pool_random_effects
 
-__all__ = ["Condition", "NOT_TESTED", "Verdict", "give_verdict"]
+__all__ = ["Condition", "NEAR_CHANCE", "NOT_TESTED", "Verdict", "give_verdict"]
 
 MET, FAILED, INCONCLUSIVE = "met", "failed", "inconclusive"
 NOT_TESTED, NOT_APPLICABLE = "not tested", "not applicable"
+# An AUC counts as close to chance if its 95% interval lies below this margin (an equivalence test, Wellek 2010): a
+# marker of 0.65 separates as weakly as two normal distributions 0.54 standard deviations apart.
+NEAR_CHANCE = 0.65
+SMALLEST_EFFECT = 0.6  # a flag with a lower AUC is mentioned: with thousands of patients 0.52 is significant, too
+SIGNIFICANT = 0.05  # the p-value below which a baseline that may see some of the lungs is mentioned
 MOST_FALSE_POSITIVES = 0.25  # of the negative controls: 3 of CoronaHack's 12
+PARTLY_BLIND = "black centre"  # the baseline without the centre, outside of which some of the lungs may lie
 
 
 @dataclass(frozen=True)
@@ -25,14 +34,16 @@ class Condition:
 
     Attributes:
         name: What has to hold.
-        outcome: `"met"`, `"failed"`, `"inconclusive"` (the thumbnail baseline is so good that these data cannot
-            decide), `"not tested"` or `"not applicable"`.
+        outcome: `"met"`, `"failed"`, `"inconclusive"` (these data cannot decide, such as too few patients),
+            `"not tested"` or `"not applicable"`.
         text: The result, or what was not tested.
+        reason: Why the condition failed or is open, as a clause; empty if it is met or does not apply.
     """
 
     name: str
     outcome: str
     text: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,130 +86,273 @@ def give_verdict(
     versus: pd.DataFrame,
     blind: Mapping[str, Any] | None = None,
     external: Sequence[Mapping[str, Any]] = (),
+    unstated: Sequence[Mapping[str, Any]] = (),
     negative_controls: Mapping[str, Any] | None = None,
+    source_stated: bool = True,
 ) -> Verdict:
     """Decide by fixed rules whether a model was shown to detect disease.
 
-    Five conditions have to be met:
+    Five conditions have to be met. Each of them is judged by 95% intervals and has three results: it is met, it
+    failed, or the data cannot decide. Close to chance means that the upper bound of an AUC is below 0.65.
 
-    1. No lung-free baseline is flagged.
-    2. The network is better than the 16 x 16 thumbnail: the 95% interval of the paired difference lies above 0.
-    3. The network is better, by the same rule, than a network that was trained and evaluated with the lung region
-       black.
-    4. At another hospital, on images of both classes from one source, the 95% interval of the AUC lies above 0.5, and
-       the AUC is higher than the thumbnail's.
-    5. The network classifies at most a quarter of the negative controls as positive. Negative controls are negative
-       images from the source of the positive class; without such images the condition does not apply.
+    1. No lung-free baseline separates the classes: each is close to chance, and none is flagged with an AUC of 0.6 or
+       more, which fails the condition. It stays open if the 16 x 16 thumbnail without its centre separates the
+       classes, or if the images' sources are not stated.
+    2. The network is better than the 16 x 16 thumbnail: the interval of the paired difference lies above 0.
+    3. A network that was trained and evaluated with the lung region black is close to chance, and worse than the
+       network. The condition failed if the AUC of the network without the lungs lies above 0.5.
+    4. At another hospital, on images of both classes from one source, the AUC lies above 0.5 and not entirely below
+       0.65, and the paired difference to the thumbnail lies above 0. The condition failed if the AUC is close to
+       chance, if its interval includes 0.5 and excludes the AUC on held-out patients, or if the thumbnail is better.
+       Several hospitals are pooled unless all of them meet the condition or one of them fails it.
+    5. The network classifies at most a quarter of the negative controls as positive, by the upper bound of the
+       interval. Negative controls are negative images from the source of the positive class; without such images the
+       condition does not apply.
 
     Args:
         shortcuts: What `find_shortcuts` returned.
         network: AUC of the network on held-out patients: `value`, `low`, `high`, `n`.
-        versus: One row per baseline: `baseline`, `difference` (network minus baseline), `low`, `high`, and
-            `errorless_low`, the lower bound of the difference if the network made no error.
-        blind: `difference`, `low` and `high` to the network that was trained without the lung region; None if there is
+        versus: One row per baseline: `baseline`, `network_auc` and `baseline_auc` on the same patients, their
+            `difference` (network minus baseline), `low`, `high`, `n`, and `errorless_low`, the lower bound of the
+            difference if the network made no error.
+        blind: The network that was trained without the lung region: its `auc` with `auc_low` and `auc_high`, the
+            `network_auc` on the same patients, their `difference` with `low` and `high`, and `n`; None if there is
             no such network.
-        external: One mapping per external source with both classes: `source`, `value`, `low`, `high`, `n` and
-            `thumbnail` (the thumbnail's AUC there; None or NaN if it was not evaluated).
-        negative_controls: `images`, `called` (number classified as positive) and `fraction`; None if there are none.
+        external: One mapping per external source with both classes: `source`, `value`, `low`, `high`, `n`,
+            `thumbnail` (the thumbnail's AUC there) and the paired `difference` to it with `difference_low` and
+            `difference_high` (these four None or NaN if the thumbnail was not evaluated).
+        unstated: Such mappings for external images of both classes whose source is not stated. They decide nothing.
+        negative_controls: `images`, `patients`, `called` (number of images classified as positive), `fraction`, `low`
+            and `high`; None if there are none.
+        source_stated: Whether the source of any image that the baselines use is stated.
 
     Returns:
         The verdict.
     """
     conditions = (
-        _no_shortcut(shortcuts),
-        _better_than_thumbnail(shortcuts, network, versus),
-        _worse_without_lungs(blind),
-        _generalises(external),
+        _no_shortcut(shortcuts, source_stated=source_stated),
+        _better_than_thumbnail(versus),
+        _near_chance_without_lungs(blind),
+        _generalises(external, unstated, network),
         _rejects_negative_controls(negative_controls),
     )
     outcomes = {condition.outcome for condition in conditions}
     if outcomes <= {MET, NOT_APPLICABLE}:
         sentence = "Evidence of disease signal: every condition that applies is met on these data."
         return Verdict("shown", sentence, conditions)
-    undecided = ""
-    if INCONCLUSIVE in outcomes:
-        n, thumbnail = int(_thumbnail_row(versus)["n"]), format_metric(shortcuts.row("thumbnail")["auc"])
-        undecided = f" These data cannot decide: with {n} patients, even a model without errors would not be shown to "
-        undecided += f"be better than a 16 × 16 thumbnail (AUC {thumbnail})."
+    open_reasons = [each.reason for each in conditions if each.outcome in (INCONCLUSIVE, NOT_TESTED)]
     if FAILED in outcomes:
-        return Verdict("failed", f"Disease signal not shown: {_failure(shortcuts, conditions)}.{undecided}", conditions)
-    if INCONCLUSIVE in outcomes:
-        return Verdict("not shown", f"Disease signal not shown.{undecided}", conditions)
-    untested = "; ".join(_as_clause(condition.text) for condition in conditions if condition.outcome == NOT_TESTED)
-    sentence = f"Disease signal not shown. No shortcut was found, but the tests are incomplete: {untested}."
+        failures = "; ".join(condition.reason for condition in conditions if condition.outcome == FAILED)
+        sentence = f"Disease signal not shown: {failures}."
+        # of what is open, only what more data could decide: a refuted model needs no further tests
+        undecided = [condition.reason for condition in conditions if condition.outcome == INCONCLUSIVE]
+        if undecided:
+            sentence += f" These data cannot decide: {'; '.join(undecided)}."
+        return Verdict("failed", sentence, conditions)
+    sentence = f"Disease signal not shown: a shortcut is neither found nor excluded. Open: {'; '.join(open_reasons)}."
     return Verdict("not shown", sentence, conditions)
 
 
-def _failure(shortcuts: ShortcutAudit, conditions: Sequence[Condition]) -> str:
-    """Return why a verdict is `"failed"`, as a clause."""
-    if "source" in shortcuts.flags:
-        return "the image source alone separates the classes"
-    if shortcuts.flags:
-        return "a shortcut separates the classes without the lungs"
-    names = [f'"{condition.name}"' for condition in conditions if condition.outcome == FAILED]
-    return f"the condition{'s' if names[1:] else ''} {' and '.join(names)} {'are' if names[1:] else 'is'} not met"
-
-
-def _as_clause(text: str) -> str:
-    """Return a sentence without its capital letter and full stop."""
-    return text[:1].lower() + text[1:].rstrip(".")
-
-
-def _no_shortcut(shortcuts: ShortcutAudit) -> Condition:
+def _no_shortcut(shortcuts: ShortcutAudit, *, source_stated: bool) -> Condition:
     name = "No lung-free baseline separates the classes"
-    if shortcuts.flags:
-        listed = ", ".join(f"{flag} (AUC {format_metric(shortcuts.row(flag)['auc'])})" for flag in shortcuts.flags)
-        return Condition(name, FAILED, f"Better than chance: {listed}.")
-    return Condition(name, MET, "None is better than chance.")
+    rows = [row for row in as_rows(shortcuts.table) if row["lung_free"] and row["auc"] == row["auc"]]  # not NaN
+    flagged = {row["baseline"]: row for row in rows if row["flagged"]}
+    decisive = [flag for flag in shortcuts.flags if flagged[flag]["auc"] >= SMALLEST_EFFECT]
+    weak = [flag for flag in shortcuts.flags if flag not in decisive]
+    sentences = []
+    if decisive:
+        sentences.append(f"Better than chance: {_list_aucs(shortcuts, decisive)}.")
+    if weak:
+        sentences.append(f"Better than chance, but below an AUC of {SMALLEST_EFFECT:g}: {_list_aucs(shortcuts, weak)}.")
+    wide = [row["baseline"] for row in rows if not row["high"] < NEAR_CHANCE and row["baseline"] not in decisive]
+    if wide:
+        listed = _list_aucs(shortcuts, wide)
+        sentences.append(f"Too few patients to bound by an AUC of {NEAR_CHANCE:g}: {listed}.")
+    elif not decisive:
+        highest = max(rows, key=lambda row: row["high"])
+        estimate = format_estimate(highest["auc"], highest["low"], highest["high"])
+        sentences.append(
+            f"The AUC of every lung-free baseline is below {NEAR_CHANCE:g} by its 95% interval; the highest upper "
+            f"bound is that of {highest['baseline']}, {estimate}."
+        )
+    open_reasons = []
+    if wide:  # guard: shortcut_power
+        most = max(wide, key=lambda baseline: shortcuts.row(baseline)["high"])
+        open_reasons.append(
+            "too few patients to exclude a shortcut (the AUC of the baseline "
+            f"{most} may be {format_metric(shortcuts.row(most)['high'])})"
+        )
+    centre = shortcuts.row(PARTLY_BLIND)
+    if centre["p"] < SIGNIFICANT and centre["auc"] >= SMALLEST_EFFECT:
+        text = f"the image without its centre separates the classes (AUC {format_metric(centre['auc'])})"
+        sentences.append(f"{text[:1].upper()}{text[1:]}; some of the lungs may lie outside the centre.")
+        open_reasons.append(text)
+    if not source_stated:
+        text = "the images' sources are not stated, so that a source may separate the classes"
+        sentences.append(f"{text[:1].upper()}{text[1:]}.")
+        open_reasons.append(text)
+    if decisive:
+        reason = "the image source alone separates the classes"
+        if "source" not in decisive:
+            reason = f"a shortcut separates the classes without the lungs: {_list_aucs(shortcuts, decisive)}"
+        return Condition(name, FAILED, " ".join(sentences), reason)
+    outcome = INCONCLUSIVE if open_reasons else MET
+    return Condition(name, outcome, " ".join(sentences), "; ".join(open_reasons))
 
 
-def _better_than_thumbnail(shortcuts: ShortcutAudit, network: Mapping[str, Any], versus: pd.DataFrame) -> Condition:
-    name = "Better than a 16 × 16 thumbnail"
-    row = _thumbnail_row(versus)
-    thumbnail = shortcuts.row("thumbnail")
-    difference = format_estimate(row["difference"], row["low"], row["high"], spec=SIGNED)
-    text = (
-        f"The AUC of the network is {format_metric(network['value'])} (n = {int(network['n'])} patients), that of the "
+def _list_aucs(shortcuts: ShortcutAudit, baselines: Sequence[str]) -> str:
+    """Return baselines with their AUCs and intervals, as text."""
+    rows = {baseline: shortcuts.row(baseline) for baseline in baselines}
+    return ", ".join(
+        f"{baseline} (AUC {format_metric(row['auc'])}, 95% interval {format_metric(row['low'])} to "
+        f"{format_metric(row['high'])})"
+        for baseline, row in rows.items()
     )
-    text += f"thumbnail {format_metric(thumbnail['auc'])} (n = {int(thumbnail['n'])}). The paired difference on the "
-    text += f"{int(row['n'])} patients of both is {difference}."
+
+
+def _better_than_thumbnail(versus: pd.DataFrame) -> Condition:
+    name = "Better than a 16 × 16 thumbnail"
+    row = as_rows(versus[versus["baseline"] == "thumbnail"])[0]
+    difference = format_estimate(row["difference"], row["low"], row["high"], spec=SIGNED)
+    n, thumbnail = int(row["n"]), format_metric(row["baseline_auc"])
+    text = (
+        f"On the same {n} patients, the AUC of the network is {format_metric(row['network_auc'])} and that of the "
+        f"thumbnail {thumbnail}; the paired difference is {difference}."
+    )
     if row["low"] > 0:
         return Condition(name, MET, text)
-    if row["errorless_low"] <= 0:  # the interval of a perfect model would reach 0 too
+    if not row["errorless_low"] > 0:  # the interval of a perfect model would reach 0 too
         text += " Even a model without errors would not be shown to be better."
-        return Condition(name, INCONCLUSIVE, text)
-    return Condition(name, FAILED, text)
+        reason = f"with {n} patients, even a model without errors would not be shown to be better than a 16 × 16 "
+        return Condition(name, INCONCLUSIVE, text, f"{reason}thumbnail (AUC {thumbnail})")
+    return Condition(name, FAILED, text, "the network is not shown to be better than a 16 × 16 thumbnail")
 
 
-def _thumbnail_row(versus: pd.DataFrame) -> dict[str, Any]:
-    return as_rows(versus[versus["baseline"] == "thumbnail"])[0]
-
-
-def _worse_without_lungs(blind: Mapping[str, Any] | None) -> Condition:
-    name = "Worse when trained without the lungs"
+def _near_chance_without_lungs(blind: Mapping[str, Any] | None) -> Condition:
+    name = "Close to chance, and worse, when trained without the lungs"
     if blind is None:
         text = "No network was trained with the lung region black (covid-fastai audit RUN --full)."
-        return Condition(name, NOT_TESTED, text)
+        reason = "no network was trained with the lung region black (covid-fastai audit RUN --full)"
+        return Condition(name, NOT_TESTED, text, reason)
+    estimate = format_estimate(blind["auc"], blind["auc_low"], blind["auc_high"])
     difference = format_estimate(blind["difference"], blind["low"], blind["high"], spec=SIGNED)
-    text = f"The paired AUC difference to the network trained without the lung region is {difference}."
-    return Condition(name, MET if blind["low"] > 0 else FAILED, text)
+    text = (
+        f"On the same {int(blind['n'])} patients, the AUC of a network trained without the lung region is {estimate} "
+        f"and that of the network {format_metric(blind['network_auc'])}; the paired difference is {difference}."
+    )
+    if blind["auc_low"] > 0.5:  # guard: blind_network
+        reason = f"a network trained without the lungs separates the classes (AUC {estimate})"
+        return Condition(name, FAILED, text, reason)
+    if not blind["auc_high"] < NEAR_CHANCE:
+        text += f" There are too few patients to bound the first by {NEAR_CHANCE:g}."
+        reason = "too few patients to show that a network trained without the lungs is close to chance "
+        return Condition(name, INCONCLUSIVE, text, f"{reason}(AUC {estimate})")
+    if not blind["low"] > 0:
+        return Condition(name, FAILED, text, "the network is not shown to be better than one trained without the lungs")
+    return Condition(name, MET, text)
 
 
-def _generalises(external: Sequence[Mapping[str, Any]]) -> Condition:
+def _generalises(
+    external: Sequence[Mapping[str, Any]], unstated: Sequence[Mapping[str, Any]], network: Mapping[str, Any]
+) -> Condition:
     name = "Generalises to another hospital, within one source"
+    not_stated = " ".join(
+        f"Of {result['n']} patients of both classes ({format_estimate(*_auc_of(result))}) the source is not stated, so "
+        "that they may come from different hospitals."
+        for result in unstated
+    )
     if not external:
-        text = (
-            "No external data with both classes from one stated source were evaluated (covid-fastai validate RUN DATA)."
-        )
-        return Condition(name, NOT_TESTED, text)
-    texts, all_met = [], True
-    for result in external:
-        has_thumbnail = result["thumbnail"] is not None and result["thumbnail"] == result["thumbnail"]  # not NaN
-        thumbnail = f"; thumbnail {format_metric(result['thumbnail'])}" if has_thumbnail else ""
-        interval = f"{format_interval(result['low'], result['high'])}, n = {result['n']}"
-        texts.append(f"{result['source']}: AUC {format_metric(result['value'])} ({interval}){thumbnail}.")
-        all_met &= result["low"] > 0.5 and not (has_thumbnail and result["value"] <= result["thumbnail"])
-    return Condition(name, MET if all_met else FAILED, " ".join(texts))
+        text = "No external data with both classes from one stated source were evaluated (covid-fastai validate RUN "
+        reason = f"{text[:1].lower()}{text[1:]}DATA)"
+        return Condition(name, NOT_TESTED, f"{text}DATA). {not_stated}".strip(), reason)
+    judged = [(result, _judge_hospital(_auc_of(result), _difference_of(result), network)) for result in external]
+    texts = [_describe_hospital(result) for result in external]
+    outcomes = [outcome for _, (outcome, _) in judged]
+    reasons = [f"at {result['source']}, {reason}" for result, (_, reason) in judged if reason]
+    outcome = MET if set(outcomes) == {MET} else FAILED if FAILED in outcomes else outcomes[0]
+    if outcome == FAILED:
+        reasons = [f"at {result['source']}, {why}" for result, (one, why) in judged if one == FAILED]
+    if len(external) > 1:
+        auc, difference = _pool(external)
+        texts.append(_describe_pooled(auc, difference))
+        if outcome not in (MET, FAILED):
+            bounds = None if difference is None else (difference.value, difference.low, difference.high)
+            outcome, reason = _judge_hospital((auc.value, auc.low, auc.high), bounds, network)
+            reasons = [f"pooled over {auc.count} hospitals, {reason}"] if reason else []
+    if not_stated:
+        texts.append(not_stated)
+    return Condition(name, outcome, " ".join(texts), "; ".join(reasons) if outcome != MET else "")
+
+
+def _judge_hospital(
+    auc: tuple[float, float, float], difference: tuple[float, float, float] | None, network: Mapping[str, Any]
+) -> tuple[str, str]:
+    """Return the outcome at another hospital and its reason as a clause; "" if the condition is met.
+
+    Args:
+        auc: The AUC there and the bounds of its 95% interval.
+        difference: The paired difference to the thumbnail there, with bounds; None if it is not known.
+        network: As in `give_verdict`.
+    """
+    estimate = f"AUC {format_estimate(*auc)}"
+    _, low, high = auc
+    if high < NEAR_CHANCE:
+        return FAILED, f"the network is close to chance ({estimate})"
+    if low <= 0.5 and high < network["low"]:
+        return FAILED, f"the network is below its held-out AUC and not better than chance ({estimate})"
+    if not low > 0.5:  # guard: external_power
+        return INCONCLUSIVE, f"there are too few patients to exclude chance ({estimate})"
+    if difference is None:
+        return NOT_TESTED, "the thumbnail was not evaluated"
+    if difference[2] < 0:
+        return FAILED, "a 16 × 16 thumbnail is better than the network"
+    if not difference[1] > 0:
+        text = format_estimate(*difference, spec=SIGNED)
+        return INCONCLUSIVE, f"the network is not shown to be better than a 16 × 16 thumbnail (difference {text})"
+    return MET, ""
+
+
+def _auc_of(result: Mapping[str, Any]) -> tuple[float, float, float]:
+    return result["value"], result["low"], result["high"]
+
+
+def _difference_of(result: Mapping[str, Any]) -> tuple[float, float, float] | None:
+    """Return the paired difference to the thumbnail with its bounds; None if one of them is missing."""
+    values = [result.get(key) for key in ("difference", "difference_low", "difference_high")]
+    numbers = [float(value) for value in values if value is not None and math.isfinite(value)]
+    return (numbers[0], numbers[1], numbers[2]) if len(numbers) == 3 else None
+
+
+def _describe_hospital(result: Mapping[str, Any]) -> str:
+    text = f"{result['source']}: AUC {format_estimate(*_auc_of(result))}, n = {result['n']}"
+    difference = _difference_of(result)
+    if difference is None:
+        return f"{text}; the thumbnail was not evaluated."
+    paired = format_estimate(*difference, spec=SIGNED)
+    return f"{text}; thumbnail {format_metric(result['thumbnail'])}, paired difference {paired}."
+
+
+def _pool(external: Sequence[Mapping[str, Any]]) -> tuple[PooledEstimate, PooledEstimate | None]:
+    """Return the pooled AUC, and the pooled difference to the thumbnail; None if one of them is missing."""
+    auc = pool_aucs(*zip(*map(_auc_of, external), strict=True))
+    differences = [each for result in external if (each := _difference_of(result)) is not None]
+    if len(differences) < len(external):
+        return auc, None
+    variances = [((high - low) / (2 * Z)) ** 2 for _, low, high in differences]
+    if min(variances) <= 0:  # the same ranking: a difference of exactly 0 has no variance to weight by
+        return auc, None
+    return auc, pool_random_effects([value for value, _, _ in differences], variances)
+
+
+def _describe_pooled(auc: PooledEstimate, difference: PooledEstimate | None) -> str:
+    text = f"Pooled over {auc.count} hospitals (random effects): AUC {format_estimate(auc.value, auc.low, auc.high)}"
+    if difference is not None:
+        paired = (difference.value, difference.low, difference.high)
+        text += f", difference to the thumbnail {format_estimate(*paired, spec=SIGNED)}"
+    if math.isnan(auc.predicted_low):
+        return f"{text}. Two hospitals are too few to predict a further one."
+    predicted = f"{format_metric(auc.predicted_low)} to {format_metric(auc.predicted_high)}"
+    return f"{text}. At a further hospital an AUC of {predicted} is expected (95% prediction interval)."
 
 
 def _rejects_negative_controls(negative_controls: Mapping[str, Any] | None) -> Condition:
@@ -206,6 +360,16 @@ def _rejects_negative_controls(negative_controls: Mapping[str, Any] | None) -> C
     if negative_controls is None:
         text = "There are no unused negative images from the source of the positive class."
         return Condition(name, NOT_APPLICABLE, text)
-    positives, images = negative_controls["called"], negative_controls["images"]
-    text = f"{positives} of {images} negative images from the source of the positive class are classified as positive."
-    return Condition(name, MET if negative_controls["fraction"] <= MOST_FALSE_POSITIVES else FAILED, text)
+    estimate = format_estimate(*(negative_controls[key] for key in ("fraction", "low", "high")), spec=".0%")
+    counts = f"{negative_controls['called']} of {negative_controls['images']} negative controls"
+    text = (
+        f"{negative_controls['called']} of {negative_controls['images']} negative images from the source of the "
+        f"positive class are classified as positive: {estimate}."
+    )
+    if negative_controls["high"] <= MOST_FALSE_POSITIVES:
+        return Condition(name, MET, text)
+    if negative_controls["low"] > MOST_FALSE_POSITIVES:
+        return Condition(name, FAILED, text, f"{counts} are classified as positive")
+    text += f" They are too few to decide whether more than {MOST_FALSE_POSITIVES:.0%} would be."
+    reason = f"too few negative controls ({counts} are classified as positive, {estimate})"
+    return Condition(name, INCONCLUSIVE, text, reason)

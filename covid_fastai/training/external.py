@@ -27,10 +27,16 @@ from covid_fastai.data.projections import is_unstated
 from covid_fastai.data.tables import as_rows
 from covid_fastai.data.tasks import Task, get_task
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evaluation.comparison import compare
 from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric
 from covid_fastai.evaluation.metrics import Evaluation, evaluate
 from covid_fastai.evaluation.predict import predict
-from covid_fastai.evaluation.prediction_table import PROBABILITY, UNKNOWN_PATIENTS, class_columns
+from covid_fastai.evaluation.prediction_table import (
+    PROBABILITY,
+    UNKNOWN_PATIENTS,
+    class_columns,
+    has_label_and_prediction,
+)
 from covid_fastai.evaluation.runs import Run, read_run
 from covid_fastai.files import make_folder, write_json
 from covid_fastai.model.bundle import load_model
@@ -45,6 +51,7 @@ logger = logging.getLogger("covid_fastai")
 COLUMNS = ["images of", "comparison", "metric", "value", "low", "high", "n"]
 SAME, CONFOUNDED, ONE_CLASS = "same source", "confounded: other source", "one class"
 NOT_STATED = "source not stated"
+DIFFERENCES = ["images of", "difference", "low", "high"]
 METRICS = ("auc", "sensitivity", "specificity")
 
 
@@ -60,6 +67,8 @@ class Validation(ResultDisplay):
         predictions: The predictions table that the metrics were computed from.
         thumbnail: The same metrics for a logistic regression on 16 x 16 thumbnails of the same training images, which
             show almost nothing of the lungs; empty if those images are missing.
+        differences: The AUC of the model minus that of the thumbnail on the same patients, one row per source with both
+            classes: `images of`, `difference`, `low` and `high` (95%, paired); empty if those images are missing.
         overlap: The excluded rows: the model was trained on them, or on another image of the patient.
         threshold: The threshold chosen at training; None for more than two classes.
         unknown_patients: Whether an image has no patient identifier; each such image counts as one patient.
@@ -70,6 +79,7 @@ class Validation(ResultDisplay):
     table: pd.DataFrame
     predictions: pd.DataFrame
     thumbnail: pd.DataFrame
+    differences: pd.DataFrame
     overlap: pd.DataFrame
     threshold: float | None
     unknown_patients: bool
@@ -119,27 +129,45 @@ class Validation(ResultDisplay):
         """Return the metrics as values that JSON can hold."""
         tables = {name: getattr(self, name).to_dict("records") for name in ("table", "thumbnail")}
         facts = {"overlap": len(self.overlap), "not_compared": self.not_compared, "threshold": self.threshold}
-        return {**tables, "same_source": self.same_source(), **facts}
+        same, unknown = self.same_source(), self.not_stated()
+        return {**tables, "same_source": same, "not_stated": unknown, **facts}
 
     def same_source(self) -> list[dict[str, Any]]:
         """Return the AUC in each source that has images of both classes, as the audit's verdict requires it.
 
         Returns:
-            One dictionary per source: `source`, `value`, `low`, `high`, `n`, and `thumbnail`, the AUC of the thumbnail
-            baseline (None if it could not be computed).
+            One dictionary per source: `source`, `value`, `low`, `high`, `n`, `thumbnail` (the AUC of the thumbnail
+            baseline), and the paired `difference` to it with `difference_low` and `difference_high` (these four are
+            None if the thumbnail could not be evaluated).
         """
+        return self._results_by_source(SAME)
+
+    def not_stated(self) -> list[dict[str, Any]]:
+        """Return such results for images of both classes whose source is not stated; they decide nothing."""
+        return self._results_by_source(NOT_STATED)
+
+    def _results_by_source(self, comparison: str) -> list[dict[str, Any]]:
         model, thumbnail = (
-            {row["images of"]: row for row in as_rows(table[table["comparison"].eq(SAME) & table["metric"].eq("auc")])}
+            as_rows(table[table["comparison"].eq(comparison) & table["metric"].eq("auc")])
             for table in (self.table, self.thumbnail)
         )
-        return [
-            {
-                "source": source,
-                **{name: row[name] for name in ("value", "low", "high", "n")},
-                "thumbnail": thumbnail[source]["value"] if source in thumbnail else None,
-            }
-            for source, row in model.items()
-        ]
+        thumbnails = {row["images of"]: row["value"] for row in thumbnail}
+        differences = {row["images of"]: row for row in as_rows(self.differences)}
+        results = []
+        for row in model:
+            source = row["images of"]
+            paired = differences.get(source, {})
+            bounds = {f"difference_{bound}": paired.get(bound) for bound in ("low", "high")}
+            results.append(
+                {
+                    "source": source,
+                    **{name: row[name] for name in ("value", "low", "high", "n")},
+                    "thumbnail": thumbnails.get(source),
+                    "difference": paired.get("difference"),
+                    **bounds,
+                }
+            )
+        return results
 
 
 @checked
@@ -207,10 +235,16 @@ def validate(
     predictions = _mean_predictions([predict(learn, rows) for learn in learners])
     threshold, positive = run.metrics.threshold, run.metrics.positive
     options = {"positive": positive, "threshold": threshold or 0.5, "n_resamples": n_resamples, "seed": seed}
-    table, thumbnail = evaluate_sources(predictions, **options), _evaluate_thumbnail(run, rows, options)
+    table, thumbnail = evaluate_sources(predictions, **options), _predict_thumbnail(run, rows)
+    baseline, differences = pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=DIFFERENCES)
+    if thumbnail is not None:
+        baseline = evaluate_sources(thumbnail, **options)
+        differences = _compare_sources(predictions, thumbnail, options)
     unknown = not cohort.patients_known
     not_compared = int(patients_not_compared(rows).sum())
-    validation = Validation(table, predictions, thumbnail, cohort[overlap], threshold, unknown, not_compared)
+    validation = Validation(
+        table, predictions, baseline, differences, cohort[overlap], threshold, unknown, not_compared
+    )
     if keep:
         name = "rows" if isinstance(data, pd.DataFrame) else _unique_name(Path(data).resolve())
         folder = make_folder(run.folder.external)
@@ -236,8 +270,7 @@ def evaluate_sources(
         `Validation.table`.
     """
     options = {"positive": positive, "threshold": threshold, "n_resamples": n_resamples, "seed": seed}
-    stated = ~predictions["source"].map(is_unstated)
-    predictions = predictions.assign(source=predictions["source"].where(stated, "unknown"))
+    predictions = _with_named_sources(predictions)
     classes = predictions.groupby("source")["label"].agg(lambda labels: frozenset(labels))
     rows = []
     for source, source_classes in classes.items():
@@ -249,6 +282,12 @@ def evaluate_sources(
         group = predictions[predictions["source"].isin(single.index)].reset_index(drop=True)
         rows += _metric_rows(evaluate(group, **options), " + ".join(single.index), CONFOUNDED)
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _with_named_sources(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return predictions whose source is "unknown" where none is stated."""
+    stated = ~predictions["source"].map(is_unstated)
+    return predictions.assign(source=predictions["source"].where(stated, "unknown"))
 
 
 def _metric_rows(result: Evaluation, source: str, comparison: str) -> list[dict[str, Any]]:
@@ -276,14 +315,29 @@ def _mean_predictions(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return mean.assign(prediction=np.where(missing, "", np.array(classes, dtype=object)[most_probable]))
 
 
-def _evaluate_thumbnail(run: Run, rows: pd.DataFrame, options: Mapping[str, Any]) -> pd.DataFrame:
-    """Evaluate the thumbnail baseline on the same rows; return an empty table if training images are missing."""
+def _predict_thumbnail(run: Run, rows: pd.DataFrame) -> pd.DataFrame | None:
+    """Predict the same rows with the thumbnail baseline; None if training images are missing."""
     trained = run.cohort[run.cohort["split"] == "train"]
     exists = trained["path"].map(os.path.isfile)
     if not exists.all():
         logger.warning("%d training images are missing: the thumbnail baseline is not computed.", (~exists).sum())
-        return pd.DataFrame(columns=COLUMNS)
-    return evaluate_sources(predict_shortcuts(trained, rows, baselines=("thumbnail",))["thumbnail"], **options)
+        return None
+    return predict_shortcuts(trained, rows, baselines=("thumbnail",))["thumbnail"]
+
+
+def _compare_sources(model: pd.DataFrame, thumbnail: pd.DataFrame, options: Mapping[str, Any]) -> pd.DataFrame:
+    """Return `Validation.differences`: the model minus the thumbnail within each source of both classes."""
+    options = {name: options[name] for name in ("positive", "n_resamples", "seed")}
+    # a class without a readable image in either table has no AUC to compare
+    both = [table[has_label_and_prediction(table)] for table in (thumbnail, model)]
+    rows = []
+    for source, group in _with_named_sources(both[1]).groupby("source"):
+        others = both[0][both[0]["path"].isin(group["path"])].reset_index(drop=True)
+        if others["label"].nunique() < 2 or group["label"].nunique() < 2:
+            continue
+        row = compare(others, group.reset_index(drop=True), names=["thumbnail", "model"], **options).row("auc")
+        rows.append({"images of": source, **{name: row[name] for name in DIFFERENCES[1:]}})
+    return pd.DataFrame(rows, columns=DIFFERENCES)
 
 
 def _task(run: Run, labels: Mapping[str, str]) -> Task:

@@ -74,13 +74,16 @@ def test_runs_that_cannot_be_retrained_are_refused(trained, tmp_path, phantom_ro
 @pytest.mark.slow
 @pytest.mark.parametrize("shortcut", [None, "corner"])
 def test_a_true_signal_gets_the_positive_verdict_and_a_planted_one_does_not(shortcut, tmp_path):
-    """Streaks are too fine for a thumbnail; without the signal, only a bright corner separates the classes."""
+    """Streaks are too fine for a thumbnail; without the signal, only a bright corner separates the classes.
+
+    With 240 held-out patients, the AUC of a network without the lungs can be bounded by 0.65.
+    """
     planted = {"shortcut": shortcut, "signal": shortcut is None}
     options = {"image_size": 64, "severity": 1.5}
     finding = "virus" if shortcut is None else "COVID-19"
     task = "pneumonia" if shortcut is None else "covid"
-    data = write_phantom(tmp_path / "data", patients={finding: 110, "Normal": 110}, seed=0, **options, **planted)
-    other = write_phantom(tmp_path / "other", patients={finding: 40, "Normal": 40}, seed=1, **options, **planted)
+    data = write_phantom(tmp_path / "data", patients={finding: 300, "Normal": 300}, seed=0, **options, **planted)
+    other = write_phantom(tmp_path / "other", patients={finding: 100, "Normal": 100}, seed=1, **options, **planted)
     schedule = {"frozen_epochs": 0, "unfrozen_epochs": 5, "learning_rate": 1e-2, "valid_pct": 0.4}
     schedule |= {"weights": None, "image_size": 64, "batch_size": 16, "augmentation": "none", "task": task}
     learn = train_classifier(data, out=tmp_path / "run", quiet=True, **schedule)
