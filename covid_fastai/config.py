@@ -19,11 +19,14 @@ from covid_fastai.options import (
     Augmentation,
     Balance,
     BatchSize,
+    ClassNames,
+    ColumnNames,
     Device,
     Epochs,
     FrozenAugmentations,
     GradientNorm,
     ImageSize,
+    LabelClasses,
     LearningRate,
     LearningRateRatio,
     NegativesPerPositive,
@@ -31,12 +34,15 @@ from covid_fastai.options import (
     OnProblem,
     PathText,
     Precision,
+    Readers,
     Seed,
     SplitUnit,
     Switch,
+    UncertainLabels,
     ValidPct,
     WeightDecay,
     describe_option,
+    join_names,
     plain_type,
     refuse_option,
 )
@@ -69,6 +75,12 @@ class TrainOptions(TypedDict, total=False):
     """The fields of `TrainConfig` as keyword arguments, for editors and type checkers."""
 
     task: Any
+    labels: LabelClasses | None
+    classes: ClassNames | None
+    positive: str | None
+    label_columns: ColumnNames | None
+    uncertain: UncertainLabels
+    readers: Readers
     image_root: str | Path | None
     path_column: str | None
     label_column: str | None
@@ -124,6 +136,26 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     task: Any = Field("covid", description="covid, pneumonia or etiology; in Python also a Task object, or its fields.")
+    labels: LabelClasses | None = Field(
+        None,
+        description="Class of a label of the data: THEIRS=OURS, repeatable; in THEIRS, * and ? are wildcards; THEIRS= "
+        "excludes the label.",
+    )
+    classes: ClassNames | None = Field(
+        None, description="Classes of a task of your own, the negative one first, separated by commas."
+    )
+    positive: str | None = Field(
+        None, description="Positive class; without classes, a task is made of it and the images without findings."
+    )
+    label_columns: ColumnNames | None = Field(
+        None, description="CSV columns with one finding each (1, 0, -1, blank), separated by commas."
+    )
+    uncertain: UncertainLabels = Field(
+        "exclude", description="Meaning of -1 in label_columns; unless excluded, a blank counts as 0."
+    )
+    readers: Readers = Field(
+        "error", description="For images whose rows have different labels: an error, exclusion, or the majority."
+    )
     image_root: PathText | None = Field(None, description="Folder that the image paths in the CSV are relative to.")
     path_column: str | None = Field(None, description="CSV column with the path of the image.")
     label_column: str | None = Field(None, description="CSV column with the label.")
@@ -296,6 +328,10 @@ class TrainConfig(BaseModel):
             option = f"--{name.replace('_', '-')}"
             if isinstance(value, bool):
                 words.append(option if value else f"--no-{option[2:]}")
+            elif isinstance(value, tuple):
+                words += [option, join_names(value)]
+            elif name == "labels":
+                words += [word for theirs, ours in value.items() for word in ("--label", f"{theirs}={ours}")]
             else:
                 words += [option, self.task_name if name == "task" else "none" if value is None else str(value)]
         if out is not None:

@@ -6,15 +6,17 @@ options that a function takes, `check_option` one value, and `parse_option` a te
 
 from __future__ import annotations
 
+import csv
 import difflib
 import functools
 import inspect
+import io
 import numbers
 import operator
 import os
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
@@ -30,6 +32,8 @@ __all__ = [
     "BatchSize",
     "Bins",
     "CheckImages",
+    "ClassNames",
+    "ColumnNames",
     "Count",
     "Device",
     "Engine",
@@ -41,6 +45,7 @@ __all__ = [
     "GradientNorm",
     "Hospital",
     "ImageSize",
+    "LabelClasses",
     "LabelSmoothing",
     "LearningRate",
     "LearningRateRatio",
@@ -59,6 +64,7 @@ __all__ = [
     "PositiveCount",
     "Precision",
     "Probability",
+    "Readers",
     "Repeats",
     "SaliencyMethod",
     "SavedTemperature",
@@ -71,6 +77,7 @@ __all__ = [
     "Switch",
     "Temperature",
     "TopK",
+    "UncertainLabels",
     "Uncertainty",
     "Unit",
     "ValidPct",
@@ -79,6 +86,7 @@ __all__ = [
     "check_option",
     "checked",
     "describe_option",
+    "join_names",
     "option_choices",
     "parse_option",
     "plain_type",
@@ -141,6 +149,34 @@ def _as_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def _as_names(value: Any) -> tuple[str, ...]:
+    """Return names from a sequence, or from a text with commas in which quotes protect a comma, as in a CSV."""
+    if isinstance(value, str):
+        value = next(csv.reader([value], skipinitialspace=True), [])
+    names = list(value) if isinstance(value, Iterable) else []
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError("not names")
+    return tuple(name.strip() for name in names)
+
+
+def _as_label_classes(value: Any) -> dict[str, str]:
+    """Return the class of each label, from a mapping or from texts `THEIRS=OURS`."""
+    if isinstance(value, Mapping):
+        pairs = [(str(theirs), ours) for theirs, ours in value.items()]  # labels can be 0 and 1
+    else:
+        texts = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else []
+        pairs = [text.rpartition("=")[::2] for text in texts if isinstance(text, str) and "=" in text]
+        if len(pairs) < len(texts):
+            raise ValueError("a text without =")
+    classes: dict[str, str] = {}
+    for theirs, ours in pairs:
+        if not isinstance(ours, str) or "=" in ours or classes.setdefault(theirs.strip(), ours.strip()) != ours.strip():
+            raise ValueError("no class, or two classes of one label")
+    if not classes:
+        raise ValueError("no label")
+    return classes
+
+
 # Pydantic alone would take "5", 5.0 and True for 5; a text is parsed by `parse_option`, and only there.
 _WHOLE = BeforeValidator(_as_whole)
 _NUMBER = (AllowInfNan(False), BeforeValidator(_as_number))
@@ -151,6 +187,33 @@ PathText = Annotated[str, BeforeValidator(_as_text), Option("Give a path or a na
 # of a cohort and its split
 OnProblem = Annotated[Literal["error", "skip"], Option("'skip' leaves faulty rows out and lists them.")]
 NegativesPerPositive = Annotated[float, Gt(0), *_NUMBER, Option("1 samples as many negative images as positive ones.")]
+LabelClasses = Annotated[
+    dict[str, str],
+    BeforeValidator(_as_label_classes),
+    Option(
+        "Write {'Lung_Opacity': 'Pneumonia'}, on the command line --label Lung_Opacity=Pneumonia; an empty class "
+        "excludes the label.",
+        allowed="one class for each label",
+    ),
+]
+ClassNames = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_names),
+    Option("Write ('Normal', 'Pneumonia'), on the command line Normal,Pneumonia.", allowed="names of classes"),
+]
+ColumnNames = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_names),
+    Option(
+        "Write ('No Finding', 'Pneumonia'), on the command line 'No Finding,Pneumonia'.", allowed="names of columns"
+    ),
+]
+UncertainLabels = Annotated[
+    Literal["exclude", "positive", "negative"], Option("'exclude' leaves out images that are stated to be uncertain.")
+]
+Readers = Annotated[
+    Literal["error", "agreement", "majority"], Option("'agreement' excludes images that are labelled differently.")
+]
 SplitUnit = Annotated[Literal["patient", "image"], Option("Only 'patient' keeps every patient on one side.")]
 ValidPct = Annotated[float, Interval(gt=0, lt=1), *_NUMBER, Option("0.2 holds out a fifth of the images.")]
 Folds = Annotated[int, Ge(2), _WHOLE, Option("5 is usual.")]
@@ -319,6 +382,17 @@ def describe_option(option: Any) -> str:
         option: Its type.
     """
     return _describe(option, "")
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Return names as one text of the command line, with commas between them; quotes protect a comma in a name.
+
+    Args:
+        names: The names.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
+    return text.getvalue()
 
 
 def option_choices(option: Any) -> tuple[str, ...]:

@@ -12,15 +12,29 @@ import pandas as pd
 
 from covid_fastai.data.checks import RowChecker
 from covid_fastai.data.cohort import COHORT_COLUMNS, Cohort, CohortInfo, as_cohort
+from covid_fastai.data.custom_tasks import make_task
 from covid_fastai.data.fingerprints import join_groups
 from covid_fastai.data.layouts import SPLITS, Rows, read_rows
 from covid_fastai.data.patients import image_facts, patient_key, source_of_patient
 from covid_fastai.data.pretraining_overlap import Manifest, mark_pretraining_overlap, package_manifests, read_manifest
 from covid_fastai.data.problems import ProblemLog, count_kinds, printable
 from covid_fastai.data.projections import is_unstated, not_frontal, not_radiograph, read_projection
-from covid_fastai.data.tasks import Task, canonical_finding, fold_text, get_task
+from covid_fastai.data.tasks import Task, canonical_finding, fold_text
 from covid_fastai.errors import DataError, UsageError
-from covid_fastai.options import CheckImages, NegativesPerPositive, OnProblem, Seed, Switch, WorkerCount, checked
+from covid_fastai.options import (
+    CheckImages,
+    ClassNames,
+    ColumnNames,
+    LabelClasses,
+    NegativesPerPositive,
+    OnProblem,
+    Readers,
+    Seed,
+    Switch,
+    UncertainLabels,
+    WorkerCount,
+    checked,
+)
 
 __all__ = ["check_positive", "read_cohort", "summarise_cohort"]
 
@@ -38,6 +52,12 @@ def read_cohort(
     data: str | Path | pd.DataFrame,
     *,
     task: str | Task = "covid",
+    labels: LabelClasses | None = None,
+    classes: ClassNames | None = None,
+    positive: str | None = None,
+    label_columns: ColumnNames | None = None,
+    uncertain: UncertainLabels = "exclude",
+    readers: Readers = "error",
     image_root: str | Path | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
@@ -63,6 +83,17 @@ def read_cohort(
         data: CoronaHack's folder as Kaggle lays it out, or its CSV; any other CSV; a folder with one folder per
             class (or with such folders in train/ and test/); or a DataFrame.
         task: `"covid"`, `"pneumonia"`, `"etiology"`, or a `Task`.
+        labels: The class of labels of the data that the task does not know, such as `{"Lung_Opacity": "COVID-19"}`; an
+            empty class excludes the label. `*` and `?` are wildcards. `make_task` describes how a task is made from
+            `labels`, `classes`, `positive` and `label_columns`.
+        classes: The classes of a task of your own, the negative one first.
+        positive: The positive class. Without `classes`, the task separates it from images without a finding.
+        label_columns: The columns with one finding each: 1 (also 1.0, True, yes), 0, -1 for uncertain, or blank for not
+            mentioned. An image is of the class whose column is 1.
+        uncertain: What -1 and blank mean where they decide the class: `"exclude"` excludes the image, `"positive"` and
+            `"negative"` count -1 as 1 or as 0, and blank as 0.
+        readers: How rows of one image with different labels are settled: `"error"` reports them, `"agreement"` excludes
+            the image, `"majority"` takes the most frequent label and excludes ties. Rows with equal labels are one row.
         image_root: The folder that the file names in a CSV are relative to; None for the folder of the CSV.
         path_column: The column with the image's file; None, as for all columns, to find it by its usual names.
         label_column: The column with the label.
@@ -109,7 +140,7 @@ def read_cohort(
         Traceback (most recent call last):
         covid_fastai.errors.UsageError: seed=1099511627776 is not a whole number from 0 to 4294967295. ...
     """
-    task = get_task(task)
+    task = make_task(task, labels=labels, classes=classes, positive=positive, label_columns=label_columns)
     if negatives_per_positive is not None:
         check_positive(task)
     manifests = [read_manifest(file) for file in package_manifests()] if exclude_pretraining_overlap else []

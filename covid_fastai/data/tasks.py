@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from covid_fastai.errors import UsageError
 
-__all__ = ["TASKS", "Task", "canonical_finding", "fold_label", "fold_text", "get_task"]
+__all__ = ["Match", "TASKS", "Task", "canonical_finding", "fold_label", "fold_text", "get_task", "is_pattern"]
 
 # The spellings of findings in data sets, compared by `fold_label`: "Covid_19" and "COVID 19" need no entry.
 SPELLINGS = {
@@ -29,6 +31,12 @@ SPELLINGS = {
 # Spaces, underscores and hyphens between letters, or between a letter and a digit; a hyphen after a space is a sign.
 _RUN = r"[-‐‑–_\s]+(?<!\s[-‐‑–])"
 _JOINTS = re.compile(rf"(?<=[^\W\d_]){_RUN}(?=[^\W_])|(?<=\d){_RUN}(?=[^\W\d_])")
+# A whole number, as floats and booleans are written too: 1, 1.0 and True are one label; -1, 1.5 and 01 are others.
+_WHOLE_FLOAT = re.compile(r"([-+]?\d+)\.0+")
+_BOOLEANS = {"true": "1", "false": "0"}
+_WILDCARDS = re.compile(r"\[([*?])\]|([*?])")  # [*] and [?] stand for the characters themselves
+OTHERS = "*"  # the pattern of every label that nothing else names
+EXCLUDED_BY_OPTION = "excluded by the option labels"
 LONGEST_CLASS = 100  # characters; the limit of a saved model's config.json
 
 
@@ -44,9 +52,34 @@ def fold_label(text: object) -> str:
     """Return `text` in the form in which labels are compared.
 
     The result is case-folded, without spaces, hyphens and underscores inside words. Signs and numbers do
-    not change: `-1` is not `1`, `COVID-` is not `COVID`, and `1-5` is not `15`.
+    not change: `-1` is not `1`, `COVID-` is not `COVID`, and `1-5` is not `15`. `1`, `1.0` and `True` are the same
+    label, and so are `0`, `0.0` and `False`.
     """
-    return _JOINTS.sub("", unicodedata.normalize("NFC", str(text)).casefold().strip())  # guard: fold_label
+    label = _JOINTS.sub("", _plain(text))  # guard: fold_label
+    number = _WHOLE_FLOAT.fullmatch(label)
+    return number[1] if number else _BOOLEANS.get(label, label)
+
+
+def is_pattern(text: str) -> bool:
+    """Return whether a text has a wildcard, `*` or `?`, outside of brackets."""
+    return any(match[2] for match in _WILDCARDS.finditer(text))
+
+
+def _plain(text: object) -> str:
+    return unicodedata.normalize("NFC", str(text)).casefold().strip()
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression of a pattern with wildcards."""
+    parts = _WILDCARDS.split(pattern)  # text, bracketed character, wildcard, text, ...
+    wildcards = {None: "", "*": ".*", "?": "."}
+    return re.compile(
+        "".join(
+            re.escape(text) + re.escape(character or "") + wildcards[wildcard]
+            for text, character, wildcard in zip(parts[::3], [*parts[1::3], ""], [*parts[2::3], None], strict=True)
+        ),
+        re.DOTALL,
+    )
 
 
 _CANONICAL = {fold_label(spelling): name for name, others in SPELLINGS.items() for spelling in (name, *others)}
@@ -55,6 +88,20 @@ _CANONICAL = {fold_label(spelling): name for name, others in SPELLINGS.items() f
 def canonical_finding(text: str) -> str:
     """Return the usual spelling of a finding, e.g. `COVID-19` for `covid`; an unknown finding is only stripped."""
     return _CANONICAL.get(fold_label(text), str(text).strip())
+
+
+class Match(NamedTuple):
+    """What a task says about one label: its class, or the reason to exclude it.
+
+    Attributes:
+        label: The class; "" if the label has none.
+        reason: The reason to exclude the label; "" if it is not excluded.
+        rank: How the label is named: 3 by itself, 2 by a pattern, 1 as one of all others, 0 not at all.
+    """
+
+    label: str = ""
+    reason: str = ""
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +119,12 @@ class Task:
         positive: The class that sensitivity refers to; None for more than two classes.
         labels: The class of each finding.
         excluded: The reason to exclude a finding, for known findings that are not part of the task. A finding that is
-            neither here nor in `labels` is an unknown label, which is an error.
+            neither here nor in `labels` or `patterns` is an unknown label, which is an error.
+        patterns: The class of all findings that match a shell pattern, such as `{"Pneumonia/Viral*": "Viral"}`; an
+            empty class excludes them. `*` stands for any text and `?` for any character, `[*]` and `[?]` for these
+            characters. A finding in `labels` or `excluded` keeps its own meaning. The pattern `*` alone stands for all
+            findings that nothing else names.
+        others: The reason to exclude all findings that nothing names; "" if such a finding is an unknown label.
         excluded_sources: The reason to exclude a whole collection, by the `source` of its images.
         frontal_only: Whether lateral views are excluded, if the view is known.
         official_test: Whether the rows that the data name TEST are always a test set of this task. If False, they are a
@@ -94,6 +146,8 @@ class Task:
     positive: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    others: str = ""
     excluded_sources: Mapping[str, str] = field(default_factory=dict)
     frontal_only: bool = True
     official_test: bool = True
@@ -102,7 +156,7 @@ class Task:
         if isinstance(self.classes, str):
             raise UsageError(f"classes={self.classes!r} is a string.", hint='Give a tuple: ("Normal", "COVID-19").')
         object.__setattr__(self, "classes", tuple(self.classes))  # JSON gives lists
-        for name in ("labels", "excluded", "excluded_sources"):
+        for name in ("labels", "excluded", "patterns", "excluded_sources"):
             object.__setattr__(self, name, dict(getattr(self, name)))
         object.__setattr__(self, "title", self.title or " or ".join(self.classes))
         self._check()
@@ -126,7 +180,8 @@ class Task:
             raise UsageError(
                 f"{where}: positive={self.positive!r} is not a class.", hint=f"Classes: {', '.join(self.classes)}."
             )
-        for finding, label in self.labels.items():
+        patterns = {finding: label for finding, label in self.patterns.items() if label}
+        for finding, label in {**self.labels, **patterns}.items():
             if label not in self.classes:
                 raise UsageError(
                     f"{where}: {finding!r} has the class {label!r}, which is not a class of the task.",
@@ -151,11 +206,57 @@ class Task:
 
     def class_of(self, finding: str) -> str | None:
         """Return the class of a finding, None if it has no class."""
-        return _look_up({**{name: name for name in self.classes}, **self.labels}, finding)
+        return self.match(finding).label or None
 
     def reason_excluded(self, finding: str) -> str | None:
         """Return the reason to exclude a finding, None if it is not excluded or not known."""
-        return None if self.class_of(finding) else _look_up(self.excluded, finding)
+        return self.match(finding).reason or None
+
+    def match(self, finding: str) -> Match:
+        """Return the class of a finding or the reason to exclude it, and how the task names the finding.
+
+        Args:
+            finding: One label of the data, in any spelling.
+
+        Raises:
+            UsageError: Two patterns give the finding different classes.
+        """
+        named = self._by_finding.get(_usual(finding))
+        if named is not None:
+            return named
+        forms = (_plain(finding), fold_label(finding))
+        matching = {
+            pattern: self.patterns[pattern]
+            for pattern, expressions in self._expressions.items()
+            if any(expression.fullmatch(form) for expression, form in zip(expressions, forms, strict=True))
+        }
+        if len(set(matching.values())) > 1:  # guard: two_patterns
+            meanings = " and ".join(f"{pattern!r} ({label or 'excluded'})" for pattern, label in matching.items())
+            raise UsageError(
+                f"The label {finding!r} matches the patterns {meanings}.",
+                hint="Name the label itself in labels (--label), or make the patterns narrower.",
+            )
+        rank = 2 if matching else 1
+        if not matching and OTHERS in self.patterns:
+            matching = {OTHERS: self.patterns[OTHERS]}
+        for pattern, label in matching.items():
+            return Match(label, "" if label else f"{EXCLUDED_BY_OPTION} ({pattern})", rank)
+        return Match("", self.others, 1) if self.others else Match()
+
+    @cached_property
+    def _by_finding(self) -> dict[str, Match]:
+        labels = {**{name: name for name in self.classes}, **self.labels}
+        excluded = {_usual(finding): Match("", reason, 3) for finding, reason in self.excluded.items()}
+        return excluded | {_usual(finding): Match(label, "", 3) for finding, label in labels.items()}
+
+    @cached_property
+    def _expressions(self) -> dict[str, tuple[re.Pattern[str], re.Pattern[str]]]:
+        """The regular expressions of each pattern, for a finding as it is written and for its folded form."""
+        return {
+            pattern: (_expression(_plain(pattern)), _expression(fold_label(pattern)))
+            for pattern in self.patterns
+            if pattern != OTHERS
+        }
 
     def known_findings(self) -> list[str]:
         """Return the findings that the task knows: those of its classes first, then the excluded ones."""
@@ -163,13 +264,9 @@ class Task:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values; `Task(**fields)` makes the same task."""
-        copies = {name: dict(value) for name, value in vars(self).items() if isinstance(value, dict)}
-        return {**vars(self), **copies, "classes": list(self.classes)}
-
-
-def _look_up(table: Mapping[str, str], finding: str) -> str | None:
-    """Return the entry of a finding, in any spelling, from a table by finding."""
-    return {_usual(name): value for name, value in table.items()}.get(_usual(finding))
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        copies = {name: dict(value) for name, value in values.items() if isinstance(value, dict)}
+        return {**values, **copies, "classes": list(self.classes)}
 
 
 def _usual(finding: str) -> str:

@@ -200,9 +200,8 @@ def list_runs(root: str | Path = "runs", *, metric: str = "auc") -> pd.DataFrame
     for folder in sorted(path.parent for path in root.glob(f"*/{RunFolder.record}")):
         run = Run(folder)
         config = run.config.get("config") or {}
-        task = config.get("task", "")
         row = dict.fromkeys(RUN_COLUMNS)
-        row |= {"run": str(folder), "task": task["name"] if isinstance(task, dict) else task, "metric": metric}
+        row |= {"run": str(folder), "task": run.config.get("task", ""), "metric": metric}
         row |= {"arch": config.get("arch", ""), "started": run.record[0].get("time", "") if run.record else ""}
         row |= {"status": run.status, "value": math.nan, "low": math.nan, "high": math.nan, "n": 0, "unit": ""}
         if run.folder.metrics.is_file():

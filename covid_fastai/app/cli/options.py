@@ -24,8 +24,21 @@ __all__ = [
 ]
 
 # the fields of TrainConfig that `read_cohort` takes
-READING = ("task", "image_root", "path_column", "label_column", "patient_column", "split_column", "source_column")
+LABELLING = ("labels", "classes", "positive", "label_columns", "uncertain", "readers")
+READING = (
+    "task",
+    *LABELLING,
+    "image_root",
+    "path_column",
+    "label_column",
+    "patient_column",
+    "split_column",
+    "source_column",
+)
 READING += ("view_column", "encoding", "negatives_per_positive", "seed", "exclude_pretraining_overlap")
+
+REPEATABLE = {"labels": "label"}  # fields that the command line takes one entry at a time, under this name
+METAVARS = {"labels": "THEIRS=OURS", "classes": "A,B,...", "label_columns": "A,B,..."}
 
 Data = Annotated[
     Path,
@@ -67,6 +80,8 @@ def _check_option(kind: Any) -> Callable:
     def check(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
         if value is None or ctx.resilient_parsing:
             return value
+        if param.name in REPEATABLE:
+            return parse_option(str(param.name), value, kind) if value else None
         if isinstance(value, (list, tuple)):
             return [parse_option(str(param.name), text, kind) for text in value]
         return parse_option(str(param.name), value, kind)
@@ -83,7 +98,8 @@ def options_of_config(*names: str) -> Callable[[Callable], Callable]:
         parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         for name in names or TrainConfig.model_fields:
             kind, default = TrainConfig.option_types()[name], TrainConfig.model_fields[name].default
-            annotation = Annotated[(bool if plain_type(kind) is bool else str) | None, _option(name, kind, default)]
+            value = list[str] if name in REPEATABLE else bool if plain_type(kind) is bool else str
+            annotation = Annotated[value | None, _option(name, kind, default)]
             parameters.append(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
             )
@@ -101,7 +117,7 @@ def _option(name: str, kind: Any, default: Any) -> Any:
     choices = option_choices(kind)
     text = TrainConfig.model_fields[name].description if choices else TrainConfig.describe(name)
     text = f"{text} Default: {'none' if default is None else default}."
-    flag = f"--{name.replace('_', '-')}"
+    flag = f"--{REPEATABLE.get(name, name).replace('_', '-')}"
     if plain_type(kind) is bool:
         return typer.Option(f"{flag}/--no-{flag[2:]}" if default else flag, help=text, show_default=False)
     return typer.Option(
@@ -110,7 +126,7 @@ def _option(name: str, kind: Any, default: Any) -> Any:
         show_default=False,
         parser=_keep_text,
         callback=_check_option(kind) if name != "task" else None,
-        metavar=f"[{'|'.join(choices)}]" if choices else "VALUE",
+        metavar=f"[{'|'.join(choices)}]" if choices else METAVARS.get(name, "VALUE"),
         autocompletion=(lambda: list(choices)) if choices else None,
     )
 
