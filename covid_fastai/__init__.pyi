@@ -27,8 +27,10 @@ from .data.metadata import read_cohort as read_cohort
 from .data.metadata import summarise_cohort as summarise_cohort
 from .data.phantom import write_phantom as write_phantom
 from .data.splits import fold_by_patient as fold_by_patient
+from .data.splits import fold_officially as fold_officially
 from .data.splits import split_by_image as split_by_image
 from .data.splits import split_by_patient as split_by_patient
+from .data.splits import split_officially as split_officially
 from .data.tasks import TASKS as TASKS
 from .data.tasks import Task as Task
 from .errors import CovidFastaiError as CovidFastaiError
@@ -140,6 +142,7 @@ __all__ = [
     "find_shortcuts",
     "fit",
     "fold_by_patient",
+    "fold_officially",
     "gradio_app",
     "list_runs",
     "load_model",
@@ -172,6 +175,7 @@ __all__ = [
     "save_model",
     "split_by_image",
     "split_by_patient",
+    "split_officially",
     "summarise_cohort",
     "thresholds_by_fold",
     "train_classifier",

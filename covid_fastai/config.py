@@ -33,6 +33,7 @@ from covid_fastai.options import (
     NumWorkers,
     OnProblem,
     PathText,
+    PatientPattern,
     Precision,
     Readers,
     Seed,
@@ -85,6 +86,7 @@ class TrainOptions(TypedDict, total=False):
     path_column: str | None
     label_column: str | None
     patient_column: str | None
+    patient_pattern: PatientPattern | None
     split_column: str | None
     source_column: str | None
     view_column: str | None
@@ -160,7 +162,10 @@ class TrainConfig(BaseModel):
     path_column: str | None = Field(None, description="CSV column with the path of the image.")
     label_column: str | None = Field(None, description="CSV column with the label.")
     patient_column: str | None = Field(None, description="CSV column with the patient.")
-    split_column: str | None = Field(None, description="CSV column with the split, train or test.")
+    patient_pattern: PatientPattern | None = Field(
+        None, description="Regular expression whose group is the patient in the paths of the images."
+    )
+    split_column: str | None = Field(None, description="CSV column with the split: train, valid or test.")
     source_column: str | None = Field(None, description="CSV column with the hospital or collection.")
     view_column: str | None = Field(None, description="CSV column with the projection (PA, AP, L).")
     encoding: str | None = Field(None, description="Encoding of the CSV, if it is neither UTF-8 nor UTF-16.")
@@ -174,7 +179,10 @@ class TrainConfig(BaseModel):
         True,
         description="Exclude the images that the weights of the package were trained on from the evaluation.",
     )
-    split: SplitUnit = Field("patient", description="Unit of the split; by image, a patient can be on both sides.")
+    split: SplitUnit = Field(
+        "patient",
+        description="Split by patient, by image (a patient can be on both sides), or official: as the data state it.",
+    )
     valid_pct: ValidPct = Field(0.2, description="Fraction of the images held out for validation.")
     evaluate_test: Switch = Field(
         False, description="Also evaluate on the official test set; the run logs each use of it."

@@ -14,6 +14,7 @@ import io
 import numbers
 import operator
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -58,6 +59,7 @@ __all__ = [
     "OpenFraction",
     "Option",
     "PathText",
+    "PatientPattern",
     "PhantomSize",
     "Pixels",
     "Port",
@@ -109,12 +111,14 @@ class Option:
         unit: The unit of a number, such as `"pixels"`.
         allowed: The allowed values, as words that complete "is not ..."; "" to derive them from the bounds.
         names: Values for suggestions, in addition to those of a `Literal`.
+        fault: Returns the reason why a value is not allowed, where the allowed values do not show it; "" for none.
     """
 
     hint: str
     unit: str = ""
     allowed: str = ""
     names: tuple[str, ...] = ()
+    fault: Callable[[Any], str] | None = None
 
 
 def _parse_number(text: str) -> int | float | str:
@@ -177,6 +181,20 @@ def _as_label_classes(value: Any) -> dict[str, str]:
     return classes
 
 
+def _pattern_fault(value: Any) -> str:
+    """Return what is wrong with a pattern of the patient, "" for a valid one."""
+    try:
+        return "" if re.compile(value).groups else "it has no group in parentheses"
+    except (re.error, TypeError) as error:
+        return str(error)
+
+
+def _as_pattern(value: Any) -> str:
+    if fault := _pattern_fault(value):
+        raise ValueError(fault)
+    return value
+
+
 # Pydantic alone would take "5", 5.0 and True for 5; a text is parsed by `parse_option`, and only there.
 _WHOLE = BeforeValidator(_as_whole)
 _NUMBER = (AllowInfNan(False), BeforeValidator(_as_number))
@@ -214,7 +232,19 @@ UncertainLabels = Annotated[
 Readers = Annotated[
     Literal["error", "agreement", "majority"], Option("'agreement' excludes images that are labelled differently.")
 ]
-SplitUnit = Annotated[Literal["patient", "image"], Option("Only 'patient' keeps every patient on one side.")]
+PatientPattern = Annotated[
+    str,
+    BeforeValidator(_as_pattern),
+    Option(
+        r"Such as 'patient(\d+)': the group is the patient.",
+        allowed="a regular expression with a group",
+        fault=_pattern_fault,
+    ),
+]
+SplitUnit = Annotated[
+    Literal["patient", "image", "official"],
+    Option("'patient' keeps every patient on one side, 'official' keeps the data's own validation part."),
+]
 ValidPct = Annotated[float, Interval(gt=0, lt=1), *_NUMBER, Option("0.2 holds out a fifth of the images.")]
 Folds = Annotated[int, Ge(2), _WHOLE, Option("5 is usual.")]
 Seed = Annotated[int, Interval(ge=0, lt=2**32), _WHOLE, Option("Any seed in this range will do; 42 is the default.")]
@@ -372,7 +402,8 @@ def refuse_option(name: str, value: Any, option: Any) -> UsageError:
         else []
     )
     hint = f"Did you mean {near[0]!r}?" if near else " ".join(mark.hint for mark in _marks(option)[:1])
-    return UsageError(f"{name}={shown} is not {describe_option(option)}.", hint=hint)
+    fault = next((mark.fault(value) for mark in _marks(option) if mark.fault is not None), "")
+    return UsageError(f"{name}={shown} is not {describe_option(option)}{fault and f': {fault}'}.", hint=hint)
 
 
 def describe_option(option: Any) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from covid_fastai.data.columns import ROLES, choose_columns
 from covid_fastai.data.problems import ProblemLog
+from covid_fastai.data.split_names import SPLITS
 from covid_fastai.data.tables import read_table
 from covid_fastai.data.tasks import Task, canonical_finding, fold_text
 from covid_fastai.errors import DataError, UsageError
@@ -37,12 +38,6 @@ IMAGE_SUFFIXES = {
     ".gif",
     ".dcm",
 }  # GIF is listed so that it raises an error
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
-    "excluded": "excluded",
-}
 
 
 @dataclass
@@ -57,6 +52,7 @@ class Rows:
         root: The folder that contains the images; None for a table without `image_root`.
         data: The name of the data.
         coronahack: Whether these are CoronaHack's rows or folders, whose file names contain the patient.
+        beside: The folder of the table, in which lists of an official split may be; None for data without a table.
     """
 
     table: pd.DataFrame
@@ -64,6 +60,7 @@ class Rows:
     root: Path | None
     data: str
     coronahack: bool = False
+    beside: Path | None = None
 
 
 def read_rows(
@@ -153,7 +150,7 @@ def _from_table(
         base = base if image_root is not None else _folder_of(rows["name"], base)
         relative = rows["name"]
     rows["path"] = [_absolute(base, path) if name else "" for path, name in zip(relative, rows["name"], strict=True)]
-    return Rows(rows.reset_index(drop=True), _extras(table, chosen), base, str(path), coronahack=coronahack)
+    return Rows(rows.reset_index(drop=True), _extras(table, chosen), base, str(path), coronahack, beside=path.parent)
 
 
 def _from_frame(frame: pd.DataFrame, *, columns: Mapping[str, str | None], image_root: str | Path | None) -> Rows:

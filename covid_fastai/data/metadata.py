@@ -14,11 +14,13 @@ from covid_fastai.data.checks import RowChecker
 from covid_fastai.data.cohort import COHORT_COLUMNS, Cohort, CohortInfo, as_cohort
 from covid_fastai.data.custom_tasks import make_task
 from covid_fastai.data.fingerprints import join_groups
-from covid_fastai.data.layouts import SPLITS, Rows, read_rows
+from covid_fastai.data.layouts import Rows, read_rows
+from covid_fastai.data.official_splits import read_official_split
+from covid_fastai.data.patient_ids import join_patients, patients_from_paths, patients_of_pattern
 from covid_fastai.data.patients import image_facts, patient_key, source_of_patient
 from covid_fastai.data.pretraining_overlap import Manifest, mark_pretraining_overlap, package_manifests, read_manifest
 from covid_fastai.data.problems import ProblemLog, count_kinds, printable
-from covid_fastai.data.projections import is_unstated, not_frontal, not_radiograph, read_projection
+from covid_fastai.data.projections import is_unstated, not_frontal, not_radiograph, read_projection, read_views
 from covid_fastai.data.tasks import Task, canonical_finding, fold_text
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.options import (
@@ -28,6 +30,7 @@ from covid_fastai.options import (
     LabelClasses,
     NegativesPerPositive,
     OnProblem,
+    PatientPattern,
     Readers,
     Seed,
     Switch,
@@ -41,6 +44,7 @@ __all__ = ["check_positive", "read_cohort", "summarise_cohort"]
 logger = logging.getLogger("covid_fastai")
 
 FACTS = ["sex", "age", "day"]
+TRAINING = ("train", "valid")  # the parts that a split of this package may divide anew
 # Names of the patients of Kermany's Normal images; OsiriX and Horos give the same names to exported images.
 SHARED_NAMES = r"(IM|NORMAL2)-\d+$"
 KERMANY_NAMES = r"(?i)person\d+_(bacteria|virus)_\d+"
@@ -62,6 +66,7 @@ def read_cohort(
     path_column: str | None = None,
     label_column: str | None = None,
     patient_column: str | None = None,
+    patient_pattern: PatientPattern | None = None,
     split_column: str | None = None,
     source_column: str | None = None,
     view_column: str | None = None,
@@ -97,12 +102,16 @@ def read_cohort(
         image_root: The folder that the file names in a CSV are relative to; None for the folder of the CSV.
         path_column: The column with the image's file; None, as for all columns, to find it by its usual names.
         label_column: The column with the label.
-        patient_column: The column with the patient. Without one, the patient is read from CoronaHack's file names; any
-            other image counts as a patient of its own, and `patient_known` is False. A column `patient_known` of the
-            data, such as a cohort has, is respected.
-        split_column: The column with train or test. Rows named valid count as train.
+        patient_column: The column with the patient. Where it states none, the patient is read from the path: by
+            `patient_pattern`, by the forms of CheXpert, BIDS and MIMIC-CXR where all paths have one, or from
+            CoronaHack's file names. Any other image counts as a patient of its own, and `patient_known` is False. A
+            column `patient_known` of the data, such as a cohort has, is respected.
+        patient_pattern: A regular expression for the paths as the data write them; its first group is the patient, and
+            several groups are joined by "/".
+        split_column: The column with train, valid or test. None to find the official split in columns such as `split`
+            and `is_valid`, in lists such as `test_list.txt` beside the table, and in folders of the paths.
         source_column: The column with the hospital or collection.
-        view_column: The column with the projection (PA, AP, L ...).
+        view_column: The column with the projection (PA, AP, L ...); None for all columns that usually state it.
         encoding: The CSV's encoding, where it is neither UTF-8 nor marked as UTF-16.
         negatives_per_positive: Images of the negative class that are sampled for each image of the positive class,
             both of the training rows; the rest is excluded as "not drawn". Images are sampled, not patients, as in the
@@ -121,7 +130,8 @@ def read_cohort(
 
     Returns:
         One row per image, with a RangeIndex, the columns that `Cohort` lists and all columns of the data; a column of
-        the data whose name is taken gets the suffix `_given`. `split` is train, test or excluded. `in_pretraining` is
+        the data whose name is taken gets the suffix `_given`. `split` is train, valid (the data's own), test or
+        excluded. `in_pretraining` is
         False in all rows with `exclude_pretraining_overlap=False`. `facts` has the task, its classes,
         the positive class and the problems.
 
@@ -148,8 +158,9 @@ def read_cohort(
     columns = {"path": path_column, "label": label_column, "patient": patient_column}
     columns |= {"split": split_column, "source": source_column, "view": view_column}
     rows = read_rows(data, task=task, columns=columns, image_root=image_root, encoding=encoding, problems=problems)
-    table = _identify(rows)
-    table = _assign_class_and_split(table, task, problems)
+    rows.table["view"] = read_views(rows.table["view"], rows.extras if view_column is None else rows.extras[[]])
+    table = _identify(rows, patient_pattern, problems)
+    table = _assign_class_and_split(table, rows, task, problems, split_column=split_column)
     table, duplicates = _check(
         table,
         task,
@@ -225,8 +236,8 @@ def check_positive(task: Task) -> None:
         )
 
 
-def _identify(rows: Rows) -> pd.DataFrame:
-    """Return the rows with patient and source: from the columns, else from the names of CoronaHack's files."""
+def _identify(rows: Rows, pattern: str | None, problems: ProblemLog) -> pd.DataFrame:
+    """Return the rows with patient and source: from the columns, else from the paths and CoronaHack's file names."""
     table = rows.table.copy()
     base = table["name"].map(lambda name: os.path.basename(str(name).replace("\\", "/")))
     key = base.map(patient_key).fillna("")
@@ -236,6 +247,9 @@ def _identify(rows: Rows) -> pd.DataFrame:
     given = table["patient"] != ""
     if "patient_known" in rows.extras:  # a cohort that was saved: file names stand for unknown patients
         given &= rows.extras["patient_known"].astype(str).str.casefold() != "false"
+    named = patients_of_pattern(table["name"], pattern, problems) if pattern else patients_from_paths(table["name"])
+    table["patient"] = join_patients(table["patient"].where(given, ""), named, problems)
+    given = table["patient"] != ""
     table["patient_known"] = given | (key != "")
     # The file name; with its folder where several files have the same name (COVID/1.png, Normal/1.png).
     own_name = base.where(~base.duplicated(keep=False), table["name"].map(os.path.normpath))
@@ -268,14 +282,15 @@ def _join_facts(table: pd.DataFrame, names: pd.Series) -> pd.DataFrame:
     """Add finding, sex, age and day from Cohen's collection, and the view where the data state none."""
     facts = image_facts(names)
     table["cohen_finding"] = facts["finding"]
-    table["view"] = table["view"].map({text: read_projection(text) for text in table["view"].unique()})
     table["view"] = table["view"].where(table["view"] != "", facts["view"].map(read_projection))
     if (facts["finding"] != "").any():
         table[FACTS] = facts[FACTS]
     return table
 
 
-def _assign_class_and_split(table: pd.DataFrame, task: Task, problems: ProblemLog) -> pd.DataFrame:
+def _assign_class_and_split(
+    table: pd.DataFrame, rows: Rows, task: Task, problems: ProblemLog, *, split_column: str | None
+) -> pd.DataFrame:
     """Assign each row its class, its split and the reason of an exclusion; later reasons replace earlier ones."""
     classes, reasons = (
         {text: find(text) or "" for text in table["finding"].unique()} for find in (task.class_of, task.reason_excluded)
@@ -292,34 +307,22 @@ def _assign_class_and_split(table: pd.DataFrame, task: Task, problems: ProblemLo
     table.loc[negative_control, "note"] = (
         "negative control: Cohen's collection, not COVID-19 (" + table["cohen_finding"] + ")"
     )
-    return _assign_split(table, task, problems)
+    return _assign_split(table, rows, task, problems, split_column=split_column)
 
 
-def _assign_split(table: pd.DataFrame, task: Task, problems: ProblemLog) -> pd.DataFrame:
-    given = table["split"].map(lambda text: SPLITS.get(fold_text(text), "" if text else "train"))
-    for index in table.index[given == ""]:
-        row = table.loc[index]
-        problems.add(
-            "unknown_split",
-            row=row["row"],
-            path=row["path"] or row["name"],
-            reason=f"the split {row['split']!r} is not known",
-            remedy="Name it train or test.",
-        )
-    if (n := int((given == "valid").sum())) > 0:
-        problems.add(
-            "valid_is_train",
-            severity="note",
-            reason=f"{n} rows are named valid; they count as train",
-            remedy="Nothing: split_by_patient selects the validation set, with no patient on both sides.",
-        )
-    table["unknown_split"] = given == ""
-    table.loc[(given == "excluded") & (table["note"] == ""), "note"] = "excluded in the data"
+def _assign_split(
+    table: pd.DataFrame, rows: Rows, task: Task, problems: ProblemLog, *, split_column: str | None
+) -> pd.DataFrame:
+    """Assign each row its part of the official split; without one, every row is in training."""
+    official = read_official_split(table, rows.extras, folder=rows.beside, column=split_column, problems=problems)
+    table["unknown_split"], given = official["unknown"], official["split"]
+    note = official["note"].mask((given == "excluded") & (official["note"] == ""), "excluded in the data")
+    table["note"] = table["note"].where(table["note"] != "", note)
     test = (given == "test") & (table["note"] == "")
     absent = [name for name in task.classes if name not in set(table.loc[test, "label"])]
     if test.any() and absent and not task.official_test:
         table.loc[test, "note"] = f"official TEST: holds no {' and no '.join(absent)}"
-    table["split"] = given.replace({"valid": "train", "": "train"}).mask(table["note"] != "", "excluded")
+    table["split"] = given.mask(table["note"] != "", "excluded")
     return table
 
 
@@ -369,7 +372,7 @@ def _mark_pretraining(table: pd.DataFrame, manifests: Sequence[Manifest]) -> pd.
 def _exclude_pretraining_from_test(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
     """Exclude test images of the pretraining data. Must run before `_exclude_test_patients_from_training`."""
     tested = table["in_pretraining"] & (table["split"] == "test")
-    trained = int((table["in_pretraining"] & (table["split"] == "train")).sum())
+    trained = int((table["in_pretraining"] & table["split"].isin(TRAINING)).sum())
     if trained or tested.any():
         excluded = f"; {int(tested.sum())} images of the official TEST are excluded" if tested.any() else ""
         problems.add(
@@ -386,7 +389,7 @@ def _exclude_pretraining_from_test(table: pd.DataFrame, problems: ProblemLog) ->
 def _exclude_test_patients_from_training(table: pd.DataFrame, problems: ProblemLog) -> pd.DataFrame:
     """Exclude training images whose patient, or a duplicate of which, is in the test set."""
     tested = set(table.loc[table["split"] == "test", "group"])
-    both = (table["split"] == "train") & table["group"].isin(tested)
+    both = table["split"].isin(TRAINING) & table["group"].isin(tested)
     for index in table.index[both]:
         row = table.loc[index]
         problems.add(
@@ -403,7 +406,7 @@ def _exclude_test_patients_from_training(table: pd.DataFrame, problems: ProblemL
 
 def _sample_negatives(table: pd.DataFrame, task: Task, *, ratio: float, seed: int) -> pd.DataFrame:
     """Sample images of the negative class among the training rows; those outside the pretraining data come first."""
-    train = table[table["split"] == "train"]
+    train = table[table["split"].isin(TRAINING)]
     positives = int((train["label"] == task.positive).sum())
     negatives = train[train["label"] != task.positive].sort_values("path")
     wanted = max(1, round(ratio * positives))

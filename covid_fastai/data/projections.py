@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["is_unstated", "not_frontal", "not_radiograph", "read_projection"]
+import pandas as pd
+
+from covid_fastai.data.tasks import fold_text
+
+__all__ = ["is_unstated", "join_projections", "not_frontal", "not_radiograph", "read_projection", "read_views"]
+
+# Columns that state a projection, compared by `fold_text`: CheXpert has two of them, and MIMIC-CXR.
+VIEW_COLUMNS = {"view", "views", "projection", "viewposition", "viewpositiondicom", "viewcodesequencecodemeaning"}
+VIEW_COLUMNS |= {"frontal/lateral", "frontallateral", "ap/pa", "appa", "pa/ap"}
 
 # Words for an unknown value in data sets, compared in lower case without surrounding punctuation.
 UNSTATED = {"", "unknown", "unk", "nan", "na", "n/a", "none", "null", "nil", "missing", "unspecified", "undefined"}
@@ -33,7 +41,7 @@ POSITION = {
     "semiupright",
     "portable",
 }
-POSITION |= {"bedside", "mobile", "inspiration", "expiration", "prone"}
+POSITION |= {"bedside", "mobile", "inspiration", "expiration", "prone", "horizontal", "recumbent", "vertical"}
 NEUTRAL = {"view", "projection", "chest", "cxr", "thorax", "x", "ray", "xray", "radiograph", "image", "position"}
 RADIOGRAPHS = {
     "x ray",
@@ -84,6 +92,45 @@ def read_projection(text: object) -> str:
     if " ".join(other_words) in LATERAL and not position:
         return "L"
     return str(text).strip()
+
+
+def join_projections(projections: tuple[str, ...]) -> str:
+    """Return the projection that several statements about one image give.
+
+    Args:
+        projections: Results of `read_projection`.
+
+    Returns:
+        The only statement, or the more precise of two (`PA` of `frontal` and `PA`); `frontal` for `PA` and `AP`; both,
+        joined by `and`, where they contradict each other, which `not_frontal` excludes.
+    """
+    stated = list(dict.fromkeys(text for text in projections if text))
+    precise = (
+        [text for text in stated if text != "frontal"] if all(not not_frontal(text) for text in stated) else stated
+    )
+    if len(precise) > 1 and not any(map(not_frontal, precise)):
+        return "frontal"
+    return " and ".join(precise or stated)
+
+
+def read_views(given: pd.Series, extras: pd.DataFrame) -> pd.Series:
+    """Return the projection of each image, from all columns that state one.
+
+    Args:
+        given: The text of the column that was found or named; `""` where there is none.
+        extras: The other columns of the data, of which those named as in `VIEW_COLUMNS` count.
+
+    Returns:
+        As `read_projection`, or as `join_projections` where several columns state a projection.
+    """
+    columns = [extras[name].astype(str) for name in extras.columns if fold_text(name) in VIEW_COLUMNS]
+    views = pd.concat([given.astype(str), *columns], axis=1, keys=range(len(columns) + 1))
+    texts = {text: read_projection(text) for column in views for text in views[column].unique()}
+    if not columns:
+        return given.map(texts)
+    read = views.apply(lambda column: column.map(texts))
+    joined = {row: join_projections(row) for row in read.drop_duplicates().itertuples(index=False, name=None)}
+    return pd.Series([joined[row] for row in read.itertuples(index=False, name=None)], index=given.index, dtype=object)
 
 
 def not_frontal(projection: str) -> str:

@@ -17,10 +17,13 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from covid_fastai.data.cohort import Cohort, as_cohort
+from covid_fastai.data.metadata import IN_PRETRAINING
+from covid_fastai.data.official_splits import find_fold_column, read_fold_numbers
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.options import Folds, Seed, ValidPct, checked
 
-__all__ = ["fold_by_patient", "fold_cohort", "leaked_patients", "split_by_image", "split_by_patient"]
+__all__ = ["fold_by_patient", "fold_cohort", "fold_officially", "leaked_patients", "split_by_image"]
+__all__ += ["split_by_patient", "split_officially"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -38,7 +41,8 @@ def split_by_patient(cohort: pd.DataFrame, *, valid_pct: ValidPct = 0.2, seed: S
     and on the seed, not on the order of the rows.
 
     Args:
-        cohort: What `read_cohort` returned. Train and valid rows are split again; test and excluded rows do not change.
+        cohort: What `read_cohort` returned. Train and valid rows are split again, which is logged if the data have a
+            validation part of their own (`split_officially` keeps it); test and excluded rows do not change.
         valid_pct: Fraction of the images for validation, between 0 and 1.
         seed: 0 or more.
 
@@ -58,6 +62,7 @@ def split_by_patient(cohort: pd.DataFrame, *, valid_pct: ValidPct = 0.2, seed: S
     """
     cohort = _checked(cohort)
     rows = _training_rows(cohort)
+    _log_resplit(cohort)
     counts = _count_groups(rows, _classes(cohort), minimum=2, purpose="a training and a validation set")
     valid = _valid_fractions(rows, valid_pct=valid_pct).reindex(counts.columns)
     subset = _assign_groups(counts, fractions=np.stack([1 - valid, valid]), seed=seed)
@@ -113,12 +118,57 @@ def split_by_image(cohort: pd.DataFrame, *, valid_pct: ValidPct = 0.2, seed: See
     return split.with_facts(leaked_fraction=len(leaked) / patients)
 
 
+def split_officially(cohort: pd.DataFrame) -> Cohort:
+    """Keep the validation part of the data, with no patient on both sides.
+
+    Training images of a patient in the validation part are excluded, as are validation images of the pretraining data.
+
+    Args:
+        cohort: What `read_cohort` returned.
+
+    Returns:
+        A copy with new values in `split` and `note`; the numbers of images that were excluded are logged.
+
+    Raises:
+        DataError: The data have no validation part of their own, or one of the two parts has not all classes.
+
+    Examples:
+        >>> split = split_officially(cohort)
+        >>> leaked_patients(split[split["split"] != "test"])
+        []
+    """
+    cohort = _checked(cohort)
+    hint = "Set split='patient' (--split patient), which selects a validation part by patient."
+    if not (cohort["split"] == "valid").any():
+        raise DataError("The data have no validation part of their own: no row of the split is named valid.", hint=hint)
+    split = cohort.with_facts(leaked_fraction=None)
+    split["note"] = split["note"] if "note" in split else ""
+    pretrained = (split["split"] == "valid") & split["group"].isin(_pretraining_groups(split))
+    split.loc[pretrained, ["split", "note"]] = ["excluded", IN_PRETRAINING]
+    held_out = set(split.loc[split["split"] == "valid", "group"])
+    both = (split["split"] == "train") & split["group"].isin(held_out)
+    split.loc[both, ["split", "note"]] = ["excluded", "its patient is in the validation part"]  # guard: valid_patient
+    if pretrained.any() or both.any():
+        logger.warning(
+            "Official split: %d training images are excluded because their patient is in the validation part, and %d "
+            "validation images because they are in the pretraining data of the package's weights.",
+            *(both.sum(), pretrained.sum()),
+        )
+    for part in ("train", "valid"):
+        counts = split.loc[split["split"] == part, "label"].value_counts().reindex(_classes(cohort), fill_value=0)
+        if (counts == 0).any():
+            listed = ", ".join(f"{label!r} {n}" for label, n in counts.items())
+            raise DataError(f"The {part} part of the official split has not all classes (images: {listed}).", hint=hint)
+    return split
+
+
 @checked
 def fold_by_patient(cohort: pd.DataFrame, *, folds: Folds = 5, seed: Seed = 42) -> Cohort:
     """Assign the training rows to cross-validation folds, no patient in two of them.
 
     Args:
-        cohort: What `read_cohort` returned. Valid rows become train first; test and excluded rows do not change.
+        cohort: What `read_cohort` returned. Valid rows become train first, which is logged; test and excluded
+            rows do not change.
         folds: Number of folds, 2 or more.
         seed: 0 or more.
 
@@ -140,12 +190,58 @@ def fold_by_patient(cohort: pd.DataFrame, *, folds: Folds = 5, seed: Seed = 42) 
     """
     cohort = _checked(cohort)
     rows = _training_rows(cohort)
+    _log_resplit(cohort)
     counts = _count_groups(rows, _classes(cohort), minimum=folds, purpose=f"{folds} folds")
     subset = _assign_groups(counts, fractions=np.full((folds, counts.shape[1]), 1 / folds), seed=seed)
     folded = cohort.with_facts(leaked_fraction=None)
     folded["fold"] = -1
     folded.loc[rows.index, "split"] = "train"
     folded.loc[rows.index, "fold"] = rows["group"].map(subset).fillna(-1).astype(int)
+    return folded
+
+
+@checked
+def fold_officially(cohort: pd.DataFrame, *, folds: Folds) -> Cohort:
+    """Assign the training rows to the cross-validation folds that a column of the data states.
+
+    Args:
+        cohort: What `read_cohort` returned, with a column of fold numbers such as `fold` or `kfold`.
+        folds: Number of folds, as in the data.
+
+    Returns:
+        As `fold_by_patient`.
+
+    Raises:
+        DataError: There is no such column, a patient is in several folds, or a fold has not all classes.
+        UsageError: The data have another number of folds.
+    """
+    cohort = _checked(cohort)
+    rows, by_patient = _training_rows(cohort), "Set split='patient' (--split patient), which makes folds by patient."
+    column = find_fold_column(cohort.loc[rows.index])
+    if column is None:
+        raise DataError("The data have no column of fold numbers, such as fold or kfold.", hint=by_patient)
+    numbers = read_fold_numbers(cohort.loc[rows.index, column])
+    if (count := numbers[numbers >= 0].nunique()) != folds:
+        raise UsageError(f"folds={folds}, and the column {column!r} holds {count} folds.", hint=f"Set folds={count}.")
+    if (numbers < 0).any():
+        line = rows.loc[numbers < 0, "path"].iloc[0]
+        raise DataError(f"{line} has no fold number in the column {column!r}.", hint=by_patient)
+    shared = numbers.groupby(rows["group"]).nunique() > 1
+    if shared.any():  # guard: patient_in_two_folds
+        raise DataError(
+            f"{shared.sum()} patients are in several folds of the column {column!r}, such as {shared.idxmax()!r}.",
+            hint=by_patient,
+        )
+    available = ~rows["in_pretraining"]
+    counts = pd.crosstab(numbers[available], rows.loc[available, "label"])
+    counts = counts.reindex(index=range(folds), columns=_classes(cohort), fill_value=0)
+    if (counts == 0).to_numpy().any():
+        raise DataError(f"A fold of the column {column!r} has not all classes.", hint=by_patient)
+    folded = cohort.with_facts(leaked_fraction=None)
+    folded["fold"] = -1
+    folded.loc[rows.index, "split"] = "train"
+    folded.loc[rows.index[available], "fold"] = numbers[available]
+    folded["fold"] = folded["fold"].astype(int)
     return folded
 
 
@@ -205,6 +301,16 @@ def _training_rows(cohort: Cohort) -> pd.DataFrame:
         counts = ", ".join(f"{split} {n}" for split, n in cohort["split"].value_counts().items()) or "no row"
         raise DataError(f"There is no training row to split ({counts}).", hint="Check the task and the labels.")
     return rows
+
+
+def _log_resplit(cohort: pd.DataFrame) -> None:
+    """Say that the data's own validation part is not kept."""
+    if n := int((cohort["split"] == "valid").sum()):
+        logger.warning(
+            "%d images of the validation part are divided anew, together with the training images, so that no patient "
+            "is on both sides. split='official' (--split official) keeps the validation part of the data.",
+            n,
+        )
 
 
 def _pretraining_groups(cohort: pd.DataFrame) -> set:

@@ -190,7 +190,9 @@ def partition(facts: RunFacts) -> Answer | None:
         return None
     how = f"{facts.folds} folds" if facts.folds else f"{facts.fields['valid_pct']:.0%} held out"
     splits = " ".join(f"{name}: {describe_counts(rows)}." for name, rows in facts.parts())
-    text = f"Random by {facts.fields['split']}, stratified by class, {how}, seed {facts.fields['seed']}. {splits}"
+    made = f"Random by {facts.fields['split']}, stratified by class, {how}, seed {facts.fields['seed']}."
+    official = "As the data state it (official split)."
+    text = f"{official if facts.fields['split'] == 'official' else made} {splits}"
     return Answer(RunFolder.cohort, text)
 
 

@@ -257,7 +257,8 @@ def _split_text(cohort: pd.DataFrame, fields: Mapping[str, Any]) -> str:
     parts, shared = "fold" if "fold" in cohort else "part", count_shared_patients(rows)
     overlap = f"{'no patient is' if shared == 0 else f'{shared} patients are'} in more than one {parts}"
     excluded = int((cohort["split"] == "excluded").sum())
-    return f"Split by {by}{seed}: {overlap}. {excluded:,} images are excluded; the table gives the reasons."
+    made = "Official split, as the data state it" if by == "official" else f"Split by {by}{seed}"
+    return f"{made}: {overlap}. {excluded:,} images are excluded; the table gives the reasons."
 
 
 def _training_text(run: Run, built: Mapping[str, Any], fields: Mapping[str, Any]) -> str:

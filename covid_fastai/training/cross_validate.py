@@ -17,7 +17,7 @@ from covid_fastai.audit.audit import audit_run
 from covid_fastai.audit.probes import write_probes
 from covid_fastai.config import TrainConfig, TrainOptions, merge_options
 from covid_fastai.data.metadata import read_cohort
-from covid_fastai.data.splits import fold_by_patient, fold_cohort
+from covid_fastai.data.splits import fold_by_patient, fold_cohort, fold_officially
 from covid_fastai.errors import CovidFastaiError, ResourceError, UnavailableError, UsageError
 from covid_fastai.evaluation.metrics import evaluate
 from covid_fastai.evaluation.predict import predict
@@ -61,7 +61,8 @@ def cross_validate(
     Args:
         data: As in `train_classifier`.
         folds: Number of folds that the patients are distributed over, 2 or more; `valid_pct` is not used and
-            `evaluate_test` is not allowed.
+            `evaluate_test` is not allowed. With `split="official"`, the folds are those of the data's own column, such
+            as `fold` or `kfold`.
         n_jobs: How many folds are trained at the same time, each in its own process on Ray (extra `ray`), which
             may be a cluster whose machines share the run's folder. The CPU cores are distributed over the processes.
         config: As in `train_classifier`.
@@ -101,7 +102,10 @@ def cross_validate(
     config, folder = run.config, run.folder
     with run_context(run, quiet=quiet):
         cohort = read_cohort(run.data, **config.options_of(read_cohort))
-        cohort = fold_by_patient(cohort, folds=folds, seed=config.seed)
+        if config.split == "official":
+            cohort = fold_officially(cohort, folds=folds)
+        else:
+            cohort = fold_by_patient(cohort, folds=folds, seed=config.seed)
         write_cohort(cohort, run)
         fold_folders = [folder.fold(number) for number in range(folds)]
         remaining = [number for number, fold in enumerate(fold_folders) if not fold.predictions.exists()]

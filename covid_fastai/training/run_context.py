@@ -57,7 +57,7 @@ def resolve_run(data, *, preset, out, resume, choices, folds=None) -> RunPlan:
     if folds is not None and (folds < 2 or choices.get("split") == "image" or choices.get("evaluate_test")):
         raise UsageError(
             f"folds={folds} cannot be combined with these options.",
-            hint="Cross-validation needs 2 folds or more, split='patient' and evaluate_test=False.",
+            hint="Cross-validation needs 2 folds or more, split='patient' or 'official', and evaluate_test=False.",
         )
     if resume is None:
         if data is None:

@@ -16,7 +16,7 @@ from covid_fastai.audit.probes import write_probes
 from covid_fastai.config import TrainConfig, TrainOptions, merge_options
 from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.data.metadata import read_cohort
-from covid_fastai.data.splits import split_by_image, split_by_patient
+from covid_fastai.data.splits import split_by_image, split_by_patient, split_officially
 from covid_fastai.errors import UsageError
 from covid_fastai.evaluation.metrics import Evaluation, evaluate
 from covid_fastai.evaluation.predict import predict
@@ -102,8 +102,11 @@ def train_classifier(
         with run_context(run, quiet=quiet):
             with main_process_first():
                 cohort = read_cohort(run.data, **config.options_of(read_cohort))
-            split = split_by_patient if config.split == "patient" else split_by_image
-            cohort = split(cohort, valid_pct=config.valid_pct, seed=config.seed)
+            if config.split == "official":
+                cohort = split_officially(cohort)
+            else:
+                split = split_by_patient if config.split == "patient" else split_by_image
+                cohort = split(cohort, valid_pct=config.valid_pct, seed=config.seed)
             write_cohort(cohort, run)
             batch_size = batch_size_of(folder, config, resuming=run.resuming)
             dls = build_dataloaders(

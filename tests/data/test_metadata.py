@@ -256,10 +256,10 @@ def test_folders_of_train_and_test(tmp_path):
         ("test", "COVID-19"),
         ("test", "Normal"),
         ("train", "COVID-19"),
-        ("train", "COVID-19"),
         ("train", "Normal"),
+        ("valid", "COVID-19"),
     ]
-    assert kinds(cohort) == {"valid_is_train": 1}
+    assert kinds(cohort) == {}
 
 
 def test_images_outside_the_class_folders_are_listed(tmp_path):

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
-from covid_fastai.data.projections import is_unstated, not_frontal, not_radiograph, read_projection
+from covid_fastai.data.projections import (
+    is_unstated,
+    join_projections,
+    not_frontal,
+    not_radiograph,
+    read_projection,
+    read_views,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +69,29 @@ def test_radiographs_are_included(text):
 @pytest.mark.parametrize("text", ["CT", "CT scan", "MR", "ultrasound", "PET/CT", "mammography", "X-ray angiography"])
 def test_another_modality_is_excluded_by_name(text):
     assert not_radiograph(text) == f"modality {text!r} is not a radiograph"
+
+
+@pytest.mark.parametrize(
+    ("stated", "joined", "frontal"),
+    [
+        (("", ""), "", True),
+        (("frontal", "PA"), "PA", True),
+        (("AP supine", "frontal"), "AP supine", True),
+        (("PA", "AP"), "frontal", True),
+        (("L", ""), "L", False),
+        (("L", "L"), "L", False),
+        (("frontal", "L"), "frontal and L", False),
+        (("PA", "Axial"), "PA and Axial", False),
+    ],
+)
+def test_statements_of_several_columns_are_joined(stated, joined, frontal):
+    assert join_projections(stated) == joined and (not_frontal(joined) == "") == frontal
+
+
+def test_several_columns_of_the_view_count_together():
+    extras = pd.DataFrame(
+        {"Frontal/Lateral": ["Frontal", "Lateral", "Frontal", "Frontal"], "AP/PA": ["AP", "", "LL", "nan"]}
+    )
+    views = read_views(pd.Series(["", "", "", "PA"]), extras.assign(Sex="F"))
+    assert views.tolist() == ["AP", "L", "frontal and L", "PA"]
+    assert read_views(pd.Series(["ap", "?"]), pd.DataFrame(index=range(2))).tolist() == ["AP", ""]

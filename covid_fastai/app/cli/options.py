@@ -25,17 +25,10 @@ __all__ = [
 
 # the fields of TrainConfig that `read_cohort` takes
 LABELLING = ("labels", "classes", "positive", "label_columns", "uncertain", "readers")
-READING = (
-    "task",
-    *LABELLING,
-    "image_root",
-    "path_column",
-    "label_column",
-    "patient_column",
-    "split_column",
-    "source_column",
-)
-READING += ("view_column", "encoding", "negatives_per_positive", "seed", "exclude_pretraining_overlap")
+READING = ("task", *LABELLING, "image_root", "path_column", "label_column", "patient_column", "patient_pattern")
+READING += ("split_column", "source_column", "view_column", "encoding", "negatives_per_positive", "seed")
+READING += ("exclude_pretraining_overlap",)
+
 
 REPEATABLE = {"labels": "label"}  # fields that the command line takes one entry at a time, under this name
 METAVARS = {"labels": "THEIRS=OURS", "classes": "A,B,...", "label_columns": "A,B,..."}
