@@ -131,9 +131,8 @@ def read_cohort(
     Returns:
         One row per image, with a RangeIndex, the columns that `Cohort` lists and all columns of the data; a column of
         the data whose name is taken gets the suffix `_given`. `split` is train, valid (the data's own), test or
-        excluded. `in_pretraining` is
-        False in all rows with `exclude_pretraining_overlap=False`. `facts` has the task, its classes,
-        the positive class and the problems.
+        excluded. `in_pretraining` is False in all rows with `exclude_pretraining_overlap=False`. `facts` has the
+        task, its classes, the positive class and the problems.
 
     Raises:
         DataError: The data cannot be read, or rows are faulty; `details` has one dictionary for each fault.
