@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from torch.utils.data import get_worker_info
 from covid_fastai.data.cache import cached_square
 from covid_fastai.data.images import encode_in_memory, open_image, open_square, resize_image
 from covid_fastai.errors import DataError, ImageError, ResourceError
+from covid_fastai.main_guard import MAIN_GUARD
 
 __all__ = ["OpenRadiograph", "PILRadiograph", "RadiographDL", "ResizeRadiograph", "TensorRadiograph", "png_bytes"]
 
@@ -178,8 +180,9 @@ class RadiographDL(TfmdDL):
             if not str(error).startswith("DataLoader worker"):  # guard: worker_killed
                 raise
             raise ResourceError(
-                f"A process that opens images was killed: {error}",
-                hint="Memory or /dev/shm may be short: use num_workers=0, a smaller batch or smaller images.",
+                f"A process that opens images has ended: {error}.",
+                hint="Memory or /dev/shm may be short: use num_workers=0, a smaller batch or smaller images."
+                + ("" if multiprocessing.get_start_method() == "fork" else f" {MAIN_GUARD}"),
             ) from error
 
     def _one_pass(self) -> None:

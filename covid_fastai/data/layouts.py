@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from covid_fastai.data.columns import ROLES, choose_columns
-from covid_fastai.data.problems import ProblemLog
+from covid_fastai.data.problems import ProblemLog, printable
 from covid_fastai.data.split_names import SPLITS
 from covid_fastai.data.tables import read_table
 from covid_fastai.data.tasks import Task, canonical_finding, fold_text
@@ -121,6 +122,12 @@ def find_data(data: str | os.PathLike) -> Path:
             else f"{path.parent} has no file or folder of a similar name."
         )
         raise DataError(f"{path} does not exist.", hint=hint)
+    if printable(str(path.resolve())) != str(path.resolve()):  # guard: data_name
+        raise DataError(
+            f"The name of {printable(str(path))} is not valid text in the encoding of file names "
+            f"({sys.getfilesystemencoding()}).",
+            hint="Rename it, or set PYTHONUTF8=1 if its name is UTF-8.",
+        )
     return path
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from covid_fastai.data.image_facts import ImageFacts
 from covid_fastai.data.images import Readable, encode_in_memory, read_image, resize_image
 from covid_fastai.data.input_check import InputRemark, remark_picture
+from covid_fastai.data.problems import printable
 from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import DataError, ImageError, UsageError
 from covid_fastai.model.bundle_config import (
@@ -209,7 +210,7 @@ class Predictor:
         reasons |= dict.fromkeys(failed.tolist(), "The model's output is NaN or infinite.")
         if maps:
             class_maps[failed] = np.nan
-        table = pd.DataFrame({"path": [str(name) for name in names]})
+        table = pd.DataFrame({"path": [printable(name) for name in names]})  # pandas takes UTF-8 only
         for number, name in enumerate(self.classes):
             table[f"p_{name}"] = p[:, number]
         reason = [reasons.get(number, "") for number in range(len(images))]
@@ -337,9 +338,7 @@ def _as_list(images: ImageInput | Sequence[ImageInput] | pd.DataFrame) -> list[I
 
 
 def _name(image: ImageInput, number: int) -> str:
-    if isinstance(image, (str, os.PathLike)):
-        return os.fsdecode(image).encode("utf-8", "backslashreplace").decode()  # tables are written as UTF-8
-    return f"image {number}"
+    return os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else f"image {number}"
 
 
 def _open(image: ImageInput, name: str, image_size: int) -> tuple[Image.Image, ImageFacts]:

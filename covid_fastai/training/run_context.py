@@ -21,6 +21,7 @@ from covid_fastai.data.problems import PROBLEM_COLUMNS
 from covid_fastai.errors import DataError, DivergenceError, UsageError
 from covid_fastai.evaluation.runs import collect_versions
 from covid_fastai.files import claim_folder, new_run_folder, write_csv, write_json
+from covid_fastai.main_guard import check_main_guard
 from covid_fastai.model.distributed import batch_per_process, broadcast_text, check_same_everywhere, is_main_process
 from covid_fastai.model.environment import check_environment
 from covid_fastai.run_folder import BATCH_HALVED, RunFolder
@@ -54,6 +55,7 @@ def resolve_run(data, *, preset, out, resume, choices, folds=None) -> RunPlan:
 
     In a distributed training the main process creates the folder and sends its name to the others.
     """
+    check_main_guard("train_classifier" if folds is None else "cross_validate")
     if folds is not None and (folds < 2 or choices.get("split") == "image" or choices.get("evaluate_test")):
         raise UsageError(
             f"folds={folds} cannot be combined with these options.",

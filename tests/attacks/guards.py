@@ -77,6 +77,7 @@ WITHOUT: dict[str, str] = {
     "csp": '+ HEADERS["Content-Security-Policy"] = "default-src *"',
     "nosniff": '+ del HEADERS["X-Content-Type-Options"]',
     "fold_label": "return _JOINTS.sub('', str(text))",
+    "json_ascii": "text = json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False)",
     "withheld": "WITHHELD_AFTER = set()",
     "many_files": "super().__init__(headers, stream, max_files=10 ** 6, max_fields=10 ** 6, max_part_size=4096)",
     "last_name": "last = name.replace('\\\\', '/')",

@@ -6,6 +6,8 @@ import hashlib
 import inspect
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -271,3 +273,21 @@ def test_a_config_cannot_be_combined_with_preset_or_resume(phantom_root, tmp_pat
             with pytest.raises(UsageError, match="config and .* are mutually exclusive"):
                 function(phantom_root, config=TrainConfig(), out=tmp_path / "run", **other)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_script_that_opens_images_in_processes_needs_the_main_guard(tmp_path):
+    """With the start methods of Windows and macOS, the data loader's processes import the script."""
+    data = write_phantom(tmp_path / "data", patients={"COVID-19": 12, "Normal": 12}, image_size=64, seed=0)
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import multiprocessing
+multiprocessing.set_start_method("spawn", force=True)
+from covid_fastai import train_classifier
+choices = dict(weights=None, image_size=64, batch_size=4, frozen_epochs=0, unfrozen_epochs=1, audit=False)
+train_classifier({str(data)!r}, num_workers=1, quiet=True, **choices)
+""")
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and "process that opens images has ended" in last and "__main__" in last
+    assert len(list((tmp_path / "runs").iterdir())) == 1, "the new process began no run of its own"

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from covid_fastai.app.inputs import openable
+from covid_fastai.errors import UnavailableError
+from covid_fastai.main_guard import MAIN_GUARD
 from covid_fastai.model.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -41,6 +43,9 @@ def run_on_workers(folder: Path, jobs: Iterator[Job], *, workers: int) -> Iterat
 
     Yields:
         The number and the table of each part.
+
+    Raises:
+        UnavailableError: A process ended before it had read any image.
     """
     Predictor(folder, threads=1)  # reports an unusable model once here instead of once per process
     first = next(jobs, None)
@@ -49,6 +54,7 @@ def run_on_workers(folder: Path, jobs: Iterator[Job], *, workers: int) -> Iterat
     waiting: deque[Job] = deque([first])
     pool = _Pool(folder, workers)
     try:
+        pool.check_start()
         submitted: deque[tuple[Job, Future]] = deque()
         while True:
             while (
@@ -74,12 +80,7 @@ def run_on_workers(folder: Path, jobs: Iterator[Job], *, workers: int) -> Iterat
 
 def predict_paths(predictor: Predictor, paths: list[str]) -> pd.DataFrame:
     """Return the table of predictions of some paths and URLs."""
-    return predictor.predict([openable(path) for path in paths], names=[_encodable(path) for path in paths])
-
-
-def _encodable(path: str) -> str:
-    """Return a path as text that can be written as UTF-8: undecodable bytes of a file name become escapes."""
-    return path.encode("utf-8", "backslashreplace").decode()
+    return predictor.predict([openable(path) for path in paths], names=paths)
 
 
 class _Pool:
@@ -95,6 +96,16 @@ class _Pool:
         self._pool = ProcessPoolExecutor(
             self.workers, mp_context=context, initializer=_initialize_worker, initargs=(str(self.folder),)
         )
+
+    def check_start(self) -> None:
+        """Wait until a process is ready; one that ends before that read no image, so no image can be the cause."""
+        try:
+            self._pool.submit(_predictor_is_ready).result()
+        except BrokenProcessPool as error:  # guard: pool_start
+            raise UnavailableError(
+                "The processes that read the images ended before they had read any.",
+                hint=f"{MAIN_GUARD} If it is there already, memory may be short: use fewer workers.",
+            ) from error
 
     def submit(self, paths: list[str]) -> Future:
         try:
@@ -123,7 +134,7 @@ def _predict_alone(pool: _Pool, paths: list[str]) -> pd.DataFrame:
     if len(paths) == 1:
         return (
             Predictor(pool.folder, threads=1)
-            .predict(b"", names=[_encodable(paths[0])])
+            .predict(b"", names=paths)
             .assign(status="failed", reason=KILLED)
         )
     return pd.concat([_predict_alone(pool, [path]) for path in paths], ignore_index=True)
@@ -136,6 +147,10 @@ def _initialize_worker(folder: str) -> None:
     global _predictor
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     _predictor = Predictor(folder, threads=1)
+
+
+def _predictor_is_ready() -> bool:
+    return _predictor is not None
 
 
 def _exit_with_parent() -> None:

@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from covid_fastai.app.inputs import is_url, list_images
 from covid_fastai.errors import DataError, ResourceError, UnavailableError, UsageError
 from covid_fastai.files import atomic_write, claim_folder, make_folder, write_json
+from covid_fastai.main_guard import check_main_guard
 from covid_fastai.model.bundle_config import CONFIG_FILE, read_config
 from covid_fastai.model.hub import find_model
 from covid_fastai.options import Engine, Switch, WorkerCount, checked
@@ -53,7 +54,8 @@ def predict_batch(
 ) -> dict[str, int]:
     """Predict any number of images into one table, with one row per image in the order of the inputs.
 
-    In a script, call it below `if __name__ == "__main__":`, since the processes that it starts import the script.
+    In a script, call it below `if __name__ == "__main__":`, since the processes that it starts import the script; without
+    this guard there is an error, and no table.
 
     Args:
         model: The folder of a run or of a saved model, or `"user/model"` on the Hugging Face Hub.
@@ -71,12 +73,14 @@ def predict_batch(
         interrupted batch had completed.
 
     Raises:
-        UsageError: An option is not allowed, or the parts in `OUT.parts` belong to another model.
+        UsageError: An option is not allowed, the parts in `OUT.parts` belong to another model, or a script called this
+            function without the guard.
         ResourceError: `out` exists, cannot be written, or another process is writing it.
         DataError: There is no image.
         ModelFormatError: The model is missing, damaged or not allowed, as in `Predictor`.
-        UnavailableError: An extra is not installed.
+        UnavailableError: An extra is not installed, or no process can be started.
     """
+    check_main_guard("predict_batch")
     out = Path(out)
     suffix = out.suffix.lower()
     if suffix not in PART_SUFFIXES:

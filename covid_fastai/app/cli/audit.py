@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from covid_fastai.app.cli.options import READING, AsJson, Debug, Quiet, options_of_config, reading_options
-from covid_fastai.app.cli.output import print_json, print_table, set_up_logging
+from covid_fastai.app.cli.output import echo, print_json, print_table, set_up_logging
 
 __all__ = ["audit"]
 
@@ -81,4 +81,4 @@ def audit(
         print_json({**result, "report": str(page), "leaks": {"images": dict(leaks.images), **tables}})
         return
     print_table(audited.summary(), title=f"{data}: performance of baselines that do not use the lungs")
-    typer.echo("\n".join([*notes, str(leaks), f"Page: {page}"]))
+    echo("\n".join([*notes, str(leaks), f"Page: {page}"]))

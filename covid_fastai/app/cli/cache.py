@@ -25,7 +25,7 @@ def cache(
     """
     import pandas as pd
 
-    from covid_fastai.app.cli.output import print_json, print_table
+    from covid_fastai.app.cli.output import echo, print_json, print_table
     from covid_fastai.data.cache import default_cache
 
     image_cache = default_cache()
@@ -40,13 +40,13 @@ def cache(
     if as_json:
         print_json(facts)
     elif image_cache is None:
-        typer.echo("The cache is off.")
+        echo("The cache is off.")
     else:
         table = pd.DataFrame(facts["contents"], columns=["kind", "entries", "bytes"])
         if not table.empty:
             print_table(table.assign(bytes=[f"{size / 1e6:,.1f} MB" for size in table["bytes"]]), title="Cache")
         total = sum(row["bytes"] for row in facts["contents"])
-        typer.echo(
+        echo(
             f"{facts['folder']}: {total / 1e6:,.1f} of at most {image_cache.size_limit() / 1e6:,.0f} MB. "
             "Delete its contents with --clear."
         )

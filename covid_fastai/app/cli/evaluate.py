@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from covid_fastai.app.cli.options import AsJson, Data, Debug, Quiet, option
-from covid_fastai.app.cli.output import print_evaluation, print_json, print_table, set_up_logging
+from covid_fastai.app.cli.output import echo, print_evaluation, print_json, print_table, set_up_logging
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Fraction, NResamples, OpenFraction, Probability, Seed, Unit
 
@@ -83,7 +83,7 @@ def evaluate(
     for table, title in tables:
         print_table(table, title=f"\n{title}")
     if report is not None:
-        typer.echo(f"Report: {report}")
+        echo(f"Report: {report}")
 
 
 def compare(
@@ -127,7 +127,7 @@ def compare(
         print_json(result.to_dict())
         return
     print_table(result.summary(), title=f"Compared with {result.names[0]}")
-    typer.echo("\n".join([*result.sentences(), RESEARCH_USE]))
+    echo("\n".join([*result.sentences(), RESEARCH_USE]))
 
 
 def validate(
@@ -176,7 +176,7 @@ def validate(
         print_json(result.to_dict())
         return
     print_table(result.summary(), title=f"{model} on {data}")
-    typer.echo("\n".join(result.notes()))
+    echo("\n".join(result.notes()))
 
 
 def runs(
@@ -199,4 +199,4 @@ def runs(
     shown["95% interval"] = [format_interval(*bounds) for bounds in table[["low", "high"]].to_numpy()]
     shown[metric] = [format_metric(value) for value in table["value"]]
     print_table(shown[["run", "task", "arch", "started", "status", metric, "95% interval", "n"]], title=str(root))
-    typer.echo(RESEARCH_USE)
+    echo(RESEARCH_USE)

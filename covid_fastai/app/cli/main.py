@@ -26,6 +26,8 @@ from covid_fastai.app.cli.options import (
 )
 from covid_fastai.app.cli.output import (
     count,
+    degrade_streams,
+    echo,
     print_evaluation,
     print_json,
     print_problems,
@@ -65,6 +67,7 @@ def main() -> None:
     a problem of the machine (network, disk space, permissions), 130 after an interrupt and 143 after SIGTERM. In the
     last two cases, a training saves its last complete epoch.
     """
+    degrade_streams()
     debug = "--debug" in sys.argv
     terminated = _interrupt_on_sigterm()
     status = 0
@@ -118,7 +121,7 @@ def _start(version: Annotated[bool, typer.Option("--version", help="Print the ve
     if version:
         from importlib.metadata import version as installed_version
 
-        typer.echo(f"covid_fastai {installed_version('covid_fastai')}")
+        echo(f"covid_fastai {installed_version('covid_fastai')}")
         raise typer.Exit
 
 
@@ -185,7 +188,7 @@ def check(
             print_table(counts, title=f"{data}: images and patients")
         print_problems(problems)
         listing = f" {out} lists all of them." if problems else ""
-        typer.echo(f"{', '.join(count(n, severity) for severity, n in numbers.items())}.{listing}")
+        echo(f"{', '.join(count(n, severity) for severity, n in numbers.items())}.{listing}")
     raise typer.Exit(DataError.exit_code if numbers["error"] else 0)
 
 
@@ -211,7 +214,7 @@ def explore(
         print_json({"page": str(page), "counts": counts.to_dict("records")})
     else:
         print_table(counts, title=f"{data}: images and patients")
-        typer.echo(f"Page: {page}")
+        echo(f"Page: {page}")
 
 
 @app.command()
@@ -262,7 +265,7 @@ def download(
     if as_json:
         print_json({"folder": str(folder)})
     else:
-        typer.echo(folder)
+        echo(folder)
 
 
 @app.command("new-notebook")
@@ -278,7 +281,7 @@ def new_notebook(
     if as_json:
         print_json({"notebooks": [str(path) for path in copies]})
     else:
-        typer.echo("\n".join(str(path) for path in copies))
+        echo("\n".join(str(path) for path in copies))
 
 
 @app.command()
@@ -339,9 +342,9 @@ def _train(
     for split, result in run.evaluations.items():
         print_evaluation(result, title={"valid": "Held-out patients", "test": "Official test set"}[split])
     if audit is not None:
-        typer.echo(f"Verdict: {audit.verdict.sentence}")
-    typer.echo(f"The same in Python: {run.config['python']}")
-    typer.echo(f"Report: {run.report}")
+        echo(f"Verdict: {audit.verdict.sentence}")
+    echo(f"The same in Python: {run.config['python']}")
+    echo(f"Report: {run.report}")
 
 
 for command in (audit.audit, evaluate.evaluate, evaluate.compare, evaluate.validate, evaluate.runs):

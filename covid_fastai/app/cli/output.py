@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 from covid_fastai.notices import RESEARCH_USE
 
@@ -16,9 +16,34 @@ if TYPE_CHECKING:
 
     from covid_fastai.evaluation.metrics import Evaluation
 
-__all__ = ["count", "print_evaluation", "print_json", "print_problems", "print_table", "set_up_logging"]
+__all__ = [
+    "count",
+    "degrade_streams",
+    "echo",
+    "print_evaluation",
+    "print_json",
+    "print_problems",
+    "print_table",
+    "set_up_logging",
+]
 
 logger = logging.getLogger("covid_fastai")
+
+
+def degrade_streams() -> None:
+    """Make standard output and error print an escape for each character that their encoding does not have.
+
+    A console can have any encoding (`cp1252` and `cp437` on Windows, ASCII with `LC_ALL=C`), and a file name any bytes,
+    which Python holds as surrogates that not even UTF-8 can encode.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None without a console, and any object in a test
+            stream.reconfigure(errors="backslashreplace")  # guard: degraded
+
+
+def echo(text: object) -> None:
+    """Print a line on standard output, in its encoding (`typer.echo` writes UTF-8 to an ASCII console)."""
+    print(text, flush=True)  # noqa: T201
 
 
 def set_up_logging(*, quiet: bool, as_json: bool) -> Any:
@@ -55,7 +80,7 @@ def print_evaluation(result: Evaluation, *, title: str) -> None:
 
     failed = f" {result.n_failed} images have no prediction and are not counted." if result.n_failed else ""
     unknown = "" if result.patients_known else f" {UNKNOWN_PATIENTS}"
-    typer.echo(f"{result.n_images} images.{failed}{unknown} {RESEARCH_USE}")
+    echo(f"{result.n_images} images.{failed}{unknown} {RESEARCH_USE}")
 
 
 def print_problems(problems: Sequence[Mapping[str, Any]], *, most: int = 50) -> None:
@@ -64,9 +89,9 @@ def print_problems(problems: Sequence[Mapping[str, Any]], *, most: int = 50) -> 
 
     for row in sorted(problems, key=lambda row: SEVERITIES.index(row["severity"]))[:most]:
         position = "" if row["row"] is None else f"row {row['row']}, "
-        typer.echo(f"{row['severity']}: {position}{row['path']}: {row['reason']}. {row['remedy']}")
+        echo(f"{row['severity']}: {position}{row['path']}: {row['reason']}. {row['remedy']}")
     if len(problems) > most:
-        typer.echo(f"... and {len(problems) - most} more")
+        echo(f"... and {len(problems) - most} more")
 
 
 def print_table(table: pd.DataFrame, *, title: str) -> None:
@@ -76,7 +101,7 @@ def print_table(table: pd.DataFrame, *, title: str) -> None:
 
     console = Console()
     if not console.is_terminal:
-        typer.echo(f"{title}\n{table.to_string(index=False)}")
+        echo(f"{title}\n{table.to_string(index=False)}")
         return
     rich_table = Table(title=title, title_justify="left")
     for name in table.columns:
@@ -87,10 +112,13 @@ def print_table(table: pd.DataFrame, *, title: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object."""
+    """Print one JSON object, with the escapes of JSON where standard output is not UTF-8."""
     from covid_fastai.files import to_plain
 
-    typer.echo(json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    is_utf8 = encoding.lower().replace("-", "") in ("utf8", "utf8sig")
+    text = json.dumps(to_plain(value), indent=2, ensure_ascii=not is_utf8, allow_nan=False)  # guard: json_ascii
+    echo(text.encode("utf-8", "backslashreplace").decode())  # a surrogate's escape is the same in JSON
 
 
 def count(n: int, noun: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from covid_fastai.app.cli.options import AsJson, Debug, Quiet, option
-from covid_fastai.app.cli.output import count, print_json, print_table, set_up_logging
+from covid_fastai.app.cli.output import count, echo, print_json, print_table, set_up_logging
 from covid_fastai.evaluation.formatting import format_metric
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Engine, Fraction, WorkerCount
@@ -100,7 +100,7 @@ def export(
     if as_json:
         print_json({"model": str(folder), "files": sorted(path.name for path in folder.iterdir())})
     else:
-        typer.echo(folder)
+        echo(folder)
 
 
 def batch(
@@ -138,7 +138,7 @@ def batch(
     else:
         n_failed = counts["rows"] - counts["ok"]
         failed = f", {n_failed} without a prediction" if n_failed else ""
-        typer.echo(f"{out}: {count(counts['rows'], 'row')}{failed}. {RESEARCH_USE}")
+        echo(f"{out}: {count(counts['rows'], 'row')}{failed}. {RESEARCH_USE}")
     if not counts["ok"]:
         raise typer.Exit(3)
 
@@ -150,11 +150,11 @@ def _print_predictions(table: pd.DataFrame, *, title: str) -> None:
     print_table(printed.assign(prediction=table["prediction"], status=table["status"]), title=title)
     for row in table.to_dict("records"):
         if row["reason"]:
-            typer.echo(f"{row['status']}: {row['reason']}")
+            echo(f"{row['status']}: {row['reason']}")
         if row["remark"]:
-            typer.echo(f"remark: {row['path']}: {row['remark']}")
+            echo(f"remark: {row['path']}: {row['remark']}")
     n_failed = int((table["status"] != "ok").sum())
     failed = f", {n_failed} without a prediction" if n_failed else ""
-    typer.echo(
+    echo(
         f"{count(len(table), 'image')}{failed}. A prediction is a model's output, not a diagnosis. {RESEARCH_USE}"
     )

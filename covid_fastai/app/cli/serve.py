@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from covid_fastai.app.cli.options import Debug, Quiet, option
-from covid_fastai.app.cli.output import set_up_logging
+from covid_fastai.app.cli.output import echo, set_up_logging
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Count, Pixels, Port, PositiveCount, Seconds, WorkerCount
 
@@ -89,7 +89,7 @@ def serve(
         )
         if not quiet:
             address = f"[{host}]" if ":" in host else host
-            typer.echo(f"http://{address}:{port} (press Ctrl-C to stop). {RESEARCH_USE}")
+            echo(f"http://{address}:{port} (press Ctrl-C to stop). {RESEARCH_USE}")
         uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from covid_fastai.app.server.schemas import ImageAnswer, ImageAnswerWithMaps
 from covid_fastai.app.server.worker_process import answer_without_prediction, run_worker
 from covid_fastai.errors import ModelFormatError, UnavailableError
+from covid_fastai.main_guard import MAIN_GUARD, check_main_guard
 
 __all__ = ["Workers"]
 
@@ -43,9 +44,11 @@ class Workers:
     Raises:
         ModelFormatError: The model is missing, damaged or not allowed.
         UnavailableError: No process can be started.
+        UsageError: A script called this without the guard `if __name__ == "__main__":`.
     """
 
     def __init__(self, folder: str | Path, *, number: int, seconds: float, memory: int, max_pixels: int):
+        check_main_guard("create_app")
         self.number = number
         self._seconds = seconds
         self._options = {"folder": str(folder), "max_pixels": max_pixels, "memory": memory}
@@ -124,7 +127,8 @@ class _Worker:
             self.end()
             raise UnavailableError(
                 "A worker process ended before it had loaded the model.",
-                hint="Check that the machine has enough memory, and read the messages above.",
+                hint=f"{MAIN_GUARD} If it is there already, check that the machine has enough memory, and read the "
+                "messages above.",
             ) from error
         if "error" in message:
             self.end()

@@ -30,6 +30,28 @@ if __name__ == "__main__":
 """
 
 
+UNGUARDED = {  # scripts that lack `if __name__ == "__main__":`
+    "plain": "predict_batch(*sys.argv[1:4], workers=2)",
+    "in a function": """
+def main():
+    predict_batch(*sys.argv[1:4], workers=1)
+
+main()
+""",
+    "errors caught": """
+try:
+    predict_batch(*sys.argv[1:4], workers=2)
+except ValueError as error:  # UsageError is one
+    raise SystemExit(str(error))
+""",
+    "fails before the call": """
+from pathlib import Path
+Path(sys.argv[3] + ".log").touch(exist_ok=False)
+predict_batch(*sys.argv[1:4], workers=2)
+""",
+}
+
+
 def write_images(folder: Path, count: int, *, unreadable_every: int) -> Path:
     """Write smooth random images, of which every so many is an HTML page."""
     folder.mkdir()
@@ -194,3 +216,31 @@ def test_ray_with_a_killed_worker(model, tmp_path, monkeypatch):
         ray.shutdown()
     assert killed and counts["rows"] == 240
     assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "local.csv").read_bytes()
+
+
+# scripts
+
+
+def run_script(code: str, *arguments, cwd: Path) -> subprocess.CompletedProcess:
+    (cwd / "script.py").write_text(f"import sys\nfrom covid_fastai.app.batch.run import predict_batch\n{code}\n")
+    command = [sys.executable, "script.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("kind", UNGUARDED)
+def test_a_script_without_the_main_guard_gets_an_error_that_names_it_and_no_table(kind, model, images, tmp_path):
+    out = tmp_path / "table.csv"
+    done = run_script(UNGUARDED[kind], model, images, out, cwd=tmp_path)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and "ended before they had read any" in last and "__main__" in last
+    assert not out.exists() and not list(tmp_path.glob("table.csv.parts/part-*"))
+    if kind != "fails before the call":
+        assert "predict_batch was called while a new process imports the script" in done.stderr
+
+
+def test_the_table_is_written_after_the_guard_was_added(model, images, tmp_path):
+    out = tmp_path / "table.csv"
+    run_script(UNGUARDED["plain"], model, images, out, cwd=tmp_path)
+    guarded = "if __name__ == '__main__':\n    print(predict_batch(*sys.argv[1:4], workers=1)['failed'])"
+    done = run_script(guarded, model, images, out, cwd=tmp_path)
+    assert (done.stdout, out.exists()) == ("0\n", True), done.stderr

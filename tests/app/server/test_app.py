@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -545,3 +546,12 @@ def dicom_of_phantom() -> tuple[bytes, np.ndarray]:
     file = io.BytesIO()
     data.save_as(file, enforce_file_format=True)
     return file.getvalue(), grey
+
+
+def test_a_script_without_the_main_guard_gets_an_error_that_names_it(small_model, tmp_path):
+    script = tmp_path / "site.py"
+    script.write_text(f"from covid_fastai.app.server.app import create_app\napp = create_app({str(small_model)!r})\n")
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and "ended before it had loaded the model" in last and "__main__" in last
+    assert "create_app was called while a new process imports the script" in done.stderr
