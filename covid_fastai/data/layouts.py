@@ -122,7 +122,7 @@ def find_data(data: str | os.PathLike) -> Path:
             else f"{path.parent} has no file or folder of a similar name."
         )
         raise DataError(f"{path} does not exist.", hint=hint)
-    if printable(str(path.resolve())) != str(path.resolve()):  # guard: data_name
+    if printable(str(path.resolve())) != str(path.resolve()):  # guard: root_name
         raise DataError(
             f"The name of {printable(str(path))} is not valid text in the encoding of file names "
             f"({sys.getfilesystemencoding()}).",

@@ -17,6 +17,7 @@ import pytest
 from covid_fastai import read_cohort, read_run, train_classifier
 from covid_fastai.config import TrainConfig
 from covid_fastai.data.cohort import load_cohort
+from covid_fastai.data.phantom import write_phantom
 from covid_fastai.errors import DataError, UsageError
 
 QUICK = {"image_size": 32, "batch_size": 8, "frozen_epochs": 1, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}

@@ -132,11 +132,7 @@ def _predict_alone(pool: _Pool, paths: list[str]) -> pd.DataFrame:
     except BrokenProcessPool:
         pool.restart()
     if len(paths) == 1:
-        return (
-            Predictor(pool.folder, threads=1)
-            .predict(b"", names=paths)
-            .assign(status="failed", reason=KILLED)
-        )
+        return Predictor(pool.folder, threads=1).predict(b"", names=paths).assign(status="failed", reason=KILLED)
     return pd.concat([_predict_alone(pool, [path]) for path in paths], ignore_index=True)
 
 

@@ -54,8 +54,8 @@ def predict_batch(
 ) -> dict[str, int]:
     """Predict any number of images into one table, with one row per image in the order of the inputs.
 
-    In a script, call it below `if __name__ == "__main__":`, since the processes that it starts import the script; without
-    this guard there is an error, and no table.
+    In a script, call it below `if __name__ == "__main__":`, since the processes that it starts import the script;
+    without this guard there is an error, and no table.
 
     Args:
         model: The folder of a run or of a saved model, or `"user/model"` on the Hugging Face Hub.

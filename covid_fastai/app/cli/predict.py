@@ -155,6 +155,4 @@ def _print_predictions(table: pd.DataFrame, *, title: str) -> None:
             echo(f"remark: {row['path']}: {row['remark']}")
     n_failed = int((table["status"] != "ok").sum())
     failed = f", {n_failed} without a prediction" if n_failed else ""
-    echo(
-        f"{count(len(table), 'image')}{failed}. A prediction is a model's output, not a diagnosis. {RESEARCH_USE}"
-    )
+    echo(f"{count(len(table), 'image')}{failed}. A prediction is a model's output, not a diagnosis. {RESEARCH_USE}")

@@ -104,7 +104,9 @@ def test_json_stays_json_on_a_console_of_another_encoding(encoding, folder):
 @pytest.mark.parametrize("variables", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
 def test_a_locale_without_utf8_gives_a_table_or_a_reason(variables, folder):
     """The second is Python without its UTF-8 mode, for which the names of these files are no text."""
-    out, err = run_commands(folder, ["check", str(folder / "labels.csv")], ["predict", "model \u03b2", "bad"], **variables)
+    out, err = run_commands(
+        folder, ["check", str(folder / "labels.csv")], ["predict", "model \u03b2", "bad"], **variables
+    )
     assert b"Unexpected error" not in err
     if "PYTHONUTF8" in variables:
         assert b"not valid text in the encoding of file names" in err and b"PYTHONUTF8=1" in err
