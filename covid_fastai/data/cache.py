@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from covid_fastai.data.image_facts import MAX_BYTES
@@ -26,7 +27,7 @@ from covid_fastai.data.images import Source, open_square
 from covid_fastai.data.packed_records import PackedRecords, list_segments
 from covid_fastai.errors import ImageError, ResourceError, UsageError
 
-__all__ = ["Cache", "cache_folder", "cached_square", "default_cache", "keep"]
+__all__ = ["Cache", "cache_folder", "cached_square", "default_cache", "keep", "square_pixels"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -243,11 +244,17 @@ def cached_square(path: str | os.PathLike, image_size: int) -> Image.Image:
     Raises:
         ImageError: As for `open_image`; errors are not cached.
     """
+    return Image.fromarray(square_pixels(path, image_size))
+
+
+def square_pixels(path: str | os.PathLike, image_size: int) -> np.ndarray:
+    """Return the pixels of `cached_square`, `(image_size, image_size)` uint8, which must not be changed."""
 
     def square(source: Source) -> bytes:
         return open_square(source, image_size).tobytes()
 
-    return Image.frombytes("L", (image_size, image_size), keep(path, f"grey-{OPENER}-{image_size}", square))
+    content = keep(path, f"grey-{OPENER}-{image_size}", square)
+    return np.frombuffer(content, dtype=np.uint8).reshape(image_size, image_size)
 
 
 def keep(path: str | os.PathLike, kind: str, make: Callable[[Source], bytes]) -> bytes:

@@ -19,8 +19,9 @@ from fastai.data.transforms import IntToFloatTensor, ItemGetter, Normalize
 
 from covid_fastai.data.augmentation import augmentation as named_augmentation
 from covid_fastai.data.cohort import Cohort, CohortInfo, as_cohort
-from covid_fastai.data.fastai_types import OpenRadiograph, RadiographDL, ResizeRadiograph, png_bytes
-from covid_fastai.data.hardware import resolve_device, resolve_workers
+from covid_fastai.data.fastai_types import OpenRadiograph, ResizeRadiograph, png_bytes
+from covid_fastai.data.hardware import fits_in_memory, resolve_device, resolve_workers
+from covid_fastai.data.radiograph_loader import RadiographDL
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.options import (
     Augmentation,
@@ -168,6 +169,8 @@ def build_dataloaders(
     images omits up to a third of them in each epoch; this function keeps it. If the last batch were less than a quarter
     full, too small for the statistics of BatchNorm, all batches are made slightly smaller.
 
+    If all images take less than a third of the free memory of the device, each is opened once and kept there as uint8.
+
     Set the seed (`fastai.torch_core.no_random(seed)`) before building the loaders: their generator is derived from the
     global one at that moment. The same seed gives the same batches with any number of workers.
 
@@ -182,8 +185,8 @@ def build_dataloaders(
         std: Standard deviation for the normalisation; None for 0.25.
         balance: `"sampler"` samples each class equally often, with replacement; `"loss"` weights the loss by
             `dls.facts.class_weights`; `"none"` changes nothing.
-        num_workers: Processes that open images; `"auto"` is 0 on the CPU, on Windows and macOS and for small data, and
-            up to 4 elsewhere.
+        num_workers: Processes that open images; `"auto"` is 0 on the CPU, on Windows and macOS, and for images that
+            are kept in memory; up to 4 elsewhere.
         device: `"auto"` (CUDA, else Apple's MPS, else the CPU), `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"` or a device.
         path: Folder for what a `Learner` writes; not the data folder, which may be read-only.
 
@@ -215,16 +218,22 @@ def build_dataloaders(
     weights = None
     if balance == "sampler":
         weights = (1 / items["label"][items["split"] == "train"].map(training_counts)).tolist()
+    fits = fits_in_memory(len(items) * image_size**2, device)
+    if num_workers == "auto" and fits:
+        num_workers = 0  # a process cannot add to the images that another one keeps
+    num_workers = resolve_workers(
+        num_workers, items["path"].tolist(), batch_bytes=batch_size * image_size**2, device=device
+    )
+    keep_on = device if fits and num_workers == 0 else None
     dls = block.dataloaders(
         cohort,
         bs=batch_size,
         drop_last=drop_last,
-        num_workers=resolve_workers(
-            num_workers, items["path"].tolist(), batch_bytes=batch_size * image_size**2, device=device
-        ),
+        num_workers=num_workers,
+        pin_memory=keep_on is None and device.type == "cuda",
         device=device,
         path=path,
-        dl_kwargs=[{"weights": weights}, {}],
+        dl_kwargs=[{"weights": weights, "keep_on": keep_on}, {"keep_on": keep_on}],
     )
     return _describe(
         dls,

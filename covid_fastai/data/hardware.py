@@ -9,16 +9,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import torch
 from fastai.torch_core import defaults
 
 from covid_fastai.errors import UnavailableError
 from covid_fastai.options import Device, check_option, refuse_option
 
-__all__ = ["resolve_device", "resolve_workers"]
+__all__ = ["fits_in_memory", "free_memory", "resolve_device", "resolve_workers"]
 
 logger = logging.getLogger("covid_fastai")
 
+_CGROUP = Path("/sys/fs/cgroup")
+CONTAINER_MEMORY = [  # files of the limit and the use of memory, bytes
+    (_CGROUP / "memory.max", _CGROUP / "memory.current"),
+    (_CGROUP / "memory/memory.limit_in_bytes", _CGROUP / "memory/memory.usage_in_bytes"),
+]
 SMALL_ROWS, SMALL_BYTES = 500, 64 << 20  # below both, one process opens the images of an epoch in a few seconds
 
 
@@ -52,6 +58,38 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
             "cuda", torch.cuda.current_device()
         )  # fastai compares devices, and cuda differs from cuda:0
     return device
+
+
+def fits_in_memory(size: int, device: torch.device) -> bool:
+    """Return whether data take less than a third of a device's free memory, so that they can stay there in a training.
+
+    The processes of a distributed training on one machine share the memory of the CPU.
+
+    Args:
+        size: Bytes.
+        device: The device.
+    """
+    processes = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return size * processes * 3 < free_memory(device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the free memory of a device, bytes; on Apple's MPS, which shares it, that of the CPU.
+
+    The limit of a container counts (control groups 1 and 2).
+
+    Args:
+        device: The device.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    for limit, used in CONTAINER_MEMORY:
+        try:
+            free = min(free, int(limit.read_text()) - int(used.read_text()))
+        except (OSError, ValueError):  # there is no such file, or the limit is "max"
+            continue
+    return max(free, 0)
 
 
 def resolve_workers(num_workers: int | str, paths: Sequence[str], *, batch_bytes: int, device: torch.device) -> int:

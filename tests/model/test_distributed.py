@@ -37,7 +37,7 @@ from fastai.data.core import DataLoaders, Datasets
 from fastai.learner import Learner
 from fastai.torch_core import no_random
 from torch import nn
-from covid_fastai.data.fastai_types import RadiographDL
+from covid_fastai.data.radiograph_loader import RadiographDL
 from covid_fastai.model.distributed import batch_per_process, check_same_everywhere, data_parallel
 from covid_fastai.model.distributed import is_main_process, join_processes
 from covid_fastai.model.schedule import fit
