@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import glob
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from covid_fastai.data.image_facts import IMAGE_SUFFIXES
+from covid_fastai.data.archives import check_not_archive
+from covid_fastai.data.image_files import IMAGE_SUFFIXES, FolderReader, has_image_suffix, is_path_visible
 from covid_fastai.errors import DataError, UnavailableError
 
 __all__ = ["RemoteFile", "is_url", "list_images", "openable"]
@@ -22,17 +24,17 @@ def list_images(inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]
     """List images one by one, so that the memory needed does not grow with their number.
 
     Args:
-        inputs: One or more of the following: an image file; a folder, which is searched recursively for files with the
-            suffix of an image and for DICOM files without a suffix; a glob pattern such as `"scans/**/*.png"`; a CSV
-            with a column `path`, relative to the folder of the CSV; the fsspec URL of a file, folder or pattern, such
-            as `"s3://bucket/scans"`.
+        inputs: One or more of the following: an image file; a folder, which is searched recursively as in training:
+            for files with the suffix of an image and images without a suffix, but not for masks; a glob pattern such
+            as `"scans/**/*.png"`; a CSV with a column `path`, relative to the folder of the CSV; the fsspec URL of a
+            file, folder or pattern, such as `"s3://bucket/scans"`.
 
     Yields:
         Paths and URLs, in the order of `inputs`, and sorted by name within a folder or pattern. A single file is
         yielded even if it does not exist, so that it gets a row.
 
     Raises:
-        DataError: A folder or pattern contains no image, or a CSV has no column `path`.
+        DataError: A folder or pattern contains no image, an input is an archive, or a CSV has no column `path`.
         UnavailableError: A URL needs a package that is not installed, or its store cannot be reached.
     """
     for path in [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs:
@@ -69,53 +71,47 @@ class RemoteFile:
 
 def _list_local(path: str) -> Iterator[str]:
     if os.path.isdir(path):
-        return _not_empty(_walk(path), path)
+        return _list_folder(path)
     if path.lower().endswith(".csv"):
         return _read_paths(path)
     if PATTERN_CHARACTERS & set(path) and not os.path.lexists(path):
-        return _not_empty(sorted(match for match in glob.iglob(path, recursive=True) if os.path.isfile(match)), path)
+        return _not_empty(_list_pattern(path), path)
+    if os.path.isfile(path):
+        check_not_archive(path)
     return iter([path])
 
 
-def _not_empty(paths: Iterable[str], source: str) -> Iterator[str]:
+def _list_folder(folder: str) -> Iterator[str]:
+    reader = FolderReader()
+    yield from _not_empty(reader.images(folder), folder, reader)
+    reader.log_left_out(folder)
+
+
+def _list_pattern(pattern: str) -> Iterator[str]:
+    """Yield the files of a pattern, without hidden ones and masks in folders that the pattern does not name."""
+    parts = Path(pattern).parts
+    fixed = Path(*itertools.takewhile(lambda part: not PATTERN_CHARACTERS & set(part), parts))
+    reader = FolderReader()
+    for path in sorted(match for match in glob.iglob(pattern, recursive=True) if os.path.isfile(match)):
+        if is_path_visible(os.path.relpath(path, fixed)):
+            yield path
+        else:
+            reader.leave_out("masks", path)
+    reader.log_left_out(fixed)
+
+
+def _not_empty(paths: Iterable[str], source: str, reader: FolderReader | None = None) -> Iterator[str]:
     """Yield the paths, and raise a DataError if there are none."""
     empty = True
     for path in paths:
         empty = False
         yield path
     if empty:
+        left_out = "; ".join(reader.summary(source).values()) if reader is not None else ""
         raise DataError(
-            f"{source} contains no image.", hint=f"Images have the suffix {', '.join(sorted(IMAGE_SUFFIXES))}."
+            f"{source} contains no image{f': {left_out}' if left_out else ''}.",
+            hint=f"Images have the suffix {', '.join(sorted(IMAGE_SUFFIXES))}.",
         )
-
-
-def _walk(folder: str) -> Iterator[str]:
-    """Yield the images of a folder and its subfolders by name, with the names of one folder at a time in memory."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed: {error.strerror}.", hint="Check its permissions.") from error
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            if not entry.name.startswith("."):
-                yield from _walk(entry.path)
-        elif _is_image(entry):
-            yield entry.path
-
-
-def _is_image(entry: os.DirEntry) -> bool:
-    suffix = os.path.splitext(entry.name)[1].lower()
-    if suffix in IMAGE_SUFFIXES:
-        return True
-    if entry.name.startswith(".") or (suffix and not suffix[1:].isdigit()) or not entry.is_file():
-        return False
-    # DICOM files from a hospital often have no suffix, or the last number of a UID as one. They have DICM at byte 128
-    # (DICOM PS3.10, section 7.1).
-    try:
-        with open(entry.path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
 
 
 def _read_paths(path: str) -> Iterator[str]:
@@ -137,6 +133,19 @@ def _read_paths(path: str) -> Iterator[str]:
         raise DataError(f"{path} cannot be read as a CSV: {error}.", hint="Save it as CSV in UTF-8.") from error
 
 
+def _listed(names: Iterable[str], folder: str) -> Iterator[str]:
+    """Yield the images among the names of a store, by their names alone, and log what is left out."""
+    reader = FolderReader()
+    for name in names:
+        if not is_path_visible(os.path.relpath(name, folder)):
+            reader.leave_out("masks", name)
+        elif has_image_suffix(name):
+            yield name
+        else:
+            reader.leave_out("not_an_image", name)
+    reader.log_left_out(folder)
+
+
 def _list_remote(url: str) -> Iterator[str]:
     try:
         import fsspec
@@ -146,8 +155,7 @@ def _list_remote(url: str) -> Iterator[str]:
             return _not_empty(map(store.unstrip_protocol, sorted(store.glob(path))), url)
         if not store.isdir(path):
             return iter([url])
-        images = (name for name in sorted(store.find(path)) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
-        return _not_empty(map(store.unstrip_protocol, images), url)
+        return _not_empty(map(store.unstrip_protocol, _listed(sorted(store.find(path)), path)), url)
     except ImportError as error:
         raise UnavailableError(
             f"{url} cannot be read: {error}.", hint="pip install 'covid_fastai[batch]' and the package of the store."

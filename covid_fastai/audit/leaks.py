@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from covid_fastai.data.exploration import plot_pictures, shorten
 from covid_fastai.data.fingerprints import connect_pairs, duplicate_pairs, fingerprint_images
-from covid_fastai.data.image_facts import IMAGE_SUFFIXES
+from covid_fastai.data.image_files import FolderReader
 from covid_fastai.data.images import open_image
 from covid_fastai.data.patients import patient_key
 from covid_fastai.errors import DataError, UsageError
@@ -186,7 +186,9 @@ def _image_table(data: pd.DataFrame | str | Path, *, name: str) -> pd.DataFrame:
         if "patient" in columns and "patient_known" in data:  # an unknown patient is no different patient
             columns["patient"] = columns["patient"].where(data["patient_known"], "")
         return pd.DataFrame(columns).reindex(columns=FACTS, fill_value="").assign(data_set=name)
-    paths = [str(path) for path in sorted(Path(data).rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    reader = FolderReader()
+    paths = list(reader.images(data))
+    reader.log_left_out(data)
     if not paths:
         raise DataError(f"{data} holds no image.", hint="Give a folder of images, or a cohort.")
     patients = [patient_key(os.path.basename(path)) or "" for path in paths]

@@ -81,7 +81,7 @@ class RowChecker:
     def check_files(self, root: Path | None) -> None:
         """Record names that are empty or not valid text, and files that are missing, not regular or outside `root`."""
         nearby = NearbyFiles(root)
-        inside = None if root is None else os.path.join(os.path.realpath(root), "")
+        inside = None if root is None else (os.path.join(root, ""), os.path.join(os.path.realpath(root), ""))
 
         @cache  # a folder holds many files, and resolving each part of a path reads the disk
         def real_folder(folder: str) -> str:
@@ -201,16 +201,26 @@ class RowChecker:
         return zip(self.table.index, values, strict=True)
 
 
-def _name_fault(path: str, inside: str | None, real_folder: Callable[[str], str]) -> tuple[str, str, str] | None:
-    """Return kind, reason and remedy if the file must not be opened because of its name; else None."""
+def _name_fault(
+    path: str, inside: tuple[str, str] | None, real_folder: Callable[[str], str]
+) -> tuple[str, str, str] | None:
+    """Return kind, reason and remedy if the file must not be opened because of its name; else None.
+
+    Args:
+        path: Absolute and normalised.
+        inside: The folder that contains all images, as named and as its real path, both with a final separator.
+        real_folder: Returns the real path of a folder.
+    """
     if not path:  # guard: empty_name
         return "empty_name", "it names no file", "Name its image, or remove the row."
     if "\0" in path or "\ufffd" in path or printable(path) != path:  # guard: bad_name
         return "bad_name", "its name is not valid text", "Rename the file."
     folder, name = os.path.split(path)
-    if inside is not None and not _real_path(real_folder(folder), name).startswith(inside):  # guard: outside
-        remedy = "Name files in that folder, or give image_root a folder that contains all of them."
-        return "outside_root", f"it lies outside of {inside}", remedy
+    # a link below the root may lead anywhere: whoever made the folder chose its target
+    if inside is not None and not path.startswith(inside[0]):
+        if not _real_path(real_folder(folder), name).startswith(inside[1]):  # guard: outside
+            remedy = "Name files in that folder, or give image_root a folder that contains all of them."
+            return "outside_root", f"it lies outside of {inside[0]}", remedy
     return None
 
 
@@ -225,6 +235,8 @@ def _file_fault(path: str, nearby: NearbyFiles) -> tuple[str, str, str] | None:
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
+        if link := _broken_link(path):  # guard: broken_link
+            return "missing_file", f"{link} is a link to {os.readlink(link)}, which does not exist", _link_remedy(link)
         suggestion = nearby.find(path)  # guard: missing
         remedy = f"Did you mean {suggestion}?" if suggestion else "Add the file, correct its name, or give image_root."
         return "missing_file", "there is no such file", remedy
@@ -233,3 +245,24 @@ def _file_fault(path: str, nearby: NearbyFiles) -> tuple[str, str, str] | None:
     if stat.S_ISREG(mode):  # guard: row_fifo
         return None
     return "not_a_file", "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file", "Name an image file."
+
+
+def _broken_link(path: str) -> str:
+    """Return the link to nothing that a missing path is or goes through; "" if there is none."""
+    while path != os.path.dirname(path):
+        if os.path.islink(path) and not os.path.exists(path):
+            return path
+        path = os.path.dirname(path)
+    return ""
+
+
+def _link_remedy(link: str) -> str:
+    """Return how to fetch the content that a link stands for, by the tool that made the link."""
+    target = os.readlink(link).replace(os.sep, "/")
+    if ".git/annex/" in target:
+        return "Fetch the content with git-annex or DataLad: datalad get ."
+    if "/.dvc/" in target or "/dvc/" in target:
+        return "Fetch the content with DVC: dvc pull."
+    if "/blobs/" in target:
+        return "Download the snapshot from the Hugging Face Hub again."
+    return "Restore what it leads to, or remove the row or link."

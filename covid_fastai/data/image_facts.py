@@ -7,7 +7,7 @@ from pathlib import Path
 
 from covid_fastai.errors import ImageError
 
-__all__ = ["FORMATS", "IMAGE_SUFFIXES", "ImageFacts", "MAX_BYTES", "MAX_PIXELS", "SUFFIXES", "check_size", "name_notes"]
+__all__ = ["FORMATS", "ImageFacts", "MAX_BYTES", "MAX_PIXELS", "SUFFIXES", "check_size", "name_notes"]
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # no GIF (animated), no EPS, PDF or SVG (they can run other programs)
 MAX_PIXELS = 50_000_000  # ten times the largest radiograph of CoronaHack; decoding it takes 200 MB in 8 bits
@@ -16,7 +16,6 @@ MIN_SIDE = 32  # pixels; smaller images show no lung
 MAX_ASPECT = 5.0  # longer side over shorter; no chest radiograph is narrower
 SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "TIFF": (".tif", ".tiff")}
 SUFFIXES |= {"BMP": (".bmp", ".dib"), "WEBP": (".webp",), "DICOM": (".dcm", ".dicom", ".dic")}
-IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 
 
 @dataclass(frozen=True)

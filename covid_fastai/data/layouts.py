@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from covid_fastai.data.archives import check_not_archive, is_archive_name, unpack_command
+from covid_fastai.data.class_folders import ClassFolder, find_class_folders, nearby_class_folders, read_class_folders
 from covid_fastai.data.columns import ROLES, choose_columns
+from covid_fastai.data.image_files import IMAGE_SUFFIXES, is_visible, scan_folder
 from covid_fastai.data.problems import ProblemLog, printable
 from covid_fastai.data.split_names import SPLITS
 from covid_fastai.data.tables import read_table
@@ -28,17 +31,7 @@ CORONAHACK_COLUMNS = ("X_ray_image_name", "Label", "Dataset_type")
 CORONAHACK_IMAGES = (
     "Coronahack-Chest-XRay-Dataset"  # Kaggle's archive has a folder of this name in a folder of this name
 )
-IMAGE_SUFFIXES = {
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".gif",
-    ".dcm",
-}  # GIF is listed so that it raises an error
+TABLE_SUFFIXES = (".csv", ".tsv")
 
 
 @dataclass
@@ -93,7 +86,11 @@ def read_rows(
     if path.is_dir():
         csv = _coronahack_csv(path)
         if csv is None:
-            return _from_folders(path, task=task, columns=columns, image_root=image_root, problems=problems)
+            folders = find_class_folders(path.resolve(), task=task, is_split=_is_split)
+            if folders:
+                _check_no_table_options(path, columns=columns, image_root=image_root)
+                return _from_folders(path.resolve(), folders, task=task, problems=problems)
+            csv = _only_table(path, task)
         path = csv
     table = read_table(path, encoding=encoding, problems=problems)
     if table.empty and not problems.rows:
@@ -108,7 +105,7 @@ def find_data(data: str | os.PathLike) -> Path:
         data: A folder or a file.
 
     Raises:
-        DataError: The path does not exist; the hint suggests another.
+        DataError: The path does not exist, and the hint suggests another; or it is an archive.
         UsageError: `data` is not a path.
     """
     if not isinstance(data, (str, os.PathLike)):
@@ -128,6 +125,8 @@ def find_data(data: str | os.PathLike) -> Path:
             f"({sys.getfilesystemencoding()}).",
             hint="Rename it, or set PYTHONUTF8=1 if its name is UTF-8.",
         )
+    if path.is_file():
+        check_not_archive(path)
     return path
 
 
@@ -257,89 +256,58 @@ def _existing_folder(folder: str | Path | None) -> Path | None:
     return path
 
 
-def _from_folders(
-    root: Path,
-    *,
-    task: Task,
-    columns: Mapping[str, str | None],
-    image_root: str | Path | None,
-    problems: ProblemLog,
-) -> Rows:
-    """Read a folder with one folder per class, or with such folders in train/ and test/."""
+def _check_no_table_options(root: Path, *, columns: Mapping[str, str | None], image_root: str | Path | None) -> None:
     given = [f"{role}_column" for role, name in columns.items() if name is not None]
     given += ["image_root"] if image_root is not None else []
     if given:
         raise UsageError(
             f"{root} is a folder, to which {', '.join(given)} does not apply.", hint="Give the CSV's path."
         )
-    root = root.resolve()
-    children = {child: SPLITS.get(fold_text(child.name)) for child in _folders_in(root)}
-    if children and all(children.values()):  # train/Normal/..., test/Normal/...
-        folders = [(split, folder) for child, split in children.items() for folder in _folders_in(child)]
-    else:
-        folders = [("", child) for child in children]
-    if not any(task.class_of(folder.name) or task.reason_excluded(folder.name) for _, folder in folders):
-        tables = [name for name in _names_in(root) if name.casefold().endswith((".csv", ".tsv"))]
-        names = ", ".join(sorted({folder.name for _, folder in folders})[:8]) or "none"
-        known = ", ".join(task.known_findings())
-        hint = f"Give the path of {tables[0]}." if tables else f"Name folders as the task's findings: {known}."
-        raise DataError(
-            f"{root} is neither CoronaHack (no {CORONAHACK_CSV}) nor has it a folder per class (folders: {names}).",
-            hint=hint,
-        )
-    for parent in (root, *{folder.parent: None for _, folder in folders if folder.parent != root}):
-        _note_images_without_class(parent, problems)
-    rows = []
-    for split, folder in folders:
-        for path in _images_in(folder, problems):
-            path = _text(path)
-            name = os.path.relpath(path, root)
-            rows.append({"row": None, "name": name, "path": path, "finding": folder.name, "split": split})
-    if not rows:
+
+
+def _from_folders(root: Path, folders: list[ClassFolder], *, task: Task, problems: ProblemLog) -> Rows:
+    """Read a folder with one folder per class, or with such folders in train/ and test/."""
+    table = read_class_folders(root, folders, task=task, is_split=_is_split, problems=problems)
+    if table.empty:
         raise DataError(
             f"The folders in {root} have no images.", hint=f"Suffixes: {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    table = pd.DataFrame(rows).assign(patient="", source="", view="", modality="", conflict="")
+    for column in ("name", "path"):
+        table[column] = table[column].map(_text)
+    table = table.assign(patient="", source="", view="", modality="")
     return Rows(table, pd.DataFrame(index=table.index), root, str(root))
 
 
-def _note_images_without_class(folder: Path, problems: ProblemLog) -> None:
-    """Note images that are outside the class folders, whose class is therefore not known."""
-    strays = [name for name in _names_in(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
-    strays = [name for name in strays if not (folder / name).is_dir()]
-    description = "images outside the class folders"
-    remedy = "Move them into the folder of their class, if they belong to the data."
-    _note_unread(strays, folder, problems, kind="no_class", description=description, remedy=remedy)
+def _is_split(name: str) -> bool:
+    return fold_text(name) in SPLITS
 
 
-def _images_in(folder: Path, problems: ProblemLog) -> list[str]:
-    """Return the images of a class folder and of a folder `images` in it; note all other files."""
-    paths, others = [], []
-    for parent in (folder, folder / "images"):  # the COVID-19 Radiography Database has masks next to images
-        for name in _names_in(parent):
-            path = os.path.join(parent, name)
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not os.path.isdir(path):
-                paths.append(path)
-            elif path != str(folder / "images"):
-                others.append(name)
-    description = "files or folders without an image suffix"
-    remedy = "Nothing, if they do not belong to the data."
-    _note_unread(others, folder, problems, kind="not_an_image", description=description, remedy=remedy)
-    return paths
+def _only_table(root: Path, task: Task) -> Path:
+    """Return the only table in a folder without class folders.
 
-
-def _note_unread(
-    names: list[str], folder: Path, problems: ProblemLog, *, kind: str, description: str, remedy: str
-) -> None:
-    """Note the number of files of a folder that were not read, and the first five names."""
-    if names:
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        reason = f"{len(names)} {description} were not read: {shown}"
-        problems.add(kind, path=str(folder), severity="note", reason=reason, remedy=remedy)
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    return [folder / name for name in _names_in(folder) if (folder / name).is_dir()]
+    Raises:
+        DataError: There is no table or there are several; the hint names what could be given in place of the folder.
+    """
+    entries = [entry for entry in scan_folder(str(root)) if is_visible(entry.name)]
+    names = ", ".join([entry.name for entry in entries if entry.is_dir()][:8]) or "none"
+    tables = [entry.path for entry in entries if entry.name.casefold().endswith(TABLE_SUFFIXES) and entry.is_file()]
+    archives = [entry.path for entry in entries if is_archive_name(entry.name)]
+    inner = nearby_class_folders(root, task=task, is_split=_is_split)
+    if len(tables) == 1 and not inner:
+        logger.info("%s: its only table is read: %s.", root, os.path.basename(tables[0]))
+        return Path(tables[0])
+    if inner:
+        hint = f"Give one of its folders that has one: {', '.join(map(str, inner[:4]))}."
+    elif tables:
+        hint = f"Give the path of {' or '.join(tables[:6])}."
+    elif archives:
+        hint = f"Unpack its archives, such as: {unpack_command(archives[0])}"
+    else:
+        hint = f"Name folders as the task's findings: {', '.join(task.known_findings())}."
+    raise DataError(
+        f"{root} is neither CoronaHack (no {CORONAHACK_CSV}) nor has it a folder per class (folders: {names}).",
+        hint=hint,
+    )
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -330,8 +330,6 @@ def test_a_cohort_in_memory_can_be_read_again(simple):
         ("data.csv", {"negatives_per_positive": float("nan")}, UsageError, "above 0"),
         ("data.csv", {"negatives_per_positive": "1"}, UsageError, "above 0"),
         ("data.csv", {"negatives_per_positive": 1, "task": "etiology"}, UsageError, "two classes"),
-        (".", {"label_column": "label"}, UsageError, "label_column does not apply"),
-        (".", {}, DataError, r"neither CoronaHack .* Give the path of data\.csv"),
         (pd.DataFrame(), {}, DataError, "no rows"),
         (pd.DataFrame({"image": ["a.png"], "x": [1]}), {}, DataError, "has no column that is known to hold the labels"),
         (pd.DataFrame([["a", "b", "c"]], columns=["image", "label", "label"]), {}, DataError, "column 'label' twice"),
@@ -510,7 +508,6 @@ def test_no_image_can_be_opened(tmp_path):
         ("../outside.png,Normal", "outside_root"),
         ("{outside},Normal", "outside_root"),
         ("sub/../../outside.png,Normal", "outside_root"),
-        ("link.png,Normal", "outside_root"),
         ("sub,Normal", "not_a_file"),
         ("pipe.png,Normal", "not_a_file"),
         (",Normal", "empty_name"),
@@ -524,7 +521,6 @@ def test_a_faulty_row_is_refused(tmp_path, line, kind):
     root = tmp_path / "root"
     write_images(tmp_path, "outside.png", "root/a.png", "root/b.png", "root/sub/c.png")
     os.mkfifo(root / "pipe.png")
-    (root / "link.png").symlink_to(tmp_path / "outside.png")
     path = write_csv(root, "image,label", "a.png,covid", line.format(outside=tmp_path / "outside.png"))
     error = faults(path)
     assert kinds(error) == {kind: 1} and error.details[0]["row"] == 3
