@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from covid_fastai.data.cache import square_pixels
 from covid_fastai.data.fastai_types import OpenRadiograph, ResizeRadiograph, TensorRadiograph
 
 __all__ = ["SquareImages", "square_images"]
+
+_ALLOCATION = threading.Lock()  # of the module, so that loaders can be copied
 
 
 class SquareImages:
@@ -78,9 +81,10 @@ class SquareImages:
         return self._with_labels(torch.stack(list(images)), torch.tensor(positions))
 
     def _kept(self) -> torch.Tensor:
-        if self._pixels is None:  # on a CPU, the system provides the memory of an image when it is first written
-            shape = (len(self.paths), 1, self.image_size, self.image_size)
-            self._pixels = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        with _ALLOCATION:
+            if self._pixels is None:  # on a CPU, the system provides the memory of an image when it is first written
+                shape = (len(self.paths), 1, self.image_size, self.image_size)
+                self._pixels = torch.empty(shape, dtype=torch.uint8, device=self.device)
         return self._pixels
 
     def _with_labels(self, images: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
 import psutil
@@ -14,6 +18,7 @@ from PIL import Image
 from covid_fastai.data import hardware, radiograph_loader, square_images
 from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.data.hardware import fits_in_memory, free_memory
+from covid_fastai.data.square_images import SquareImages
 from covid_fastai.errors import ImageError
 
 CPU = torch.device("cpu")
@@ -83,6 +88,21 @@ def test_each_image_is_opened_once(cohort, monkeypatch):
     batches(dls.valid)
     batches(dls.test_dl(cohort[16:]), epochs=1)
     assert len(opened) == N + 6, "other rows are not kept"
+
+
+def test_threads_open_images_into_one_array(cohort, monkeypatch):
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **kw: (time.sleep(0.05), empty(*a, **kw))[1])
+    images = SquareImages(cohort["path"].tolist(), None, 32, CPU)
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(images.open, range(N)))
+    assert images.are_kept(range(N)) and torch.equal(torch.stack(opened), images.kept_batch(range(N))[0])
+
+
+def test_loaders_can_be_copied(cohort):
+    dls = loaders(cohort, augmentation="none")
+    batches(dls.valid)
+    assert_same(batches(copy.deepcopy(dls).valid), batches(dls.valid))
 
 
 def test_an_item_transform_of_the_user_is_used(cohort):
