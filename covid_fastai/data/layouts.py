@@ -92,7 +92,8 @@ def read_rows(
                 return _from_folders(path.resolve(), folders, task=task, problems=problems)
             csv = _only_table(path, task)
         path = csv
-    table = read_table(path, encoding=encoding, problems=problems)
+    known = [name for name in columns.values() if name is not None]
+    table = read_table(path, encoding=encoding, known=known, problems=problems)
     if table.empty and not problems.rows:
         raise DataError(f"{path} has a header and no rows.", hint="Give one line per image.")
     return _from_table(table, path=path, columns=columns, image_root=image_root)

@@ -1,99 +1,95 @@
-"""Read a CSV file into rows of text with their line numbers; handles encodings, separators and ragged lines."""
+"""Read any table as text with row numbers: separated values, Excel, Parquet and Feather, also compressed."""
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import re
-from collections import Counter
+from collections.abc import Collection, Generator, Iterator
+from contextlib import closing
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
 
+from covid_fastai.data.arrow_tables import read_arrow
+from covid_fastai.data.delimited import BLANK, DelimitedText, check_encoding
+from covid_fastai.data.headers import find_header
 from covid_fastai.data.problems import ProblemLog
-from covid_fastai.errors import DataError, UsageError
+from covid_fastai.data.table_formats import OpenTable, open_table
+from covid_fastai.data.workbooks import read_workbook
+from covid_fastai.errors import DataError
 
-__all__ = ["as_rows", "check_encoding", "read_table"]
+__all__ = ["as_rows", "iterate_table", "read_table"]
 
-SEPARATORS = ",;\t|"
-# UTF-32 before UTF-16: the UTF-32 mark starts with the UTF-16 mark
-BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-    codecs.BOM_UTF8: "utf-8-sig",
-}
-NOT_TABLES = {
-    b"PK\x03\x04": "an Excel workbook or a ZIP archive",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
-    b"%PDF": "a PDF",
-    b"\x89PNG": "an image",
-    b"\xff\xd8\xff": "an image",
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
-    b"<!doctype": "an HTML page",
-    b"<html": "an HTML page",
-}
+SAMPLE = 200  # rows that show whether there is a header
+ALL = 2**62  # rows: the whole table in one part
 
 
-def read_table(path: str | Path, *, encoding: str | None = None, problems: ProblemLog) -> pd.DataFrame:
-    """Read a CSV file as text, with every value unchanged.
+def read_table(
+    path: str | Path, *, encoding: str | None = None, known: Collection[str] = (), problems: ProblemLog
+) -> pd.DataFrame:
+    """Read a table as text, with every value unchanged.
 
-    No value becomes a number or a missing value: `001`, `NA` and `None` stay text. The separator is the most frequent
-    of comma, semicolon, tab and bar in the header.
+    The format is recognised by the content: text with commas, semicolons, tabs, bars or blanks between the values, an
+    Excel workbook (.xlsx), Parquet or Feather, each also compressed (gzip, bzip2, xz, zstd). No value becomes a
+    number or a missing value: `001`, `NA` and `None` stay text. A list without a header has columns by position.
 
     Args:
         path: The file.
-        encoding: Its encoding; None for the encoding of its byte order mark, or UTF-8 without one.
-        problems: Receives a `ragged_row` error for each line whose number of values differs from the header's; those
-            lines are not in the table.
+        encoding: The encoding of text; None for that of its byte order mark, or UTF-8 without one.
+        known: Names of columns that the user has given, which show that the first line is a header.
+        problems: Receives a `ragged_row` error for each row whose number of values differs from the header's; those
+            rows are not in the table.
 
     Returns:
-        One row per line, all values `str`, indexed by the line number in an editor (the header is line 1).
+        One row per line, all values `str`, indexed by the line in an editor or the row in a spreadsheet (a header
+        in the first line is 1); for Parquet and Feather by the number of the row, from 1.
 
     Raises:
-        DataError: The file is missing or empty, is not a table, or has another encoding.
+        DataError: The file is missing, empty or damaged, is not a table that can be read, or has another encoding.
+        UnavailableError: The format needs the extra `tables`.
         UsageError: There is no such encoding.
     """
+    with closing(iterate_table(path, encoding=encoding, known=known, problems=problems, rows=ALL)) as parts:
+        return next(parts)
+
+
+def iterate_table(
+    path: str | Path,
+    *,
+    encoding: str | None = None,
+    known: Collection[str] = (),
+    problems: ProblemLog,
+    rows: int,
+) -> Generator[pd.DataFrame]:
+    """Read a table in parts, so that the memory needed does not grow with its size.
+
+    Args:
+        path: The file.
+        encoding: As in `read_table`.
+        known: As in `read_table`.
+        problems: As in `read_table`.
+        rows: The number of rows of a part, 1 or more.
+
+    Yields:
+        The parts, at least one; each as `read_table` returns the whole.
+
+    Raises:
+        DataError: As in `read_table`.
+        UnavailableError: As in `read_table`.
+        UsageError: As in `read_table`.
+    """
+    if encoding is not None:
+        check_encoding(encoding)
     path = Path(path)
-    lines = io.StringIO(_read_text(path, encoding), newline="")
-    separator, skipped = _separator(lines)
-    reader = csv.reader(lines, delimiter=separator, strict=True)
-    header, rows, numbers, lines_read = None, [], [], 0
-    while True:
-        try:
-            values = next(reader, None)
-        except csv.Error as error:  # guard: open_quote
-            line = reader.line_num + skipped
-            raise DataError(
-                f"{path}, line {line}: {error}.", hint="Check for an opening quotation mark without a closing one."
-            ) from None
-        if values is None:
-            break
-        line, lines_read = lines_read + 1 + skipped, reader.line_num  # a quoted value can span several lines
-        if not any(value.strip() for value in values):
-            continue
-        if header is None:
-            header = _header(values, path)
-            continue
-        while len(values) > len(header) and not values[-1].strip():
-            values.pop()  # spreadsheets pad lines with empty cells
-        if len(values) != len(header):  # guard: ragged
-            problems.add(
-                "ragged_row",
-                row=line,
-                path=values[0],
-                reason=f"line {line} has {len(values)} values, the header has {len(header)}",
-                remedy=f"Quote values that contain {separator!r}, or complete the line.",
-            )
-            continue
-        rows.append(values)  # guard: as_text
-        numbers.append(line)
-    if header is None:  # guard: no_header
-        raise DataError(f"{path} is empty.", hint="Give a CSV with a header and one line per image.")
-    return pd.DataFrame(rows, columns=header, index=pd.Index(numbers, dtype=int), dtype=str)
+    with open_table(path) as table:
+        if table.reader in ("parquet", "feather"):
+            first = 1
+            for columns in read_arrow(table.file, path, reader=table.reader, rows=min(rows, 1 << 30)):
+                size = len(next(iter(columns.values()), []))
+                yield pd.DataFrame(columns, index=pd.RangeIndex(first, first + size), dtype=str)
+                first += size
+        else:
+            yield from _iterate_rows(table, path, encoding=encoding, known=known, problems=problems, rows=rows)
 
 
 def as_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -101,70 +97,59 @@ def as_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return cast("list[dict[str, Any]]", table.to_dict("records"))
 
 
-def check_encoding(encoding: str) -> None:
-    """Raise `UsageError` for an unknown text encoding.
-
-    Args:
-        encoding: Its name, such as `"cp1252"`.
-
-    Raises:
-        UsageError: Python has no encoding of that name.
-    """
-    try:
-        b" ".decode(encoding)
-    except LookupError:
-        raise UsageError(f"encoding={encoding!r} is not known.", hint="Try 'utf-8', 'cp1252' or 'utf-16'.") from None
-    except UnicodeError:  # the encoding exists; one byte is not valid in it
-        pass
-
-
-def _read_text(path: Path, encoding: str | None) -> str:
-    if encoding is not None:
-        check_encoding(encoding)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}.", hint="Check the path and the permissions."
-        ) from error
-    start = raw[:64].lstrip().lower()
-    for magic, file_type in NOT_TABLES.items():
-        if start.startswith(magic.lower()):  # guard: no_table
-            raise DataError(f"{path} is {file_type}.", hint="Give a CSV file; spreadsheets can save one.")
-    if encoding is None:
-        # guard: bom
-        encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), "utf-8")
-    try:
-        text = raw.decode(encoding)
-    except UnicodeError as error:  # guard: not_text
-        line = raw[: getattr(error, "start", 0)].count(b"\n") + 1
-        raise DataError(
-            f"{path}, line {line}: not {encoding} text.",
-            hint="Set the encoding: encoding='cp1252' for a file from Excel on Windows, 'latin-1' or 'utf-16'.",
-        ) from None
-    if "\0" in text:  # guard: nul_bytes
-        raise DataError(f"{path} contains NUL bytes.", hint="If it is UTF-16, set encoding='utf-16-le'.")
-    return text.removeprefix("\ufeff")  # encodings without "-sig" leave the byte order mark in the text
-
-
-def _separator(lines: io.StringIO) -> tuple[str, int]:
-    """Return the separator and the number of lines before the header, and move `lines` to the header."""
-    first = lines.readline()
-    # guard: excel_sep
-    if match := re.fullmatch(r'"?sep=(.)"?\s*', first, flags=re.IGNORECASE):  # Excel's own separator line
-        return match[1], 1
-    while first and not first.strip():
-        first = lines.readline()
-    lines.seek(0)
-    unquoted = re.sub(r'"[^"]*"', "", first)
-    # guard: separator
-    return max(SEPARATORS, key=unquoted.count), 0  # a comma if the header has no separator
+def _iterate_rows(
+    table: OpenTable,
+    path: Path,
+    *,
+    encoding: str | None,
+    known: Collection[str],
+    problems: ProblemLog,
+    rows: int,
+) -> Iterator[pd.DataFrame]:
+    """Yield the parts of a table whose rows are read one by one."""
+    is_text = table.reader == "text"
+    text = DelimitedText(table.file, path, encoding=encoding, known=known) if is_text else None
+    source = read_workbook(table.file, path, problems=problems) if text is None else iter(text)
+    sample = list(islice(source, SAMPLE))
+    if not sample:  # guard: no_header
+        raise DataError(f"{path} is empty.", hint="Give a table with a header and one row per image.")
+    header = find_header(
+        [values for _, values in sample],
+        where=str(path),
+        numbers=[number for number, _ in sample],
+        known=known,
+        blank_separated=text is not None and text.separator == BLANK,
+    )
+    width = len(header.names)
+    remedy = "Empty the cells beside the table, or give their column a name."
+    if text is not None:
+        name = "blanks" if text.separator == BLANK else repr(text.separator)
+        remedy = f"Quote values that contain {name}, or complete the line."
+    values_of_rows: list[list[str]] = []
+    numbers: list[int] = []
+    yielded = False
+    for number, values in chain(sample[header.rows :], source):
+        while len(values) > width and not values[-1].strip():
+            values.pop()  # spreadsheets pad lines with empty cells
+        if text is None:
+            values += [""] * (width - len(values))
+        if len(values) != width:  # guard: ragged
+            problems.add(
+                "ragged_row",
+                row=number,
+                path=values[0],
+                reason=f"line {number} has {len(values)} values, the header has {width}",
+                remedy=remedy,
+            )
+            continue
+        values_of_rows.append(values)  # guard: as_text
+        numbers.append(number)
+        if len(numbers) == rows:
+            yield _as_table(values_of_rows, header.names, numbers)
+            values_of_rows, numbers, yielded = [], [], True
+    if numbers or not yielded:
+        yield _as_table(values_of_rows, header.names, numbers)
 
 
-def _header(values: list[str], path: Path) -> list[str]:
-    """Return the stripped column names; empty ones are named as in pandas."""
-    names = [value.strip() or f"Unnamed: {number}" for number, value in enumerate(values)]
-    duplicates = [name for name, n in Counter(names).items() if n > 1]
-    if duplicates:  # guard: double_column
-        raise DataError(f"{path} has the column {duplicates[0]!r} twice.", hint="Rename one of them.")
-    return names
+def _as_table(rows: list[list[str]], names: list[str], numbers: list[int]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=names, index=pd.Index(numbers, dtype=int), dtype=str)

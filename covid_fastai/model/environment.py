@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from covid_fastai.config import TrainConfig
 from covid_fastai.data.custom_tasks import make_task
+from covid_fastai.data.delimited import check_encoding
 from covid_fastai.data.hardware import resolve_device
 from covid_fastai.data.metadata import check_positive
-from covid_fastai.data.tables import check_encoding
 from covid_fastai.model.distributed import batch_per_process
 from covid_fastai.model.learner import body_features
 from covid_fastai.model.precision import choose_precision

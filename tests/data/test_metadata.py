@@ -406,7 +406,7 @@ def test_a_ragged_line_is_named_and_shifts_nothing(simple):
         (b"image,label\nM\xfcller.png,Normal\n", "line 2: not utf-8 text.*cp1252"),
         (b"image,label\na\0.png,Normal\n", "NUL bytes"),
         (b'image,label\n"a.png,Normal\nb.png,Normal\n', "quotation mark"),
-        (b"PK\x03\x04rest", "an Excel workbook or a ZIP"),
+        (b"PK\x03\x04rest", "a damaged Excel workbook or ZIP"),
         (b"  <!DOCTYPE html><html>", "an HTML page"),
         (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
         (b"\xff\xd8\xff\xe0", "is an image"),

@@ -22,7 +22,7 @@ __all__ = ["examine"]
 DISK_SPACE = 2 << 30  # bytes, enough for the checkpoints and model of a ResNet-50 and a report
 SHARED_MEMORY = 1 << 26  # bytes, Docker's default for /dev/shm; with no more, worker processes can run out of it
 EXTRAS = {"batch": "pyarrow", "data": "kagglehub", "dicom": "pydicom", "ray": "ray"}
-EXTRAS |= {"timm": "timm", "web": "starlette"}
+EXTRAS |= {"tables": "openpyxl", "timm": "timm", "web": "starlette"}
 MODEL_FOLDER = Path(__file__).parents[1] / "model"
 
 
