@@ -14,6 +14,7 @@ __all__ = ["check_not_archive", "is_archive_name", "unpack_command"]
 
 TAR_SUFFIXES = (".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 ARCHIVE_SUFFIXES = (".zip", ".7z", ".rar", *TAR_SUFFIXES)
+DOCUMENTS = {"[Content_Types].xml", "mimetype", "Index/Document.iwa"}  # a file in the ZIP of an office program
 TAR_MARK = 257, b"ustar"  # where a tar file has its mark
 PARTS = 512  # bytes of a tar file's first header
 
@@ -85,10 +86,11 @@ def _archive_kind(path: str | os.PathLike[str]) -> str:
 
 
 def _is_zip(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file that begins as a ZIP archive is one, and no Excel workbook."""
+    """Return whether a file that begins as a ZIP archive is one, and no workbook, document or NumPy file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return "[Content_Types].xml" not in archive.namelist()
+            names = archive.namelist()
+            return not DOCUMENTS & set(names) and not all(name.endswith(".npy") for name in names)
     except (OSError, zipfile.BadZipFile, ValueError):
         return os.fspath(path).casefold().endswith(".zip")  # cut off, or a part of several
 

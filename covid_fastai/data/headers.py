@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from covid_fastai.data.columns import is_usual_name
-from covid_fastai.data.image_facts import IMAGE_SUFFIXES
+from covid_fastai.data.image_files import has_image_suffix
 from covid_fastai.errors import DataError
 
 __all__ = ["Header", "MOST", "find_header", "names_image", "position_of_images"]
@@ -104,7 +103,7 @@ def names_image(value: str) -> bool:
     Args:
         value: A cell.
     """
-    return os.path.splitext(value.strip())[1].lower() in IMAGE_SUFFIXES
+    return has_image_suffix(value.strip())
 
 
 def position_of_images(rows: Sequence[Sequence[str]]) -> int | None:

@@ -18,6 +18,7 @@ from covid_fastai.data.columns import ROLES, choose_columns
 from covid_fastai.data.image_files import IMAGE_SUFFIXES, is_visible, scan_folder
 from covid_fastai.data.problems import ProblemLog, printable
 from covid_fastai.data.split_names import SPLITS
+from covid_fastai.data.table_formats import has_table_suffix
 from covid_fastai.data.tables import read_table
 from covid_fastai.data.tasks import Task, canonical_finding, fold_text
 from covid_fastai.errors import DataError, UsageError
@@ -31,7 +32,6 @@ CORONAHACK_COLUMNS = ("X_ray_image_name", "Label", "Dataset_type")
 CORONAHACK_IMAGES = (
     "Coronahack-Chest-XRay-Dataset"  # Kaggle's archive has a folder of this name in a folder of this name
 )
-TABLE_SUFFIXES = (".csv", ".tsv")
 
 
 @dataclass
@@ -291,7 +291,7 @@ def _only_table(root: Path, task: Task) -> Path:
     """
     entries = [entry for entry in scan_folder(str(root)) if is_visible(entry.name)]
     names = ", ".join([entry.name for entry in entries if entry.is_dir()][:8]) or "none"
-    tables = [entry.path for entry in entries if entry.name.casefold().endswith(TABLE_SUFFIXES) and entry.is_file()]
+    tables = [entry.path for entry in entries if has_table_suffix(entry.name) and entry.is_file()]
     archives = [entry.path for entry in entries if is_archive_name(entry.name)]
     inner = nearby_class_folders(root, task=task, is_split=_is_split)
     if len(tables) == 1 and not inner:

@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import io
 import lzma
+import os
 import re
 import shlex
 import zipfile
@@ -16,14 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
+from covid_fastai.data.archives import unpack_command
 from covid_fastai.errors import CovidFastaiError, DataError, UnavailableError
 
-__all__ = ["COMPRESSION_ERRORS", "OpenTable", "Reader", "damaged", "first_bytes", "looks_like_table", "open_table"]
+__all__ = [
+    "COMPRESSION_ERRORS",
+    "OpenTable",
+    "Reader",
+    "damaged",
+    "first_bytes",
+    "has_table_suffix",
+    "looks_like_table",
+    "open_table",
+]
 
 Reader = Literal["text", "workbook", "parquet", "feather"]
 
 HEAD = 4096  # bytes that show the format
-TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".xlsx", ".parquet")
+TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".parquet", ".feather")
+COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 MAX_LAYERS = 3  # of compression, such as a .gz in a .xz
 COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
@@ -40,7 +52,8 @@ COMPRESSION_ERRORS = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
 class _OtherFormat:
     """A format that is not read: its name, and the remedy.
 
-    In the remedy, {file} is the file, {quoted} the same for a shell, {target} the CSV to write and {folder} a folder.
+    In the remedy, {file} is the file, {quoted} the same for a shell, {target} the CSV to write and {unpack} the
+    command that unpacks an archive.
     """
 
     name: str
@@ -56,14 +69,14 @@ def _with_pandas(name: str, reader: str, advice: str = "") -> _OtherFormat:
 NO_TABLE = "Give a table: CSV, Parquet or .xlsx."
 SAVE_AS_CSV = "Open it in a spreadsheet program and save it as CSV or .xlsx"
 WITH_OFFICE = f"{SAVE_AS_CSV}; with LibreOffice: soffice --headless --convert-to csv {{quoted}}"
-UNPACK = "Unpack it and give the table in it: "
+UNPACK = "Unpack it and give the table in it: {unpack}"
 HTML = _OtherFormat("an HTML page", "Download the file itself: this is a page to log in, or about an error.")
 R_DATA = _OtherFormat("an R data file", "In R, write its table with write.csv.")
 SPSS = _OtherFormat("an SPSS file", "Save it as CSV in SPSS, or with haven and write.csv in R.")
 STATA = _with_pandas("a Stata file", "read_stata({file!r})")
 IMAGE = _OtherFormat("an image", NO_TABLE)
 DICOM = _OtherFormat("a DICOM file", NO_TABLE)
-TAR = _OtherFormat("a tar archive", f"{UNPACK}python -m tarfile -e {{quoted}} {{folder}}")
+TAR = _OtherFormat("a tar archive", UNPACK)
 JSON = _with_pandas("JSON", "read_json({file!r}, dtype=False, convert_dates=False)")
 JSON_LINES = _with_pandas("JSON Lines", "read_json({file!r}, dtype=False, convert_dates=False, lines=True)")
 PICKLE = _with_pandas(
@@ -73,8 +86,8 @@ PICKLE = _with_pandas(
 )
 OTHER_FORMATS: dict[bytes, _OtherFormat] = {  # by the first bytes
     b"\xd0\xcf\x11\xe0": _OtherFormat("an Excel workbook that is of the old format (.xls) or encrypted", WITH_OFFICE),
-    b"Rar!": _OtherFormat("a RAR archive", f"{UNPACK}unrar x {{quoted}}"),
-    b"7z\xbc\xaf\x27\x1c": _OtherFormat("a 7z archive", f"{UNPACK}7z x {{quoted}}"),
+    b"Rar!": _OtherFormat("a RAR archive", UNPACK),
+    b"7z\xbc\xaf\x27\x1c": _OtherFormat("a 7z archive", UNPACK),
     b"\x1f\x9d": _OtherFormat("a file of the program compress (.Z)", "Decompress it: gzip -d {quoted}"),
     b"SQLite format 3\0": _OtherFormat(
         "an SQLite database",
@@ -155,6 +168,16 @@ def open_table(path: Path) -> OpenTable:
             ) from error
         reader, content = _recognise(file, path, opened)
         return OpenTable(reader, content, opened.pop_all())
+
+
+def has_table_suffix(name: str) -> bool:
+    """Return whether a file name has the suffix of a table, also before that of a compression.
+
+    Args:
+        name: The name.
+    """
+    stem, suffix = os.path.splitext(name.casefold())
+    return (stem if suffix in COMPRESSION_SUFFIXES else name.casefold()).endswith(TABLE_SUFFIXES)
 
 
 def looks_like_table(path: str) -> bool:
@@ -280,14 +303,14 @@ def _zip_format(file: BinaryIO) -> _OtherFormat | None:
             return other
     if names and all(name.endswith(".npy") for name in names):
         return _OtherFormat("NumPy arrays (.npz)", "Write the columns that numpy.load returns as CSV.")
-    tables = [name for name in names if name.lower().endswith(TABLE_ENDINGS)]
+    tables = [name for name in names if has_table_suffix(name)]
     content = f"; it holds {', '.join(tables[:3])}{', ...' if len(tables) > 3 else ''}" if tables else ""
-    return _OtherFormat(f"a ZIP archive{content}", f"{UNPACK}python -m zipfile -e {{quoted}} {{folder}}")
+    return _OtherFormat(f"a ZIP archive{content}", UNPACK)
 
 
 def _refuse(path: Path, other: _OtherFormat, compression: list[str]) -> DataError:
     text, stem = str(path), path.name.split(".")[0] or path.name
-    names = {"file": text, "quoted": shlex.quote(text), "target": f"{stem}.csv", "folder": shlex.quote(stem)}
+    names = {"file": text, "quoted": shlex.quote(text), "target": f"{stem}.csv", "unpack": unpack_command(path)}
     inside = f", compressed with {' and '.join(reversed(compression))}" if compression else ""
     return DataError(f"{path} is {other.name}{inside}.", hint=other.remedy.format(**names))
 
