@@ -43,7 +43,8 @@ class RowChecker:
         self.repeated: set[int] = set()
         self.phash = pd.Series(b"", index=table.index)
         self._unopened: set[int] = set()  # rows without a file that could be opened
-        self._columns = {name: table[name].to_dict() for name in table}
+        # in one conversion a column: iterating over pandas' strings takes twenty times as long
+        self._columns = {name: dict(zip(table.index, table[name].to_numpy(object), strict=True)) for name in table}
 
     def report(self, index: int, kind: str, *, reason: str, remedy: str, severity: str = "") -> None:
         """Record a fault of one row; the default severity is error, or warning if the row is excluded."""

@@ -247,16 +247,18 @@ def _folders(names: pd.Series) -> list[_Source]:
     A folder above all images of absolute paths states nothing. An image in train/ may be of the validation part, which
     a column or list then says.
     """
-    paths = names.str.replace("\\", "/", regex=False)
-    folders = paths.str.rpartition("/")[0]
-    above = _common_folder(folders) if len(paths) and paths.str.match(r"(/|[A-Za-z]:)").any() else ""
-    bits = {text: _folder_bits(text.removeprefix(above)) for text in folders.unique()}
-    return [_Source("the folders", folders.map(bits).astype(np.uint8))]
+    texts = [text.replace("\\", "/").rpartition("/")[0] for text in names.to_numpy(dtype=object)]
+    codes, folders = pd.factorize(np.array(texts, dtype=object))
+    above = _common_folder(list(folders)) if any(re.match(r"/|[A-Za-z]:", folder) for folder in folders) else ""
+    bits = np.array([_folder_bits(folder.removeprefix(above)) for folder in folders], dtype=np.uint8)
+    return [_Source("the folders", pd.Series(bits[codes], index=names.index))] if len(names) else []
 
 
-def _common_folder(folders: pd.Series) -> str:
-    texts = list(folders.unique())
-    return os.path.commonprefix([f"{text}/" for text in texts]).rpartition("/")[0] if len(texts) > 1 else texts[0]
+def _common_folder(folders: list[str]) -> str:
+    """Return the folder that contains all folders; the folder itself if there is only one."""
+    if len(folders) == 1:
+        return folders[0]
+    return os.path.commonprefix([f"{folder}/" for folder in folders]).rpartition("/")[0]
 
 
 def _folder_bits(folder: str) -> int:
