@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -14,11 +14,14 @@ import numpy as np
 import pandas as pd
 
 from covid_fastai.data.fingerprints import duplicate_groups, fingerprint_images
+from covid_fastai.data.labels import MANY, suggest_exclusions, suggest_labels
 from covid_fastai.data.path_suggestions import NearbyFiles
 from covid_fastai.data.problems import ProblemLog, printable
 from covid_fastai.data.tasks import Task
 
 __all__ = ["RowChecker"]
+
+logger = logging.getLogger("covid_fastai")
 
 
 class RowChecker:
@@ -28,7 +31,8 @@ class RowChecker:
 
     Args:
         table: One row per image: `row`, `name`, `path`, `finding`, `label` ("" without a class), `patient`, `split`,
-            `note` (reason of the exclusion, else ""), `conflict`. Its index must be unique.
+            `note` (reason of the exclusion, else ""), `conflict`, `unknown_label`, `unknown_value`. Its index must be
+            unique.
         problems: The log to which faults are added.
 
     Attributes:
@@ -59,25 +63,25 @@ class RowChecker:
 
     def check_labels(self, task: Task) -> None:
         """Record empty, contradictory and unknown labels."""
-        known = task.known_findings()
-        for index, row in self._rows("finding", "label", "note", "conflict"):
-            finding, label, note, conflict = row
+        names = ("finding", "unknown_label", "unknown_value", "conflict")
+        meant = (self.table["label"] != "") | (self.table["note"] != "")
+        suspects = self.table.loc[~meant | (self.table["conflict"] != "") | (self.table["unknown_value"] != ""), names]
+        counts = suspects.loc[suspects["unknown_label"] != "", "unknown_label"].value_counts()
+        suggest = cache(lambda label: suggest_labels(task, label, similar=len(counts) <= MANY))
+        for index, finding, unknown, value, conflict in suspects.itertuples(name=None):
             if conflict:
                 self.report(index, "conflicting_label", reason=conflict, remedy="Correct one of the two in the data.")
-            elif label or note:
-                continue
-            elif not finding:  # guard: empty_label
-                self.report(index, "empty_label", reason="it has no label", remedy="Give it one, or remove the row.")
+            elif value:
+                remedy = "Correct it; a column with the names of labels is a label_column (--label-column)."
+                self.report(index, "unknown_value", reason=value, remedy=remedy)
+            elif not finding or not unknown:  # guard: empty_label
+                self.report(index, "empty_label", reason="it has no label", remedy=suggest(""))
             else:
-                spellings = {name.casefold(): name for name in known}
-                match = difflib.get_close_matches(finding.casefold(), spellings, n=1)
-                suggestion = f"Did you mean {spellings[match[0]]!r}? " if match else ""
-                self.report(
-                    index,
-                    "unknown_label",
-                    reason=f"the task {task.name!r} does not know the label {finding!r}",
-                    remedy=f"{suggestion}It knows {', '.join(known)}; a Task of your own can name others.",
-                )
+                n = counts[unknown]
+                reason = f"the task {task.name!r} does not know the label {finding!r} ({n} row{'s' if n > 1 else ''})"
+                self.report(index, "unknown_label", reason=reason, remedy=suggest(unknown.split("|")[0]))
+        if len(counts):
+            self.problems.hints.append(suggest_exclusions(counts))
 
     def check_files(self, root: Path | None) -> None:
         """Record names that are empty or not valid text, and files that are missing, not regular or outside `root`."""
@@ -101,43 +105,41 @@ class RowChecker:
     def check_repeats(self) -> None:
         """Record files that several rows name: contradictions and repeated rows."""
         named = self.table[(self.table["path"] != "") & self.table["path"].duplicated(keep=False)]
-        for _, same in named.groupby("path", sort=False):
-            meaning = same["label"].where(same["label"] != "", same["finding"])
-            clash = next(  # guard: clash
-                (
-                    (kind, values)
-                    for kind, values in (("label", meaning), ("split", same["split"]), ("patient", same["patient"]))
-                    if values.nunique() > 1
-                ),
-                None,
+        if named.empty:
+            return
+        meaning = named["label"].where(named["label"] != "", named["finding"])
+        clashing = pd.Series(False, index=named.index)
+        for kind, values in (("label", meaning), ("split", named["split"]), ("patient", named["patient"])):
+            differing = (values.groupby(named["path"]).transform("nunique") > 1) & ~clashing  # guard: clash
+            for _, same in values[differing].groupby(named["path"], sort=False):
+                self._report_clash(kind, same)
+            clashing |= differing
+        repeats = named[~clashing & named["path"].duplicated()]
+        first = named.drop_duplicates("path").set_index("path")["row"]
+        for index, path in zip(repeats.index, repeats["path"], strict=True):
+            earlier = "an earlier row" if pd.isna(first[path]) else f"row {first[path]}"
+            reason = f"it repeats {earlier}; it is counted once"
+            self.report(index, "duplicate_row", severity="warning", reason=reason, remedy="Remove it.")
+            self.repeated.add(index)
+        if len(repeats):
+            logger.info(
+                "%d rows repeat the image and label of an earlier row; each image is counted once.", len(repeats)
             )
-            if clash is None:
-                self._report_repeats(same)
-                continue
-            kind, values = clash
-            severity = "error" if (same["note"] == "").any() else "warning"
-            for index in same.index:
-                self.report(
-                    index,
-                    f"conflicting_{kind}",
-                    severity=severity,
-                    reason=f"{len(same)} rows name this file, with {kind} {' and '.join(map(repr, values.unique()))}",
-                    remedy="Keep the right row and remove the others.",
-                )
 
-    def _report_repeats(self, same: pd.DataFrame) -> None:
-        """Record all rows of a file but the first as repeated."""
-        first = same.iloc[0]
-        earlier_row = f"row {first['row']}" if first["row"] is not None else "an earlier row"
-        for index in same.index[1:]:
+    def _report_clash(self, kind: str, values: pd.Series) -> None:
+        """Record all rows of a file as contradictory."""
+        severity = "error" if (self.table.loc[values.index, "note"] == "").any() else "warning"
+        remedy = "Keep the right row and remove the others"
+        if kind == "label":
+            remedy += "; for several readers of an image, set readers='agreement' or 'majority' (--readers)"
+        for index in values.index:
             self.report(
                 index,
-                "duplicate_row",
-                severity="warning",
-                reason=f"it repeats {earlier_row}; it is counted once",
-                remedy="Remove it.",
+                f"conflicting_{kind}",
+                severity=severity,
+                reason=f"{len(values)} rows name this file, with {kind} {' and '.join(map(repr, values.unique()))}",
+                remedy=f"{remedy}.",
             )
-            self.repeated.add(index)
 
     def check_images(self, *, workers: int | None, most: int | None = None, seed: int = 0) -> pd.Series:
         """Open every image once, and record unreadable images and duplicates.

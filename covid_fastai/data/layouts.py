@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,7 @@ def read_rows(
     *,
     task: Task,
     columns: Mapping[str, str | None],
+    label_columns: Sequence[str] | None = None,
     image_root: str | Path | None,
     encoding: str | None,
     problems: ProblemLog,
@@ -72,6 +73,7 @@ def read_rows(
         data: CoronaHack's folder or CSV, another CSV, a folder with one folder per class, or a table.
         task: Decides whether the folders' names are classes.
         columns: The column of each role in `ROLES`, None to find it by its usual names.
+        label_columns: The columns that hold one finding each, in place of a column with the label.
         image_root: The folder that names are relative to.
         encoding: The CSV's encoding, None to detect it.
         problems: Receives the problems of lines and folders.
@@ -81,14 +83,14 @@ def read_rows(
         UsageError: `data` has another type, or an option does not apply to it.
     """
     if isinstance(data, pd.DataFrame):
-        return _from_frame(data, columns=columns, image_root=image_root)
+        return _from_frame(data, columns=columns, label_columns=label_columns, image_root=image_root)
     path = find_data(data)
     if path.is_dir():
         csv = _coronahack_csv(path)
         if csv is None:
             folders = find_class_folders(path.resolve(), task=task, is_split=_is_split)
             if folders:
-                _check_no_table_options(path, columns=columns, image_root=image_root)
+                _check_no_table_options(path, columns=columns, label_columns=label_columns, image_root=image_root)
                 return _from_folders(path.resolve(), folders, task=task, problems=problems)
             csv = _only_table(path, task)
         path = csv
@@ -96,7 +98,7 @@ def read_rows(
     table = read_table(path, encoding=encoding, known=known, problems=problems)
     if table.empty and not problems.rows:
         raise DataError(f"{path} has a header and no rows.", hint="Give one line per image.")
-    return _from_table(table, path=path, columns=columns, image_root=image_root)
+    return _from_table(table, path=path, columns=columns, label_columns=label_columns, image_root=image_root)
 
 
 def find_data(data: str | os.PathLike) -> Path:
@@ -141,11 +143,16 @@ def _coronahack_csv(folder: Path) -> Path | None:
 
 
 def _from_table(
-    table: pd.DataFrame, *, path: Path, columns: Mapping[str, str | None], image_root: str | Path | None
+    table: pd.DataFrame,
+    *,
+    path: Path,
+    columns: Mapping[str, str | None],
+    label_columns: Sequence[str] | None,
+    image_root: str | Path | None,
 ) -> Rows:
     coronahack = all(name in table for name in CORONAHACK_COLUMNS)
-    coronahack = coronahack and columns["path"] is None and columns["label"] is None
-    chosen = choose_columns(table, columns, where=str(path))
+    coronahack = coronahack and columns["path"] is None and columns["label"] is None and not label_columns
+    chosen = _choose_columns(table, columns, label_columns, where=str(path))
     rows = _role_columns(table, chosen)
     base = _existing_folder(image_root) or path.resolve().parent
     if coronahack:
@@ -160,7 +167,13 @@ def _from_table(
     return Rows(rows.reset_index(drop=True), _extras(table, chosen), base, str(path), coronahack, beside=path.parent)
 
 
-def _from_frame(frame: pd.DataFrame, *, columns: Mapping[str, str | None], image_root: str | Path | None) -> Rows:
+def _from_frame(
+    frame: pd.DataFrame,
+    *,
+    columns: Mapping[str, str | None],
+    label_columns: Sequence[str] | None,
+    image_root: str | Path | None,
+) -> Rows:
     if frame.empty:
         raise DataError("The table has no rows.", hint="Give one row per image.")
     frame = pd.DataFrame(frame)  # the rows of a cohort are read again, without its facts
@@ -170,7 +183,7 @@ def _from_frame(frame: pd.DataFrame, *, columns: Mapping[str, str | None], image
     if len(duplicates):
         raise DataError(f"The table has the column {duplicates[0]!r} twice.", hint="Rename one of them.")
     table.index = pd.RangeIndex(2, len(table) + 2)  # the line numbers of the rows in a CSV
-    chosen = choose_columns(table, columns, where="The table")
+    chosen = _choose_columns(table, columns, label_columns, where="The table")
     rows = _role_columns(table, chosen)
     base = _existing_folder(image_root)
     rows["path"] = [_absolute(base or Path.cwd(), name) if name else "" for name in rows["name"]]
@@ -180,6 +193,21 @@ def _from_frame(frame: pd.DataFrame, *, columns: Mapping[str, str | None], image
             values = frame.iloc[:, number].to_numpy()  # numbers stay numbers
             extras[name] = [_text(value) if isinstance(value, str) else value for value in values]
     return Rows(rows.reset_index(drop=True), extras, base, "a table")
+
+
+def _choose_columns(
+    table: pd.DataFrame, columns: Mapping[str, str | None], label_columns: Sequence[str] | None, *, where: str
+) -> dict[str, str | None]:
+    """Return the column of each role; with `label_columns`, no column has the label."""
+    if not label_columns:
+        return choose_columns(table, columns, where=where)
+    if columns["label"] is not None:
+        raise UsageError(
+            f"label_column={columns['label']!r} and label_columns={list(label_columns)} are mutually exclusive.",
+            hint="Give label_columns for columns of 1, 0, -1 and blank, label_column for the names of labels.",
+        )
+    roles = [role for role in ROLES if role != "label"]
+    return choose_columns(table, columns, where=where, required=("path",), roles=roles) | {"label": None}
 
 
 def _text(value: object) -> str:
@@ -257,8 +285,15 @@ def _existing_folder(folder: str | Path | None) -> Path | None:
     return path
 
 
-def _check_no_table_options(root: Path, *, columns: Mapping[str, str | None], image_root: str | Path | None) -> None:
+def _check_no_table_options(
+    root: Path,
+    *,
+    columns: Mapping[str, str | None],
+    label_columns: Sequence[str] | None,
+    image_root: str | Path | None,
+) -> None:
     given = [f"{role}_column" for role, name in columns.items() if name is not None]
+    given += ["label_columns"] if label_columns else []
     given += ["image_root"] if image_root is not None else []
     if given:
         raise UsageError(

@@ -14,6 +14,7 @@ from covid_fastai.data.checks import RowChecker
 from covid_fastai.data.cohort import COHORT_COLUMNS, Cohort, CohortInfo, as_cohort
 from covid_fastai.data.custom_tasks import make_task
 from covid_fastai.data.fingerprints import join_groups
+from covid_fastai.data.labels import assign_labels, note_labels
 from covid_fastai.data.layouts import Rows, read_rows
 from covid_fastai.data.official_splits import read_official_split
 from covid_fastai.data.patient_ids import join_patients, patients_from_paths, patients_of_pattern
@@ -21,7 +22,8 @@ from covid_fastai.data.patients import image_facts, patient_key, source_of_patie
 from covid_fastai.data.pretraining_overlap import Manifest, mark_pretraining_overlap, package_manifests, read_manifest
 from covid_fastai.data.problems import ProblemLog, count_kinds, printable
 from covid_fastai.data.projections import is_unstated, not_frontal, not_radiograph, read_projection, read_views
-from covid_fastai.data.tasks import Task, canonical_finding, fold_text
+from covid_fastai.data.readers import settle_readers
+from covid_fastai.data.tasks import Task, fold_text
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.options import (
     CheckImages,
@@ -156,10 +158,23 @@ def read_cohort(
     problems = ProblemLog()
     columns = {"path": path_column, "label": label_column, "patient": patient_column}
     columns |= {"split": split_column, "source": source_column, "view": view_column}
-    rows = read_rows(data, task=task, columns=columns, image_root=image_root, encoding=encoding, problems=problems)
+    rows = read_rows(
+        data,
+        task=task,
+        columns=columns,
+        label_columns=label_columns,
+        image_root=image_root,
+        encoding=encoding,
+        problems=problems,
+    )
     rows.table["view"] = read_views(rows.table["view"], rows.extras if view_column is None else rows.extras[[]])
     table = _identify(rows, patient_pattern, problems)
-    table = _assign_class_and_split(table, rows, task, problems, split_column=split_column)
+    table = assign_labels(table, rows.extras, task, label_columns=label_columns, positive=positive, uncertain=uncertain)
+    if labels or classes or positive or label_columns:
+        note_labels(table, task, problems, label_columns=label_columns, uncertain=uncertain)
+    table = _exclude(table, task)
+    table = settle_readers(table, readers)
+    table = _assign_split(table, rows, task, problems, split_column=split_column)
     table, duplicates = _check(
         table,
         task,
@@ -192,8 +207,9 @@ def summarise_cohort(cohort: pd.DataFrame) -> pd.DataFrame:
         cohort: What `read_cohort` returned, split or not.
 
     Returns:
-        A tidy table with `split` (train, valid, test, excluded), `label` (the finding, for a row without a class of
-        the task), `note`, `images` and `patients`, in the order of the splits and classes.
+        A tidy table with `split` (train, valid, test, excluded), `label` (for a row without a class of the task the
+        finding, or "other findings" beyond the 20 most frequent), `note`, `images` and `patients`, in the order of the
+        splits and classes.
 
     Examples:
         >>> summarise_cohort(cohort)[["split", "label", "patients"]].head(3)
@@ -203,7 +219,10 @@ def summarise_cohort(cohort: pd.DataFrame) -> pd.DataFrame:
         2  valid    Normal         5
     """
     cohort = as_cohort(cohort)
-    label = cohort["label"].where(cohort["label"] != "", cohort["finding"])
+    findings = cohort.loc[cohort["label"] == "", "finding"]
+    frequent = set(findings.value_counts().index[:20])  # lists of labels have hundreds of combinations
+    label = cohort["label"].copy()
+    label[findings.index] = findings.where(findings.isin(frequent), "other findings")
     order = {name: number for number, name in enumerate(["train", "valid", "test", "excluded"])}
     classes = {name: number for number, name in enumerate(cohort.facts.classes)}
     counts = (
@@ -287,15 +306,8 @@ def _join_facts(table: pd.DataFrame, names: pd.Series) -> pd.DataFrame:
     return table
 
 
-def _assign_class_and_split(
-    table: pd.DataFrame, rows: Rows, task: Task, problems: ProblemLog, *, split_column: str | None
-) -> pd.DataFrame:
-    """Assign each row its class, its split and the reason of an exclusion; later reasons replace earlier ones."""
-    classes, reasons = (
-        {text: find(text) or "" for text in table["finding"].unique()} for find in (task.class_of, task.reason_excluded)
-    )
-    table["label"], table["note"] = table["finding"].map(classes), table["finding"].map(reasons)
-    table["finding"] = table["finding"].map(canonical_finding)
+def _exclude(table: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """Add the reasons of exclusions beside the label; later reasons replace earlier ones."""
     if task.frontal_only:
         unfit = table["modality"].map({text: not_radiograph(text) for text in table["modality"].unique()})
         view = table["view"].map({text: not_frontal(text) for text in table["view"].unique()})
@@ -306,7 +318,7 @@ def _assign_class_and_split(
     table.loc[negative_control, "note"] = (
         "negative control: Cohen's collection, not COVID-19 (" + table["cohen_finding"] + ")"
     )
-    return _assign_split(table, rows, task, problems, split_column=split_column)
+    return table
 
 
 def _assign_split(

@@ -21,10 +21,12 @@ class ProblemLog:
 
     Attributes:
         rows: The problems so far, as dictionaries with the keys `PROBLEM_COLUMNS`.
+        hints: Remedies of many errors at once, for the message.
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.hints: list[str] = []
 
     def add(
         self, kind: str, *, reason: str, remedy: str, row: int | None = None, path: str = "", severity: str = "error"
@@ -61,7 +63,7 @@ class ProblemLog:
         faults = "1 fault" if len(errors) == 1 else f"{len(errors)} faults"
         raise DataError(
             "\n".join([f"{data} has {faults}: {count_kinds(errors)}.", *lines, ""]),
-            hint='Fix them, or set on_problem="skip" to leave out those rows and list them.',
+            hint=" ".join(['Fix them, or set on_problem="skip" to leave out those rows and list them.', *self.hints]),
             details=errors,
         )
 

@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 
 from covid_fastai.errors import UsageError
 
-__all__ = ["Match", "TASKS", "Task", "canonical_finding", "fold_label", "fold_text", "get_task", "is_pattern"]
+__all__ = [
+    "Match",
+    "TASKS",
+    "Task",
+    "canonical_finding",
+    "escape_wildcards",
+    "fold_label",
+    "fold_text",
+    "get_task",
+    "is_pattern",
+]
 
 # The spellings of findings in data sets, compared by `fold_label`: "Covid_19" and "COVID 19" need no entry.
 SPELLINGS = {
@@ -63,6 +73,11 @@ def fold_label(text: object) -> str:
 def is_pattern(text: str) -> bool:
     """Return whether a text has a wildcard, `*` or `?`, outside of brackets."""
     return any(match[2] for match in _WILDCARDS.finditer(text))
+
+
+def escape_wildcards(text: str) -> str:
+    """Return the pattern that matches a text only: `[?]` for `?`, `[*]` for `*`."""
+    return re.sub(r"([*?])", r"[\1]", text)
 
 
 def _plain(text: object) -> str:
@@ -222,8 +237,8 @@ class Task:
             UsageError: Two patterns give the finding different classes.
         """
         named = self._by_finding.get(_usual(finding))
-        if named is not None:
-            return named
+        if named is not None or not finding.strip():  # no pattern stands for an empty label
+            return named or Match()
         forms = (_plain(finding), fold_label(finding))
         matching = {
             pattern: self.patterns[pattern]
