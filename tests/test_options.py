@@ -242,6 +242,10 @@ FAULTS = [
     ("negatives_per_positive", "0"),
     ("split", "hospital"),
     ("on_problem", "ignore"),
+    ("classes", " "),
+    ("label_columns", ","),
+    ("uncertain", "maybe"),
+    ("readers", "vote"),
 ]
 
 

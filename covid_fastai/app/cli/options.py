@@ -74,7 +74,7 @@ def _check_option(kind: Any) -> Callable:
         if value is None or ctx.resilient_parsing:
             return value
         if param.name in REPEATABLE:
-            return parse_option(str(param.name), value, kind) if value else None
+            return value if parse_option(str(param.name), value, kind) else None  # typer keeps a list only
         if isinstance(value, (list, tuple)):
             return [parse_option(str(param.name), text, kind) for text in value]
         return parse_option(str(param.name), value, kind)
