@@ -328,8 +328,8 @@ def note_labels(
         label_columns: The columns with one finding each, None for none.
         uncertain: What -1 and blank mean.
     """
-    other = table.loc[(table["label"] == "") & (table["note"] == task.others), "finding"] if task.others else []
-    if len(other):
+    other = table.loc[(table["label"] == "") & (table["note"] == task.others), "finding"]
+    if task.others and len(other):
         rest = _option(OTHERS, task.classes[0], pattern=True)
         reason = f"{len(other)} rows are excluded: {task.others} ({_count(other)})"
         problems.add("other_finding", severity="note", reason=reason, remedy=f"{rest} makes them {task.classes[0]!r}.")
