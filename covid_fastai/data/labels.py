@@ -214,7 +214,9 @@ def _usual(label: str) -> str:
 
 def _without_numbers(label: str, match: Match, task: Task) -> Match:
     """Return no match for a number that would be excluded as any other finding: it can be a grade or a code."""
-    return Match() if match.rank == 1 and match.reason == task.others and _NUMBER.fullmatch(label) else match
+    if match.rank == 1 and match.reason == task.others and _NUMBER.fullmatch(label):  # guard: grades
+        return Match()
+    return match
 
 
 def combine(matches: Mapping[str, Match], *, finding: str, unsure: Mapping[str, Match] | None = None) -> Meaning:
