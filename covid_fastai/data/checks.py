@@ -97,9 +97,8 @@ class RowChecker:
             if fault is not None:
                 kind, reason, remedy = fault
                 # in an excluded row a missing file is only a warning; all other faults remain errors
-                self.report(
-                    index, kind, severity="" if kind == "missing_file" else "error", reason=reason, remedy=remedy
-                )
+                severity = "" if kind in ("missing_file", "ambiguous_file") else "error"
+                self.report(index, kind, severity=severity, reason=reason, remedy=remedy)
                 self._unopened.add(index)
 
     def check_repeats(self) -> None:
@@ -240,8 +239,11 @@ def _file_fault(path: str, nearby: NearbyFiles) -> tuple[str, str, str] | None:
     except (FileNotFoundError, NotADirectoryError):
         if link := _broken_link(path):  # guard: broken_link
             return "missing_file", f"{link} is a link to {os.readlink(link)}, which does not exist", _link_remedy(link)
-        suggestion = nearby.find(path)  # guard: missing
-        remedy = f"Did you mean {suggestion}?" if suggestion else "Add the file, correct its name, or give image_root."
+        files = nearby.find_all(path)
+        if len(files) > 1:  # guard: ambiguous
+            reason = f"{len(files)} files have its name: {' and '.join(files[:3])}"
+            return "ambiguous_file", reason, "Write the folder before the name, or give image_root one of the folders."
+        remedy = nearby.remedy(path)  # guard: missing
         return "missing_file", "there is no such file", remedy
     except OSError as error:  # no permission, a loop of links, a name too long
         return "missing_file", error.strerror or str(error), "Check the name and the permissions."

@@ -15,6 +15,7 @@ import pandas as pd
 from covid_fastai.data.archives import check_not_archive, is_archive_name, unpack_command
 from covid_fastai.data.class_folders import ClassFolder, find_class_folders, nearby_class_folders, read_class_folders
 from covid_fastai.data.columns import ROLES, choose_columns
+from covid_fastai.data.file_locations import LocatedFiles, locate_files
 from covid_fastai.data.image_files import IMAGE_SUFFIXES, is_visible, scan_folder
 from covid_fastai.data.problems import ProblemLog, printable
 from covid_fastai.data.split_names import SPLITS
@@ -83,7 +84,7 @@ def read_rows(
         UsageError: `data` has another type, or an option does not apply to it.
     """
     if isinstance(data, pd.DataFrame):
-        return _from_frame(data, columns=columns, label_columns=label_columns, image_root=image_root)
+        return _from_frame(data, columns=columns, label_columns=label_columns, image_root=image_root, problems=problems)
     path = find_data(data)
     if path.is_dir():
         csv = _coronahack_csv(path)
@@ -98,7 +99,9 @@ def read_rows(
     table = read_table(path, encoding=encoding, known=known, problems=problems)
     if table.empty and not problems.rows:
         raise DataError(f"{path} has a header and no rows.", hint="Give one line per image.")
-    return _from_table(table, path=path, columns=columns, label_columns=label_columns, image_root=image_root)
+    return _from_table(
+        table, path=path, columns=columns, label_columns=label_columns, image_root=image_root, problems=problems
+    )
 
 
 def find_data(data: str | os.PathLike) -> Path:
@@ -149,6 +152,7 @@ def _from_table(
     columns: Mapping[str, str | None],
     label_columns: Sequence[str] | None,
     image_root: str | Path | None,
+    problems: ProblemLog,
 ) -> Rows:
     coronahack = all(name in table for name in CORONAHACK_COLUMNS)
     coronahack = coronahack and columns["path"] is None and columns["label"] is None and not label_columns
@@ -160,10 +164,12 @@ def _from_table(
         base, has_splits = _coronahack_images(base)
         folders = [SPLITS.get(fold_text(text), "") if has_splits else "" for text in rows["split"]]
         relative = [os.path.join(folder, name) for folder, name in zip(folders, rows["name"], strict=True)]
+        relative = [path if name else "" for path, name in zip(relative, rows["name"], strict=True)]
+        located = locate_files(relative, base, search=False)
     else:
-        base = base if image_root is not None else _folder_of(rows["name"], base)
-        relative = rows["name"]
-    rows["path"] = [_absolute(base, path) if name else "" for path, name in zip(relative, rows["name"], strict=True)]
+        base, located = _locate(rows["name"].tolist(), base, search_folders=image_root is None)
+    rows["path"] = located.paths
+    _note_rule(located, base, problems)
     return Rows(rows.reset_index(drop=True), _extras(table, chosen), base, str(path), coronahack, beside=path.parent)
 
 
@@ -173,6 +179,7 @@ def _from_frame(
     columns: Mapping[str, str | None],
     label_columns: Sequence[str] | None,
     image_root: str | Path | None,
+    problems: ProblemLog,
 ) -> Rows:
     if frame.empty:
         raise DataError("The table has no rows.", hint="Give one row per image.")
@@ -186,7 +193,9 @@ def _from_frame(
     chosen = _choose_columns(table, columns, label_columns, where="The table")
     rows = _role_columns(table, chosen)
     base = _existing_folder(image_root)
-    rows["path"] = [_absolute(base or Path.cwd(), name) if name else "" for name in rows["name"]]
+    located = locate_files(rows["name"].tolist(), base or Path.cwd(), search=base is not None)
+    rows["path"] = located.paths
+    _note_rule(located, base, problems)
     extras = _extras(table, chosen)
     for number, name in enumerate(table.columns):
         if name in extras:
@@ -213,11 +222,6 @@ def _choose_columns(
 def _text(value: object) -> str:
     """Return a value as text that UTF-8 can encode; invalid characters become U+FFFD, which `RowChecker` rejects."""
     return str(value).encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-
-
-def _absolute(base: Path, name: str) -> str:
-    """Return a file's absolute, normalised path: `a.png` and `./a.png` are the same file."""
-    return os.path.normpath(os.path.join(base, name))  # guard: one_spelling
 
 
 def _role_columns(table: pd.DataFrame, chosen: Mapping[str, str | None]) -> pd.DataFrame:
@@ -258,7 +262,26 @@ def _coronahack_images(folder: Path) -> tuple[Path, bool]:
     return next((base for base in (outer / CORONAHACK_IMAGES, outer) if base.is_dir()), folder), False
 
 
-def _folder_of(names: pd.Series, base: Path) -> Path:
+def _locate(names: list[str], base: Path, *, search_folders: bool) -> tuple[Path, LocatedFiles]:
+    """Return the files of a table, and the folder that contains them: the CSV's or the only one in it that has all."""
+    folder = _folder_of(names, base) if search_folders else base
+    if folder != base:
+        located = locate_files(names, folder, search=False)
+        if not located.missing:
+            logger.info("Images found in %s.", folder)
+            return folder, located
+    return base, locate_files(names, base, search=True)
+
+
+def _note_rule(located: LocatedFiles, base: Path | None, problems: ProblemLog) -> None:
+    """Record and log the rule by which files were found that are not where the table says."""
+    if located.rule:
+        logger.info("%s.", located.rule)
+        remedy = "Nothing, if the example is right."
+        problems.add("found_by_rule", path=str(base or ""), severity="note", reason=located.rule, remedy=remedy)
+
+
+def _folder_of(names: list[str], base: Path) -> Path:
     """Return the folder that file names are relative to: the CSV's folder, or the only folder in it with the files."""
     sample = [name for name in names if name][:20]
 
@@ -268,10 +291,7 @@ def _folder_of(names: pd.Series, base: Path) -> Path:
     if not sample or count_files(base):
         return base
     matches = [child for child in sorted(base.iterdir()) if child.is_dir() and count_files(child) * 2 >= len(sample)]
-    if len(matches) == 1:
-        logger.info("Images found in %s.", matches[0])
-        return matches[0]
-    return base
+    return matches[0] if len(matches) == 1 else base
 
 
 def _existing_folder(folder: str | Path | None) -> Path | None:

@@ -3,72 +3,57 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from pathlib import Path
 
-__all__ = ["NearbyFiles"]
+from covid_fastai.data.archives import unpack_command
+from covid_fastai.data.file_locations import FileIndex, FolderNames, contradict, is_foreign
 
-LISTED = 200_000  # file names; limits the search if the root is, by mistake, a whole disk
+__all__ = ["NearbyFiles"]
 
 
 class NearbyFiles:
     """Find the file that a missing path may mean: the same name with another case, Unicode form, suffix or folder.
 
-    A name that is only similar is never suggested, because it may belong to another patient. Each folder is listed
-    once, at its first use.
+    A name that is only similar is never suggested, because it may belong to another patient. The root is listed once,
+    at the first path that its own folder does not explain.
 
     Args:
         root: The folder that is searched for the name, at any depth; None for no such search.
     """
 
     def __init__(self, root: str | Path | None):
-        self._root = root
-        self._folders: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
-        self._below: dict[str, str] | None = None
+        self._root = None if root is None else os.fspath(root)
+        self._index = FileIndex(root)
+        self._names = FolderNames()
 
     def find(self, path: str) -> str:
         """Return the suggested path; `""` if no file or several files match."""
+        files = self.find_all(path)
+        return files[0] if len(files) == 1 else ""
+
+    def find_all(self, path: str) -> list[str]:
+        """Return the files that a missing path may mean; several if the path does not say which."""
         folder, name = os.path.split(path)
         parent, split = os.path.split(folder)
         other_split = {"train": "test", "test": "train"}.get(split)
-        for candidate in [folder, *([os.path.join(parent, other_split)] if other_split else [])]:
-            if match := self._match_case_or_suffix(name, candidate):
-                return os.path.join(candidate, match)
+        for place in [folder, *([os.path.join(parent, other_split)] if other_split else [])]:
+            if match := self._names.match(os.path.join(place, name), any_suffix=True):
+                return [match.path]
         unix = path.replace("\\", "/")
         if unix != path and os.path.isfile(unix):
-            return unix
-        return self._match_below_root(os.path.basename(unix))
+            return [unix]
+        inside = self._root is not None and path.startswith(os.path.join(self._root, ""))
+        relative = path[len(os.path.join(str(self._root), "")) :] if inside else path
+        matches = self._index.closest(relative) or self._index.other_suffix(relative)
+        matches = [match for match in matches if not contradict(match.dropped, match.added)]
+        if len(matches) > 1 and any(match.dropped for match in matches) and not is_foreign(relative):
+            return []  # files of this name in other folders than the stated one
+        return [match.path for match in matches]
 
-    def _match_case_or_suffix(self, name: str, folder: str) -> str:
-        names, stems = self._names(folder)
-        folded = _fold(name)
-        return names.get(folded) or stems.get(os.path.splitext(folded)[0], "")
-
-    def _match_below_root(self, name: str) -> str:
-        """Return the only file of that name below the root; its suffix may differ."""
-        if self._below is None:
-            self._below = {}
-            for folder, _, names in os.walk(self._root) if self._root is not None else ():
-                for known in names:
-                    for key in {_fold(known), os.path.splitext(_fold(known))[0]}:
-                        path = os.path.join(folder, known)
-                        self._below[key] = path if self._below.get(key, path) == path else ""  # "": several files
-                if len(self._below) > LISTED:
-                    break
-        folded = _fold(name)
-        return self._below.get(folded) or self._below.get(os.path.splitext(folded)[0], "")
-
-    def _names(self, folder: str) -> tuple[dict[str, str], dict[str, str]]:
-        """Return the file names of a folder by their folded name, and by the folded name without suffix."""
-        if folder not in self._folders:
-            try:
-                names = {_fold(name): name for name in os.listdir(folder)}
-            except OSError:
-                names = {}
-            self._folders[folder] = names, {os.path.splitext(folded)[0]: name for folded, name in names.items()}
-        return self._folders[folder]
-
-
-def _fold(name: str) -> str:
-    """Return a file name in the form for comparison: case-folded and in Unicode NFC."""
-    return unicodedata.normalize("NFC", name).casefold()
+    def remedy(self, path: str) -> str:
+        """Return what to do about a missing path."""
+        if suggestion := self.find(path):
+            return f"Did you mean {suggestion}?"
+        if archive := self._index.archive():
+            return f"If it is in {os.path.basename(archive)}, unpack that: {unpack_command(archive)}"
+        return "Add the file, correct its name, or give image_root."

@@ -445,7 +445,7 @@ def faulty(tmp_path_factory) -> Path:
     (root / "page.jpg").write_text("<!DOCTYPE html><html><body>404 Not Found</body></html>")
     deep = np.asarray(picture(21), dtype=np.uint16) * 257
     Image.fromarray(deep).save(root / "deep.png")
-    lines = ["a.png,Normal", "cut.jpg,Normal", "page.jpg,COVID-19", "D.PNG,Normal", "label.png,Normall"]
+    lines = ["a.png,Normal", "cut.jpg,Normal", "page.jpg,COVID-19", "d.jpg,Normal", "label.png,Normall"]
     lines += ["deep.png,COVID-19", "b.png,COVID-19", "c.png,Normal"]
     return write_csv(root, "image,label", *lines)
 
@@ -453,23 +453,23 @@ def faulty(tmp_path_factory) -> Path:
 def test_all_faults_are_in_one_error(faulty):
     error = faults(faulty)
     found = {os.path.basename(row["path"]): row for row in error.details}
-    assert set(found) == {"cut.jpg", "page.jpg", "D.PNG", "label.png"}
+    assert set(found) == {"cut.jpg", "page.jpg", "d.jpg", "label.png"}
     assert {name: row["row"] for name, row in found.items()} == {
         "cut.jpg": 3,
         "page.jpg": 4,
-        "D.PNG": 5,
+        "d.jpg": 5,
         "label.png": 6,
     }
     assert {name: row["kind"] for name, row in found.items()} == {
         "cut.jpg": "unreadable",
         "page.jpg": "unreadable",
-        "D.PNG": "missing_file",
+        "d.jpg": "missing_file",
         "label.png": "unknown_label",
     }
     assert all(set(row) == set(PROBLEM_COLUMNS) and row["severity"] == "error" for row in error.details)
     assert all(row["reason"] and row["remedy"] for row in error.details)
     assert "HTML" in found["page.jpg"]["reason"]
-    assert found["D.PNG"]["remedy"] == f"Did you mean {faulty.parent / 'd.png'}?"
+    assert found["d.jpg"]["remedy"] == f"Did you mean {faulty.parent / 'd.png'}?"
     assert "'Normall'" in found["label.png"]["reason"] and "'Normal'?" in found["label.png"]["remedy"]
     assert [row["row"] for row in error.details] == [3, 4, 5, 6]
     assert "4 faults" in error.message and all(f"line {row['row']}, " in error.message for row in error.details)
@@ -480,7 +480,7 @@ def test_faulty_rows_can_be_left_out_and_are_listed(faulty):
     cohort = read_cohort(faulty, on_problem="skip")
     assert names(cohort) == ["a.png", "deep.png", "b.png", "c.png"]
     listed = [os.path.basename(row["path"]) for row in cohort.facts.problems if row["severity"] == "error"]
-    assert sorted(listed) == ["D.PNG", "cut.jpg", "label.png", "page.jpg"]
+    assert sorted(listed) == ["cut.jpg", "d.jpg", "label.png", "page.jpg"]
 
 
 def test_the_16_bit_image_opens_right(faulty):
