@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.stats import norm
 
+from benchmarks import coverage
 from benchmarks.measuring import compare, data_folder, fresh_cache
 from benchmarks.recording import as_brief, as_markdown, write_results
 
@@ -80,3 +83,24 @@ def test_the_readme_and_results_show_the_measurements():
     table = pd.read_csv(root / "benchmarks" / "results.csv")
     assert as_brief(table) in (root / "README.md").read_text(encoding="utf-8")
     assert as_markdown(table) == (root / "benchmarks" / "results.md").read_text(encoding="utf-8")
+
+
+def test_coverage_is_simulated_in_blocks_and_continued(tmp_path, monkeypatch):
+    monkeypatch.setattr(coverage, "BLOCK", 5)
+    monkeypatch.setattr(coverage, "LARGE", 20_000)
+    cells = [(40, 0.5, 0.9, 1.0)]
+    first = coverage.run(tmp_path / "coverage.csv", draws=5, cells=cells)
+    assert set(first["block"]) == {0} and (first["covered"] + first["too_low"] + first["too_high"] == 5).all()
+    both = coverage.run(tmp_path / "coverage.csv", draws=10, cells=cells)
+    pd.testing.assert_frame_equal(both[both["block"] == 0].reset_index(drop=True), first)
+    table = coverage.summarise(both).set_index("metric")
+    assert (table["draws"] == 10).all() and {"auc", "difference of brier", "net benefit, gain"} <= set(table.index)
+    text = coverage.as_markdown(table.reset_index())
+    assert "| balanced accuracy |" in text and "## Cells outside of the target" in text
+
+
+def test_the_true_values_of_the_coverage_are_those_of_two_normal_distributions():
+    truth = coverage.true_values(0.5, 0.9, 1.0)
+    assert truth["auc"] == pytest.approx(0.9, abs=0.003)
+    # the threshold 0.5 lies in the middle of two distributions sqrt(2) Phi^-1(0.9) apart
+    assert truth["sensitivity"] == pytest.approx(norm.cdf(norm.ppf(0.9) / math.sqrt(2)), abs=0.004)

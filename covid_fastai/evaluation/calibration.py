@@ -15,7 +15,8 @@ from scipy.optimize import minimize_scalar
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.bootstrap import BINS, cross_fit_folds, equal_mass_bins, resample_patients
 from covid_fastai.evaluation.formatting import ResultDisplay, format_estimate
-from covid_fastai.evaluation.intervals import percentile_interval, wilson
+from covid_fastai.evaluation.intervals import wilson
+from covid_fastai.evaluation.metric_intervals import difference_interval
 from covid_fastai.evaluation.metrics import Evaluation, as_evaluation, evaluate, score_units
 from covid_fastai.evaluation.prediction_table import (
     PROBABILITY,
@@ -25,7 +26,6 @@ from covid_fastai.evaluation.prediction_table import (
 )
 from covid_fastai.evaluation.weighted_metrics import (
     SMALLEST_P,
-    compute_in_blocks,
     list_weighted_metrics,
     probability_and_outcome,
 )
@@ -273,7 +273,7 @@ def plot_reliability(source: Calibration | Evaluation | pd.DataFrame | str | Pat
 
 
 def _compare_metrics(before: Evaluation, after: Evaluation, *, n_resamples: int, seed: int) -> list[dict[str, Any]]:
-    """Return the rows of `Calibration.table`; differences are taken within each bootstrap resample."""
+    """Return the rows of `Calibration.table`; differences are of the same patients."""
     rows = []
     tables = [score_units(result.predictions, positive=result.positive).table for result in (before, after)]
     weights = resample_patients(tables[0]["patient"], tables[0]["label"], n_resamples=n_resamples, seed=seed)
@@ -284,11 +284,10 @@ def _compare_metrics(before: Evaluation, after: Evaluation, *, n_resamples: int,
     for name in METRICS:
         for when, result in (("before", before), ("after", after)):
             rows.append({**result.row(name), "when": when})
-        resampled_before = compute_in_blocks(metrics_before[name].compute, weights)
-        resampled_after = compute_in_blocks(metrics_after[name].compute, weights)
-        low, high = percentile_interval(resampled_after - resampled_before)
-        value = after.value(name) - before.value(name)
-        rows.append({**rows[-1], "when": "difference", "value": value, "low": low, "high": high, "method": "bootstrap"})
+        values = before.value(name), after.value(name)
+        low, high, method = difference_interval(metrics_after[name], metrics_before[name], values, None, weights)
+        bounds = {"value": values[1] - values[0], "low": low, "high": high}
+        rows.append({**rows[-1], "when": "difference", **bounds, "method": method})
     return rows
 
 

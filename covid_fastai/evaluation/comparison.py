@@ -26,7 +26,8 @@ from covid_fastai.evaluation.formatting import (
     format_metric_name,
     format_p_value,
 )
-from covid_fastai.evaluation.intervals import Z, auc_difference, newcombe_difference, percentile_interval, wilson
+from covid_fastai.evaluation.intervals import Z, wilson
+from covid_fastai.evaluation.metric_intervals import difference_interval
 from covid_fastai.evaluation.metrics import Evaluation, evaluate, score_units
 from covid_fastai.evaluation.pairing import PairedPredictions, pair_predictions
 from covid_fastai.evaluation.prediction_table import PROBABILITY
@@ -161,10 +162,10 @@ def compare(
 
     Each model is compared with the first. The intervals are of the differences on the same patients, since the overlap
     of two models' intervals is not a test. The interval of an AUC difference uses DeLong's covariance
-    (`auc_difference`), that of a difference of proportions Newcombe's method 10, and those of other metrics the same
-    bootstrap resamples for all models. If the models were trained on the same folds, the corrected resampled t-test
-    (Nadeau and Bengio, Machine Learning 2003) also accounts for the choice of the training set. Intervals are not
-    corrected for the number of comparisons.
+    (`auc_difference`), that of a difference of proportions Newcombe's method 10, and those of other metrics combine the
+    intervals of both models with their correlation. If the models were trained on the same folds, the corrected
+    resampled t-test (Nadeau and Bengio, Machine Learning 2003) also accounts for the choice of the training set.
+    Intervals are not corrected for the number of comparisons.
 
     Args:
         *models: Tables or CSV files that `read_predictions` accepts, runs or their folders (their held-out patients).
@@ -203,8 +204,9 @@ def compare(
         units[name] = score_units(table, positive=evaluations[name].positive, threshold=value).table
     reference, *others = paired.tables
     result, reference_units = evaluations[reference], units[reference]
-    patients = reference_units["patient"]
-    weights = resample_patients(patients, reference_units["label"], n_resamples=n_resamples, seed=seed)
+    weights = resample_patients(
+        reference_units["patient"], reference_units["label"], n_resamples=n_resamples, seed=seed
+    )
     metrics = {name: list_weighted_metrics(table, result.classes, result.positive) for name, table in units.items()}
     resampled = [compute_in_blocks(metric.compute, weights) for metric in metrics[reference]]
     rows, tests, agreement = [], [], []
@@ -212,7 +214,7 @@ def compare(
         for metric, reference_metric, reference_resampled in zip(
             metrics[name], metrics[reference], resampled, strict=True
         ):
-            row = _difference_row(metric, reference_metric, reference_resampled, patients.to_numpy(), weights)
+            row = _difference_row(metric, reference_metric, reference_resampled, weights)
             rows.append({"model": name, **row})
         agreement.append({"model": name, **measure_agreement(reference_units, units[name], result.classes)})
         tests += [{"model": name, **row} for row in _test_folds(paired, reference, name, evaluations, thresholds)]
@@ -296,7 +298,6 @@ def _difference_row(
     metric: WeightedMetric,
     reference: WeightedMetric,
     reference_resampled: np.ndarray,
-    patients: np.ndarray,
     weights: np.ndarray,
 ) -> dict[str, Any]:
     """Return a row of `Comparison.table`: the difference with the interval that suits its metric.
@@ -305,28 +306,18 @@ def _difference_row(
         metric: The metric of the model.
         reference: The same metric of the reference.
         reference_resampled: The metric of the reference in each bootstrap resample, `(d,)`.
-        patients: The patient of each unit, `(n,)`.
         weights: How often each unit is in each resample, `(d, n)`.
     """
-    equal_weights = np.ones((1, len(patients)))  # the data themselves: each unit once
+    equal_weights = np.ones((1, weights.shape[1]))  # the data themselves: each unit once
     n = int(metric.included.sum())
     values = [float(each.compute(equal_weights)[0]) if n else math.nan for each in (reference, metric)]
     difference, low, high = values[1] - values[0], math.nan, math.nan
     if n == 0 or not math.isfinite(difference):
         method = "no unit of some class"
-    elif metric.hit is not None and reference.hit is not None:
-        low, high = newcombe_difference(metric.hit[metric.included], reference.hit[metric.included])
-        method = "Newcombe, paired"
-    elif metric.of_class is not None and metric.scores is not None and reference.scores is not None:
-        low, high, method = auc_difference(metric.scores, reference.scores, metric.of_class, patients)
     else:
-        resampled = compute_in_blocks(metric.compute, weights) - reference_resampled
-        resampled, method = resampled[np.isfinite(resampled)], "bootstrap, paired"
-        if len(resampled) and np.ptp(resampled) > 1e-9:  # differences up to this are a float's rounding
-            low, high = percentile_interval(resampled)
-            low, high = min(low, difference), max(high, difference)
-        else:
-            method = "all resamples equal"
+        low, high, method = difference_interval(
+            metric, reference, (values[0], values[1]), None, weights, reference_resampled=reference_resampled
+        )
     row = (metric.metric, metric.of, *values, difference, low, high, n, "patient", method)
     return dict(zip(COLUMNS[1:], row, strict=True))
 

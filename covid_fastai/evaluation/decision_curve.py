@@ -18,7 +18,7 @@ from covid_fastai.evaluation.thresholds import OperatingPoint, positive_scores
 from covid_fastai.options import OpenFraction, check_option, checked
 from covid_fastai.plotting import class_colours, draw_band
 
-__all__ = ["decision_curve", "plot_decision_curve", "predictive_values"]
+__all__ = ["decision_curve", "net_benefit", "plot_decision_curve", "predictive_values"]
 
 GRID = tuple(np.round(np.arange(0.01, 1.0, 0.01), 2).tolist())
 
@@ -114,9 +114,10 @@ def decision_curve(
     thresholds where its net benefit exceeds that of acting on all patients, and 0, that of acting on none. The
     probabilities need to be calibrated; see `calibrate`.
 
-    The interval combines the Wilson intervals of true and false positive rate (method of variance estimates recovery;
-    Zou, Huang and Zhang, Computational Statistics & Data Analysis 2009). Unlike a bootstrap interval it has a width if
-    a rate is 0 or 1.
+    The interval combines two Wilson intervals (method of variance estimates recovery; Zou, Huang and Zhang,
+    Computational Statistics & Data Analysis 2009), so that it has a width if a rate is 0 or 1. At a given prevalence
+    they are those of the true and of the false positive rate. With the prevalence of the data, which is an estimate
+    too, they are those of the fractions of true and of false positives among all patients, which are correlated.
 
     Args:
         predictions: What `predict` returned, or any table or CSV that `read_predictions` accepts.
@@ -126,7 +127,7 @@ def decision_curve(
         positive: The positive class; None for the last of two.
 
     Returns:
-        One row per threshold: `threshold`, `net_benefit` with `low` and `high` (95%, given the prevalence),
+        One row per threshold: `threshold`, `net_benefit` with `low` and `high` (95%),
         `treat_all`, `treat_none`, and `gain` (over the better of these two) with `gain_low` and `gain_high`. The
         columns `positive`, `prevalence` and `n` (patients) are the same in each row.
 
@@ -151,21 +152,50 @@ def decision_curve(
             f"Net benefit needs patients of {positive} and other classes; all {len(units)} are of one kind.",
             hint="Give labelled predictions of both.",
         )
-    prevalence = float(of_class.mean()) if prevalence is None else float(prevalence)
     grid = np.sort(np.asarray(thresholds, dtype=float))
-    acted_on = units["score"].to_numpy()[:, None] >= grid
-    true_rate, true_low, true_high = _rates_with_bounds(acted_on[of_class])
-    false_rate, false_low, false_high = _rates_with_bounds(acted_on[~of_class])
-    cost = (1 - prevalence) * grid / (1 - grid)  # of a false positive rate of 1
-    value, treat_all = prevalence * true_rate - cost * false_rate, prevalence - cost
-    # the bounds of a difference of independent rates: root of the sum of squared distances to their own bounds
-    low = value - np.hypot(prevalence * (true_rate - true_low), cost * (false_high - false_rate))
-    high = value + np.hypot(prevalence * (true_high - true_rate), cost * (false_rate - false_low))
-    best = np.maximum(treat_all, 0)
-    curve = pd.DataFrame({"threshold": grid, "net_benefit": value, "low": low, "high": high})
-    curve = curve.assign(treat_all=treat_all, treat_none=0.0)
-    curve = curve.assign(gain=value - best, gain_low=low - best, gain_high=high - best)
+    curve = net_benefit(units["score"].to_numpy(), of_class, grid, prevalence)
+    prevalence = float(of_class.mean()) if prevalence is None else float(prevalence)
     return curve.assign(positive=positive, prevalence=prevalence, n=len(units))
+
+
+def net_benefit(
+    scores: np.ndarray, of_class: np.ndarray, thresholds: np.ndarray, prevalence: float | None
+) -> pd.DataFrame:
+    """Compute the net benefit at each threshold, and its gain over acting on all patients or on none.
+
+    Args:
+        scores: The probability of the class, `(n,)`.
+        of_class: Whether each patient is of the class, bool `(n,)`; one or more of each kind.
+        thresholds: Lowest probabilities to act on, `(thresholds,)`.
+        prevalence: As in `decision_curve`.
+
+    Returns:
+        As `decision_curve`, without `positive`, `prevalence` and `n`.
+    """
+    acted_on = scores[:, None] >= thresholds
+    odds = thresholds / (1 - thresholds)  # the harm of a false positive in units of the benefit of a true positive
+    if prevalence is None:
+        prevalence = float(of_class.mean())
+        value, low, high = _difference_of_fractions(acted_on & of_class[:, None], acted_on & ~of_class[:, None], odds)
+        # acting on all minus the model: its false negatives count 1, its true negatives minus the odds
+        missed, spared = ~acted_on & of_class[:, None], ~acted_on & ~of_class[:, None]
+        loss, loss_low, loss_high = _difference_of_fractions(missed, spared, odds)
+    else:
+        prevalence = float(prevalence)
+        cost = (1 - prevalence) * odds  # of a false positive rate of 1
+        true_rate, true_low, true_high = _rates_with_bounds(acted_on[of_class])
+        false_rate, false_low, false_high = _rates_with_bounds(acted_on[~of_class])
+        value = prevalence * true_rate - cost * false_rate
+        # the bounds of a difference of independent rates: root of the sum of squared distances to their own bounds
+        low = value - np.hypot(prevalence * (true_rate - true_low), cost * (false_high - false_rate))
+        high = value + np.hypot(prevalence * (true_high - true_rate), cost * (false_rate - false_low))
+        loss, loss_low, loss_high = (prevalence - cost - each for each in (value, high, low))
+    treat_all = prevalence - (1 - prevalence) * odds
+    curve = pd.DataFrame({"threshold": thresholds, "net_benefit": value, "low": low, "high": high})
+    curve = curve.assign(treat_all=treat_all, treat_none=0.0)
+    is_all = treat_all > 0  # the better of acting on all and acting on none
+    gain = {"gain": (value, -loss), "gain_low": (low, -loss_high), "gain_high": (high, -loss_low)}
+    return curve.assign(**{name: np.where(is_all, over_all, over_none) for name, (over_none, over_all) in gain.items()})
 
 
 def plot_decision_curve(curves: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Figure:
@@ -216,6 +246,26 @@ def _rates_with_bounds(acted_on: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
     rates = acted_on.mean(axis=0)
     low, high = np.transpose([wilson(rate, len(acted_on)) for rate in rates])
     return rates, low, high
+
+
+def _difference_of_fractions(
+    first: np.ndarray, second: np.ndarray, factor: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the fraction of one kind of patients minus a factor times that of another kind, with its bounds.
+
+    Args:
+        first: Whether each patient is of one kind at each threshold, bool `(n, thresholds)`.
+        second: Whether each patient is of the other kind; nobody is of both.
+        factor: The factor of the second fraction at each threshold, `(thresholds,)`.
+    """
+    (p, p_low, p_high), (q, q_low, q_high) = _rates_with_bounds(first), _rates_with_bounds(second)
+    # the counts are multinomial: a patient of one kind is not of the other
+    product = np.maximum((1 - p) * (1 - q), 1e-12)
+    correlation = np.where((p < 1) & (q < 1), -np.sqrt(p * q / product), 0.0).clip(-1, 0)
+    distances = ((p - p_low, factor * (q_high - q)), (p_high - p, factor * (q - q_low)))
+    reach = [np.sqrt(np.maximum(a**2 + b**2 - 2 * correlation * a * b, 0)) for a, b in distances]
+    value = p - factor * q
+    return value, value - reach[0], value + reach[1]
 
 
 def _predictive_value(odds: float, metric: str) -> float:

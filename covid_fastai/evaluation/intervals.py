@@ -20,6 +20,7 @@ __all__ = [
     "newcombe_difference",
     "percentile_interval",
     "ratio_interval",
+    "recover_difference",
     "wilson",
 ]
 
@@ -190,7 +191,7 @@ def auc_difference(
     correlation = min(max(float(covariance[0, 1]) / scale, -1.0), 1.0) if scale > 0 else 0.0
     first_low, first_high, _ = auc_interval(first, of_class, clusters)
     second_low, second_high, _ = auc_interval(second, of_class, clusters)
-    below, above = _recover_difference(
+    below, above = recover_difference(
         (first_area - first_low, first_high - first_area),
         (second_area - second_low, second_high - second_area),
         correlation,
@@ -249,7 +250,7 @@ def newcombe_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, f
     corrected = max(determinant - n / 2, 0.0) if determinant > 0 else determinant
     phi = corrected / math.sqrt(margins) if margins > 0 else 0.0
     (p_low, p_high), (q_low, q_high) = wilson(p, n), wilson(q, n)
-    below, above = _recover_difference((p - p_low, p_high - p), (q - q_low, q_high - q), phi)
+    below, above = recover_difference((p - p_low, p_high - p), (q - q_low, q_high - q), phi)
     return p - q - below, p - q + above
 
 
@@ -306,7 +307,7 @@ def percentile_interval(resampled: np.ndarray | Sequence[float]) -> tuple[float,
     return float(low), float(high)
 
 
-def _recover_difference(
+def recover_difference(
     first: tuple[float, float], second: tuple[float, float], correlation: float
 ) -> tuple[float, float]:
     """Return how far the interval of a difference extends below and above it (MOVER; Zou and Donner 2008).

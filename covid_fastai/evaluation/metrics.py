@@ -15,13 +15,7 @@ from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.bootstrap import resample_patients
 from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric, format_metric_name
-from covid_fastai.evaluation.intervals import (
-    auc_interval,
-    calibration_interval,
-    clustered_proportion,
-    percentile_interval,
-    wilson,
-)
+from covid_fastai.evaluation.metric_intervals import metric_interval
 from covid_fastai.evaluation.prediction_table import (
     PROBABILITY,
     choose_positive,
@@ -33,7 +27,6 @@ from covid_fastai.evaluation.weighted_metrics import (
     LOWER_IS_BETTER,
     SMALLEST_P,
     WeightedMetric,
-    compute_in_blocks,
     list_weighted_metrics,
 )
 from covid_fastai.notices import RESEARCH_USE
@@ -174,10 +167,13 @@ def evaluate(
     """Evaluate a predictions table and return every metric with its n and 95% interval.
 
     The probabilities of a patient are the mean over their images; a patient with images of two classes counts once in
-    each. Proportions of patients (accuracy, sensitivity, specificity) have Wilson's score interval (JASA 1927). The AUC
-    has DeLong's interval on the scale of log odds, and the calibration error one by test inversion. The other metrics
-    have bootstrap percentiles; the bootstrap resamples patients class by class, with all their images. If all resamples
-    give the same value, as with an average precision of 1, the bound is Wilson's with the n of the smallest class.
+    each. Proportions of patients (accuracy, sensitivity, specificity) have Wilson's score interval (JASA 1927), and F1
+    is a function of such a proportion. The AUC has DeLong's interval on the scale of log odds, the average precision
+    Boyd's, and the Brier score and log loss Student's t on the log scale. Balanced accuracy and means over classes
+    combine the intervals of the classes. The interval of the calibration error inverts a test. If images are counted,
+    the patients are clusters: proportions, AUC and losses have a variance between patients, and the calibration error
+    that of a bootstrap which resamples patients class by class, with all their images.
+    `benchmarks/coverage.md` tells how often the intervals include the truth.
 
     Args:
         predictions: What `predict` returned, or any table or CSV that `read_predictions` accepts.
@@ -335,31 +331,7 @@ def _metric_row(metric: WeightedMetric, units: pd.DataFrame, weights: np.ndarray
         method = "no unit"
     elif not math.isfinite(value):
         method = "no unit of some class"
-    elif metric.hit is not None:
-        hit, patients = metric.hit[metric.included], units["patient"].to_numpy()[metric.included]
-        low, high = wilson(value, n) if unit == "patient" else clustered_proportion(hit, patients)
-        method = "Wilson" if unit == "patient" else "Wilson, effective n"
-    elif metric.scores is not None and metric.of_class is not None:
-        low, high, method = auc_interval(metric.scores, metric.of_class, units["patient"].to_numpy())
-    elif metric.gaps is not None:
-        gaps = metric.gaps(equal_weights)[0]
-        low, high = calibration_interval(gaps, compute_in_blocks(metric.gaps, weights))
-        method = "bootstrap, inverted"
     else:
-        low, high, method = _bootstrap_interval(metric, value, units, weights)
+        clusters = None if unit == "patient" else units["patient"].to_numpy()
+        low, high, method = metric_interval(metric, value, clusters, weights)
     return dict(zip(COLUMNS, (metric.metric, metric.of, value, low, high, n, unit, method), strict=True))
-
-
-def _bootstrap_interval(
-    metric: WeightedMetric, value: float, units: pd.DataFrame, weights: np.ndarray
-) -> tuple[float, float, str]:
-    """Return the bounds of a metric's bootstrap interval, and the name of the method."""
-    resampled = compute_in_blocks(metric.compute, weights)
-    resampled = resampled[np.isfinite(resampled)]
-    if len(resampled) and np.ptp(resampled) > 1e-9:  # differences up to this are a float's rounding
-        low, high = percentile_interval(resampled)
-        return min(low, value), max(high, value), "bootstrap"  # the interval always includes the value
-    if metric.metric not in LOWER_IS_BETTER and value in (0.0, 1.0):
-        smallest = int(units["label"].value_counts().min())
-        return *wilson(value, smallest), f"Wilson, n={smallest} (all resamples equal)"
-    return math.nan, math.nan, "all resamples equal"

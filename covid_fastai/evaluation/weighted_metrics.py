@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from covid_fastai.evaluation.bootstrap import average_precision, calibration_gaps, roc_auc
+from covid_fastai.evaluation.bootstrap import average_precision, calibration_gaps, equal_mass_bins, roc_auc
 from covid_fastai.evaluation.prediction_table import PROBABILITY
 
 __all__ = [
@@ -20,9 +20,23 @@ __all__ = [
     "probability_and_outcome",
 ]
 
+MACRO = ("auc", "average_precision", "f1")  # metrics whose mean over the classes is reported
 LOWER_IS_BETTER = {"brier", "log_loss", "ece"}
 SMALLEST_P = 1e-15  # clips log(0); close to the float64 epsilon, at which scikit-learn's log_loss clips
 BLOCK = 5_000_000  # weights processed at a time, about 200 MB with intermediate results
+
+
+@dataclass(frozen=True, eq=False)
+class Jaccard:
+    """The units of a class, or predicted as such, and those of them that are both.
+
+    Attributes:
+        hit: Whether each unit is a true positive, 0 or 1 `(n,)`.
+        included: Whether each unit is of the class or predicted as such, bool `(n,)`.
+    """
+
+    hit: np.ndarray
+    included: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +49,16 @@ class WeightedMetric:
         compute: Maps weights `(d, n)` to the metric of each resample, `(d,)`.
         included: Whether each unit counts, bool `(n,)`.
         hit: For a proportion, whether each unit is in its numerator, 0 or 1 `(n,)`; else None.
-        scores: For the AUC of one class, the score of each unit, `(n,)`; else None.
-        of_class: For the AUC of one class, whether each unit is of the class, bool `(n,)`; else None.
+        jaccard: For F1, the proportion TP / (TP + FP + FN), of which it is a function; else None.
+        parts: For a mean over classes, the metric of each class; else empty.
+        scores: For a ranking metric of one class, the score of each unit, `(n,)`; else None.
+        of_class: For a ranking metric of one class, whether each unit is of the class, bool `(n,)`; else None.
+        losses: For a mean loss, the loss of each unit if each class were the true one, `(n, classes)`; else None.
+        probabilities: For a mean loss, the probabilities of the classes, `(n, classes)`; else None.
+        truth: For a mean loss, the number of the true class of each unit, `(n,)`; else None.
         gaps: For the calibration error, maps weights `(d, n)` to the signed gap of each bin, `(d, bins)`; else None.
+        bins: For the calibration error, the number of units, the sum of the probabilities and the number of events of
+            each bin, `(bins,)` each; else None.
     """
 
     metric: str
@@ -45,9 +66,15 @@ class WeightedMetric:
     compute: Callable[[np.ndarray], np.ndarray]
     included: np.ndarray
     hit: np.ndarray | None = None
+    jaccard: Jaccard | None = None
+    parts: tuple[WeightedMetric, ...] = ()
     scores: np.ndarray | None = None
     of_class: np.ndarray | None = None
+    losses: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+    truth: np.ndarray | None = None
     gaps: Callable[[np.ndarray], np.ndarray] | None = None
+    bins: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
 
 def list_weighted_metrics(units: pd.DataFrame, classes: list[str], positive: str | None) -> list[WeightedMetric]:
@@ -65,36 +92,71 @@ def list_weighted_metrics(units: pd.DataFrame, classes: list[str], positive: str
     predicted = pd.Categorical(units["predicted"], categories=classes).codes
     p = units[[PROBABILITY + name for name in classes]].to_numpy()
     all_units = np.ones(len(truth), dtype=bool)
-    metrics = [_proportion("accuracy", "", truth == predicted, all_units)]
-    metrics.append(
-        WeightedMetric("balanced_accuracy", "", lambda w: _balanced_accuracy(w, truth, predicted), all_units)
-    )
-    by_class: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
-        "auc": lambda w, k: roc_auc(p[:, k], truth == k, w),
-        "average_precision": lambda w, k: average_precision(p[:, k], truth == k, w),
-        "f1": lambda w, k: _f1(w, truth == k, predicted == k),
-    }
-    for k in [classes.index(positive)] if positive else range(len(classes)):
-        name, of_class = classes[k], truth == k
-        metrics.append(_proportion("sensitivity", name, predicted == k, of_class))
-        metrics.append(_proportion("specificity", name, predicted != k, ~of_class))
-        for metric, compute in by_class.items():
-            ranking = {"scores": p[:, k], "of_class": of_class} if metric == "auc" else {}
-            metrics.append(WeightedMetric(metric, name, lambda w, c=compute, k=k: c(w, k), all_units, **ranking))
+    metrics = [_proportion("accuracy", "", truth == predicted, all_units), _balanced_accuracy(truth, predicted)]
+    by_class = [
+        _metrics_of_class(k, classes[k], p, truth, predicted)
+        for k in ([classes.index(positive)] if positive else range(len(classes)))
+    ]
+    metrics += [metric for of_class in by_class for metric in of_class]
     if positive is None:
-        for metric, compute in by_class.items():
-            macro = lambda w, c=compute: np.mean([c(w, k) for k in range(len(classes))], axis=0)  # noqa: E731
-            metrics.append(WeightedMetric(metric, "macro", macro, all_units))
+        for number, metric in enumerate(by_class[0]):
+            if metric.metric in MACRO:
+                metrics.append(_mean_of_classes(metric.metric, "macro", [of_class[number] for of_class in by_class]))
     # Brier score: of the positive class with two classes (0 to 1), else summed over the classes (0 to 2; Brier 1950)
-    errors = (p - np.eye(len(classes))[truth]) ** 2
-    errors = errors[:, classes.index(positive)] if positive else errors.sum(axis=1)
-    losses = -np.log(np.clip(p[np.arange(len(truth)), truth], SMALLEST_P, 1))
-    metrics.append(WeightedMetric("brier", "", lambda w: _mean(w, errors), all_units))
-    metrics.append(WeightedMetric("log_loss", "", lambda w: _mean(w, losses), all_units))
+    squares = (p[:, None, :] - np.eye(len(classes))) ** 2  # (n, true class, class)
+    errors = squares[:, :, classes.index(positive)] if positive else squares.sum(axis=2)
+    losses = -np.log(np.clip(p, SMALLEST_P, 1))
+    for metric, if_true in (("brier", errors), ("log_loss", losses)):
+        observed = if_true[np.arange(len(truth)), truth]
+        about = {"losses": if_true, "probabilities": p, "truth": truth}
+        metrics.append(WeightedMetric(metric, "", lambda w, x=observed: _mean(w, x), all_units, **about))
     probability, outcome = probability_and_outcome(units, classes, positive)
-    gaps = lambda w: calibration_gaps(probability, outcome, w)  # noqa: E731
-    metrics.append(WeightedMetric("ece", "", lambda w: np.abs(gaps(w)).sum(axis=1), all_units, gaps=gaps))
+    metrics.append(_calibration_error(probability, outcome, all_units))
     return metrics
+
+
+def _metrics_of_class(
+    k: int, name: str, p: np.ndarray, truth: np.ndarray, predicted: np.ndarray
+) -> list[WeightedMetric]:
+    """Return the metrics of one class against the others, in the order of the report."""
+    of_class, called, everyone = truth == k, predicted == k, np.ones(len(truth), dtype=bool)
+    ranking = {"scores": p[:, k], "of_class": of_class}
+    either = Jaccard((of_class & called).astype(float), of_class | called)
+    return [
+        _proportion("sensitivity", name, called, of_class),
+        _proportion("specificity", name, ~called, ~of_class),
+        WeightedMetric("auc", name, lambda w: roc_auc(p[:, k], of_class, w), everyone, **ranking),
+        WeightedMetric(
+            "average_precision", name, lambda w: average_precision(p[:, k], of_class, w), everyone, **ranking
+        ),
+        WeightedMetric("f1", name, lambda w: _f1(w, of_class, called), everyone, jaccard=either),
+    ]
+
+
+def _mean_of_classes(metric: str, of: str, parts: list[WeightedMetric]) -> WeightedMetric:
+    """Return the mean of a metric over the classes."""
+    everyone = np.ones(len(parts[0].included), dtype=bool)
+    return WeightedMetric(
+        metric, of, lambda w: np.mean([part.compute(w) for part in parts], axis=0), everyone, parts=tuple(parts)
+    )
+
+
+def _balanced_accuracy(truth: np.ndarray, predicted: np.ndarray) -> WeightedMetric:
+    """Return the mean recall over the classes in the data; NaN with one class only."""
+    present = np.unique(truth)
+    recalls = [_proportion("sensitivity", "", predicted == k, truth == k) for k in present]
+    if len(present) < 2:
+        everyone = np.ones(len(truth), dtype=bool)
+        return WeightedMetric("balanced_accuracy", "", lambda w: np.full(len(w), np.nan), everyone)
+    return _mean_of_classes("balanced_accuracy", "", recalls)
+
+
+def _calibration_error(probability: np.ndarray, outcome: np.ndarray, everyone: np.ndarray) -> WeightedMetric:
+    """Return the expected calibration error."""
+    gaps = lambda w: calibration_gaps(probability, outcome, w)  # noqa: E731
+    number = equal_mass_bins(probability) if len(probability) else np.zeros(0, dtype=int)
+    sums = (np.bincount(number).astype(float), np.bincount(number, probability), np.bincount(number, outcome))
+    return WeightedMetric("ece", "", lambda w: np.abs(gaps(w)).sum(axis=1), everyone, gaps=gaps, bins=sums)
 
 
 def probability_and_outcome(
@@ -141,15 +203,6 @@ def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the weighted mean of each resample, `(d,)`."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return weights @ values / weights.sum(axis=1)
-
-
-def _balanced_accuracy(weights: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Return the mean recall over the classes in the data, `(d,)`; NaN with one class only."""
-    present = np.unique(truth)
-    if len(present) < 2:
-        return np.full(len(weights), np.nan)
-    recalls = [_mean(weights[:, truth == k], (predicted[truth == k] == k).astype(float)) for k in present]
-    return np.mean(recalls, axis=0)
 
 
 def _f1(weights: np.ndarray, of_class: np.ndarray, predicted: np.ndarray) -> np.ndarray:

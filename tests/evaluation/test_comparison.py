@@ -113,14 +113,23 @@ def test_newcombes_published_example():
     assert newcombe_difference(first, second) == pytest.approx((0.0569, 0.3404), abs=5e-5)
 
 
-def test_the_resamples_are_paired(two):
-    """The interval of a difference is shorter than that of an unpaired difference."""
+@pytest.mark.parametrize("metric", ["brier", "log_loss", "average_precision", "f1", "ece"])
+def test_the_interval_of_a_difference_has_the_correlation_of_the_models(two, metric):
+    """It is shorter than that of two independent models, and has no width for one and the same model."""
     result = compare(*two, n_resamples=500)
-    row, result = result.row("brier"), result.evaluations
-    widths = [r.row("brier")["high"] - r.row("brier")["low"] for r in result.values()]
-    assert row["method"] == "bootstrap, paired" and row["high"] - row["low"] < math.hypot(*widths)
-    same = compare(two[0], two[0], names=["A", "B"], n_resamples=100).row("brier")
-    assert (same["difference"], same["method"]) == (0, "all resamples equal")
+    row, parts = result.row(metric), [evaluation.row(metric) for evaluation in result.evaluations.values()]
+    assert row["method"] == "recovered, paired" and row["low"] < row["difference"] < row["high"]
+    if metric != "ece":  # the calibration errors of two models may be negatively correlated
+        assert row["high"] - row["low"] < math.hypot(*(part["high"] - part["low"] for part in parts))
+    same = compare(two[0], two[0], names=["A", "B"], n_resamples=100).row(metric)
+    assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
+
+
+def test_a_difference_of_balanced_accuracies_combines_newcombes_intervals(two):
+    result = compare(*two, n_resamples=100)
+    row, parts = result.row("balanced_accuracy"), [result.row(name) for name in ("sensitivity", "specificity")]
+    below = math.hypot(*(part["difference"] - part["low"] for part in parts)) / 2
+    assert row["low"] == pytest.approx(row["difference"] - below)
 
 
 def test_agreement_equals_scikit_learns_kappa_and_statsmodels_mcnemar(two):

@@ -126,31 +126,39 @@ def test_a_given_prevalence_weights_the_classes():
     stated = decision_curve(from_counts(45, 50, 6, 50), thresholds=(0.2, 0.5), prevalence=50 / 550)
     np.testing.assert_allclose(rare["net_benefit"], stated["net_benefit"])
     np.testing.assert_allclose(rare["treat_all"], stated["treat_all"])
-    assert (rare["high"] - rare["low"] < stated["high"] - stated["low"]).all()
 
 
 def test_the_band_agrees_with_a_bootstrap_except_at_the_extremes(make_predictions):
     predictions = make_predictions(patients=600)
     units = predictions.groupby(["patient", "label"])["p_COVID-19"].mean().reset_index()
     truth, predicted = (units["label"] == "COVID-19").to_numpy(), units["p_COVID-19"].to_numpy() >= 0.5
-    rng = np.random.default_rng(0)
-    true_rates = rng.binomial(truth.sum(), predicted[truth].mean(), 20_000) / truth.sum()
-    false_rates = rng.binomial((~truth).sum(), predicted[~truth].mean(), 20_000) / (~truth).sum()
-    low, high = np.quantile(truth.mean() * true_rates - (1 - truth.mean()) * false_rates, [0.025, 0.975])
+    rng, n = np.random.default_rng(0), len(units)
+    true, false = (predicted & truth).mean(), (predicted & ~truth).mean()  # of all patients: the prevalence varies, too
+    counts = rng.multinomial(n, [true, false, 1 - true - false], size=20_000) / n
+    low, high = np.quantile(counts[:, 0] - counts[:, 1], [0.025, 0.975])
     row = decision_curve(predictions, thresholds=[0.5]).iloc[0]
     assert (row["low"], row["high"]) == pytest.approx((low, high), abs=0.006)
+    given = decision_curve(predictions, thresholds=[0.5], prevalence=float(truth.mean())).iloc[0]
+    assert given["net_benefit"] == pytest.approx(row["net_benefit"])
+    assert given["high"] - given["low"] < row["high"] - row["low"]
     perfect = decision_curve(from_counts(20, 20, 0, 20), thresholds=[0.5]).iloc[0]
     assert perfect["net_benefit"] == 0.5 and perfect["low"] < 0.42  # that of a bootstrap would be 0.5 too
 
 
-def test_intervals_of_net_benefit_cover_the_truth():
+@pytest.mark.parametrize("given", [0.5, None])
+def test_intervals_of_net_benefit_cover_the_truth(given):
+    """Given a prevalence, and with that of the data, which varies from sample to sample."""
     rng = np.random.default_rng(1)
     truth = 0.5 * 0.95 - 0.5 * 0.05 * 0.25 / 0.75
-    rows = [
-        decision_curve(from_counts(rng.binomial(30, 0.95), 30, rng.binomial(30, 0.05), 30), thresholds=[0.25]).iloc[0]
-        for _ in range(300)
-    ]
+    gain = truth - (0.5 - 0.5 * 0.25 / 0.75)
+    rows = []
+    for _ in range(300):
+        positives = 30 if given else rng.binomial(60, 0.5)
+        hits, alarms = rng.binomial(positives, 0.95), rng.binomial(60 - positives, 0.05)
+        table = from_counts(hits, positives, alarms, 60 - positives)
+        rows.append(decision_curve(table, thresholds=[0.25], prevalence=given).iloc[0])
     assert 0.91 <= np.mean([row["low"] <= truth <= row["high"] for row in rows]) <= 0.99
+    assert 0.91 <= np.mean([row["gain_low"] <= gain <= row["gain_high"] for row in rows]) <= 0.99
 
 
 def test_invalid_options_of_a_decision_curve_raise(predictions):

@@ -103,17 +103,55 @@ def test_proportions_of_patients_have_wilsons_interval(predictions):
     assert row["n"] == positive.sum() and row["method"] == "Wilson"
 
 
-def test_the_bootstrap_agrees_with_a_loop_over_resamples(predictions):
+def test_the_average_precision_has_boyds_interval(predictions):
+    """Half a positive is added; on the scale of log odds the variance is that of a proportion of the positives."""
+    row, n = evaluate(predictions).row("average_precision"), (by_patient(predictions)["label"] == POSITIVE).sum()
+    centre = (row["value"] * n + 0.5) / (n + 1)
+    logits = np.log(centre / (1 - centre)) + np.array([-1, 1]) * norm.ppf(0.975) / math.sqrt(n * centre * (1 - centre))
+    assert (row["low"], row["high"]) == pytest.approx(tuple(1 / (1 + np.exp(-logits))))
+
+
+def test_f1_is_a_function_of_a_proportion(predictions):
     units = by_patient(predictions)
-    truth, p = (units["label"] == POSITIVE).to_numpy(), units[f"p_{POSITIVE}"].to_numpy()
-    rng = np.random.default_rng(3)
-    resampled = []
-    for _ in range(2000):
-        sample = np.concatenate([rng.choice(np.flatnonzero(truth == side), (truth == side).sum()) for side in (0, 1)])
-        resampled.append(sk.average_precision_score(truth[sample], p[sample]))
-    row = evaluate(predictions).row("average_precision")
-    assert row["method"] == "bootstrap"
-    assert (row["low"], row["high"]) == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])), abs=0.015)
+    truth, called = (units["label"] == POSITIVE).to_numpy(), (units[f"p_{POSITIVE}"] >= 0.5).to_numpy()
+    low, high = wilson(int((truth & called).sum()), int((truth | called).sum()))
+    row = evaluate(predictions).row("f1")
+    assert (row["low"], row["high"]) == pytest.approx((2 * low / (1 + low), 2 * high / (1 + high)))
+
+
+def test_balanced_accuracy_combines_the_intervals_of_the_classes(predictions):
+    result = evaluate(predictions)
+    row, parts = result.row("balanced_accuracy"), [result.row(name) for name in ("sensitivity", "specificity")]
+    below, above = (
+        math.hypot(*(part["value"] - part["low"] for part in parts)) / 2,
+        math.hypot(*(part["high"] - part["value"] for part in parts)) / 2,
+    )
+    assert (row["low"], row["high"]) == pytest.approx((row["value"] - below, row["value"] + above))
+
+
+def test_the_interval_of_a_mean_over_classes_has_the_correlation_of_the_classes(three_classes):
+    result = evaluate(three_classes)
+    rows = [result.row("auc", name) for name in result.classes]
+    macro, below = result.row("auc", "macro"), [row["value"] - row["low"] for row in rows]
+    reach = macro["value"] - macro["low"]
+    assert math.hypot(*below) / 3 < reach < sum(below) / 3  # between uncorrelated and one and the same
+
+
+def test_a_loss_that_was_not_observed_widens_its_interval():
+    """Two classes without an error: the observed variance of the Brier score is 0."""
+    rng = np.random.default_rng(0)
+    p = np.r_[rng.uniform(0.0, 0.1, 20), rng.uniform(0.9, 1.0, 20)]
+    table = pd.DataFrame({"label": ["N"] * 20 + ["P"] * 20, "p_N": 1 - p, "p_P": p})
+    result = evaluate(table)
+    for metric in ("brier", "log_loss"):
+        row = result.row(metric)
+        assert row["low"] < row["value"] and row["high"] > 5 * row["value"] and row["method"] == "t, log scale"
+
+
+def test_the_calibration_error_of_separated_classes_has_an_interval_with_a_width():
+    p = np.r_[np.full(20, 0.1), np.full(20, 0.9)]
+    row = evaluate(pd.DataFrame({"label": ["N"] * 20 + ["P"] * 20, "p_N": 1 - p, "p_P": p})).row("ece")
+    assert row["value"] == pytest.approx(0.1) and row["low"] == 0 and row["high"] >= row["value"]
 
 
 def test_intervals_of_images_resample_whole_patients(make_predictions):
@@ -133,9 +171,8 @@ def test_a_perfect_score_has_an_interval_with_a_width():
     assert result.row("accuracy")["low"] == pytest.approx(wilson(11, 11)[0])  # 0.74
     assert result.row("auc")["low"] == pytest.approx(newcombe_auc(1.0, 6, 5)[0])  # 0.67
     assert result.row("auc")["method"] == "Newcombe"
-    assert result.row("average_precision")["low"] == pytest.approx(wilson(5, 5)[0])
-    assert "Wilson, n=5" in result.row("average_precision")["method"]
-    assert math.isnan(result.row("brier")["low"])
+    assert 0.3 < result.row("average_precision")["low"] < 0.7 and result.row("average_precision")["high"] == 1
+    assert result.row("brier")["low"] < 0.01 < result.row("brier")["high"]
 
 
 def test_one_class_has_no_auc_and_no_exception():
