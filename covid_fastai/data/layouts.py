@@ -47,7 +47,7 @@ class Rows:
         root: The folder that contains the images; None for a table without `image_root`.
         data: The name of the data.
         coronahack: Whether these are CoronaHack's rows or folders, whose file names contain the patient.
-        beside: The folder of the table, in which lists of an official split may be; None for data without a table.
+        file: The file of the table, beside which lists of an official split may be; None for data without one.
     """
 
     table: pd.DataFrame
@@ -55,7 +55,7 @@ class Rows:
     root: Path | None
     data: str
     coronahack: bool = False
-    beside: Path | None = None
+    file: Path | None = None
 
 
 def read_rows(
@@ -170,7 +170,7 @@ def _from_table(
         base, located = _locate(rows["name"].tolist(), base, search_folders=image_root is None)
     rows["path"] = located.paths
     _note_rule(located, base, problems)
-    return Rows(rows.reset_index(drop=True), _extras(table, chosen), base, str(path), coronahack, beside=path.parent)
+    return Rows(rows.reset_index(drop=True), _extras(table, chosen), base, str(path), coronahack, file=path)
 
 
 def _from_frame(

@@ -325,7 +325,7 @@ def _assign_split(
     table: pd.DataFrame, rows: Rows, task: Task, problems: ProblemLog, *, split_column: str | None
 ) -> pd.DataFrame:
     """Assign each row its part of the official split; without one, every row is in training."""
-    official = read_official_split(table, rows.extras, folder=rows.beside, column=split_column, problems=problems)
+    official = read_official_split(table, rows.extras, file=rows.file, column=split_column, problems=problems)
     table["unknown_split"], given = official["unknown"], official["split"]
     note = official["note"].mask((given == "excluded") & (official["note"] == ""), "excluded in the data")
     table["note"] = table["note"].where(table["note"] != "", note)

@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from covid_fastai.data.layouts import IMAGE_SUFFIXES
 from covid_fastai.data.problems import ProblemLog
+from covid_fastai.data.split_lists import find_split_lists, is_listed
 from covid_fastai.data.split_names import (
     FLAG_COLUMNS,
     FOLD_COLUMNS,
     SPLIT_COLUMNS,
     SPLIT_FOLDERS,
-    SPLIT_LISTS,
     SPLITS,
     TRUTHS,
 )
@@ -41,7 +40,6 @@ ANY = sum(PARTS.values())
 # is not in training is held out as test, the part that is never trained on nor chosen by.
 PREFERRED = ("train", "test", "valid", "excluded")
 IN_NO_LIST = "in none of the lists of the official split"
-_ENDING = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES, key=len, reverse=True)))})$")
 
 
 @dataclass
@@ -60,14 +58,14 @@ class _Source:
 
 
 def read_official_split(
-    table: pd.DataFrame, extras: pd.DataFrame, *, folder: Path | None, column: str | None, problems: ProblemLog
+    table: pd.DataFrame, extras: pd.DataFrame, *, file: Path | None, column: str | None, problems: ProblemLog
 ) -> pd.DataFrame:
     """Return the official split of each row.
 
     Args:
         table: The rows, with `row`, `name` and `split` (as written; `""` where no column states it).
         extras: The columns of the data, same index.
-        folder: The folder of the table, in which lists of the split may be; None for data without one.
+        file: The file of the table, beside which lists of the split may be; None for data without one.
         column: The split column that the caller named, which is then the only source; None to use every source.
         problems: Receives rows whose split is unknown or contradictory, and notes.
 
@@ -84,7 +82,9 @@ def read_official_split(
         written = _Source("the split column", _possible(table["split"], SPLITS))
     sources = [written]
     if column is None and "patient_known" not in extras:  # a saved cohort's split may be later than its other columns
-        sources += [*_other_columns(extras), *_lists(table["name"], folder, problems), *_folders(table["name"])]
+        sources += [*_other_columns(extras), *_lists(table["name"], file, problems)]
+        divided = any((source.possible != ANY).any() for source in sources)
+        sources += _folders(table["name"], divided=divided)
         _note_folds(extras, problems)
     sources = [source for source in sources if source.unlisted is not None or (source.possible != ANY).any()]
     possible = pd.Series(ANY, index=table.index, dtype=np.uint8)
@@ -183,74 +183,46 @@ def _named_column(values: pd.Series, column: str) -> _Source:
     return _Source(f"the column {column!r}", _possible(values, SPLITS))
 
 
-def _lists(names: pd.Series, folder: Path | None, problems: ProblemLog) -> list[_Source]:
-    """Return the source of the lists of image names beside the table, such as NIH's `test_list.txt`."""
-    files = {file: part for file in _files_in(folder) if (part := _part_of_list(file))}
-    if not files:
-        return []
-    images = _image_names(names)
+def _lists(names: pd.Series, table: Path | None, problems: ProblemLog) -> list[_Source]:
+    """Return the source of the lists of images beside the table; an image in train_val_list.txt may be in either."""
     bits, used = pd.Series(ANY, index=names.index, dtype=np.uint8), {}
     listed = pd.Series(False, index=names.index)
-    for file, part in files.items():
-        here = images.isin(set(_image_names(pd.Series(_lines(file), dtype=str))))
-        if not here.any():
-            reason = f"{file} lists no image of the data; it is not used"
-            problems.add(
-                "list_not_used", severity="note", reason=reason, remedy="Nothing, if it belongs to other data."
-            )
-            continue
-        used[file.name] = part
-        allowed = PARTS[part] | (PARTS["valid"] if fold_text(file.stem).startswith("trainval") else 0)
-        bits, listed = bits.mask(here, bits & allowed), listed | here
+    texts = names.to_numpy(dtype=object)
+    for file, part in find_split_lists(table).items() if table is not None else ():
+        here = is_listed(texts, file)
+        if here.any():
+            used[file.name] = part
+            allowed = PARTS[part] | (PARTS["valid"] if fold_text(file.stem).startswith("trainval") else 0)
+            bits, listed = bits.mask(here, bits & allowed), listed | here
+        elif file.suffix.lower() != ".csv":  # such as CheXpert's valid.csv, a table of other images
+            reason, remedy = f"{file} lists no image of the data; it is not used", "Nothing, if it is of other data."
+            problems.add("list_not_used", severity="note", reason=reason, remedy=remedy)
     if not used:
         return []
     name = f"the lists {', '.join(used)}"
     if (contradictory := listed & (bits == 0)).any():  # guard: two_lists
         raise DataError(
-            f"{names[contradictory].iloc[0]!r} is in two lists of the split ({', '.join(used)} in {folder}).",
+            f"{names[contradictory].iloc[0]!r} is in two lists of the split ({', '.join(used)}).",
             hint="Remove it from one of the lists.",
-        )
-    if (twice := listed & images.duplicated(keep=False)).any():
-        raise DataError(
-            f"{name} in {folder} name {names[twice].iloc[0]!r}, a file name of several rows.",
-            hint="Name the column of the split (--split-column), or remove the list files.",
         )
     complete = "train" in used.values()  # an image that is in no list belongs to no part
     rest = ANY if complete else ANY & ~sum(PARTS[part] for part in set(used.values()))
     return [_Source(name, bits.where(listed, rest).astype(np.uint8), unlisted=~listed if complete else None)]
 
 
-def _files_in(folder: Path | None) -> list[Path]:
-    return [] if folder is None else sorted(path for path in folder.iterdir() if path.is_file())
-
-
-def _part_of_list(file: Path) -> str | None:
-    """Return the part of the split that a file lists by its name, None if it is no list."""
-    return SPLIT_LISTS.get(fold_text(file.stem)) if file.suffix.lower() in (".txt", ".lst", ".list") else None
-
-
-def _lines(file: Path) -> list[str]:
-    """Return the lines of a list of images, and the first word of each line, which other values may follow."""
-    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
-    return [*lines, *(line.split()[0] for line in lines if " " in line or "\t" in line)]
-
-
-def _image_names(paths: pd.Series) -> pd.Series:
-    """Return file names as lists of images and tables are compared: without folders, image ending and case."""
-    base = paths.str.replace("\\", "/", regex=False).str.rpartition("/")[2].str.casefold()
-    return base.str.replace(_ENDING, "", regex=True)
-
-
-def _folders(names: pd.Series) -> list[_Source]:
+def _folders(names: pd.Series, *, divided: bool) -> list[_Source]:
     """Return the source of folders in the paths that are named after a part, such as CheXpert's `train/` and `valid/`.
 
     A folder above all images of absolute paths states nothing. An image in train/ may be of the validation part, which
-    a column or list then says.
+    a column or list then says. One folder of all images, such as validation/, divides nothing: it counts only if
+    nothing else states the split (`divided`).
     """
     texts = [text.replace("\\", "/").rpartition("/")[0] for text in names.to_numpy(dtype=object)]
     codes, folders = pd.factorize(np.array(texts, dtype=object))
     above = _common_folder(list(folders)) if any(re.match(r"/|[A-Za-z]:", folder) for folder in folders) else ""
     bits = np.array([_folder_bits(folder.removeprefix(above)) for folder in folders], dtype=np.uint8)
+    if divided and len(set(bits)) == 1:
+        return []
     return [_Source("the folders", pd.Series(bits[codes], index=names.index))] if len(names) else []
 
 

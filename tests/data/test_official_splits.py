@@ -10,12 +10,14 @@ import pytest
 from covid_fastai import read_cohort, split_by_patient
 from covid_fastai.data.metadata import IN_PRETRAINING
 from covid_fastai.data.official_splits import IN_NO_LIST
+from covid_fastai.data.split_lists import find_split_lists, is_listed
 from covid_fastai.data.splits import fold_by_patient, fold_officially, leaked_patients, split_officially
 from covid_fastai.data.tasks import Task
 from covid_fastai.errors import DataError, UsageError
 from tests.data.test_field_data import write_rows
 
 LABELS = ["Normal", "COVID-19"]
+TASK_OF_VIRUS = Task(name="v", classes=("Normal", "virus"))
 TASK = Task(name="any", classes=("Normal", "COVID-19"))  # whose test set need not have both classes
 
 
@@ -108,6 +110,10 @@ def nih(folder, lists: dict[str, list[str]], names=("1.png", "2.png", "3.png", "
             ["train", "train", "valid", "test"],
         ),
         ({"train_list.txt": ["a.png"]}, ["train"] * 4),  # a list of other images
+        (
+            {"train.csv": ["image,label", "1.png,0", '"2.png",1'], "test.csv": ["name", "3.png", "4.png"]},
+            ["train"] * 2 + ["test"] * 2,
+        ),
     ],
 )
 def test_lists_of_images_beside_the_table(tmp_path, lists, expected):
@@ -128,11 +134,24 @@ def test_an_image_in_two_lists_is_an_error(tmp_path):
 
 def test_lists_do_not_decide_between_files_of_one_name(tmp_path):
     data = nih(tmp_path, {"test_list.txt": ["1.png"]}, names=("a/1.png", "b/1.png", "a/2.png", "b/3.png"))
-    with pytest.raises(DataError, match="a file name of several rows") as caught:
+    with pytest.raises(DataError, match=r"lists '1', a name that several images have") as caught:
         read_cohort(data, task="pneumonia")
     assert "--split-column" in caught.value.hint
     pd.read_csv(data).assign(part="train").to_csv(data, index=False)
     assert splits(read_cohort(data, task="pneumonia", split_column="part")) == ["train"] * 4  # the remedy
+
+
+def test_lists_with_folders_are_compared_by_them(tmp_path):
+    names = ("train/p1/view1.png", "train/p2/view1.png", "valid/p3/view1.png", "x/view2.png")
+    data = nih(tmp_path, {"test.txt": ["p1/view1.png", "other/x/view2.png", "valid/p9/view1.png"]}, names=names)
+    assert is_listed([f"images/{name}" for name in names], tmp_path / "test.txt").tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert is_listed(["view2.png", "x/view2.PNG"], tmp_path / "test.txt").tolist() == [True, True]
+    assert find_split_lists(data) == {tmp_path / "test.txt": "test"}
 
 
 @pytest.mark.parametrize(
@@ -156,6 +175,14 @@ def test_a_folder_above_all_images_is_no_split(tmp_path):
     assert splits(read(tmp_path / "test", names=["1.png", "2.png", "a/3.png", "4.png"])) == ["train"] * 4
     cohort = read(tmp_path / "test", names=["train/1.png", "train/2.png", "valid/3.png", "valid/4.png"])
     assert splits(cohort) == ["train", "train", "valid", "valid"]
+
+
+def test_one_folder_of_all_images_divides_nothing(tmp_path):
+    names = [f"validation/{number}.png" for number in range(4)]
+    rows = write_rows(tmp_path, name=names, label=["Normal", "virus"] * 2).assign(path=names)
+    for columns, expected in (({}, ["valid"] * 4), ({"split": ["train", "test"] * 2}, ["train", "test"] * 2)):
+        rows.assign(**columns).to_csv(tmp_path / "d.csv")
+        assert splits(read_cohort(tmp_path / "d.csv", task=TASK_OF_VIRUS, check_images=False)) == expected
 
 
 def test_an_image_in_train_may_be_of_the_validation_part(tmp_path):
