@@ -32,7 +32,7 @@ __all__ = ["Cache", "cache_folder", "cached_square", "default_cache", "keep", "s
 logger = logging.getLogger("covid_fastai")
 
 VARIABLE = "COVID_FASTAI_CACHE"  # a folder, or "off"
-OPENER = 1  # increase with every change to the output of open_image
+OPENER = 2  # increase with every change to the output of open_image
 LIMIT_VARIABLE = "COVID_FASTAI_CACHE_GB"  # maximum size, 1e9 bytes
 SWEEP_EVERY = 256 << 20  # bytes that a process writes between two checks of the size of the cache
 

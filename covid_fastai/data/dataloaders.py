@@ -19,7 +19,7 @@ from fastai.data.transforms import IntToFloatTensor, ItemGetter, Normalize
 
 from covid_fastai.data.augmentation import augmentation as named_augmentation
 from covid_fastai.data.cohort import Cohort, CohortInfo, as_cohort
-from covid_fastai.data.fastai_types import OpenRadiograph, ResizeRadiograph, png_bytes
+from covid_fastai.data.fastai_types import OpenRadiograph, ResizeRadiograph
 from covid_fastai.data.hardware import fits_in_memory, resolve_device, resolve_workers
 from covid_fastai.data.radiograph_loader import RadiographDL
 from covid_fastai.errors import DataError, UsageError
@@ -34,6 +34,7 @@ from covid_fastai.options import (
     StandardDeviation,
     checked,
 )
+from covid_fastai.plotting import encode_png
 
 __all__ = [
     "LoaderFacts",
@@ -283,7 +284,7 @@ def empty_dataloaders(
     """
     block = radiograph_block(classes=classes, image_size=image_size, augmentation=augmentation, mean=mean, std=std)
     # fastai infers the types of items from an item, so the loaders are made with a temporary image
-    image = png_bytes(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64))
+    image = encode_png(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64))
     row = {"path": image, "label": classes[0]}
     rows = pd.DataFrame([{**row, "split": "train"}, {**row, "split": "valid"}])
     dls = block.dataloaders(rows, bs=batch_size, num_workers=0, device=resolve_device(device), path=path).new_empty()

@@ -1,7 +1,8 @@
 """Radiographs in DICOM files, converted to the 8-bit image that a viewer shows. Requires the extra `dicom`.
 
 Only the header elements in `TAGS`, which the image needs, are read. Names, numbers and dates of patients are never
-read, and no message contains a value of the file.
+read, and no message contains a value of the file. How values become intensities stands in `dicom_intensity`, what the
+header states about the image in `dicom_facts`.
 """
 
 from __future__ import annotations
@@ -9,37 +10,55 @@ from __future__ import annotations
 import io
 import re
 import struct
+import sys
 import zlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from PIL import Image
 
+from covid_fastai.data.dicom_facts import STATED, header_notes, read_part, read_view
+from covid_fastai.data.dicom_intensity import from_colour, from_grey
 from covid_fastai.data.image_facts import MAX_BYTES, SUFFIXES, ImageFacts, check_size
-from covid_fastai.data.intensity import is_colour, scale_deep
 from covid_fastai.errors import ImageError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["TAGS", "read_dicom"]
+__all__ = ["TAGS", "as_part_10", "encode_dataset", "is_dataset", "read_dicom"]
 
 RADIOGRAPHS = {"CR", "DX", "DR", "RG"}  # PS3.3 C.7.3.1.1.1; DR is not a defined term but is common
 OTHERS = {"CT", "MR", "US", "NM", "PT", "MG", "XA", "RF", "OT", "SC", "SEG", "SR", "ECG", "RTDOSE", "RTPLAN", "DOC"}
-LATERAL = {"LL", "RL", "LAT"}  # View Position, PS3.3 C.8.1.3.1.1
 GREY = {"MONOCHROME1", "MONOCHROME2"}
 COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 JPEG_12_BIT = "1.2.840.10008.1.2.4.51"
 PLAIN = {"CS": re.compile(rb"[A-Za-z0-9_ \\]{0,64}"), "DS": re.compile(rb"[0-9+\-.eE \\]{0,400}")}  # PS3.5 6.2
 PLAIN |= {"IS": PLAIN["DS"], "UI": re.compile(rb"[0-9.]{0,64}")}
+# Elements that are absent if their text is blank: window, intercept and slope, VOI LUT function
+BLANK_IS_ABSENT = {0x00281050, 0x00281051, 0x00281052, 0x00281053, 0x00281056}
 MUST = {0x00080060, 0x00280004, 0x00280008}  # Modality, PhotometricInterpretation, NumberOfFrames: required to be valid
 JPEG_SIZES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of a frame header; 0xF7 is JPEG-LS
 HEADER = 4096  # bytes, which contain the file meta information
-SCALED = 8  # bits; with more and no window, intensities are scaled by percentiles as in other formats
+PREFIX = b"DICM"  # PS3.10 7.1, after a preamble of 128 bytes
+IMPLICIT, EXPLICIT, EXPLICIT_BIG = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2.2"
+LONG_VR = {
+    b"OB",
+    b"OD",
+    b"OF",
+    b"OL",
+    b"OW",
+    b"SQ",
+    b"UC",
+    b"UN",
+    b"UR",
+    b"UT",
+}  # with a length of 32 bits: PS3.5 7.1.2
+UNDEFINED = 0xFFFFFFFF  # the length of a sequence that ends with a delimiter
+FIRST_ELEMENTS, LAST_GROUP = 4, 0x0028  # what a data set must begin with to count as one without a preamble
 TAGS = [
-    *("SOPClassUID", "Modality", "ViewPosition", "BodyPartExamined", "BurnedInAnnotation"),
+    *("SOPClassUID", "Modality", "ViewCodeSequence", "AnatomicRegionSequence", *STATED),
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence"),
@@ -52,8 +71,9 @@ def read_dicom(content: bytes, name: str) -> tuple[Image.Image, ImageFacts]:
     """Return a DICOM file as the 8-bit greyscale image that a viewer shows, with white bones.
 
     The order is that of PS3.4 N.2. The modality LUT or rescale slope comes first. Then one transform is applied, the
-    first of VOI LUT, window, and 0.5th and 99.5th percentile (only above 8 bits) that does not leave the image blank.
-    MONOCHROME1 is inverted last. Padding pixels become black and are ignored in the percentiles.
+    first of VOI LUTs, windows, and 0.5th and 99.5th percentile (only above 8 bits) that fits the pixels: one that
+    leaves few grey levels, or saturates most of the centre, is skipped with a note. MONOCHROME1 is inverted last.
+    Padding pixels become black and are ignored in the percentiles. Empty elements count as absent.
 
     Args:
         content: The file's bytes.
@@ -66,13 +86,29 @@ def read_dicom(content: bytes, name: str) -> tuple[Image.Image, ImageFacts]:
         ImageError: The extra is not installed, or the file is damaged, not a radiograph (CT, ultrasound, ...), too
             large, has several frames or no image, or no installed decoder reads its compression.
     """
-    ds = _read_header(content, name)
+    part_10 = as_part_10(content)
+    if part_10 is content or part_10 is None:
+        return _read_part_10(content, name)
+    try:
+        image, facts = _read_part_10(part_10, name)
+    except _UnreadableError as error:
+        raise ImageError(
+            f"{name} seems to be a DICOM file without its preamble, and cannot be read: {error.reason}.",
+            hint="Write it anew with DCMTK (dcmconv +F IN OUT) or gdcmconv, or export it again.",
+        ) from None
+    return image, replace(facts, notes=(*facts.notes, "no preamble"))
+
+
+def _read_part_10(content: bytes, name: str) -> tuple[Image.Image, ImageFacts]:
+    ds, stated = _read_header(content, name)
     try:
         kind = _check_kind(ds, name)
-        stored = _decode(ds, name)
-        image, steps = _from_grey(stored, ds) if kind in GREY else _from_colour(stored, ds)
-        notes = (*steps, *_remarks(ds), *_odd_name(name))
-        return image, ImageFacts("DICOM", kind, image.width, image.height, int(ds.BitsStored), notes)
+        stored = _decode(ds, name, raw=kind in GREY)
+        image, steps = from_grey(stored, ds) if kind in GREY else from_colour(stored, ds)
+        view, part = read_view(stated, ds), read_part(stated, ds)
+        notes = (*steps, *header_notes(stated, view=view, body_part=part, kind=kind), *_odd_name(name))
+        facts = ImageFacts("DICOM", kind, image.width, image.height, int(ds.BitsStored), notes)
+        return image, replace(facts, view=view, modality=_modality(ds), body_part=part)
     except ImageError:
         raise
     # guard: dicom_damage
@@ -80,10 +116,98 @@ def read_dicom(content: bytes, name: str) -> tuple[Image.Image, ImageFacts]:
         raise _unreadable(name, "its header contradicts its pixels") from None
 
 
+# other forms of a file
+
+
+def as_part_10(content: bytes) -> bytes | None:
+    """Return the content of a DICOM file in the form of PS3.10, with a preamble; None if it is no DICOM file.
+
+    Old devices and some programs write the data set without preamble and prefix, or without meta information.
+    """
+    if content[128:132] == PREFIX:
+        return content
+    if content.startswith(PREFIX):
+        return bytes(128) + content
+    if content.startswith(b"\x02\0") and _begins_with_elements(content, "<"):  # guard: no_preamble
+        return bytes(128) + PREFIX + content
+    for order, syntax in (("<", EXPLICIT), (">", EXPLICIT_BIG)):
+        if content.startswith(struct.pack(f"{order}H", 8)) and _begins_with_elements(content, order):
+            uid = syntax if content[4:6].isalpha() else IMPLICIT
+            uid += b"\0" * (len(uid) % 2)
+            meta = b"\x02\0\x10\0UI" + struct.pack("<H", len(uid)) + uid
+            return bytes(128) + PREFIX + b"\x02\0\0\0UL\x04\0" + struct.pack("<I", len(meta)) + meta + content
+    return None
+
+
+def _begins_with_elements(content: bytes, order: str) -> bool:
+    """Return whether a content begins with several elements of DICOM in ascending order (PS3.5 7.1)."""
+    position, last = 0, -1
+    for _ in range(FIRST_ELEMENTS):
+        head = content[position : position + 12]
+        if len(head) < 12:
+            return False
+        group, element = struct.unpack(f"{order}HH", head[:4])
+        if group > LAST_GROUP or (tag := group << 16 | element) <= last:
+            return False
+        last = tag
+        if not head[4:6].isalpha():
+            size, length = 8, struct.unpack(f"{order}I", head[4:8])[0]
+        elif head[4:6] in LONG_VR:
+            size, length = 12, struct.unpack(f"{order}I", head[8:])[0]
+        else:
+            size, length = 8, struct.unpack(f"{order}H", head[6:8])[0]
+        if length == UNDEFINED:
+            return last > 0
+        if length % 2:
+            return False
+        position += size + length
+    return True
+
+
+def is_dataset(source: object) -> TypeGuard[Dataset]:
+    """Return whether an object is a `Dataset` of pydicom, which is imported if there is one."""
+    pydicom = sys.modules.get("pydicom")
+    return pydicom is not None and isinstance(source, pydicom.Dataset)
+
+
+def encode_dataset(ds: Dataset, name: str) -> bytes:
+    """Return the elements of a data set in memory that `read_dicom` reads, as the content of a file.
+
+    Args:
+        ds: The data set.
+        name: Its name, for messages.
+
+    Raises:
+        ImageError: It cannot be written; the message names no value of it.
+    """
+    from pydicom import Dataset, dcmwrite
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import UID
+
+    try:
+        copy = Dataset()
+        copy.update({element.tag: element for element in map(ds.__getitem__, [tag for tag in TAGS if tag in ds])})
+        copy.file_meta = FileMetaDataset()
+        syntax = getattr(ds, "file_meta", {}).get("TransferSyntaxUID")
+        implicit, little = ds.original_encoding
+        guess = EXPLICIT_BIG if little is False else IMPLICIT if implicit else EXPLICIT
+        copy.file_meta.TransferSyntaxUID = UID(syntax or guess.decode())
+        copy.file_meta.MediaStorageSOPClassUID = ds.get("SOPClassUID") or UID("1.2.840.10008.5.1.4.1.1.1.1")
+        copy.file_meta.MediaStorageSOPInstanceUID = UID("2.25.1")
+        file = io.BytesIO()
+        dcmwrite(file, copy, enforce_file_format=True)
+        return file.getvalue()
+    except Exception:  # noqa: BLE001 - a data set can hold anything; pydicom's messages may quote it
+        raise ImageError(
+            f"{name}, a pydicom data set, cannot be written as a file.", hint="Give the path of the DICOM file."
+        ) from None
+
+
 # the header
 
 
-def _read_header(content: bytes, name: str) -> Dataset:
+def _read_header(content: bytes, name: str) -> tuple[Dataset, dict[str, str]]:
+    """Return the header without empty and damaged elements, and the text of the elements `STATED`."""
     try:
         import pydicom
     except ImportError as error:  # guard: dicom_extra
@@ -97,13 +221,39 @@ def _read_header(content: bytes, name: str) -> Dataset:
     # guard: dicom_header
     except Exception:  # noqa: BLE001 - invalid data make pydicom raise many types; its messages may quote the file
         raise _unreadable(name, "its header cannot be read") from None
+    stated = {keyword: _stated_text(ds, keyword) for keyword in STATED}
+    for keyword in STATED:
+        ds.pop(keyword, None)
     for tag in list(ds.keys()):
         raw = ds.get_item(tag)  # not converted yet: pydicom quotes invalid values in warnings
+        blank = tag in BLANK_IS_ABSENT and isinstance(raw.value, bytes) and not raw.value.strip(b" \0\\")
+        if blank or raw.value is None or (isinstance(raw.value, bytes) and not raw.value):  # guard: empty_element
+            del ds[tag]
+            continue
         if raw.VR in PLAIN and isinstance(raw.value, bytes) and not PLAIN[raw.VR].fullmatch(raw.value.rstrip(b" \0")):
             if tag in MUST:
                 raise _unreadable(name, "an element of its header is damaged")
             del ds[tag]
-    return ds
+    return ds, stated
+
+
+def _stated_text(ds: Dataset, keyword: str) -> str:
+    """Return the text of an element as the file has it, of which the standard's characters are not asked."""
+    if keyword not in ds:
+        return ""
+    value = ds.get_item(keyword).value
+    if not isinstance(value, bytes):
+        return "" if value is None else str(value)
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        text = value.decode("latin-1")
+    return text.replace("\\", " ").strip(" \0")
+
+
+def _modality(ds: Dataset) -> str:
+    modality = str(ds.get("Modality") or "")
+    return modality if modality in RADIOGRAPHS else ""
 
 
 def _check_deflated(content: bytes, name: str) -> None:
@@ -146,18 +296,9 @@ def _check_kind(ds: Dataset, name: str) -> str:
     if (int(ds.get("SamplesPerPixel") or 1) == 3) != (kind in COLOUR):
         raise _unreadable(name, "its samples per pixel contradict its photometric interpretation")
     check_size(shape, name)
+    if "PixelRepresentation" not in ds:
+        ds.PixelRepresentation = 0
     return kind
-
-
-def _remarks(ds: Dataset) -> list[str]:
-    """Return notes on header values that contradict a frontal chest radiograph, without quoting them."""
-    notes = ["lateral view"] if str(ds.get("ViewPosition") or "").upper() in LATERAL else []
-    body_part = str(ds.get("BodyPartExamined") or "").upper()
-    if body_part and not any(word in body_part for word in ("CHEST", "THORA", "LUNG", "TORAX")):
-        notes.append("another part of the body")
-    if str(ds.get("BurnedInAnnotation") or "").upper() == "YES":
-        notes.append("text burned into the picture")
-    return notes
 
 
 def _odd_name(name: str) -> list[str]:
@@ -170,22 +311,25 @@ def _odd_name(name: str) -> list[str]:
 # the pixels
 
 
-def _decode(ds: Dataset, name: str) -> np.ndarray:
-    """Return the stored values, `(rows, columns)`, or `(rows, columns, 3)` in RGB."""
+def _decode(ds: Dataset, name: str, *, raw: bool) -> np.ndarray:
+    """Return the stored values: `(rows, columns)` with unused bits, or `(rows, columns, 3)` in RGB without them."""
+    from pydicom.pixels.utils import pixel_array
+
     syntax = ds.file_meta.get("TransferSyntaxUID", "")
     known = getattr(syntax, "is_transfer_syntax", False)
     if known and syntax.is_compressed:
         _check_frame(ds, name)  # guard: jpeg_frame
     try:
-        pixels = ds.pixel_array
+        # unused bits are kept in one channel, since padding is compared with all allocated bits
+        pixels = pixel_array(ds, correct_unused_bits=not raw)
     except Exception as error:  # noqa: BLE001 - each decoder has its own errors; their messages may quote the file
         if syntax == JPEG_12_BIT and int(ds.BitsStored) > 8:  # guard: twelve_bit
             reason, hint = "12-bit JPEG is not supported by any available decoder", "Export it without compression."
         # guard: no_decoder
-        elif isinstance(error, NotImplementedError) or "missing required dependencies" in str(error):
+        elif isinstance(error, NotImplementedError) or "missing dependencies" in str(error):
             kind = getattr(syntax, "name", "unknown") if known else "unknown"
             reason = f"no decoder is installed for its compression ({kind})"
-            hint = "pip install 'covid_fastai[dicom]', or export it without compression."
+            hint = _decoder_hint(syntax)
         else:
             raise _unreadable(name, "its pixel data are damaged, truncated, or contradict its header") from None
         raise ImageError(f"{name}: {reason}.", hint=hint) from None
@@ -193,6 +337,21 @@ def _decode(ds: Dataset, name: str) -> np.ndarray:
     if pixels.shape not in (shape, (*shape, 3)):
         raise _unreadable(name, "its pixel data contradict its header")
     return pixels
+
+
+def _decoder_hint(syntax: Any) -> str:
+    """Return which package to install for a compression, among those that pydicom can use."""
+    from pydicom.pixels.decoders.base import get_decoder
+
+    try:
+        missing = get_decoder(syntax).missing_dependencies
+    except NotImplementedError:  # no package decodes it, such as a video
+        return "Export it without compression."
+    packages = " ".join(missing)
+    if "gdcm" in packages:
+        return "pip install 'covid_fastai[dicom]', or export it without compression."
+    names = re.findall(r"pylibjpeg(?:-[a-z]+)?|pyjpegls", packages)
+    return f"pip install {' '.join(dict.fromkeys(names))}, or export it without compression."
 
 
 def _check_frame(ds: Dataset, name: str) -> None:
@@ -225,114 +384,15 @@ def _frame_size(frame: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _from_grey(stored: np.ndarray, ds: Dataset) -> tuple[Image.Image, list[str]]:
-    """Return the image in 8-bit MONOCHROME2 and the applied steps, from stored values of one channel."""
-    from pydicom.pixels.processing import apply_modality_lut
+class _UnreadableError(ImageError):
+    """A damaged file."""
 
-    padding = _padding(stored, ds)
-    inside = slice(None) if padding is None else ~padding
-    values = apply_modality_lut(stored, ds)  # guard: rescale
-    notes = []
-    for name, grey in _voi_images(values, ds):
-        notes.append(name)
-        if np.ptp(grey[inside].round()) > 1:  # guard: blank_window
-            break
-        notes[-1] = f"{name} leaves it blank"  # the LUT or window does not fit this image
-    else:
-        grey = _by_range(stored, values, ds, padding)
-        notes += [f"{int(ds.BitsStored)} bits scaled to 8"] if int(ds.BitsStored) > SCALED else []
-    if ds.PhotometricInterpretation == "MONOCHROME1":  # guard: monochrome1
-        grey = 255 - grey
-        notes.append("MONOCHROME1 inverted")
-    if padding is not None:
-        grey = np.where(padding, 0, grey)
-        notes.append("padding blackened")
-    return Image.fromarray(np.clip(grey, 0, 255).round().astype(np.uint8)), notes
-
-
-def _from_colour(stored: np.ndarray, ds: Dataset) -> tuple[Image.Image, list[str]]:
-    """Return the image in 8-bit greyscale and a note if it has colours, from stored RGB values."""
-    colours = Image.fromarray(np.right_shift(stored, max(0, int(ds.BitsStored) - 8)).astype(np.uint8))
-    return colours.convert("L"), ["colour"] if is_colour(colours) else []
-
-
-def _padding(stored: np.ndarray, ds: Dataset) -> np.ndarray | None:
-    """Return the mask of padding pixels; None if there are none, or nothing else."""
-    first = ds.get("PixelPaddingValue")  # guard: padding
-    if first is None:
-        return None
-    last = ds.get("PixelPaddingRangeLimit")
-    low, high = sorted((int(first), int(first if last is None else last)))
-    mask = (stored >= low) & (stored <= high)
-    return mask if mask.any() and not mask.all() else None
-
-
-def _voi_images(values: np.ndarray, ds: Dataset) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield name and result (intensities 0 to 255) of each VOI transform in the file, in order of preference."""
-    if ds.get("VOILUTSequence"):
-        yield "VOI LUT", _by_lut(values, ds)
-    if (window := _window(ds)) is not None:
-        yield "window", _by_window(values, *window)
-
-
-def _by_range(stored: np.ndarray, values: np.ndarray, ds: Dataset, padding: np.ndarray | None) -> np.ndarray:
-    """Return intensities 0 to 255 without a VOI transform: 8 bits unchanged, more bits scaled by percentiles."""
-    bits = int(ds.BitsStored)
-    if bits <= SCALED and stored.dtype.kind == "u" and not ds.get("ModalityLUTSequence"):
-        grey = stored * (255 / (2**bits - 1))
-        return 255 - grey if float(ds.get("RescaleSlope") or 1) < 0 else grey
-    values = values.astype(np.float64)
-    return np.asarray(scale_deep(values if padding is None else np.where(padding, np.nan, values)), dtype=np.float64)
-
-
-def _window(ds: Dataset) -> tuple[float, float, str] | None:
-    """Return centre, width and function of the first window; None if there is no valid one."""
-    centre, width = (_first(ds.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    function = str(ds.get("VOILUTFunction") or "LINEAR").upper()
-    if centre is None or width is None or not np.isfinite([centre, width]).all():
-        return None
-    if width < 1 if function == "LINEAR" else width <= 0:
-        return None
-    return (centre, width, function) if function in ("LINEAR", "LINEAR_EXACT", "SIGMOID") else None
-
-
-def _first(value) -> float | None:
-    """Return a header value, or the first of several, as a number; None if it is empty."""
-    if isinstance(value, (str, float, int)):
-        return float(value)
-    return float(value[0]) if value else None
-
-
-def _by_window(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
-    """Return intensities 0 to 255 after windowing, by PS3.3 C.11.2.1.2 and C.11.2.1.3."""
-    values = values.astype(np.float64)
-    if function == "SIGMOID":
-        return 255 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -500, 500)))
-    if function == "LINEAR":  # guard: window
-        centre, width = centre - 0.5, width - 1
-    if width == 0:  # a window of width 1 is a threshold at its centre
-        return np.where(values > centre, 255.0, 0.0)
-    return 255 * np.clip((values - centre) / width + 0.5, 0, 1)
-
-
-def _by_lut(values: np.ndarray, ds: Dataset) -> np.ndarray:
-    """Return intensities 0 to 255 from the first VOI LUT: its lowest entry is black, its highest white.
-
-    The bits in its descriptor are ignored: many LUTs of 12 bits are described as 16 bits, and the image would be dark.
-    """
-    item = ds.VOILUTSequence[0]
-    count, first = int(item.LUTDescriptor[0]) or 1 << 16, int(item.LUTDescriptor[1])
-    entries = item.LUTData
-    if isinstance(entries, bytes):
-        dtype = "<u2" if ds.file_meta.TransferSyntaxUID.is_little_endian else ">u2"
-        entries = np.frombuffer(entries, dtype=dtype if len(entries) >= 2 * count else "u1")
-    entries = np.asarray(entries, dtype=np.float64)[:count]
-    positions = np.clip(np.round(values.astype(np.float64)) - first, 0, len(entries) - 1).astype(np.int64)
-    low, high = entries.min(), entries.max()
-    return (entries[positions] - low) * (255 / (high - low) if high > low else 0)
+    reason = ""
 
 
 def _unreadable(name: str, reason: str) -> ImageError:
-    return ImageError(
+    error = _UnreadableError(
         f"{name}, a DICOM file, cannot be read: {reason}.", hint="Export it again, or convert it to PNG with a viewer."
     )
+    error.reason = reason
+    return error

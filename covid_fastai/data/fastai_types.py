@@ -12,9 +12,9 @@ from fastai.vision.core import PILImageBW
 from PIL import Image
 
 from covid_fastai.data.cache import cached_square
-from covid_fastai.data.images import encode_in_memory, open_image, open_square, resize_image
+from covid_fastai.data.images import open_image, open_square, resize_image
 
-__all__ = ["OpenRadiograph", "PILRadiograph", "ResizeRadiograph", "TensorRadiograph", "png_bytes"]
+__all__ = ["OpenRadiograph", "PILRadiograph", "ResizeRadiograph", "TensorRadiograph"]
 
 SHOW = {"cmap": "gray", "vmin": 0, "vmax": 255}  # air black, bone white; fastai's default "Greys" shows a negative
 
@@ -42,7 +42,7 @@ class PILRadiograph(PILImageBW):
         """Open a file, its bytes, or an image in memory.
 
         Args:
-            fn: A path, the bytes of an image file, an array `(h, w)` or `(h, w, 3)`, a tensor `(1, h, w)` or an image.
+            fn: A path, the bytes of an image file, or an image in memory, as for `open_image`.
             image_size: Side of the square that the image is squashed to, pixels; a file is then decoded once and
                 cached. None for the full size.
             **kwargs: Ignored; fastai passes its own opener's options here.
@@ -55,15 +55,7 @@ class PILRadiograph(PILImageBW):
         """
         if image_size is not None and isinstance(fn, (str, Path)):
             return cls(cached_square(fn, image_size))
-        content = fn if isinstance(fn, (str, Path, bytes)) else png_bytes(fn)
-        return cls(open_image(content) if image_size is None else open_square(content, image_size))
-
-
-def png_bytes(image: np.ndarray | torch.Tensor | Image.Image) -> bytes:
-    """Return an image in memory as the bytes of a lossless file, so that `open_image` handles its mode and depth."""
-    if isinstance(image, torch.Tensor):
-        image = np.moveaxis(image.detach().cpu().numpy(), 0, -1) if image.ndim == 3 else image.detach().cpu().numpy()
-    return encode_in_memory(image)
+        return cls(open_image(fn) if image_size is None else open_square(fn, image_size))
 
 
 class _ToSize(DisplayedTransform):

@@ -35,7 +35,7 @@ THUMBNAIL_SIDE = 32  # pixels
 # 0.989. The most similar images of different patients differ by 36 bits and correlate by at most 0.975.
 MAX_DISTANCE = 30  # bits of 256
 MIN_CORRELATION = 0.98  # of the thumbnails
-VERSION = 1  # increase with every change to the fingerprints or to the output of open_image
+VERSION = 2  # increase with every change to the fingerprints or to the output of open_image
 PRINTS = (HASH_SIDE**2 // 8, THUMBNAIL_SIDE**2, INPUT_SIDE**2)  # bytes of hash, thumbnail and 64 x 64 image
 BLOCK = 512  # rows compared at once: 512 x 6,000 x 32 bytes fit in 100 MB
 

@@ -23,12 +23,17 @@ class ImageFacts:
     """Facts from a file's header and pixels.
 
     Attributes:
-        format: One of `FORMATS`, or `"DICOM"`.
-        mode: Pillow's mode as stored, e.g. `"L"`, `"RGB"`, `"I;16"`; the photometric interpretation for DICOM.
+        format: One of `FORMATS`, `"DICOM"`, or `"memory"` for an image that was given without a file.
+        mode: Pillow's mode as stored, e.g. `"L"`, `"RGB"`, `"I;16"`; the photometric interpretation for DICOM; the type
+            of the samples, such as `"float16"`, for an array and for a TIFF file that Pillow does not read.
         width: Pixels as stored, before any EXIF rotation.
         height: Pixels as stored.
-        bits: Bits per channel: 1, 8, 16 or 32; the stored bits for DICOM.
+        bits: Bits per channel: 1, 8, 16, 32 or 64; the stored bits for DICOM.
         notes: Corrections and unusual properties, e.g. `"EXIF orientation 6"`, `"colour"`.
+        view: The projection that a DICOM header states: `PA`, `AP` or `frontal`, perhaps with the position of the
+            patient, `L` for lateral, `other`; `""` if none is stated.
+        modality: The modality that a DICOM header states, such as `DX`; else `""`.
+        body_part: What a DICOM header states about the part of the body: `chest` or `other`; else `""`.
     """
 
     format: str
@@ -37,11 +42,14 @@ class ImageFacts:
     height: int
     bits: int
     notes: tuple[str, ...] = ()
+    view: str = ""
+    modality: str = ""
+    body_part: str = ""
 
 
 def name_notes(name: str, format: str) -> list[str]:
     """Return a note if a file name has the suffix of another format, else an empty list."""
-    suffix = Path(name).suffix.lower()
+    suffix = Path(name).suffix.lower() if format in SUFFIXES else ""
     return [f"named {suffix} but {format}"] if suffix and suffix not in SUFFIXES[format] else []  # guard: name_notes
 
 

@@ -7,24 +7,26 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from covid_fastai.data.arrays import bits_of, samples_of_array
+from covid_fastai.data.dicom import as_part_10, encode_dataset, is_dataset, read_dicom
 from covid_fastai.data.image_facts import FORMATS, MAX_BYTES, MAX_PIXELS, ImageFacts, check_size, name_notes
-from covid_fastai.data.intensity import to_grey
+from covid_fastai.data.intensity import samples_to_grey, to_grey
+from covid_fastai.data.tiff import is_misread, read_samples, refuse_misread, starts_like_tiff
 from covid_fastai.errors import ImageError
-from covid_fastai.plotting import encode_png
 
-__all__ = ["Readable", "describe_image", "encode_in_memory", "open_image", "open_square", "read_image", "resize_image"]
+__all__ = ["Readable", "describe_image", "open_image", "open_square", "read_image", "resize_image"]
 
 SPARE = 2  # decoded over requested pixels a side: 1 takes 18% less time and triples the difference
 MIN_STD = 1.0  # standard deviation of the pixel intensities, 0 to 255; below it the image is blank
 SNIFFED = 64  # bytes at the start that identify the real type of a file
 EXIF_ORIENTATION = 0x0112
-TIFF_WIDTH, TIFF_HEIGHT = 256, 257
+TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS = 256, 257, 258
 
 
 @runtime_checkable
@@ -36,19 +38,31 @@ class Readable(Protocol):
         ...
 
 
-Source = str | os.PathLike[str] | bytes | Readable
+@runtime_checkable
+class Array(Protocol):
+    """An array or a tensor of any library."""
+
+    def __array__(self, *arguments: Any, **options: Any) -> np.ndarray:
+        """Return the values as a NumPy array."""
+        ...
+
+
+Source = str | os.PathLike[str] | bytes | Readable | Array | Image.Image
 
 
 def open_image(source: Source, *, image_size: int | None = None) -> Image.Image:
     """Open a radiograph as 8-bit grey.
 
     Reads JPEG, PNG, TIFF, BMP and WebP of every mode, and DICOM with the extra `dicom`. More than 8 bits are scaled
-    between the 0.5th and 99.5th percentile (unless a DICOM file states a window), transparency is composited over
-    black, and the EXIF orientation is applied. Pillow reads only the upper 8 of 16 bits per channel of images with
-    colour or transparency; they are scaled if they fill less than half of the range, as with a 12-bit detector.
+    between the 0.5th and 99.5th percentile without isolated values such as a bright marker (`used_range`), unless a
+    DICOM file states a window; transparency is composited over black, and the EXIF orientation is applied. Pillow reads
+    only the upper 8 of 16 bits per channel of images with colour or transparency; they are scaled if they fill less
+    than half of the range, as with a 12-bit detector. An image in memory is converted as a file with the same values.
 
     Args:
-        source: A path, the bytes of a file, or a binary file object, read from its current position.
+        source: A path, the bytes of a file, or a binary file object, read from its current position; or an image in
+            memory: a Pillow image, an array or tensor `(h, w)`, `(h, w, channels)` or `(channels, h, w)` with 1 (grey),
+            2 (and alpha), 3 (red, green, blue) or 4 channels of integers, booleans or floats, or a pydicom `Dataset`.
         image_size: The side in pixels that the image will be resized to, if known. A JPEG is then decoded at the
             smallest of the scales 1/8, 1/4, 1/2 and 1 that has twice as many pixels a side (see `open_square` for the
             effect).
@@ -65,7 +79,7 @@ def open_image(source: Source, *, image_size: int | None = None) -> Image.Image:
         >>> image.mode, image.size
         ('L', (64, 64))
     """
-    return _read(source, image_size)[0]
+    return _read(source, image_size, "the image in memory")[0]
 
 
 def open_square(source: Source, image_size: int) -> Image.Image:
@@ -101,12 +115,26 @@ def describe_image(source: Source) -> ImageFacts:
     Raises:
         ImageError: As for `open_image`.
     """
-    return _read(source, None)[1]
+    return _read(source, None, "the image in memory")[1]
 
 
-def read_image(source: Source, *, image_size: int | None = None) -> tuple[Image.Image, ImageFacts]:
-    """Open a radiograph and return it with its facts, decoded once; see `open_image` and `describe_image`."""
-    return _read(source, image_size)
+def read_image(
+    source: Source, *, image_size: int | None = None, name: str | None = None
+) -> tuple[Image.Image, ImageFacts]:
+    """Open a radiograph and return it with its facts, decoded once; see `open_image` and `describe_image`.
+
+    Args:
+        source: As for `open_image`.
+        image_size: As for `open_image`.
+        name: The name in messages of an image in memory; the name of a file is its path.
+
+    Returns:
+        The image of mode `"L"`, and its facts.
+
+    Raises:
+        ImageError: As for `open_image`.
+    """
+    return _read(source, image_size, name or "the image in memory")
 
 
 def resize_image(image: Image.Image, image_size: int) -> Image.Image:
@@ -126,34 +154,69 @@ def resize_image(image: Image.Image, image_size: int) -> Image.Image:
     return image.resize((image_size, image_size), Image.Resampling.BILINEAR)
 
 
-def _read(source: Source, image_size: int | None) -> tuple[Image.Image, ImageFacts]:
+def _read(source: Source, image_size: int | None, memory_name: str) -> tuple[Image.Image, ImageFacts]:
+    if isinstance(source, Image.Image):
+        return _from_stored(source, memory_name, None)
+    if is_dataset(source):
+        return _read_dicom(encode_dataset(source, memory_name), memory_name)
+    if isinstance(source, Array):
+        samples = samples_of_array(source, memory_name)
+        return _from_samples(samples, memory_name, bits=bits_of(samples.dtype), format="memory")
     name, content = _content(source)
-    if content[128:132] == b"DICM":
-        from covid_fastai.data.dicom import read_dicom  # an optional dependency that is slow to import
-
-        grey, facts = read_dicom(content, name)
-        _check_not_blank(grey, name)
-        return grey, facts
+    if as_part_10(content) is not None:
+        return _read_dicom(content, name)
     with io.BytesIO(content) as file:
         stored = _open_header(file, name, content)
-        with stored:
-            _check_header(stored, name)
-            facts = ImageFacts(str(stored.format), stored.mode, *_stored_size(stored), _bits(stored))
-            orientation = _orientation(stored)
-            if image_size is not None:
-                _reduce(stored, image_size)
-            try:
-                stored.load()
-                grey, notes = to_grey(stored, facts.bits)
-            except Exception as error:  # a damaged file makes decoders raise nearly anything; guard: decode
-                raise _damaged(name, error) from error
+        if stored is not None:
+            with stored:
+                return _from_stored(stored, name, image_size)
+    samples, bits, white_is_zero = read_samples(content, name)
+    return _from_samples(samples, name, bits=bits, format="TIFF", white_is_zero=white_is_zero)
+
+
+def _read_dicom(content: bytes, name: str) -> tuple[Image.Image, ImageFacts]:
+    grey, facts = read_dicom(content, name)
+    _check_not_blank(grey, name)
+    return grey, facts
+
+
+def _from_stored(stored: Image.Image, name: str, image_size: int | None) -> tuple[Image.Image, ImageFacts]:
+    """Convert an image that Pillow has opened, from a file or by the user; the latter is not decoded at a scale."""
+    _check_header(stored, name)
+    if isinstance(stored, TiffImageFile) and is_misread(stored):
+        refuse_misread(stored, name)
+    facts = ImageFacts(str(stored.format or "memory"), stored.mode, *_stored_size(stored), _bits(stored))
+    orientation = _orientation(stored)
+    if image_size is not None:
+        _reduce(stored, image_size)
+    try:
+        stored.load()
+        grey, notes = to_grey(stored, facts.bits)
+    except Exception as error:  # a damaged file makes decoders raise nearly anything; guard: decode
+        raise _damaged(name, error) from error
     if orientation in _TURNS:  # guard: orientation
         if facts.format != "TIFF":  # Pillow rotates a TIFF on loading
             grey = grey.transpose(_TURNS[orientation])
         notes.append(f"EXIF orientation {orientation}")
+    return _finish(grey, facts, notes, name)
+
+
+def _from_samples(
+    samples: np.ndarray, name: str, *, bits: int, format: str, white_is_zero: bool = False
+) -> tuple[Image.Image, ImageFacts]:
+    """Convert the samples of an array, or of a TIFF file that Pillow does not read."""
+    height, width = samples.shape[:2]
+    check_size((width, height), name)
+    try:
+        grey, notes = samples_to_grey(samples, bits=bits, white_is_zero=white_is_zero)
+    except ValueError as error:  # no finite value
+        raise _damaged(name, error) from error
+    return _finish(grey, ImageFacts(format, str(samples.dtype), width, height, bits), notes, name)
+
+
+def _finish(grey: Image.Image, facts: ImageFacts, notes: list[str], name: str) -> tuple[Image.Image, ImageFacts]:
     _check_not_blank(grey, name)
-    notes += name_notes(name, facts.format)
-    return grey, replace(facts, notes=tuple(notes))
+    return grey, replace(facts, notes=(*notes, *name_notes(name, facts.format)))
 
 
 def _reduce(stored: Image.Image, image_size: int) -> None:
@@ -196,6 +259,11 @@ def _content(source: Source) -> tuple[str, bytes]:
         return "the image", bytes(source)
     if isinstance(source, Readable):
         return _file_content(source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise ImageError(
+            f"An object of the type {type(source).__name__} is not an image.",
+            hint="Give a path, the bytes of a file, an open file, an array, a Pillow image or a pydicom Dataset.",
+        )
     name = _printable(os.fspath(source))
     try:
         status = os.stat(source)
@@ -238,14 +306,18 @@ def _printable(name: str | bytes) -> str:
     return os.fsdecode(name).encode("utf-8", "backslashreplace").decode()  # guard: printable
 
 
-def _open_header(file: io.BytesIO, name: str, content: bytes) -> ImageFile.ImageFile:
+def _open_header(file: io.BytesIO, name: str, content: bytes) -> ImageFile.ImageFile | None:
+    """Return an opened image; None for a TIFF file that Pillow cannot read or misreads."""
     try:
-        return Image.open(file, formats=FORMATS)  # guard: formats
+        stored = Image.open(file, formats=FORMATS)  # guard: formats
+        return None if isinstance(stored, TiffImageFile) and is_misread(stored) else stored  # guard: misread
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             f"{name} is too large to be a radiograph ({error}).", hint=f"Images may have at most {MAX_PIXELS:,} pixels."
         ) from error
     except UnidentifiedImageError as error:
+        if starts_like_tiff(content):
+            return None
         raise ImageError(f"{name} is {_sniff(content)}.", hint=_SNIFF_HINT) from error
     except Exception as error:  # a damaged header makes Pillow raise nearly anything; guard: header_error
         raise _damaged(name, error) from error
@@ -289,7 +361,7 @@ def _stored_size(stored: Image.Image) -> tuple[int, int]:
     return stored.size
 
 
-def _bits(stored: ImageFile.ImageFile) -> int:
+def _bits(stored: Image.Image) -> int:
     if stored.mode == "1":
         return 1
     if stored.mode.startswith("I;16"):
@@ -301,9 +373,12 @@ def _bits(stored: ImageFile.ImageFile) -> int:
     return 16 if stored.format in ("PNG", "TIFF") and _has_raw_16(stored) else 8
 
 
-def _has_raw_16(stored: ImageFile.ImageFile) -> bool:
+def _has_raw_16(stored: Image.Image) -> bool:
     """Return whether the file has 16 bits per channel, e.g. `"RGB;16B"`, which Pillow's mode does not show."""
-    return bool(stored.tile) and ";16" in str(stored.tile[0].args)
+    if isinstance(stored, TiffImageFile):
+        return max(stored.tag_v2.get(TIFF_BITS, (1,))) == 16
+    tile = getattr(stored, "tile", None)  # of a file that is not decoded yet
+    return bool(tile) and ";16" in str(tile[0].args)
 
 
 def _orientation(stored: Image.Image) -> int:
@@ -312,27 +387,6 @@ def _orientation(stored: Image.Image) -> int:
     # guard: exif
     except Exception:  # noqa: BLE001 - damaged EXIF makes Pillow raise nearly anything; the pixels can still be read
         return 1
-
-
-def encode_in_memory(image: Image.Image | np.ndarray, *, name: str = "The image in memory") -> bytes:
-    """Return an image in memory as the bytes of a PNG file, so that `open_image` handles its mode and bit depth.
-
-    Args:
-        image: An image, or an array of 8- or 16-bit integers.
-        name: The name of the image in an error message.
-
-    Returns:
-        The bytes of a PNG file.
-
-    Raises:
-        ImageError: It is not an image, or PNG does not support its mode or type.
-    """
-    try:
-        return encode_png(image)
-    except (AttributeError, OSError, TypeError, ValueError) as error:
-        raise ImageError(
-            f"{name} cannot be read as a radiograph: {error}.", hint="Give a file, its bytes, or 8- or 16-bit integers."
-        ) from error
 
 
 def _check_not_blank(grey: Image.Image, name: str) -> None:

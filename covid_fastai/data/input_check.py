@@ -19,7 +19,9 @@ import pandas as pd
 from PIL import Image
 from safetensors.numpy import load_file
 
-from covid_fastai.data.images import read_image
+from covid_fastai.data.dicom_facts import BURNED_IN, INVERSE, LATERAL, OTHER_PART, OTHER_VIEW
+from covid_fastai.data.dicom_intensity import NO_WINDOW_FITS
+from covid_fastai.data.images import Source, read_image
 from covid_fastai.errors import ImageError, ModelFormatError, UsageError
 from covid_fastai.options import WorkerCount, checked
 
@@ -32,10 +34,13 @@ SMALL = 96  # pixels of the shorter side; a rib of a child is then two pixels wi
 FLAT = 2.0  # grey levels; the standard deviation within a row or column of a frame is at most this
 FRAME = 0.15  # fraction of the area
 TURNED = 0.7  # ratio of the scores; a remark needs a rotated or inverted image to score at most this much
-HEADER = {  # notes of data/dicom.py on a file's header
-    "lateral view": "The file's header states a lateral view.",
-    "another part of the body": "The file's header states another part of the body than the chest.",
-    "text burned into the picture": "The file's header states that text is burned into the image.",
+HEADER = {  # by the notes of data/dicom_facts.py and data/dicom_intensity.py
+    LATERAL: "The file's header states a lateral view.",
+    OTHER_VIEW: "The file's header states a view that is not known to be frontal.",
+    OTHER_PART: "The file's header states another part of the body than the chest.",
+    BURNED_IN: "The file's header states that text is burned into the image.",
+    INVERSE: "The file's header asks for an inverted display, which is not applied: are bones white?",
+    NO_WINDOW_FITS: "No window of the file's header fits its pixels; they were scaled by their own range.",
 }
 ORIENTATIONS = {
     "upside down": lambda pixels: pixels[::-1, ::-1],
@@ -77,7 +82,7 @@ class _Look(NamedTuple):
     limit: np.ndarray
 
 
-def check_input(image: str | os.PathLike | bytes | Image.Image) -> list[InputRemark]:
+def check_input(image: Source) -> list[InputRemark]:
     """Return remarks on an image that may not be an upright frontal chest radiograph.
 
     An image without remarks can still be something else. `python -m pretraining.input_check` measured the fraction of
@@ -89,7 +94,7 @@ def check_input(image: str | os.PathLike | bytes | Image.Image) -> list[InputRem
     hospital are confounded in the public images.
 
     Args:
-        image: A file, its bytes, or an opened image.
+        image: A file, its bytes, or an image in memory, as for `open_image`.
 
     Returns:
         The remarks; an empty list if there are none.
@@ -212,9 +217,7 @@ def remark_picture(
     return remarks, float(scores[0])
 
 
-def _check(image: str | os.PathLike | bytes | Image.Image) -> tuple[list[InputRemark], float]:
-    if isinstance(image, Image.Image):
-        return remark_picture(image.convert("L"))
+def _check(image: Source) -> tuple[list[InputRemark], float]:
     try:
         grey, facts = read_image(image)
     except ImageError as error:

@@ -9,14 +9,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
+from covid_fastai.data.dicom import is_dataset
 from covid_fastai.data.image_facts import ImageFacts
-from covid_fastai.data.images import Readable, encode_in_memory, read_image, resize_image
+from covid_fastai.data.images import Array, Readable, Source, read_image, resize_image
 from covid_fastai.data.input_check import InputRemark, remark_picture
 from covid_fastai.data.problems import printable
 from covid_fastai.data.tables import as_rows
@@ -42,8 +43,7 @@ __all__ = ["Examination", "Predictor", "open_session"]
 BATCH = 16  # images per forward pass
 AHEAD = 2 * BATCH  # resized images that may wait for a forward pass
 DECODERS = 4  # maximum of decoding threads; each holds a full image of up to 50 megapixels
-
-ImageInput = str | os.PathLike[str] | bytes | Readable | np.ndarray | Image.Image
+FILES = (str, os.PathLike, bytes, bytearray)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,13 +123,13 @@ class Predictor:
         self.map_shape = tuple(self._session.get_outputs()[ONNX_OUTPUTS.index("maps")].shape[2:])
 
     def predict(
-        self, images: ImageInput | Sequence[ImageInput] | pd.DataFrame, *, names: Sequence[str] | None = None
+        self, images: Source | Sequence[Source] | pd.DataFrame, *, names: Sequence[str] | None = None
     ) -> pd.DataFrame:
         """Predict one or more images, and return one row per image in the same order, also for unreadable ones.
 
         Args:
-            images: A path, the bytes of a file, a file opened as "rb", an array `(h, w)` or `(h, w, 3)` of 8- or 16-bit
-                integers, a Pillow image, or several of them; or a table with a column `path`.
+            images: A path, the bytes of a file, a file opened as "rb" or an image in memory, as for `open_image`, or
+                several of them, also as one array `(n, channels, h, w)`; or a table with a column `path`.
             names: The values of the column `path`, one per image; None for the paths, and for "image 1" and so on for
                 images without a path.
 
@@ -147,7 +147,7 @@ class Predictor:
         return self._predict(images, names, maps=False)[0]
 
     def explain(
-        self, images: ImageInput | Sequence[ImageInput] | pd.DataFrame, *, names: Sequence[str] | None = None
+        self, images: Source | Sequence[Source] | pd.DataFrame, *, names: Sequence[str] | None = None
     ) -> tuple[pd.DataFrame, np.ndarray]:
         """Predict, and return the class activation maps with the table.
 
@@ -165,7 +165,7 @@ class Predictor:
         """
         return self._predict(images, names, maps=True)
 
-    def examine(self, image: ImageInput, *, name: str | None = None) -> Examination:
+    def examine(self, image: Source, *, name: str | None = None) -> Examination:
         """Predict one image, and return the prediction with its maps, remarks and file facts; the file is decoded once.
 
         Args:
@@ -181,7 +181,7 @@ class Predictor:
 
     def _predict(
         self,
-        images: ImageInput | Sequence[ImageInput] | pd.DataFrame,
+        images: Source | Sequence[Source] | pd.DataFrame,
         names: Sequence[str] | None,
         *,
         maps: bool,
@@ -218,7 +218,7 @@ class Predictor:
 
     def _batches(
         self,
-        images: Sequence[ImageInput],
+        images: Sequence[Source],
         names: Sequence[str],
         reasons: dict[int, str],
         remarks: list[str],
@@ -241,7 +241,7 @@ class Predictor:
                 yield numbers, np.stack(pixels)[:, None]
                 numbers, pixels = [], []
 
-    def _read(self, images: Sequence[ImageInput], names: Sequence[str]) -> Iterator[_ReadImage]:
+    def _read(self, images: Sequence[Source], names: Sequence[str]) -> Iterator[_ReadImage]:
         """Yield the images in order; other threads read some of them ahead."""
         if self._decoders == 1 or len(images) == 1:
             yield from map(self._read_image, images, names)
@@ -254,10 +254,10 @@ class Predictor:
                     yield waiting.popleft().result()
             yield from (future.result() for future in waiting)
 
-    def _read_image(self, image: ImageInput, name: str) -> _ReadImage:
+    def _read_image(self, image: Source, name: str) -> _ReadImage:
         """Read, check and resize one image; an unreadable one has the reason."""
         try:
-            grey, facts = _open(image, name, self.image_size)
+            grey, facts = read_image(image, image_size=self.image_size, name=name)
         except ImageError as error:  # guard: predict_row
             return _ReadImage(None, str(error))
         remarks, _ = remark_picture(grey, facts.notes, size=(facts.width, facts.height))
@@ -325,24 +325,18 @@ def _check_signature(session: onnxruntime.InferenceSession, config: BundleConfig
         )
 
 
-def _as_list(images: ImageInput | Sequence[ImageInput] | pd.DataFrame) -> list[ImageInput]:
+def _as_list(images: Source | Sequence[Source] | pd.DataFrame) -> list[Source]:
     if isinstance(images, pd.DataFrame):
         if "path" not in images:
             raise DataError(
                 "The table has no column path.", hint="Name the files in a column path, or give a list of paths."
             )
         return images["path"].tolist()
-    if isinstance(images, (str, os.PathLike, bytes, bytearray, np.ndarray, Image.Image, Readable)):
+    is_batch = getattr(images, "ndim", 0) == 4 or isinstance(images, pd.Series)
+    if is_dataset(images) or (isinstance(images, (*FILES, Image.Image, Readable, Array)) and not is_batch):
         return [images]
-    return list(images)
+    return list(cast(Sequence[Source], images))
 
 
-def _name(image: ImageInput, number: int) -> str:
+def _name(image: Source, number: int) -> str:
     return os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else f"image {number}"
-
-
-def _open(image: ImageInput, name: str, image_size: int) -> tuple[Image.Image, ImageFacts]:
-    """Read an image; one in memory is encoded losslessly first, so that its mode and bit depth are handled the same."""
-    if isinstance(image, (str, os.PathLike, bytes, bytearray, Readable)):
-        return read_image(image, image_size=image_size)
-    return read_image(encode_in_memory(image, name=name), image_size=image_size)

@@ -38,7 +38,8 @@ ROWS = {
     "Two columns of one role;Other format of a table;Excel's values;No header;Verdict;Patient in the path;"
     "Official split;"
     "No main guard;Console encoding;Masks beside images;Linked files;Nested folders;System files;"
-    "Archive as data;Unknown label;List of labels;One column per finding;Several readers;Files elsewhere",
+    "Archive as data;Unknown label;List of labels;One column per finding;Several readers;Files elsewhere;"
+    "Image in memory;Sample kind;DICOM window;DICOM header",
 }
 
 
