@@ -90,6 +90,9 @@ class TrainOptions(TypedDict, total=False):
     split_column: str | None
     source_column: str | None
     view_column: str | None
+    path_template: str | None
+    join: str | Path | None
+    on: str | None
     encoding: str | None
     negatives_per_positive: NegativesPerPositive | None
     on_problem: OnProblem
@@ -117,6 +120,31 @@ class TrainOptions(TypedDict, total=False):
     device: Device
     precision: Precision
     num_workers: NumWorkers
+
+
+def check_row_options(
+    *, path_column: str | None, path_template: str | None, join: str | Path | None, on: str | None
+) -> None:
+    """Raise for options of reading rows that exclude each other, or need each other.
+
+    Args:
+        path_column: The column with the path.
+        path_template: The template of the path.
+        join: The other table.
+        on: The key of the other table.
+
+    Raises:
+        UsageError: `path_column` and `path_template`, or only one of `join` and `on`, are given.
+    """
+    if path_column is not None and path_template is not None:
+        raise UsageError(
+            f"path_column={path_column!r} and path_template={path_template!r} are mutually exclusive.",
+            hint="Give the template if the path is made from several columns.",
+        )
+    if (join is None) != (on is None):
+        given = f"join={str(join)!r}" if on is None else f"on={on!r}"
+        hint = "on (--on), a column or LEFT=RIGHT" if on is None else "join (--join), the path of the other table"
+        raise UsageError(f"{given} is only one of two options that belong together.", hint=f"Give {hint}, as well.")
 
 
 class TrainConfig(BaseModel):
@@ -168,6 +196,13 @@ class TrainConfig(BaseModel):
     split_column: str | None = Field(None, description="CSV column with the split: train, valid or test.")
     source_column: str | None = Field(None, description="CSV column with the hospital or collection.")
     view_column: str | None = Field(None, description="CSV column with the projection (PA, AP, L).")
+    path_template: str | None = Field(
+        None, description="Path of the image from columns of its row, such as p{subject_id:.2}/{dicom_id}.jpg."
+    )
+    join: PathText | None = Field(None, description="Another table, whose columns are added to the rows by a key.")
+    on: str | None = Field(
+        None, description="Column of the key of join; LEFT=RIGHT if its name differs in the other table."
+    )
     encoding: str | None = Field(None, description="Encoding of the CSV, if it is neither UTF-8 nor UTF-16.")
     negatives_per_positive: NegativesPerPositive | None = Field(
         None, description="Number of sampled negative images per positive image; all if not given."
@@ -257,6 +292,7 @@ class TrainConfig(BaseModel):
                 f"initial_image_size={self.initial_image_size} is not below image_size={self.image_size}.",
                 hint="Omit it.",
             )
+        check_row_options(path_column=self.path_column, path_template=self.path_template, join=self.join, on=self.on)
 
     @classmethod
     @functools.cache

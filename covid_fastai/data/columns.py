@@ -12,7 +12,15 @@ from covid_fastai.data.projections import is_unstated
 from covid_fastai.data.tasks import fold_text
 from covid_fastai.errors import DataError
 
-__all__ = ["ROLES", "UNCERTAIN_PATHS", "choose_columns", "is_usual_name", "usual_columns"]
+__all__ = [
+    "ROLES",
+    "UNCERTAIN_PATHS",
+    "choose_columns",
+    "is_usual_name",
+    "list_columns",
+    "suggest_column",
+    "usual_columns",
+]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -86,6 +94,23 @@ def usual_columns(columns: Iterable[object], role: str) -> list[str]:
     return [column for name in ROLES[role] for column in folded.get(fold_text(name), ())]
 
 
+def suggest_column(column: str, table: pd.DataFrame) -> str:
+    """Return the hint for a column that a table does not have: a similar name, if any, and all names.
+
+    Args:
+        column: The missing column.
+        table: The table.
+    """
+    folded = {fold_text(name): name for name in reversed(table.columns)}
+    near = folded.get(fold_text(column)) or next(iter(difflib.get_close_matches(column, table.columns, n=1)), None)
+    return f"{f'Did you mean {near!r}? ' if near else ''}{list_columns(table)}"
+
+
+def list_columns(table: pd.DataFrame) -> str:
+    """Return a sentence with the names of a table's columns."""
+    return f"Its columns: {', '.join(map(repr, table.columns)) or 'none'}."
+
+
 def choose_columns(
     table: pd.DataFrame,
     given: Mapping[str, str | None],
@@ -125,7 +150,7 @@ def choose_columns(
             content = {"path": "the image files", "label": "the labels"}.get(role, f"the {role}")
             raise DataError(
                 f"{where} has no column that is known to hold {content}.",
-                hint=f"Name it with {role}_column (--{_flag(role)}). {_list_columns(table)}",
+                hint=f"Name it with {role}_column (--{_flag(role)}). {list_columns(table)}",
             )
     guessed = [f"{role} = {name!r}" for role, name in chosen.items() if name is not None and given.get(role) is None]
     if guessed:
@@ -185,14 +210,8 @@ def _check_agreement(table: pd.DataFrame, first: str, other: str, *, role: str, 
 
 
 def _unknown_column(table: pd.DataFrame, column: str, role: str, where: str) -> DataError:
-    folded = {fold_text(name): name for name in reversed(table.columns)}
-    near = folded.get(fold_text(column)) or next(iter(difflib.get_close_matches(column, table.columns, n=1)), None)
-    meant = f"Did you mean {near!r}? " if near else ""
-    return DataError(f"{where} has no column {column!r} ({role}_column).", hint=f"{meant}{_list_columns(table)}")
-
-
-def _list_columns(table: pd.DataFrame) -> str:
-    return f"Its columns: {', '.join(map(repr, table.columns)) or 'none'}."
+    hint = suggest_column(column, table)
+    return DataError(f"{where} has no column {column!r} ({role}_column).", hint=hint)
 
 
 def _flag(role: str) -> str:

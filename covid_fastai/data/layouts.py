@@ -16,6 +16,7 @@ from covid_fastai.data.archives import check_not_archive, is_archive_name, unpac
 from covid_fastai.data.class_folders import ClassFolder, find_class_folders, nearby_class_folders, read_class_folders
 from covid_fastai.data.columns import ROLES, choose_columns
 from covid_fastai.data.file_locations import LocatedFiles, locate_files
+from covid_fastai.data.derived_columns import DerivedColumns
 from covid_fastai.data.image_files import IMAGE_SUFFIXES, is_visible, scan_folder
 from covid_fastai.data.problems import ProblemLog, printable
 from covid_fastai.data.split_names import SPLITS
@@ -64,6 +65,7 @@ def read_rows(
     task: Task,
     columns: Mapping[str, str | None],
     label_columns: Sequence[str] | None = None,
+    derived: DerivedColumns,
     image_root: str | Path | None,
     encoding: str | None,
     problems: ProblemLog,
@@ -75,6 +77,7 @@ def read_rows(
         task: Decides whether the folders' names are classes.
         columns: The column of each role in `ROLES`, None to find it by its usual names.
         label_columns: The columns that hold one finding each, in place of a column with the label.
+        derived: The columns that are added to the rows of a table.
         image_root: The folder that names are relative to.
         encoding: The CSV's encoding, None to detect it.
         problems: Receives the problems of lines and folders.
@@ -84,14 +87,23 @@ def read_rows(
         UsageError: `data` has another type, or an option does not apply to it.
     """
     if isinstance(data, pd.DataFrame):
-        return _from_frame(data, columns=columns, label_columns=label_columns, image_root=image_root, problems=problems)
+        return _from_frame(
+            data,
+            columns=columns,
+            label_columns=label_columns,
+            derived=derived,
+            image_root=image_root,
+            problems=problems,
+        )
     path = find_data(data)
     if path.is_dir():
         csv = _coronahack_csv(path)
         if csv is None:
             folders = find_class_folders(path.resolve(), task=task, is_split=_is_split)
             if folders:
-                _check_no_table_options(path, columns=columns, label_columns=label_columns, image_root=image_root)
+                _check_no_table_options(
+                    path, columns=columns, label_columns=label_columns, derived=derived, image_root=image_root
+                )
                 return _from_folders(path.resolve(), folders, task=task, problems=problems)
             csv = _only_table(path, task)
         path = csv
@@ -99,6 +111,8 @@ def read_rows(
     table = read_table(path, encoding=encoding, known=known, problems=problems)
     if table.empty and not problems.rows:
         raise DataError(f"{path} has a header and no rows.", hint="Give one line per image.")
+    table = derived.add(table, where=str(path))
+    derived.finish(problems, where=str(path))
     return _from_table(
         table, path=path, columns=columns, label_columns=label_columns, image_root=image_root, problems=problems
     )
@@ -178,6 +192,7 @@ def _from_frame(
     *,
     columns: Mapping[str, str | None],
     label_columns: Sequence[str] | None,
+    derived: DerivedColumns,
     image_root: str | Path | None,
     problems: ProblemLog,
 ) -> Rows:
@@ -190,6 +205,8 @@ def _from_frame(
     if len(duplicates):
         raise DataError(f"The table has the column {duplicates[0]!r} twice.", hint="Rename one of them.")
     table.index = pd.RangeIndex(2, len(table) + 2)  # the line numbers of the rows in a CSV
+    table = derived.add(table, where="The table")
+    derived.finish(problems, where="The table")
     chosen = _choose_columns(table, columns, label_columns, where="The table")
     rows = _role_columns(table, chosen)
     base = _existing_folder(image_root)
@@ -197,7 +214,7 @@ def _from_frame(
     rows["path"] = located.paths
     _note_rule(located, base, problems)
     extras = _extras(table, chosen)
-    for number, name in enumerate(table.columns):
+    for number, name in enumerate(table.columns[: len(frame.columns)]):
         if name in extras:
             values = frame.iloc[:, number].to_numpy()  # numbers stay numbers
             extras[name] = [_text(value) if isinstance(value, str) else value for value in values]
@@ -310,10 +327,12 @@ def _check_no_table_options(
     *,
     columns: Mapping[str, str | None],
     label_columns: Sequence[str] | None,
+    derived: DerivedColumns,
     image_root: str | Path | None,
 ) -> None:
     given = [f"{role}_column" for role, name in columns.items() if name is not None]
     given += ["label_columns"] if label_columns else []
+    given = derived.given + [name for name in given if name != "path_column" or "path_template" not in derived.given]
     given += ["image_root"] if image_root is not None else []
     if given:
         raise UsageError(

@@ -13,6 +13,7 @@ import pandas as pd
 from covid_fastai.data.checks import RowChecker
 from covid_fastai.data.cohort import COHORT_COLUMNS, Cohort, CohortInfo, as_cohort
 from covid_fastai.data.custom_tasks import make_task
+from covid_fastai.data.derived_columns import DerivedColumns
 from covid_fastai.data.fingerprints import join_groups
 from covid_fastai.data.labels import assign_labels, note_labels
 from covid_fastai.data.layouts import Rows, read_rows
@@ -72,6 +73,9 @@ def read_cohort(
     split_column: str | None = None,
     source_column: str | None = None,
     view_column: str | None = None,
+    path_template: str | None = None,
+    join: str | Path | None = None,
+    on: str | None = None,
     encoding: str | None = None,
     negatives_per_positive: NegativesPerPositive | None = None,
     seed: Seed = 42,
@@ -87,8 +91,9 @@ def read_cohort(
     excluded in every task, as a negative control: a classifier that predicts COVID-19 for them has learnt the source.
 
     Args:
-        data: CoronaHack's folder as Kaggle lays it out, or its CSV; any other CSV; a folder with one folder per
-            class (or with such folders in train/ and test/); or a DataFrame.
+        data: CoronaHack's folder as Kaggle lays it out, or its CSV; any other table (CSV, Excel, Parquet ..., as
+            `covid_fastai.data.tables.read_table` reads them); a folder with one folder per class (or with such folders
+            in train/ and test/); or a DataFrame.
         task: `"covid"`, `"pneumonia"`, `"etiology"`, or a `Task`.
         labels: The class of labels of the data that the task does not know, such as `{"Lung_Opacity": "COVID-19"}`; an
             empty class excludes the label. `*` and `?` are wildcards. `make_task` describes how a task is made from
@@ -114,7 +119,13 @@ def read_cohort(
             and `is_valid`, in lists such as `test_list.txt` beside the table, and in folders of the paths.
         source_column: The column with the hospital or collection.
         view_column: The column with the projection (PA, AP, L ...); None for all columns that usually state it.
-        encoding: The CSV's encoding, where it is neither UTF-8 nor marked as UTF-16.
+        path_template: The file of each image, made from columns of its row, such as
+            `"files/p{subject_id:.2}/p{subject_id}/s{study_id}/{dicom_id}.jpg"`; in place of `path_column`.
+        join: Another table, whose columns are added to the rows by the key `on`. Each row has one partner at most; rows
+            without one are counted. A column of both tables keeps the values of the data.
+        on: The key of `join`: a column of both tables, or `"LEFT=RIGHT"` for one of the data and one of the other
+            table; several with commas between.
+        encoding: The encoding of the table, where it is neither UTF-8 nor marked as UTF-16.
         negatives_per_positive: Images of the negative class that are sampled for each image of the positive class,
             both of the training rows; the rest is excluded as "not drawn". Images are sampled, not patients, as in the
             article; images outside the pretraining data of the package's weights come first. None for all.
@@ -156,13 +167,15 @@ def read_cohort(
         check_positive(task)
     manifests = [read_manifest(file) for file in package_manifests()] if exclude_pretraining_overlap else []
     problems = ProblemLog()
-    columns = {"path": path_column, "label": label_column, "patient": patient_column}
+    derived = DerivedColumns(path_column=path_column, path_template=path_template, join=join, on=on, encoding=encoding)
+    columns = {"path": derived.path_column, "label": label_column, "patient": patient_column}
     columns |= {"split": split_column, "source": source_column, "view": view_column}
     rows = read_rows(
         data,
         task=task,
         columns=columns,
         label_columns=label_columns,
+        derived=derived,
         image_root=image_root,
         encoding=encoding,
         problems=problems,

@@ -26,7 +26,17 @@ __all__ = [
 # the fields of TrainConfig that `read_cohort` takes
 LABELLING = ("labels", "classes", "positive", "label_columns", "uncertain", "readers")
 READING = ("task", *LABELLING, "image_root", "path_column", "label_column", "patient_column", "patient_pattern")
-READING += ("split_column", "source_column", "view_column", "encoding", "negatives_per_positive", "seed")
+READING += (
+    "split_column",
+    "source_column",
+    "view_column",
+    "path_template",
+    "join",
+    "on",
+    "encoding",
+    "negatives_per_positive",
+    "seed",
+)
 READING += ("exclude_pretraining_overlap",)
 
 
