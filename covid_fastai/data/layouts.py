@@ -15,8 +15,8 @@ import pandas as pd
 from covid_fastai.data.archives import check_not_archive, is_archive_name, unpack_command
 from covid_fastai.data.class_folders import ClassFolder, find_class_folders, nearby_class_folders, read_class_folders
 from covid_fastai.data.columns import ROLES, choose_columns
-from covid_fastai.data.file_locations import LocatedFiles, locate_files
 from covid_fastai.data.derived_columns import DerivedColumns
+from covid_fastai.data.file_locations import LocatedFiles, locate_files
 from covid_fastai.data.image_files import IMAGE_SUFFIXES, is_visible, scan_folder
 from covid_fastai.data.problems import ProblemLog, printable
 from covid_fastai.data.split_names import SPLITS
