@@ -2,44 +2,57 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from covid_fastai.app.table_inputs import TableOptions, images_of_table, is_table
 from covid_fastai.data.archives import check_not_archive
 from covid_fastai.data.image_files import IMAGE_SUFFIXES, FolderReader, has_image_suffix, is_path_visible
-from covid_fastai.errors import DataError, UnavailableError
+from covid_fastai.errors import DataError, UnavailableError, UsageError
+from covid_fastai.options import OnProblem, check_option
 
 __all__ = ["RemoteFile", "is_url", "list_images", "openable"]
 
 PATTERN_CHARACTERS = set("*?[")
-PATH_COLUMN = "path"
 
 
-def list_images(inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Iterator[str]:
+def list_images(
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], **reading: Unpack[TableOptions]
+) -> Iterator[str]:
     """List images one by one, so that the memory needed does not grow with their number.
 
     Args:
         inputs: One or more of the following: an image file; a folder, which is searched recursively as in training:
             for files with the suffix of an image and images without a suffix, but not for masks; a glob pattern such
-            as `"scans/**/*.png"`; a CSV with a column `path`, relative to the folder of the CSV; the fsspec URL of a
-            file, folder or pattern, such as `"s3://bucket/scans"`.
+            as `"scans/**/*.png"`; a table that `read_table` reads (CSV, Excel, Parquet ...), whose paths are relative
+            to its folder; the fsspec URL of a file, folder or pattern, such as `"s3://bucket/scans"`.
+        **reading: How tables are read: `path_column`, `image_root`, `path_template`, `join`, `on`, `encoding` and
+            `on_problem`, as in `read_cohort`.
 
     Yields:
         Paths and URLs, in the order of `inputs`, and sorted by name within a folder or pattern. A single file is
         yielded even if it does not exist, so that it gets a row.
 
     Raises:
-        DataError: A folder or pattern contains no image, an input is an archive, or a CSV has no column `path`.
+        DataError: A folder or pattern contains no image, an input is an archive, or a table or its rows are faulty.
+        UsageError: An option is not allowed, or no input is a table to which it applies.
         UnavailableError: A URL needs a package that is not installed, or its store cannot be reached.
     """
-    for path in [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs:
-        text = os.fspath(path)
-        yield from _list_remote(text) if is_url(text) else _list_local(text)
+    texts = [os.fspath(path) for path in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
+    given = {name: value for name, value in reading.items() if value is not None}
+    if "on_problem" in given:
+        check_option("on_problem", given["on_problem"], OnProblem)
+    names = [name for name in given if name != "on_problem"]
+    if names and not any(not is_url(text) and is_table(text) for text in texts):
+        raise UsageError(
+            f"{', '.join(names)} applies to tables, and no input is a table.", hint="Give a table, or omit the option."
+        )
+    for text in texts:
+        yield from _list_remote(text) if is_url(text) else _list_local(text, given)
 
 
 def is_url(path: str) -> bool:
@@ -69,15 +82,15 @@ class RemoteFile:
             raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def _list_local(path: str) -> Iterator[str]:
+def _list_local(path: str, reading: dict[str, Any]) -> Iterator[str]:
     if os.path.isdir(path):
         return _list_folder(path)
-    if path.lower().endswith(".csv"):
-        return _read_paths(path)
-    if PATTERN_CHARACTERS & set(path) and not os.path.lexists(path):
-        return _not_empty(_list_pattern(path), path)
     if os.path.isfile(path):
         check_not_archive(path)
+    if is_table(path):
+        return images_of_table(path, **reading)
+    if PATTERN_CHARACTERS & set(path) and not os.path.lexists(path):
+        return _not_empty(_list_pattern(path), path)
     return iter([path])
 
 
@@ -112,25 +125,6 @@ def _not_empty(paths: Iterable[str], source: str, reader: FolderReader | None = 
             f"{source} contains no image{f': {left_out}' if left_out else ''}.",
             hint=f"Images have the suffix {', '.join(sorted(IMAGE_SUFFIXES))}.",
         )
-
-
-def _read_paths(path: str) -> Iterator[str]:
-    """Yield the paths in the column `path` of a CSV, line by line."""
-    folder = Path(path).parent
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if PATH_COLUMN not in (reader.fieldnames or []):
-                columns = ", ".join(reader.fieldnames or []) or "none"
-                raise DataError(
-                    f"{path} has no column {PATH_COLUMN}; its columns are: {columns}.",
-                    hint=f"Add a column {PATH_COLUMN} with the paths of the images.",
-                )
-            for row in reader:
-                name = row[PATH_COLUMN] or ""
-                yield name if is_url(name) else str(folder / name)
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a CSV: {error}.", hint="Save it as CSV in UTF-8.") from error
 
 
 def _listed(names: Iterable[str], folder: str) -> Iterator[str]:

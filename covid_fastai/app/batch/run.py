@@ -18,9 +18,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Unpack
 
 from covid_fastai.app.inputs import is_url, list_images
+from covid_fastai.app.table_inputs import TableOptions
 from covid_fastai.errors import DataError, ResourceError, UnavailableError, UsageError
 from covid_fastai.files import atomic_write, claim_folder, make_folder, write_json
 from covid_fastai.main_guard import check_main_guard
@@ -51,6 +52,7 @@ def predict_batch(
     resume: Switch = True,
     engine: Engine = "local",
     revision: str | None = None,
+    **reading: Unpack[TableOptions],
 ) -> dict[str, int]:
     """Predict any number of images into one table, with one row per image in the order of the inputs.
 
@@ -67,6 +69,7 @@ def predict_batch(
         engine: `"local"` for processes of this machine, `"ray"` (extra `ray`) for those of a Ray cluster. The machines
             of the cluster receive the model, and must be able to read the inputs under the same paths.
         revision: The commit, tag or branch of a model on the Hub.
+        **reading: How tables among the inputs are read, as in `list_images`.
 
     Returns:
         The number of `rows`; of rows with the status `ok`, `unreadable` and `failed`; and of `resumed` rows, which an
@@ -97,7 +100,7 @@ def predict_batch(
     make_folder(parts)
     with claim_folder(parts):
         _check_plan(parts, config.fingerprint, resume=resume)
-        jobs = _Jobs(inputs, parts, suffix)
+        jobs = _Jobs(inputs, parts, suffix, reading)
         if engine == "ray":
             from covid_fastai.app.batch.ray import run_on_ray as run
         else:
@@ -120,14 +123,15 @@ class _Jobs:
         resumed: The number of images in parts that an interrupted batch had completed.
     """
 
-    def __init__(self, inputs: Any, parts: Path, suffix: str):
+    def __init__(self, inputs: Any, parts: Path, suffix: str, reading: TableOptions):
+        self.reading = reading
         self.inputs, self.parts, self.suffix = inputs, parts, suffix
         self.names: list[str] = []
         self.resumed = 0
 
     def missing(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the number and the paths of each part that is not complete yet."""
-        images = list_images(self.inputs)
+        images = list_images(self.inputs, **self.reading)
         while paths := list(islice(images, PART_SIZE)):
             name = f"part-{len(self.names):07d}-{_digest(paths)}{self.suffix}"
             self.names.append(name)

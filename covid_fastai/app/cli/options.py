@@ -17,6 +17,7 @@ __all__ = [
     "Debug",
     "Quiet",
     "READING",
+    "READING_INPUTS",
     "given_options",
     "option",
     "options_of_config",
@@ -38,6 +39,8 @@ READING += (
     "seed",
 )
 READING += ("exclude_pretraining_overlap",)
+# those of them that apply to images without labels
+READING_INPUTS = ("path_column", "image_root", "path_template", "join", "on", "encoding", "on_problem")
 
 
 REPEATABLE = {"labels": "label"}  # fields that the command line takes one entry at a time, under this name

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from covid_fastai.app.cli.options import AsJson, Debug, Quiet, option
+from covid_fastai.app.cli.options import (
+    READING_INPUTS,
+    AsJson,
+    Debug,
+    Quiet,
+    given_options,
+    option,
+    options_of_config,
+)
 from covid_fastai.app.cli.output import count, echo, print_json, print_table, set_up_logging
 from covid_fastai.evaluation.formatting import format_metric
 from covid_fastai.notices import RESEARCH_USE
@@ -30,12 +38,13 @@ Model = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a model on the Hugging Face Hub.")]
 
 
+@options_of_config(*READING_INPUTS)
 def predict(
     model: Model,
     files: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILES...", help="Images, DICOM files, folders, glob patterns, or CSVs with a column path."
+            metavar="FILES...", help="Images, DICOM files, folders, glob patterns, or tables (CSV, Excel, Parquet)."
         ),
     ],
     out: Annotated[Path | None, typer.Option("--csv", metavar="OUT", help="Where to write the table, as CSV.")] = None,
@@ -45,6 +54,7 @@ def predict(
     revision: Revision = None,
     as_json: AsJson = False,
     debug: Debug = False,
+    **choices: Any,
 ) -> None:
     """Predict the class of images with a trained model, without torch.
 
@@ -56,7 +66,7 @@ def predict(
     from covid_fastai.model.predictor import Predictor
 
     predictor = Predictor(find_model(model, revision=revision))
-    paths = list(list_images(files))
+    paths = list(list_images(files, **given_options(choices)))
     if explain is None:
         table = predictor.predict([openable(path) for path in paths], names=paths)
     else:
@@ -103,13 +113,12 @@ def export(
         echo(folder)
 
 
+@options_of_config(*READING_INPUTS)
 def batch(
     model: Model,
     inputs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="INPUTS...", help="Images, folders, glob patterns, CSVs with a column path, or URLs of fsspec."
-        ),
+        typer.Argument(metavar="INPUTS...", help="Images, folders, glob patterns, tables, or URLs of fsspec."),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The table to write: .csv or .parquet.")],
     workers: Annotated[
@@ -123,6 +132,7 @@ def batch(
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
+    **choices: Any,
 ) -> None:
     """Predict any number of images into one table with one row per image.
 
@@ -132,7 +142,8 @@ def batch(
     set_up_logging(quiet=quiet, as_json=as_json)
     from covid_fastai.app.batch.run import predict_batch
 
-    counts = predict_batch(model, inputs, out, workers=workers, resume=resume, engine=engine, revision=revision)
+    options = {"workers": workers, "resume": resume, "engine": engine, "revision": revision}
+    counts = predict_batch(model, inputs, out, **options, **given_options(choices))
     if as_json:
         print_json({"table": str(out), **counts})
     else:

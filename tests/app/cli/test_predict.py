@@ -163,8 +163,8 @@ def test_inputs_of_every_kind(images, tmp_path):
     (images / "b" / "1.2.840").unlink()
     (tmp_path / "odd[1].png").write_bytes(b"")
     assert list(list_images(tmp_path / "odd[1].png")) == [str(tmp_path / "odd[1].png")]
-    (tmp_path / "t.csv").write_text("file\na.png\n")
-    for path, message in ((tmp_path / "x*.png", "contains no image"), (tmp_path / "t.csv", "no column path")):
+    (tmp_path / "t.csv").write_text("scan\na\n")
+    for path, message in ((tmp_path / "x*.png", "contains no image"), (tmp_path / "t.csv", "hold the image files")):
         with pytest.raises(DataError, match=message):
             list(list_images(path))
 
