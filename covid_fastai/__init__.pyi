@@ -38,6 +38,7 @@ from .errors import DataError as DataError
 from .errors import DivergenceError as DivergenceError
 from .errors import ImageError as ImageError
 from .errors import ModelFormatError as ModelFormatError
+from .errors import NotRadiographError as NotRadiographError
 from .errors import OfflineError as OfflineError
 from .errors import ResourceError as ResourceError
 from .errors import UnavailableError as UnavailableError
@@ -107,6 +108,7 @@ __all__ = [
     "ImageError",
     "LeakAudit",
     "ModelFormatError",
+    "NotRadiographError",
     "OfflineError",
     "OperatingPoint",
     "Predictor",

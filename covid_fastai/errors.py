@@ -11,6 +11,7 @@ __all__ = [
     "DivergenceError",
     "ImageError",
     "ModelFormatError",
+    "NotRadiographError",
     "OfflineError",
     "ResourceError",
     "UnavailableError",
@@ -57,6 +58,16 @@ class DataError(CovidFastaiError):
 
 class ImageError(DataError):
     """A file cannot be read as a radiograph."""
+
+
+class NotRadiographError(ImageError):
+    """A file states that it is an image of another modality, such as CT.
+
+    Attributes:
+        reason: The modality as a reason to exclude the image.
+    """
+
+    reason = "modality is not a radiograph"
 
 
 class ModelFormatError(DataError):

@@ -39,6 +39,7 @@ class RowChecker:
         faulty: The index of the rows that cannot be used.
         repeated: The index of rows that repeat an earlier row.
         phash: The perceptual hash of each row's image, 32 bytes; empty if the image was not or could not be opened.
+        headers: For the rows whose file was opened, what `apply_headers` needs.
     """
 
     def __init__(self, table: pd.DataFrame, problems: ProblemLog):
@@ -46,6 +47,7 @@ class RowChecker:
         self.faulty: set[int] = set()
         self.repeated: set[int] = set()
         self.phash = pd.Series(b"", index=table.index)
+        self.headers = pd.DataFrame(columns=["view", "notes", "not_radiograph"], dtype=str)
         self._unopened: set[int] = set()  # rows without a file that could be opened
         # in one conversion a column: iterating over pandas' strings takes twenty times as long
         self._columns = {name: dict(zip(table.index, table[name].to_numpy(object), strict=True)) for name in table}
@@ -158,9 +160,15 @@ class RowChecker:
         prints = fingerprint_images(table["path"].tolist(), workers=workers)
         prints.index = table.index
         self.phash = prints["phash"].reindex(self.table.index, fill_value=b"")
-        for index, error, hint in zip(prints.index, prints["error"], prints["hint"], strict=True):
-            if error:
-                self.report(index, "unreadable", reason=error, remedy=hint or "Replace the file, or remove the row.")
+        opened = (prints["error"] == "") | (prints["not_radiograph"] != "")
+        self.headers = prints.loc[opened, ["view", "notes", "not_radiograph"]]
+        for index, error, hint in prints.loc[~opened, ["error", "hint"]].itertuples(name=None):
+            self.report(
+                index,
+                "unreadable",
+                reason=error.removesuffix("."),
+                remedy=hint or "Replace the file, or remove the row.",
+            )
         readable = prints[prints["error"] == ""]
         groups = pd.Series(
             np.arange(-len(self.table), 0), index=self.table.index

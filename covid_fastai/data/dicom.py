@@ -21,7 +21,8 @@ from PIL import Image
 from covid_fastai.data.dicom_facts import STATED, header_notes, read_part, read_view
 from covid_fastai.data.dicom_intensity import from_colour, from_grey
 from covid_fastai.data.image_facts import MAX_BYTES, SUFFIXES, ImageFacts, check_size
-from covid_fastai.errors import ImageError
+from covid_fastai.data.projections import not_radiograph
+from covid_fastai.errors import ImageError, NotRadiographError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -280,9 +281,11 @@ def _check_kind(ds: Dataset, name: str) -> str:
     bits, allocated = int(ds.get("BitsStored") or 0), int(ds.get("BitsAllocated") or 0)
     if modality and modality not in RADIOGRAPHS:  # guard: modality
         modality_text = f"modality {modality}" if modality in OTHERS else "another modality"
-        raise ImageError(
+        error = NotRadiographError(
             f"{name} is not a radiograph: {modality_text}.", hint=f"Give {', '.join(sorted(RADIOGRAPHS))} images."
         )
+        error.reason = not_radiograph(modality) if modality in OTHERS else "another modality than a radiograph"
+        raise error
     if "PixelData" not in ds:  # guard: no_picture
         raise ImageError(f"{name} is a DICOM file without an image.", hint="Give the file that contains the image.")
     if frames != 1:  # guard: dicom_frames

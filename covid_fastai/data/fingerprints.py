@@ -24,7 +24,7 @@ from covid_fastai.data.alignment import INPUT_SIDE, aligned_pairs
 from covid_fastai.data.cache import keep
 from covid_fastai.data.image_facts import name_notes
 from covid_fastai.data.images import Source, read_image
-from covid_fastai.errors import ImageError
+from covid_fastai.errors import ImageError, NotRadiographError
 from covid_fastai.options import WorkerCount, checked
 
 __all__ = ["connect_pairs", "duplicate_groups", "duplicate_pairs", "fingerprint_images", "join_groups"]
@@ -35,12 +35,12 @@ THUMBNAIL_SIDE = 32  # pixels
 # 0.989. The most similar images of different patients differ by 36 bits and correlate by at most 0.975.
 MAX_DISTANCE = 30  # bits of 256
 MIN_CORRELATION = 0.98  # of the thumbnails
-VERSION = 2  # increase with every change to the fingerprints or to the output of open_image
+VERSION = 3  # increase with every change to the fingerprints or to the output of open_image
 PRINTS = (HASH_SIDE**2 // 8, THUMBNAIL_SIDE**2, INPUT_SIDE**2)  # bytes of hash, thumbnail and 64 x 64 image
 BLOCK = 512  # rows compared at once: 512 x 6,000 x 32 bytes fit in 100 MB
 
-COLUMNS = ["path", "error", "hint", "format", "mode", "width", "height", "notes", "sha256", "phash", "thumbnail"]
-COLUMNS += ["picture"]
+COLUMNS = ["path", "error", "hint", "not_radiograph", "format", "mode", "width", "height", "notes", "view"]
+COLUMNS += ["sha256", "phash", "thumbnail", "picture"]
 
 
 @checked
@@ -53,7 +53,8 @@ def fingerprint_images(paths: Iterable[str | os.PathLike], *, workers: WorkerCou
 
     Returns:
         A table with one row per image, in the given order: `path`; `error` and `hint` ("" if it can be read);
-        `format, mode, width, height, notes`; `sha256` of the decoded 8-bit grey pixels and their shape; `phash`, 32
+        `not_radiograph`, the reason if a DICOM header states another modality; `format, mode, width, height, notes`;
+        `view`, which a DICOM header states; `sha256` of the decoded 8-bit grey pixels and their shape; `phash`, 32
         bytes (256-bit perceptual hash: signs of the lowest DCT frequencies against their median, after Zauner 2010);
         `thumbnail`, 32 x 32 bytes of pixels; `picture`, 64 x 64 bytes of pixels. The last four are empty if the image
         cannot be read.
@@ -68,13 +69,15 @@ def _fingerprint(path: str) -> tuple[Any, ...]:
     try:
         content = keep(path, f"prints-{VERSION}", _compute_prints)
     except ImageError as error:
-        return path, error.message, error.hint, "", "", 0, 0, "", "", b"", b"", b""
+        reason = error.reason if isinstance(error, NotRadiographError) else ""
+        return path, error.message, error.hint, reason, "", "", 0, 0, "", "", "", b"", b"", b""
     facts, prints = json.loads(content[: -sum(PRINTS)]), content[-sum(PRINTS) :]
     notes = [*facts["notes"], *name_notes(path, facts["format"])]
     ends = np.cumsum(PRINTS)
     values = [prints[end - size : end] for size, end in zip(PRINTS, ends, strict=True)]
     sides = facts["width"], facts["height"]
-    return path, "", "", facts["format"], facts["mode"], *sides, "; ".join(notes), facts["sha256"], *values
+    header = facts["format"], facts["mode"], *sides, "; ".join(notes), facts["view"]
+    return path, "", "", "", *header, facts["sha256"], *values
 
 
 def _compute_prints(source: Source) -> bytes:
@@ -84,7 +87,7 @@ def _compute_prints(source: Source) -> bytes:
     thumbnail = image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes()
     small = np.asarray(image.resize((INPUT_SIDE, INPUT_SIDE), Image.Resampling.BOX))
     record = {"format": facts.format, "mode": facts.mode, "width": facts.width, "height": facts.height}
-    record |= {"notes": facts.notes, "sha256": digest}
+    record |= {"notes": facts.notes, "view": facts.view, "sha256": digest}
     return json.dumps(record).encode() + _phash(small) + thumbnail + small.tobytes()
 
 

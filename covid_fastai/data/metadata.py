@@ -14,6 +14,7 @@ from covid_fastai.data.checks import RowChecker
 from covid_fastai.data.cohort import COHORT_COLUMNS, Cohort, CohortInfo, as_cohort
 from covid_fastai.data.custom_tasks import make_task
 from covid_fastai.data.derived_columns import DerivedColumns
+from covid_fastai.data.dicom_rows import apply_headers
 from covid_fastai.data.fingerprints import join_groups
 from covid_fastai.data.labels import assign_labels, note_labels
 from covid_fastai.data.layouts import Rows, read_rows
@@ -131,9 +132,11 @@ def read_cohort(
             article; images outside the pretraining data of the package's weights come first. None for all.
         seed: Seed of that sample, which does not depend on the order of the rows.
         on_problem: `"error"` raises when rows are faulty, `"skip"` drops them.
-        check_images: Whether to open every image, which finds unreadable files and duplicate images; or the size of a
-            random sample, which estimates the number of unreadable files and finds duplicates within the sample only.
-            The search for duplicates compares every two images: 6,000 take three seconds, 100,000 a quarter of an hour.
+        check_images: Whether to open every image, which finds unreadable files and duplicate images, and reads the view
+            from DICOM headers where the data state none (a header of another view, modality or part of the body
+            excludes the image, as text that is burned in does); or the size of a random sample, which estimates the
+            number of unreadable files and finds duplicates and headers within the sample only. The search for
+            duplicates compares every two images: 6,000 take three seconds, 100,000 a quarter of an hour.
         exclude_pretraining_overlap: Whether to exclude the images that the package's own weights were trained on from
             evaluation. This holds for any choice of weights, so that all are compared on the same images. Such an
             image, and any other image of its patient, is `in_pretraining`: a split keeps it in training, and in the
@@ -369,7 +372,12 @@ def _check(
     limit = len(table) if check_images is True else int(check_images)
     if limit:
         duplicates = checker.check_images(workers=workers, most=limit, seed=seed)
-        table = table.assign(phash=checker.phash)
+        table = apply_headers(
+            table.assign(phash=checker.phash),
+            checker.headers,
+            frontal_only=task.frontal_only,
+            report=checker.report,
+        )
     else:
         duplicates = pd.Series(range(len(table)), index=table.index)
     if limit < len(table):
@@ -379,7 +387,8 @@ def _check(
         problems.add(
             "not_opened",
             severity="note",
-            reason=f"{opened}: there was no search for unreadable files and duplicates{others}{comparison}",
+            reason=f"{opened}: there was no search for unreadable files and duplicates, and no DICOM header was "
+            f"read{others}{comparison}",
             remedy="Set check_images=True.",
         )
     # guard: faulty_rows
