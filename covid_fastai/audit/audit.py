@@ -20,6 +20,7 @@ from covid_fastai.evaluation.comparison import compare
 from covid_fastai.evaluation.formatting import MISSING, SIGNED, ResultDisplay, format_estimate
 from covid_fastai.evaluation.intervals import clustered_proportion
 from covid_fastai.evaluation.metrics import evaluate
+from covid_fastai.evaluation.moved_images import move_images, require_images
 from covid_fastai.evaluation.prediction_table import (
     PROBABILITY,
     choose_positive,
@@ -177,15 +178,19 @@ def audit_predictions(
 
 
 @checked
-def audit_run(folder: str | Path | Run, *, seed: Seed | None = None, most: int = 1000) -> Audit:
+def audit_run(
+    folder: str | Path | Run, *, data: str | Path | None = None, seed: Seed | None = None, most: int = 1000
+) -> Audit:
     """Audit a run from the files in its folder and write `audit.json` into it.
 
-    The images must still be where the run read them. Networks retrained by `covid-fastai audit --full` and results of
+    Networks retrained by `covid-fastai audit --full` and results of
     `validate` are included if the folder has them.
 
     Args:
         folder: Folder of an evaluated run, as written by `train_classifier` or `cross_validate`, or the result of
             `read_run`.
+        data: The folder that holds the images, if they have been moved since the training; their new paths are then
+            written into the tables of the run. None if they are where the run read them.
         seed: As in `audit_predictions`; None for the seed of the run.
         most: As in `audit_predictions`.
 
@@ -193,7 +198,7 @@ def audit_run(folder: str | Path | Run, *, seed: Seed | None = None, most: int =
         The audit.
 
     Raises:
-        DataError: The folder is not a run; otherwise as in `audit_predictions`.
+        DataError: The folder is not a run, or images are missing; otherwise as in `audit_predictions`.
 
     Examples:
         >>> audit = audit_run(run)
@@ -201,6 +206,8 @@ def audit_run(folder: str | Path | Run, *, seed: Seed | None = None, most: int =
         'Verdict'
     """
     run = folder if isinstance(folder, Run) else read_run(folder)
+    run = run if data is None else move_images(run, data)
+    require_images(run)
     result, probes = run.metrics, run.folder.probes
     retrained = {
         path.parent.name.replace("-", " "): read_predictions(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +17,11 @@ from covid_fastai.data.cohort import Cohort, save_cohort
 from covid_fastai.data.exploration import plot_batch, plot_class_counts, shorten
 from covid_fastai.data.metadata import summarise_cohort
 from covid_fastai.data.problems import SEVERITIES
-from covid_fastai.errors import UsageError
+from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.formatting import PERCENT, format_interval, format_metric
 from covid_fastai.evaluation.interpretation import open_for_display, plot_confusion_matrix, top_losses
 from covid_fastai.evaluation.metrics import Evaluation, evaluate
+from covid_fastai.evaluation.moved_images import move_images, require_images
 from covid_fastai.evaluation.plots import (
     plot_history,
     plot_learning_rate,
@@ -51,6 +53,8 @@ __all__ = [
     "write_report",
 ]
 
+logger = logging.getLogger("covid_fastai")
+
 CASES = 12  # held-out images with the largest loss that are shown
 VERDICT_TEXT = {
     "good": "The conditions and their results are listed below. Results at other hospitals may still differ.",
@@ -78,13 +82,14 @@ def write_report(learn: Learner, result: Evaluation) -> Path:
     return render_report(folder.path)
 
 
-def render_report(folder: str | Path) -> Path:
+def render_report(folder: str | Path, *, data: str | Path | None = None) -> Path:
     """Write `report.html` again from the files of a run; neither torch nor the data set is needed.
 
     The worst cases are shown with their images if these are still where the run read them.
 
     Args:
         folder: A run's folder.
+        data: As in `audit_run`, if the images have been moved.
 
     Returns:
         The path of the report.
@@ -92,7 +97,8 @@ def render_report(folder: str | Path) -> Path:
     Raises:
         DataError: The folder is not a run, or the run was not evaluated.
     """
-    run = read_run(folder)
+    run = read_run(folder) if data is None else move_images(folder, data)
+    _warn_if_moved(run)
     fields = run.config.get("config") or {}
     cohort, result = run.cohort, run.metrics
     folds = run.config.get("folds")
@@ -130,6 +136,13 @@ def render_report(folder: str | Path) -> Path:
         versions=_versions(run.versions),
         record=_record(run),
     )
+
+
+def _warn_if_moved(run: Run) -> None:
+    try:
+        require_images(run)
+    except DataError as error:
+        logger.warning("The report shows no missing images. %s", error)
 
 
 def write_evaluation(

@@ -22,6 +22,7 @@ from covid_fastai.data.cohort import Cohort
 from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.data.splits import fold_cohort
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evaluation.moved_images import require_images
 from covid_fastai.evaluation.predict import predict
 from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.evaluation.runs import Run, read_run
@@ -87,14 +88,9 @@ def retrain(folder: str | Path | Run, *, changes: Sequence[str] = ALL) -> Path:
 
 def _cohort_with_images(run: Run) -> Cohort:
     """Return the training and validation rows of a run, and raise if an image is missing."""
+    require_images(run)
     cohort = run.cohort
     cohort = cohort[cohort["split"].isin(["train", "valid"])].reset_index(drop=True)
-    missing = [path for path in cohort["path"] if not Path(path).is_file()]
-    if missing:
-        raise DataError(
-            f"{len(missing)} images of the run {run.path} are missing, such as {missing[0]}.",
-            hint="Restore the data at their paths.",
-        )
     return cohort
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,6 +21,7 @@ from covid_fastai.data.layouts import find_data
 from covid_fastai.data.pretraining_overlap import write_manifest
 from covid_fastai.data.problems import PROBLEM_COLUMNS
 from covid_fastai.errors import DataError, DivergenceError, UsageError
+from covid_fastai.evaluation.moved_images import record_move
 from covid_fastai.evaluation.runs import collect_versions
 from covid_fastai.files import claim_folder, new_run_folder, write_csv, write_json
 from covid_fastai.main_guard import check_main_guard
@@ -91,9 +94,30 @@ def resolve_run(data, *, preset, out, resume, choices, folds=None) -> RunPlan:
             raise UsageError(
                 f"The run {folder.path} was begun with a DataFrame.", hint="Give the same DataFrame to resume it."
             )
-    config = TrainConfig.from_dict(saved["config"])
+        if not Path(data).expanduser().exists():  # guard: resume_moved
+            raise DataError(
+                f"The run {folder.path} was begun with the data {data}, which do not exist (seen from {Path.cwd()}).",
+                hint="Restore them. If they have moved, give their new place: "
+                f"covid-fastai train NEW_DATA --resume {folder.path}, or "
+                f"train_classifier(NEW_DATA, resume={str(folder.path)!r}).",
+            )
+    config = _with_moved_root(TrainConfig.from_dict(saved["config"]), saved["data"], data)
     check_environment(config)
     return RunPlan(data, config, folder, True, folds)
+
+
+def _with_moved_root(config: TrainConfig, old: str | None, new: Any) -> TrainConfig:
+    """Return the options of a resumed run with an `image_root` that has moved together with the data."""
+    root = config.image_root
+    if root is None or Path(root).expanduser().is_dir() or old is None or isinstance(new, pd.DataFrame):
+        return config
+    moved = os.path.normpath(os.path.join(new, os.path.relpath(root, old)))
+    if not os.path.isdir(moved):
+        raise DataError(
+            f"The run was begun with image_root={root}, which does not exist, and neither does {moved}.",
+            hint="Put the images back, or at the same place relative to the data as before.",
+        )
+    return config.replace(image_root=moved)
 
 
 @contextmanager
@@ -179,9 +203,15 @@ def write_cohort(cohort: Cohort, run: RunPlan) -> None:
     write_csv(folder.problems, cohort.facts.problem_table())
     folder.log("data read", images=len(cohort), patients_known=cohort.patients_known)
     if run.resuming and folder.cohort.exists():
-        previous, columns = load_cohort(folder.path), ["path", "label", "split"]
-        if previous[columns].to_numpy().tolist() != cohort[columns].to_numpy().tolist():
+        previous = load_cohort(folder.path)
+        if _rows_of(previous) != _rows_of(cohort):
             raise DataError(f"The data have changed since the run {folder.path} began.", hint="Start a new run.")
+        record_move(folder, previous, cohort)
     save_cohort(cohort, folder.path)
     trained = cohort[cohort["split"] == "train"]  # in a cross-validation, the rows of all folds
     write_manifest(trained, folder.training_manifest)
+
+
+def _rows_of(cohort: Cohort) -> list[tuple[str, str, str]]:
+    """Return what a resumed run must find unchanged: file names, labels and split; the folder may be another one."""
+    return list(zip(cohort["path"].map(os.path.basename), cohort["label"], cohort["split"], strict=True))

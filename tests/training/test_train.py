@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -225,6 +226,29 @@ def test_an_interrupted_run_resumes_to_the_same_result(learn, phantom_root, tmp_
     assert resumed.path == folder
     with pytest.raises(UsageError, match="finished"):
         train_classifier(resume=folder)
+
+
+def test_an_interrupted_run_resumes_after_its_data_have_moved(phantom_root, tmp_path):
+    from fastai.callback.core import Callback
+
+    class Interrupt(Callback):
+        def before_epoch(self):
+            raise KeyboardInterrupt
+
+    folder, data, moved = tmp_path / "run", tmp_path / "data", tmp_path / "elsewhere/renamed"
+    shutil.copytree(phantom_root, data)
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(data, out=folder, quiet=True, callbacks=[Interrupt()], audit=False, **QUICK)
+    moved.parent.mkdir()
+    data.rename(moved)
+    with pytest.raises(DataError, match="was begun with the data .*data, which do not exist") as caught:
+        train_classifier(resume=folder)
+    assert f"covid-fastai train NEW_DATA --resume {folder}" in caught.value.hint
+    train_classifier(moved, resume=folder, quiet=True)
+    run = read_run(folder)
+    assert run.status == "finished" and run.cohort["path"].str.startswith(f"{moved}{os.sep}").all()
+    assert run.predictions["path"].str.startswith(f"{moved}{os.sep}").all()
+    assert "images moved" in [event["event"] for event in run.record]
 
 
 @pytest.mark.slow

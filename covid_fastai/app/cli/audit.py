@@ -30,6 +30,15 @@ def audit(
         bool,
         typer.Option("--full", help="For a run: also train again on images without the lungs, and on permuted labels."),
     ] = False,
+    moved_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            help="For a run whose images have been moved: the folder that now holds them. Their new paths are written "
+            "into the tables of the run.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The page to write if DATA is not a run; audit.html if not given.")
     ] = None,
@@ -50,6 +59,10 @@ def audit(
             f"{data} is not the folder of a run, so there is no model to train again.",
             hint="Train a model first, then audit the folder of its run.",
         )
+    if moved_to is not None and not is_run:
+        raise UsageError(
+            f"{data} is not the folder of a run, so --data does not apply.", hint="Give the data themselves as DATA."
+        )
     from covid_fastai.audit.leaks import find_leaks
 
     find = partial(find_leaks, against=against or (), name=data.resolve().name)
@@ -58,6 +71,10 @@ def audit(
         from covid_fastai.reporting.documents import write_documents
         from covid_fastai.reporting.report import render_report
 
+        if moved_to is not None:
+            from covid_fastai.evaluation.moved_images import move_images
+
+            move_images(data, moved_to)
         if full:
             from covid_fastai.training.retrain import retrain
 
