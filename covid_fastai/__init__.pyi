@@ -26,6 +26,7 @@ from .data.input_check import check_inputs as check_inputs
 from .data.metadata import read_cohort as read_cohort
 from .data.metadata import summarise_cohort as summarise_cohort
 from .data.phantom import write_phantom as write_phantom
+from .data.recipes import list_recipes as list_recipes
 from .data.splits import fold_by_patient as fold_by_patient
 from .data.splits import fold_officially as fold_officially
 from .data.splits import split_by_image as split_by_image
@@ -146,6 +147,7 @@ __all__ = [
     "fold_by_patient",
     "fold_officially",
     "gradio_app",
+    "list_recipes",
     "list_runs",
     "load_model",
     "open_image",

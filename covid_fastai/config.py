@@ -75,6 +75,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class TrainOptions(TypedDict, total=False):
     """The fields of `TrainConfig` as keyword arguments, for editors and type checkers."""
 
+    recipe: str | None
     task: Any
     labels: LabelClasses | None
     classes: ClassNames | None
@@ -165,6 +166,10 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
+    recipe: str | None = Field(
+        None,
+        description="Name of a public data set whose files and columns are known; covid-fastai recipes lists them.",
+    )
     task: Any = Field("covid", description="covid, pneumonia or etiology; in Python also a Task object, or its fields.")
     labels: LabelClasses | None = Field(
         None,

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +20,7 @@ from covid_fastai.data.file_locations import LocatedFiles, locate_files
 from covid_fastai.data.image_files import IMAGE_SUFFIXES, is_visible, scan_folder
 from covid_fastai.data.problems import ProblemLog, printable
 from covid_fastai.data.split_names import SPLITS
+from covid_fastai.data.split_tables import find_split_tables, read_split_tables
 from covid_fastai.data.table_formats import has_table_suffix
 from covid_fastai.data.tables import read_table
 from covid_fastai.data.tasks import Task, canonical_finding, fold_text
@@ -34,6 +35,23 @@ CORONAHACK_COLUMNS = ("X_ray_image_name", "Label", "Dataset_type")
 CORONAHACK_IMAGES = (
     "Coronahack-Chest-XRay-Dataset"  # Kaggle's archive has a folder of this name in a folder of this name
 )
+
+
+@dataclass(frozen=True)
+class RecipeData:
+    """The data that a recipe reads: a table that was read from one file or several, or a folder.
+
+    Attributes:
+        path: The first file, whose folder the names of images are relative to; without a table the folder.
+        table: The rows, text, indexed by their lines; None for a folder.
+        several: Whether the rows are from several files, which are then no lists of the split.
+        problems: The problems of the lines.
+    """
+
+    path: Path
+    table: pd.DataFrame | None = None
+    several: bool = False
+    problems: ProblemLog = field(default_factory=ProblemLog)
 
 
 @dataclass
@@ -60,7 +78,7 @@ class Rows:
 
 
 def read_rows(
-    data: str | Path | pd.DataFrame,
+    data: str | Path | pd.DataFrame | RecipeData,
     *,
     task: Task,
     columns: Mapping[str, str | None],
@@ -73,7 +91,8 @@ def read_rows(
     """Read the rows of a data set in any layout.
 
     Args:
-        data: CoronaHack's folder or CSV, another CSV, a folder with one folder per class, or a table.
+        data: CoronaHack's folder or CSV, another CSV, a folder with one folder per class, or a table, in memory or
+            read from files.
         task: Decides whether the folders' names are classes.
         columns: The column of each role in `ROLES`, None to find it by its usual names.
         label_columns: The columns that hold one finding each, in place of a column with the label.
@@ -95,8 +114,13 @@ def read_rows(
             image_root=image_root,
             problems=problems,
         )
-    path = find_data(data)
-    if path.is_dir():
+    known = [name for name in columns.values() if name is not None]
+    if isinstance(data, RecipeData):
+        problems.rows += data.problems.rows
+        path, table, several = data.path, data.table, data.several
+    else:
+        path, table, several = find_data(data), None, False
+    if table is None and path.is_dir():
         csv = _coronahack_csv(path)
         if csv is None:
             folders = find_class_folders(path.resolve(), task=task, is_split=_is_split)
@@ -105,17 +129,22 @@ def read_rows(
                     path, columns=columns, label_columns=label_columns, derived=derived, image_root=image_root
                 )
                 return _from_folders(path.resolve(), folders, task=task, problems=problems)
-            csv = _only_table(path, task)
+            parts = find_split_tables(_tables_in(path))
+            table = read_split_tables(parts, encoding=encoding, known=known, problems=problems) if parts else None
+            several = table is not None
+            csv = next(iter(parts)) if several else _only_table(path, task)
         path = csv
-    known = [name for name in columns.values() if name is not None]
-    table = read_table(path, encoding=encoding, known=known, problems=problems)
+    if table is None:
+        table = read_table(path, encoding=encoding, known=known, problems=problems)
     if table.empty and not problems.rows:
         raise DataError(f"{path} has a header and no rows.", hint="Give one line per image.")
     table = derived.add(table, where=str(path))
     derived.finish(problems, where=str(path))
-    return _from_table(
+    rows = _from_table(
         table, path=path, columns=columns, label_columns=label_columns, image_root=image_root, problems=problems
     )
+    rows.file = None if several else path
+    return rows
 
 
 def find_data(data: str | os.PathLike) -> Path:
@@ -184,7 +213,7 @@ def _from_table(
         base, located = _locate(rows["name"].tolist(), base, search_folders=image_root is None)
     rows["path"] = located.paths
     _note_rule(located, base, problems)
-    return Rows(rows.reset_index(drop=True), _extras(table, chosen), base, str(path), coronahack, file=path)
+    return Rows(rows.reset_index(drop=True), _extras(table, chosen), base, str(path), coronahack)
 
 
 def _from_frame(
@@ -365,7 +394,7 @@ def _only_table(root: Path, task: Task) -> Path:
     """
     entries = [entry for entry in scan_folder(str(root)) if is_visible(entry.name)]
     names = ", ".join([entry.name for entry in entries if entry.is_dir()][:8]) or "none"
-    tables = [entry.path for entry in entries if has_table_suffix(entry.name) and entry.is_file()]
+    tables = list(map(str, _tables_in(root)))
     archives = [entry.path for entry in entries if is_archive_name(entry.name)]
     inner = nearby_class_folders(root, task=task, is_split=_is_split)
     if len(tables) == 1 and not inner:
@@ -383,6 +412,15 @@ def _only_table(root: Path, task: Task) -> Path:
         f"{root} is neither CoronaHack (no {CORONAHACK_CSV}) nor has it a folder per class (folders: {names}).",
         hint=hint,
     )
+
+
+def _tables_in(root: Path) -> list[Path]:
+    """Return the visible tables in a folder, known by their names."""
+    return [Path(entry.path) for entry in scan_folder(str(root)) if _is_table(entry)]
+
+
+def _is_table(entry: os.DirEntry) -> bool:
+    return is_visible(entry.name) and has_table_suffix(entry.name) and entry.is_file()
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,8 @@ from covid_fastai.data.pretraining_overlap import Manifest, mark_pretraining_ove
 from covid_fastai.data.problems import ProblemLog, count_kinds, printable
 from covid_fastai.data.projections import is_unstated, not_frontal, not_radiograph, read_projection, read_views
 from covid_fastai.data.readers import settle_readers
+from covid_fastai.data.recipe_tables import apply_recipe
+from covid_fastai.data.recipes import suggest_recipe
 from covid_fastai.data.tasks import Task, fold_text
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.options import (
@@ -59,6 +62,7 @@ IN_PRETRAINING = "in the pretraining data of the package's weights"  # the note 
 def read_cohort(
     data: str | Path | pd.DataFrame,
     *,
+    recipe: str | None = None,
     task: str | Task = "covid",
     labels: LabelClasses | None = None,
     classes: ClassNames | None = None,
@@ -94,7 +98,9 @@ def read_cohort(
     Args:
         data: CoronaHack's folder as Kaggle lays it out, or its CSV; any other table (CSV, Excel, Parquet ..., as
             `covid_fastai.data.tables.read_table` reads them); a folder with one folder per class (or with such folders
-            in train/ and test/); or a DataFrame.
+            in train/ and test/), or with one table per split; or a DataFrame.
+        recipe: The name of a public data set, whose files and columns are then known; `list_recipes` lists them.
+            Options that are given replace those of the recipe.
         task: `"covid"`, `"pneumonia"`, `"etiology"`, or a `Task`.
         labels: The class of labels of the data that the task does not know, such as `{"Lung_Opacity": "COVID-19"}`; an
             empty class excludes the label. `*` and `?` are wildcards. `make_task` describes how a task is made from
@@ -165,6 +171,10 @@ def read_cohort(
         Traceback (most recent call last):
         covid_fastai.errors.UsageError: seed=1099511627776 is not a whole number from 0 to 4294967295. ...
     """
+    if recipe is not None:
+        given = {name: value for name, value in locals().items() if name not in ("data", "recipe")}
+        recipe_data, options = apply_recipe(recipe, data, given)
+        return read_cohort(cast(Any, recipe_data), **options)
     task = make_task(task, labels=labels, classes=classes, positive=positive, label_columns=label_columns)
     if negatives_per_positive is not None:
         check_positive(task)
@@ -173,16 +183,17 @@ def read_cohort(
     derived = DerivedColumns(path_column=path_column, path_template=path_template, join=join, on=on, encoding=encoding)
     columns = {"path": derived.path_column, "label": label_column, "patient": patient_column}
     columns |= {"split": split_column, "source": source_column, "view": view_column}
-    rows = read_rows(
-        data,
-        task=task,
-        columns=columns,
-        label_columns=label_columns,
-        derived=derived,
-        image_root=image_root,
-        encoding=encoding,
-        problems=problems,
-    )
+    with suggest_recipe(data):
+        rows = read_rows(
+            data,
+            task=task,
+            columns=columns,
+            label_columns=label_columns,
+            derived=derived,
+            image_root=image_root,
+            encoding=encoding,
+            problems=problems,
+        )
     rows.table["view"] = read_views(rows.table["view"], rows.extras if view_column is None else rows.extras[[]])
     table = _identify(rows, patient_pattern, problems)
     table = assign_labels(table, rows.extras, task, label_columns=label_columns, positive=positive, uncertain=uncertain)
@@ -201,8 +212,9 @@ def read_cohort(
         compare_pretraining=bool(manifests),
         workers=workers,
     )
-    if on_problem == "error":  # guard: raise_errors
-        problems.raise_errors(rows.data)
+    if on_problem == "error":
+        with suggest_recipe(data):
+            problems.raise_errors(rows.data)  # guard: raise_errors
     if table.empty:
         raise DataError(f"{rows.data}: no row is left.", hint="See the details.", details=problems.errors())
     table["group"] = join_groups(table["patient"], duplicates)

@@ -20,6 +20,7 @@ from covid_fastai.data.custom_tasks import make_task
 from covid_fastai.data.layouts import find_data
 from covid_fastai.data.pretraining_overlap import write_manifest
 from covid_fastai.data.problems import PROBLEM_COLUMNS
+from covid_fastai.data.recipes import get_recipe
 from covid_fastai.errors import DataError, DivergenceError, UsageError
 from covid_fastai.evaluation.moved_images import record_move
 from covid_fastai.evaluation.runs import collect_versions
@@ -69,6 +70,8 @@ def resolve_run(data, *, preset, out, resume, choices, folds=None) -> RunPlan:
             raise UsageError("No data were given.", hint="Name a folder or CSV, or resume a run.")
         config = TrainConfig.build(preset=preset, **choices)
         check_environment(config)
+        if config.recipe is not None:
+            get_recipe(config.recipe)
         if not isinstance(data, pd.DataFrame):
             find_data(data)  # raises before a folder is created for a run that cannot begin
         task = make_task(**config.options_of(make_task))

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from covid_fastai.app.cli import audit, cache, evaluate, predict, serve
+from covid_fastai.app.cli import audit, cache, evaluate, predict, recipes, serve
 from covid_fastai.app.cli.options import (
     READING,
     AsJson,
@@ -166,8 +166,10 @@ def check(
 
     from covid_fastai.data.metadata import read_cohort, summarise_cohort
     from covid_fastai.data.problems import SEVERITIES
+    from covid_fastai.data.recipes import recognise_recipe
     from covid_fastai.files import write_csv
 
+    known = recognise_recipe(data) if choices.get("recipe") is None else None
     counts = pd.DataFrame()
     try:
         images = True if sample is None else sample
@@ -182,8 +184,11 @@ def check(
     if problems:
         write_csv(out, table)
     if as_json:
-        print_json({"faults": numbers["error"], "problems": problems, "counts": counts.to_dict("records")})
+        facts = {"faults": numbers["error"], "problems": problems, "counts": counts.to_dict("records")}
+        print_json(facts | {"recipe": known.name if known else choices.get("recipe")})
     else:
+        if known:
+            echo(f"This is {known.title}. Read it with: {known.command(data, verb='check')}")
         if not counts.empty:
             print_table(counts, title=f"{data}: images and patients")
         print_problems(problems)
@@ -349,5 +354,5 @@ def _train(
 
 for command in (audit.audit, evaluate.evaluate, evaluate.compare, evaluate.validate, evaluate.runs):
     app.command()(command)
-for command in (predict.predict, predict.export, predict.batch, serve.serve, cache.cache):
+for command in (predict.predict, predict.export, predict.batch, serve.serve, cache.cache, recipes.recipes):
     app.command()(command)

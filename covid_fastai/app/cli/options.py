@@ -26,18 +26,9 @@ __all__ = [
 
 # the fields of TrainConfig that `read_cohort` takes
 LABELLING = ("labels", "classes", "positive", "label_columns", "uncertain", "readers")
-READING = ("task", *LABELLING, "image_root", "path_column", "label_column", "patient_column", "patient_pattern")
-READING += (
-    "split_column",
-    "source_column",
-    "view_column",
-    "path_template",
-    "join",
-    "on",
-    "encoding",
-    "negatives_per_positive",
-    "seed",
-)
+READING = ("recipe", "task", *LABELLING, "image_root", "path_column", "label_column", "patient_column")
+READING += ("patient_pattern", "split_column", "source_column", "view_column", "path_template", "join", "on")
+READING += ("encoding", "negatives_per_positive", "seed")
 READING += ("exclude_pretraining_overlap",)
 # those of them that apply to images without labels
 READING_INPUTS = ("path_column", "image_root", "path_template", "join", "on", "encoding", "on_problem")
