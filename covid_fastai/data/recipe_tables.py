@@ -119,6 +119,7 @@ def _read(part: RecipeTable, root: Path, encoding: str | None, problems: Problem
         )
     if part.columns:
         table.columns = list(part.columns)
+    table = table.rename(columns=part.rename)
     for column, ending in part.remove.items():
         table[column] = table[column].str.removesuffix(ending)
     for column, ending in part.append.items():

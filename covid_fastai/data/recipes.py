@@ -37,6 +37,7 @@ class RecipeTable:
         split: The part of the official split that all rows belong to; "" if the table does not stand for one.
         folder: The folder that the names of the images are relative to; "" for that of the table.
         columns: The names of the columns of a list without a header.
+        rename: The names of columns that mean something else than theirs, such as RSNA's `patientId`, an image.
         remove: The ending that is removed from the values of a column.
         append: The ending that is appended to the values of a column.
         optional: Whether the data may lack it.
@@ -46,6 +47,7 @@ class RecipeTable:
     split: str = ""
     folder: str = ""
     columns: tuple[str, ...] = ()
+    rename: Mapping[str, str] = field(default_factory=dict)
     remove: Mapping[str, str] = field(default_factory=dict)
     append: Mapping[str, str] = field(default_factory=dict)
     optional: bool = False

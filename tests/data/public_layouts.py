@@ -367,7 +367,10 @@ LAYOUTS = (
         {"recipe": "covid-chestxray-dataset"},
         {"train": {"Normal": 8, "COVID-19": 12 + 4}},
         8 + 6 + 4,
-        {CT: 4 + 2 + 1, LATERAL: 2, "excluded by the option labels": 3 + 2 + 2 + 1 + 1},
+        {
+            **{CT: 4 + 2 + 1, LATERAL: 2, "excluded by the option labels (*)": 2 + 1 + 1},
+            **{"not of this task: Streptococcus": 3, "not of this task: SARS": 2},
+        },
     ),
     Layout(
         "COVIDx (COVID-Net)",
