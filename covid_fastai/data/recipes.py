@@ -273,14 +273,11 @@ def _read_recipes() -> dict[str, Recipe]:
 
 
 def _make_recipe(name: str, entry: dict[str, Any]) -> Recipe:
-    tables, joins = (
-        tuple(kind(**{field: _frozen(value) for field, value in table.items()}) for table in entry.pop(key, []))
-        for key, kind in (("tables", RecipeTable), ("joins", RecipeJoin))
-    )
-    values = {key: _frozen(value) for key, value in entry.items()}
-    options = {key: _frozen(value) for key, value in values.pop("options", {}).items()}
-    return Recipe(name=name, options=options, tables=tables, joins=joins, **values)
+    tables = tuple(RecipeTable(**_frozen_values(table)) for table in entry.pop("tables", []))
+    joins = tuple(RecipeJoin(**table) for table in entry.pop("joins", []))
+    options = _frozen_values(entry.pop("options", {}))
+    return Recipe(name=name, options=options, tables=tables, joins=joins, **_frozen_values(entry))
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _frozen_values(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
