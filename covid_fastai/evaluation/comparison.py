@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ from covid_fastai.evaluation.intervals import Z, wilson
 from covid_fastai.evaluation.metric_intervals import difference_interval
 from covid_fastai.evaluation.metrics import Evaluation, evaluate, score_units
 from covid_fastai.evaluation.pairing import PairedPredictions, pair_predictions
-from covid_fastai.evaluation.prediction_table import PROBABILITY
+from covid_fastai.evaluation.prediction_table import PROBABILITY, PredictionOptions
 from covid_fastai.evaluation.runs import Run
 from covid_fastai.evaluation.weighted_metrics import (
     LOWER_IS_BETTER,
@@ -157,6 +157,7 @@ def compare(
     threshold: float | Sequence[float] = 0.5,
     n_resamples: NResamples = 2000,
     seed: Seed = 0,
+    **reading: Unpack[PredictionOptions],
 ) -> Comparison:
     """Compare two or more models on the images, or else the patients, that all of them have predicted.
 
@@ -175,6 +176,7 @@ def compare(
             model.
         n_resamples: Number of bootstrap resamples, 100 or more.
         seed: Seed of the bootstrap.
+        **reading: How tables are read, as in `read_predictions`, the same for all: `score_column`, `label_column` ...
 
     Returns:
         The comparison.
@@ -191,7 +193,7 @@ def compare(
           model  difference   n
         4  coin       -0.34  60
     """
-    paired = pair_predictions(models, names=names)
+    paired = pair_predictions(models, names=names, positive=positive, **reading)
     values = [threshold] * len(models) if isinstance(threshold, (int, float)) else list(threshold)
     thresholds: list[float] = [check_option("threshold", value, Probability) for value in values]
     if len(thresholds) != len(models):

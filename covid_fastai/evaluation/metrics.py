@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, f
 from covid_fastai.evaluation.metric_intervals import metric_interval
 from covid_fastai.evaluation.prediction_table import (
     PROBABILITY,
+    PredictionOptions,
     choose_positive,
     class_columns,
     has_label_and_prediction,
@@ -163,6 +164,7 @@ def evaluate(
     seed: Seed = 0,
     unit: Unit = "patient",
     split: str | None = None,
+    **reading: Unpack[PredictionOptions],
 ) -> Evaluation:
     """Evaluate a predictions table and return every metric with its n and 95% interval.
 
@@ -185,6 +187,8 @@ def evaluate(
         seed: Seed of the bootstrap.
         unit: `"patient"`, or `"image"` to count images; the bootstrap still resamples whole patients.
         split: The split whose rows are evaluated, such as `"test"`; None for a table of one split.
+        **reading: How the table is read, as in `read_predictions`: `score_column` and `label_column` for one score with
+            labels such as 0 and 1, other columns, `join`, `encoding`, `on_problem`.
 
     Returns:
         The evaluation. Metrics that cannot be computed, such as the AUC of one class, are NaN.
@@ -202,7 +206,7 @@ def evaluate(
         >>> f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f}), n = {row['n']}"
         '0.71 (0.53 to 0.85), n = 28'
     """
-    table = read_predictions(predictions, split=split)
+    table = read_predictions(predictions, split=split, positive=positive, **reading)
     classes = class_columns(table)
     positive = choose_positive(classes, positive)
     scores = score_units(table, positive=positive, threshold=threshold, unit=unit)

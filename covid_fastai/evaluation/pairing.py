@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Unpack
 
 import pandas as pd
 
@@ -12,6 +13,7 @@ from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.prediction_table import (
     PROBABILITY,
     UNKNOWN_PATIENTS,
+    PredictionOptions,
     class_columns,
     has_label_and_prediction,
     read_predictions,
@@ -38,7 +40,11 @@ class PairedPredictions:
 
 
 def pair_predictions(
-    models: Sequence[str | Path | pd.DataFrame | Run], *, names: Sequence[str] | None = None
+    models: Sequence[str | Path | pd.DataFrame | Run],
+    *,
+    names: Sequence[str] | None = None,
+    positive: str | None = None,
+    **reading: Unpack[PredictionOptions],
 ) -> PairedPredictions:
     """Select the images, or else the patients, that all models have predicted.
 
@@ -48,6 +54,8 @@ def pair_predictions(
     Args:
         models: Tables or CSV files that `read_predictions` accepts, runs or their folders (their held-out patients).
         names: One name per model; None to derive them from files and folders.
+        positive: The class that one score is the probability of, as in `read_predictions`.
+        **reading: How tables are read, as in `read_predictions`.
 
     Returns:
         The matched tables, with notes on what was left out of each.
@@ -62,7 +70,7 @@ def pair_predictions(
     names = _derive_names(models) if names is None else [str(name) for name in names]
     if len(names) != len(models) or len(set(names)) < len(names):
         raise UsageError(f"names={names!r} for {len(models)} models.", hint="Give each model a unique name.")
-    tables = {name: _read_table(model) for name, model in zip(names, models, strict=True)}
+    tables = {name: _read_table(model, positive, reading) for name, model in zip(names, models, strict=True)}
     classes = class_columns(tables[names[0]])
     for name, table in tables.items():
         if set(class_columns(table)) != set(classes):
@@ -103,12 +111,14 @@ def _derive_names(models: Sequence[str | Path | pd.DataFrame | Run]) -> list[str
     return [f"model {number}" for number in range(1, len(paths) + 1)]
 
 
-def _read_table(model: str | Path | pd.DataFrame | Run) -> pd.DataFrame:
+def _read_table(
+    model: str | Path | pd.DataFrame | Run, positive: str | None, reading: PredictionOptions
+) -> pd.DataFrame:
     """Read predictions; those of a run are of its held-out patients."""
     if isinstance(model, (str, Path)) and Path(model).is_dir():
         model = read_run(model)
     if not isinstance(model, Run):
-        return read_predictions(model)
+        return read_predictions(model, positive=positive, **reading)
     table = model.predictions
     return table[table["split"] == "valid"].reset_index(drop=True)
 

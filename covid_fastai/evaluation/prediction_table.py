@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 import pandas as pd
 
 from covid_fastai.data.columns import choose_columns
+from covid_fastai.data.derived_columns import DerivedColumns
+from covid_fastai.data.problems import ProblemLog, count_kinds
+from covid_fastai.data.projections import is_unstated
+from covid_fastai.data.tables import as_rows, read_table
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.evaluation.score_columns import PROBABILITY, add_class_columns
+from covid_fastai.options import OnProblem, checked
 
 __all__ = [
     "PROBABILITY",
+    "PredictionOptions",
     "PredictionStatus",
     "STATUSES",
     "UNKNOWN_PATIENTS",
@@ -27,26 +35,79 @@ __all__ = [
 logger = logging.getLogger("covid_fastai")
 
 PREDICTION_ROLES = ("path", "label", "patient", "split", "source", "view")
-PROBABILITY = "p_"  # prefix of a class name: the column of its probability
 PredictionStatus = Literal["ok", "unreadable", "failed"]
 STATUSES: tuple[PredictionStatus, ...] = get_args(PredictionStatus)
 UNKNOWN_PATIENTS = "The patient of some images is unknown: each of these images counts as a separate patient."
+ROW = "__row"  # the line in the file, until the rows are checked
 SUM_TOLERANCE = 1e-3  # for probabilities rounded to three or four digits
 
 
+class PredictionOptions(TypedDict, total=False):
+    """How a predictions table is read: options of `read_predictions` that `evaluate` and `compare` pass on."""
+
+    score_column: str | None
+    path_column: str | None
+    label_column: str | None
+    patient_column: str | None
+    split_column: str | None
+    source_column: str | None
+    view_column: str | None
+    image_root: str | Path | None
+    path_template: str | None
+    join: str | Path | None
+    on: str | None
+    encoding: str | None
+    on_problem: OnProblem
+
+
+@checked
 def read_predictions(
-    source: str | Path | pd.DataFrame, *, split: str | None = None, every_split: bool = False
+    source: str | Path | pd.DataFrame,
+    *,
+    split: str | None = None,
+    every_split: bool = False,
+    positive: str | None = None,
+    score_column: str | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    patient_column: str | None = None,
+    split_column: str | None = None,
+    source_column: str | None = None,
+    view_column: str | None = None,
+    image_root: str | Path | None = None,
+    path_template: str | None = None,
+    join: str | Path | None = None,
+    on: str | None = None,
+    encoding: str | None = None,
+    on_problem: OnProblem = "error",
 ) -> pd.DataFrame:
     """Read a predictions table and check each of its rows.
 
     Args:
-        source: A CSV file or a table with `label` and a column `p_<class>` for each class (0 to 1, sum 1), the negative
-            class first. The columns `path`, `patient`, `patient_known`, `split`, `fold`, `source`, `view` and `status`
-            are optional, and may have the other usual names that `read_cohort` knows (`patient_id`, `Patient ID`).
-            Without `patient`, each row counts as a separate patient; so does a row with an empty `patient` and a
-            `patient_known` of False.
+        source: A table with `label` and a column `p_<class>` for each class (0 to 1, sum 1), the negative class first;
+            or a file of any format that `read_table` reads. Other systems' tables may have `prob_<class>`,
+            `score_<class>` and the like, or one column with the probability of the positive class. The columns `path`,
+            `patient`, `patient_known`, `split`, `fold`, `source`, `view` and `status` are optional, and may have the
+            other usual names that `read_cohort` knows (`patient_id`, `Patient ID`). Without `patient`, each row counts
+            as a separate patient; so does a row with an empty `patient` and a `patient_known` of False, or with a
+            patient such as `unknown`.
         split: Only the rows of this split; None for a table whose labelled rows are of one split.
         every_split: Whether to return the rows of all splits.
+        positive: The class that one score is the probability of, and that comes last of two in a table of
+            `prob_<class>`; None to derive it from labels such as 0 and 1, or Normal.
+        score_column: The column with the probability of the positive class; None to find it by its name.
+        path_column: The column with the path; None, as for all columns, to find it by its usual names.
+        label_column: The column with the label.
+        patient_column: The column with the patient.
+        split_column: The column with the split.
+        source_column: The column with the hospital or collection.
+        view_column: The column with the projection.
+        image_root: The folder that paths are relative to; None to leave them as they are.
+        path_template: The path made from columns of the row, as in `read_cohort`.
+        join: Another table with further columns, such as labels, as in `read_cohort`.
+        on: The key of `join`.
+        encoding: The encoding of the file, where it is neither UTF-8 nor marked as UTF-16.
+        on_problem: `"error"` raises for faulty rows, `"skip"` leaves them out and logs their number.
 
     Returns:
         The table with all columns of `predict` and a RangeIndex.
@@ -64,23 +125,50 @@ def read_predictions(
         1      p0  COVID-19   COVID-19     ok
     """
     name = "The table" if isinstance(source, pd.DataFrame) else str(source)
-    table = source.copy() if isinstance(source, pd.DataFrame) else _read_csv(Path(source))
-    table = _with_usual_names(table, name)
+    given = {"path": path_column, "label": label_column, "patient": patient_column, "split": split_column}
+    given |= {"source": source_column, "view": view_column}
+    derived = DerivedColumns(path_column=path_column, path_template=path_template, join=join, on=on, encoding=encoding)
+    given["path"] = derived.path_column
+    known = [column for column in given.values() if column is not None]
+    is_file = not isinstance(source, pd.DataFrame)
+    table = (
+        _read_file(Path(source), encoding=encoding, texts=known, score=score_column, on_problem=on_problem)
+        if not isinstance(source, pd.DataFrame)
+        else _number_rows(source)
+    )
+    if derived.given:
+        problems = ProblemLog()
+        table = _restore_numbers(derived.add(_as_texts(table), where=name), table)
+        derived.finish(problems, where=name)
+    table = _with_usual_names(table, given, name)
+    if image_root is not None and "path" in table:
+        table["path"] = [os.path.join(image_root, path) if path else "" for path in table["path"].astype(str)]
+    if "label" in table:
+        table = add_class_columns(table, score_column=score_column, positive=positive, where=name)
     columns = [str(column) for column in table if str(column).startswith(PROBABILITY)]
     if "label" not in table or len(columns) < 2:
         raise DataError(
             f"{name} has no {'column label' if 'label' not in table else 'two columns p_<class>'}; it has "
-            f"{', '.join(map(str, table.columns)) or 'none'}.",
-            hint="Give one row per image: label, p_<negative class>, p_<positive class>, and patient if it is known.",
+            f"{', '.join(str(column) for column in table if column != ROW) or 'none'}.",
+            hint="Give one row per image: label, p_<negative class>, p_<positive class>, and patient if it is known; "
+            "or name the columns with label_column (--label-column) and score_column (--score-column).",
         )
     if table.empty:
         raise DataError(f"{name} has no rows.", hint="Give at least one prediction.")
     table = _complete_columns(table.reset_index(drop=True))
     if not every_split:
         table = _choose_split(table, split, name)
-    faults = list(_find_faults(table, columns))
-    if faults:
-        listed = "; ".join(f"row {fault['row']}: {fault['reason']}" for fault in faults[:3])
+    numbers, table = table[ROW].tolist(), table.drop(columns=ROW)
+    faults = list(_find_faults(table, columns, numbers))
+    if faults and on_problem == "skip":
+        logger.warning("%s: %d faulty rows are left out, such as row %d: %s.", name, len(faults), *_first(faults))
+        faulty = {fault["row"] for fault in faults}
+        table = table[[number not in faulty for number in numbers]].reset_index(drop=True)
+        if table.empty:
+            raise DataError(f"{name}: no row is left.", hint="See the details.", details=faults)
+    elif faults:
+        word = "line" if is_file else "row"
+        listed = "; ".join(f"{word} {fault['row']}: {fault['reason']}" for fault in faults[:3])
         raise DataError(
             f"{name} has {len(faults)} faulty row{'s' if len(faults) > 1 else ''}: {listed}.",
             hint="Correct them; give rows without a prediction the status 'failed' and no probability.",
@@ -93,12 +181,34 @@ def read_predictions(
     return table
 
 
-def _with_usual_names(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return the table with added columns for roles that have another usual name."""
-    absent = [role for role in PREDICTION_ROLES if role not in table]
-    texts = table.astype(object).where(table.notna(), "").astype(str)
-    columns = choose_columns(texts, {}, where=name, required=(), roles=absent)
-    return table.assign(**{role: table[column] for role, column in columns.items() if column is not None})
+def _with_usual_names(table: pd.DataFrame, given: Mapping[str, str | None], name: str) -> pd.DataFrame:
+    """Return the table with added columns for roles that have a given or another usual name.
+
+    A column of a role's own name gives way to a given one, and gets the suffix `_given`.
+    """
+    roles = [role for role in PREDICTION_ROLES if role not in table or given.get(role) not in (None, role)]
+    chosen = choose_columns(_as_texts(table), given, where=name, required=(), roles=roles)
+    columns = {role: table[column] for role, column in chosen.items() if column is not None}
+    table = table.rename(columns={role: f"{role}_given" for role in columns if role in table})
+    return table.assign(**columns)
+
+
+def _as_texts(table: pd.DataFrame) -> pd.DataFrame:
+    return table.astype(object).where(table.notna(), "").astype(str)
+
+
+def _number_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a copy of a table in memory with the numbers of its rows, from 1."""
+    return table.assign(**{ROW: range(1, len(table) + 1)})
+
+
+def _restore_numbers(texts: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of text with columns of numbers as they were in the table that the rows come from."""
+    return texts.assign(**{str(name): table[name] for name in table if name in texts})
+
+
+def _first(faults: list[dict[str, Any]]) -> tuple[int, str]:
+    return faults[0]["row"], faults[0]["reason"]
 
 
 def _choose_split(table: pd.DataFrame, split: str | None, name: str) -> pd.DataFrame:
@@ -149,13 +259,38 @@ def choose_positive(classes: Sequence[str], positive: str | None, *, one_vs_rest
     return positive or classes[-1]
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Read a CSV; columns of text are read as text, so that a patient "007" stays as it is."""
-    types = dict.fromkeys(("path", "label", "patient", "split", "source", "view", "prediction", "status"), str)
-    try:
-        return pd.read_csv(path, dtype=types, keep_default_na=False, na_values={"fold": [""]}, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise DataError(f"{path} cannot be read as CSV: {error}.", hint="Give a CSV with a header.") from error
+def _read_file(
+    path: Path, *, encoding: str | None, texts: Collection[str], score: str | None, on_problem: OnProblem
+) -> pd.DataFrame:
+    """Read a table; columns of which every value is a number, and no text such as 007, hold numbers."""
+    problems = ProblemLog()
+    known = {*texts, *([] if score is None else [score])}
+    table = read_table(path, encoding=encoding, known=known, problems=problems)
+    if on_problem == "error":
+        problems.raise_errors(path)
+    elif errors := problems.errors():
+        logger.warning("%s: %d rows are left out: %s.", path, len(errors), count_kinds(errors))
+    stay = {*PREDICTION_ROLES, "prediction", "status", "patient_known", *texts}
+    values = {
+        str(name): column if name in stay and not str(name).startswith(PROBABILITY) else _typed(column, name == "fold")
+        for name, column in table.items()
+    }
+    return pd.DataFrame(values, index=table.index).assign(**{ROW: table.index})
+
+
+def _typed(column: pd.Series, blank: bool) -> pd.Series:
+    """Return a column of text as numbers or booleans, if all of its values are such; with `blank`, "" is missing."""
+    texts = column.str.strip()
+    stated = texts[texts != ""] if blank else texts
+    if stated.empty or stated.str.fullmatch(r"[+-]?0\d.*").any():
+        return column
+    if stated.isin(["True", "False"]).all():
+        return texts == "True"
+    if stated.str.fullmatch(r"[+-]?\d*,\d+(e[+-]?\d+)?|[+-]?\d+|", case=False).all():  # decimal commas
+        texts = texts.str.replace(",", ".")
+    numbers = pd.to_numeric(texts.mask(texts == ""), errors="coerce")
+    is_number = numbers.notna() | texts.str.casefold().isin(["nan", ""])
+    return numbers if is_number.all() and (blank or (texts != "").all()) else column
 
 
 def _complete_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -175,6 +310,9 @@ def _complete_columns(table: pd.DataFrame) -> pd.DataFrame:
     table["patient"] = table["patient"].mask(unknown, table["path"])
     for name in class_columns(table):
         table[PROBABILITY + name] = pd.to_numeric(table[PROBABILITY + name], errors="coerce").astype(float)
+    unstated = table["patient"].map({text: bool(text) and is_unstated(text) for text in table["patient"].unique()})
+    table["patient_known"] = table["patient_known"].mask(unstated.astype(bool), False)  # guard: unstated_patient
+    table["patient"] = table["patient"].mask(unstated.astype(bool), table["path"])
     order = ["path", "label", "patient", "patient_known", "split", "source", "view", "fold"]
     order += [PROBABILITY + name for name in class_columns(table)]
     if "prediction" not in table:
@@ -188,11 +326,11 @@ def _as_flag(value: Any) -> Any:
     return {"true": True, "false": False}.get(str(value).strip().casefold(), value)
 
 
-def _find_faults(table: pd.DataFrame, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the first fault of each faulty row; rows are numbered from 1."""
+def _find_faults(table: pd.DataFrame, columns: list[str], numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield the first fault of each faulty row."""
     classes = class_columns(table)
     values = table[columns].to_numpy(dtype=float)
-    for number, (row, p) in enumerate(zip(table.to_dict("records"), values, strict=True), start=1):
+    for number, row, p in zip(numbers, as_rows(table), values, strict=True):
         reason = remedy = ""
         if row["status"] not in STATUSES:
             reason, remedy = f"status {row['status']!r} is unknown", f"Choose one of {', '.join(STATUSES)}."

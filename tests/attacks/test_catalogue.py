@@ -35,7 +35,8 @@ ROWS = {
     "4g": "PHI in DICOM tags;Burned-in text;`export.pkl` holds;Accuracy without n;Score read as diagnosis",
     "4h": "Label with a sign;Class name;View or modality;Placeholder patient;Same number, two sources;"
     "Others' file names;Source not stated;Did you mean;Several splits in a table;Recipe;"
-    "Two columns of one role;Path template;Join;Other format of a table;Excel's values;No header;Verdict;"
+    "Two columns of one role;Other systems' scores;Path template;Join;Other format of a table;Excel's values;"
+    "No header;Verdict;"
     "Patient in the path;"
     "Official split;"
     "No main guard;Console encoding;Masks beside images;Linked files;Nested folders;System files;"

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from covid_fastai.app.cli.options import AsJson, Data, Debug, Quiet, option
+from covid_fastai.app.cli.options import (
+    READING_PREDICTIONS,
+    AsJson,
+    Data,
+    Debug,
+    Quiet,
+    given_options,
+    option,
+    options_of_config,
+)
 from covid_fastai.app.cli.output import echo, print_evaluation, print_json, print_table, set_up_logging
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Fraction, NResamples, OpenFraction, Probability, Seed, Unit
@@ -18,12 +27,17 @@ __all__ = ["compare", "evaluate", "runs", "validate"]
 # once.
 
 
+ScoreColumn = Annotated[
+    str | None,
+    typer.Option(help="Column with the probability of the positive class, for tables with one score."),
+]
+
+
+@options_of_config(*READING_PREDICTIONS)
 def evaluate(
     predictions: Annotated[
         Path,
-        typer.Argument(
-            metavar="PREDICTIONS.csv", help="CSV with the columns label, p_<class> for each class, patient."
-        ),
+        typer.Argument(metavar="PREDICTIONS", help="Table with the columns label, p_<class> for each class, patient."),
     ],
     positive: Annotated[
         str | None, typer.Option(help="The positive class; the second of two classes if not given.")
@@ -34,6 +48,7 @@ def evaluate(
     n_resamples: Annotated[int, option(NResamples, help="Bootstrap resamples.")] = 2000,
     seed: Annotated[int, option(Seed, help="Seed of the bootstrap.")] = 0,
     unit: Annotated[Unit, option(Unit, help="Unit of analysis.")] = "patient",
+    score_column: ScoreColumn = None,
     split: Annotated[str | None, typer.Option(help="The split to evaluate, if the table has several.")] = None,
     sensitivity: Annotated[
         float | None,
@@ -48,12 +63,14 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
+    **choices: Any,
 ) -> None:
     """Evaluate the predictions of any model; each metric has its n and 95% interval."""
     from covid_fastai.evaluation.metrics import evaluate as evaluate_predictions
 
     options = {"positive": positive, "threshold": threshold, "n_resamples": n_resamples, "seed": seed, "unit": unit}
-    result = evaluate_predictions(predictions, split=split, **options)
+    reading = {"score_column": score_column, **given_options(choices)}
+    result = evaluate_predictions(predictions, split=split, **options, **reading)
     further_results, tables = {}, []
     point = None
     if sensitivity is not None:
@@ -86,10 +103,11 @@ def evaluate(
         echo(f"Report: {report}")
 
 
+@options_of_config(*READING_PREDICTIONS)
 def compare(
     models: Annotated[
         list[Path],
-        typer.Argument(metavar="A B...", help="CSVs of predictions, or folders of runs; A is the reference."),
+        typer.Argument(metavar="A B...", help="Tables of predictions, or folders of runs; A is the reference."),
     ],
     name: Annotated[
         list[str] | None, typer.Option(help="The name of a model; give it once per model, in their order.")
@@ -106,12 +124,14 @@ def compare(
     ] = None,
     n_resamples: Annotated[int, option(NResamples, help="Bootstrap resamples.")] = 2000,
     seed: Annotated[int, option(Seed, help="Seed of the bootstrap.")] = 0,
+    score_column: ScoreColumn = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the differences, as CSV.")] = None,
     cases: Annotated[
         Path | None, typer.Option(help="Where to write the patients on whom the models disagree, as CSV.")
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
+    **choices: Any,
 ) -> None:
     """Compare models with the first one on the same patients; each difference has its 95% interval."""
     from covid_fastai.evaluation.comparison import compare as compare_models
@@ -119,7 +139,8 @@ def compare(
 
     thresholds = threshold or [0.5]
     options = {"names": name, "positive": positive, "threshold": thresholds[0] if len(thresholds) == 1 else thresholds}
-    result = compare_models(*models, **options, n_resamples=n_resamples, seed=seed)
+    reading = {"score_column": score_column, **given_options(choices)}
+    result = compare_models(*models, **options, n_resamples=n_resamples, seed=seed, **reading)
     for path, table in ((out, result.table), (cases, result.cases)):
         if path is not None:
             write_csv(path, table)

@@ -18,6 +18,7 @@ __all__ = [
     "Quiet",
     "READING",
     "READING_INPUTS",
+    "READING_PREDICTIONS",
     "given_options",
     "option",
     "options_of_config",
@@ -32,6 +33,15 @@ READING += ("encoding", "negatives_per_positive", "seed")
 READING += ("exclude_pretraining_overlap",)
 # those of them that apply to images without labels
 READING_INPUTS = ("path_column", "image_root", "path_template", "join", "on", "encoding", "on_problem")
+# those that apply to tables of predictions
+READING_PREDICTIONS = (
+    *READING_INPUTS,
+    "label_column",
+    "patient_column",
+    "split_column",
+    "source_column",
+    "view_column",
+)
 
 
 REPEATABLE = {"labels": "label"}  # fields that the command line takes one entry at a time, under this name
