@@ -167,8 +167,8 @@ def _begins_with_elements(content: bytes, order: str) -> bool:
 
 def is_dataset(source: object) -> TypeGuard[Dataset]:
     """Return whether an object is a `Dataset` of pydicom, which is imported if there is one."""
-    pydicom = sys.modules.get("pydicom")
-    return pydicom is not None and isinstance(source, pydicom.Dataset)
+    kind = getattr(sys.modules.get("pydicom"), "Dataset", None)  # None while another thread imports pydicom
+    return kind is not None and isinstance(source, kind)
 
 
 def encode_dataset(ds: Dataset, name: str) -> bytes:

@@ -39,23 +39,23 @@ SYSTEM_FOLDERS = {"__macosx", "$recycle.bin", "system volume information", "@ead
 MASK_WORDS = {"mask", "masks"}
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")  # of "lung masks", "lung_masks" and "leftMask"
 MASK_FILE = re.compile(r"[-_ ](lung|lungs|lung_)?masks?$", re.IGNORECASE)
-EXAMPLES = 5
+EXAMPLES = 3
 # The first bytes of the formats, for files without a suffix; DICOM has DICM at byte 128 (DICOM PS3.10, section 7.1).
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
 HEAD = 132  # bytes
 
-# What each kind of left out entry is called, in the order of the summary.
+# What one and several entries of each kind are called, in the order of the summary.
 DESCRIPTIONS = {
-    "broken_link": "links to nothing",
-    "masks": "masks",
-    "not_an_image": "files without an image suffix",
-    "archive": "archives that are not unpacked",
-    "repeated": "links to images that are listed already",
-    "loop": "links to a folder that they lie in",
-    "copy": "images of folders that repeat others, file by file,",
-    "no_class": "images outside the class folders",
-    "empty_folder": "folders without a file",
-    "hidden": "hidden files and folders, or those of the operating system",
+    "broken_link": ("link to nothing", "links to nothing"),
+    "masks": ("mask", "masks"),
+    "not_an_image": ("file without an image suffix", "files without an image suffix"),
+    "archive": ("archive that is not unpacked", "archives that are not unpacked"),
+    "repeated": ("link to an image that is listed already", "links to images that are listed already"),
+    "loop": ("link to a folder that it lies in", "links to a folder that they lie in"),
+    "copy": ("image of a folder that repeats another", "images of folders that repeat others, file by file"),
+    "no_class": ("image outside the class folders", "images outside the class folders"),
+    "empty_folder": ("folder without a file", "folders without a file"),
+    "hidden": ("hidden or system file", "hidden or system files"),
 }
 UNIMPORTANT = {"not_an_image", "empty_folder", "hidden"}
 
@@ -81,9 +81,11 @@ class LeftOut:
         more = ", ..." if self.count > len(names) else ""
         counts = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in self.suffixes.most_common(6))
         counts = f" ({counts})" if kind == "not_an_image" and len(self.suffixes) > 1 else ""
-        described = f"{self.count} {DESCRIPTIONS[kind]}{counts} were left out: {', '.join(names)}{more}"
+        several = self.count != 1
+        left_out = f"{DESCRIPTIONS[kind][several]}{counts} {'were' if several else 'was'} left out"
+        described = f"{self.count:,} {left_out}: {', '.join(names)}{more}"
         if kind == "archive":
-            described += f". Unpack each: {unpack_command(self.examples[0])}"
+            described += f". Unpack {'each' if several else 'it'}: {unpack_command(self.examples[0])}"
         return described
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from covid_fastai.data.archives import unpack_command
-from covid_fastai.data.file_locations import FileIndex, FolderNames, contradict, is_foreign
+from covid_fastai.data.file_locations import FileIndex, FolderNames, Match, contradict, is_foreign
 
 __all__ = ["NearbyFiles"]
 
@@ -33,27 +33,34 @@ class NearbyFiles:
 
     def find_all(self, path: str) -> list[str]:
         """Return the files that a missing path may mean; several if the path does not say which."""
+        return [match.path for match in self._matches(path)]
+
+    def _matches(self, path: str) -> list[Match]:
         folder, name = os.path.split(path)
         parent, split = os.path.split(folder)
         other_split = {"train": "test", "test": "train"}.get(split)
         for place in [folder, *([os.path.join(parent, other_split)] if other_split else [])]:
             if match := self._names.match(os.path.join(place, name), any_suffix=True):
-                return [match.path]
+                return [match]
         unix = path.replace("\\", "/")
         if unix != path and os.path.isfile(unix):
-            return [unix]
+            return [Match(unix, (), (), False, False)]
         inside = self._root is not None and path.startswith(os.path.join(self._root, ""))
         relative = path[len(os.path.join(str(self._root), "")) :] if inside else path
         matches = self._index.closest(relative) or self._index.other_suffix(relative)
         matches = [match for match in matches if not contradict(match.dropped, match.added)]
         if len(matches) > 1 and any(match.dropped for match in matches) and not is_foreign(relative):
             return []  # files of this name in other folders than the stated one
-        return [match.path for match in matches]
+        return matches
 
     def remedy(self, path: str) -> str:
         """Return what to do about a missing path."""
-        if suggestion := self.find(path):
-            return f"Did you mean {suggestion}?"
+        matches = self._matches(path)
+        if len(matches) == 1:
+            (match,) = matches
+            place = os.path.join(str(self._root), *match.added)
+            all_rows = f" If so for all rows, give image_root={place}." if match.dropped and match.added else ""
+            return f"Did you mean {match.path}?{all_rows}"
         if archive := self._index.archive():
             return f"If it is in {os.path.basename(archive)}, unpack that: {unpack_command(archive)}"
         return "Add the file, correct its name, or give image_root."

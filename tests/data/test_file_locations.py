@@ -162,6 +162,16 @@ def test_a_data_frame_without_a_root(tmp_path):
     assert len(read_cohort(rows, image_root=tmp_path, check_images=False, on_problem="skip")) == 2
 
 
+def test_the_remedy_for_folders_of_another_name_works(tmp_path):
+    touch(tmp_path, "Bilder/Normal 1.PNG", "Bilder/normal 2.png")
+    table = write_table(tmp_path, [r"D:\Studie\Röntgen\normal 1.png", r"D:\Studie\Röntgen\normal 2.png"])
+    with pytest.raises(DataError) as caught:
+        read_cohort(table, check_images=False)
+    for fault in caught.value.details:
+        assert "Did you mean" in fault["remedy"] and f"image_root={tmp_path / 'Bilder'}" in fault["remedy"]
+    assert len(read_cohort(table, image_root=tmp_path / "Bilder", check_images=False)) == 2
+
+
 def test_an_archive_that_may_hold_the_missing_files_is_named(tmp_path):
     touch(tmp_path, "images_001/a.png", "images_002.tar.gz")
     with pytest.raises(DataError, match=r"If it is in images_002\.tar\.gz, unpack that: mkdir"):

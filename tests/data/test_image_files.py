@@ -223,7 +223,7 @@ def test_images_beside_the_folders_of_a_split_are_counted(tmp_path, caplog):
     cohort = read_cohort(tmp_path)
     found = notes(cohort)
     assert len(cohort) == 2 and found["no_class"].startswith("2 images outside the class folders were left out")
-    assert found["masks"].startswith("1 masks") and "train/Other" in found["empty_folder"]
+    assert found["masks"].startswith("1 mask was left out") and "train/Other" in found["empty_folder"]
     assert "2 images outside the class folders" in caplog.text
 
 
@@ -381,7 +381,7 @@ def test_archives_that_were_not_unpacked_are_named(tmp_path, caplog):
         archive.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
     with pytest.raises(DataError, match="tar -xf"):
         read_cohort(empty)
-    with pytest.raises(DataError, match="contains no image: 1 archives that are not unpacked"):
+    with pytest.raises(DataError, match="contains no image: 1 archive that is not unpacked"):
         list(list_images(empty))
 
 
