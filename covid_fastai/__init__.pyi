@@ -23,6 +23,10 @@ from .data.examples import example_data as example_data
 from .data.images import open_image as open_image
 from .data.input_check import check_input as check_input
 from .data.input_check import check_inputs as check_inputs
+from .data.lung_plots import plot_lungs as plot_lungs
+from .data.lungs import Lungs as Lungs
+from .data.lungs import measure_lungs as measure_lungs
+from .data.lungs import segment_lungs as segment_lungs
 from .data.metadata import read_cohort as read_cohort
 from .data.metadata import summarise_cohort as summarise_cohort
 from .data.phantom import write_phantom as write_phantom
@@ -108,6 +112,7 @@ __all__ = [
     "Evaluation",
     "ImageError",
     "LeakAudit",
+    "Lungs",
     "ModelFormatError",
     "NotRadiographError",
     "OfflineError",
@@ -150,12 +155,14 @@ __all__ = [
     "list_recipes",
     "list_runs",
     "load_model",
+    "measure_lungs",
     "open_image",
     "plot_comparison",
     "plot_confusion_matrix",
     "plot_decision_curve",
     "plot_history",
     "plot_leak_groups",
+    "plot_lungs",
     "plot_reliability",
     "plot_risk_coverage",
     "plot_roc",
@@ -177,6 +184,7 @@ __all__ = [
     "risk_coverage",
     "saliency_fraction",
     "save_model",
+    "segment_lungs",
     "split_by_image",
     "split_by_patient",
     "split_officially",

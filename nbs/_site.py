@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = {
     "README.md": "index.qmd",
     "covid_fastai/model/cxr-resnet18.md": "weights.qmd",
+    "covid_fastai/data/lungs.md": "lungs.qmd",
     "pretraining/README.md": "pretraining.qmd",
     "CONTRIBUTING.md": "contributing.qmd",
     "CHANGELOG.md": "changelog.qmd",

@@ -76,8 +76,11 @@ def test_links_between_pages_resolve(pages):
     assert not lost
 
 
+CARDS = ("covid_fastai/model/cxr-resnet18.md", "covid_fastai/data/lungs.md")
+
+
 def test_links_in_the_repository_resolve():
-    for name in ("README.md", "CONTRIBUTING.md", "pretraining/README.md", "covid_fastai/model/cxr-resnet18.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "pretraining/README.md", *CARDS):
         text = IN_CODE.sub("", (REPOSITORY / name).read_text(encoding="utf-8"))
         for link in LINK.findall(text):
             assert "://" in link or (REPOSITORY / name).parent.joinpath(link).exists(), f"{name}: {link}"

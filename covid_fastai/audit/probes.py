@@ -79,8 +79,8 @@ def write_probes(
     """Write the results of the probes into a run's folder, for its audit.
 
     `probes.csv` holds the table of `predict_probes`, `saliency.csv` the fraction of the class activation maps of
-    held-out images that lies in the central box and in the border, and `saliency.png` some of the maps. The last two
-    are not written for images below 128 pixels, whose maps are too coarse.
+    held-out images that lies in the lungs, in the central box and in the border, and `saliency.png` some of the maps.
+    The last two are not written for images below 128 pixels, whose maps are too coarse.
 
     Args:
         learn: As in `predict_probes`.

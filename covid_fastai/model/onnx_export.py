@@ -6,8 +6,9 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,7 +17,10 @@ from covid_fastai.errors import UsageError
 from covid_fastai.model.bundle_config import ONNX_INPUT, ONNX_OUTPUTS
 from covid_fastai.model.learner import body_and_head, map_weights
 
-__all__ = ["OPSET", "export_onnx"]
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["OPSET", "export_graph", "export_onnx"]
 
 OPSET = 20  # torch's exporter writes it without conversion; ONNX Runtime and ONNX Runtime Web read it since 1.17
 
@@ -45,33 +49,53 @@ def export_onnx(model: nn.Module, *, classes: Sequence[str], image_size: int, me
     """
     graph = _OnnxGraph(copy.deepcopy(model).float().cpu(), mean=mean, std=std)
     graph.eval().to(memory_format=torch.contiguous_format)  # channels_last would be exported as transpositions
-    images = torch.zeros(
-        (2, 1, image_size, image_size), dtype=torch.uint8
-    )  # with n=1, n would be exported as a constant
+    metadata = {"classes": json.dumps(list(classes)), "use": "research only"}
     try:
-        with _quiet():
-            program = torch.onnx.export(
-                graph,
-                (images,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[ONNX_INPUT],
-                output_names=list(ONNX_OUTPUTS),
-                dynamic_shapes={ONNX_INPUT: {0: torch.export.Dim("n", min=1)}},
-                external_data=False,
-                verbose=False,
-            )
+        proto = export_graph(graph, image_size=image_size, output_names=ONNX_OUTPUTS, metadata=metadata)
     except torch.onnx.OnnxExporterError as error:
         raise UsageError(
             f"This model cannot be exported to ONNX: {str(error).strip().splitlines()[0][:200]}.",
             hint="Use another architecture, such as resnet18.",
         ) from error
+    return proto.SerializeToString(deterministic=True)
+
+
+def export_graph(
+    graph: nn.Module, *, image_size: int, output_names: Sequence[str], metadata: Mapping[str, str]
+) -> onnx.ModelProto:
+    """Export a graph that takes `images`, uint8 `(n, 1, image_size, image_size)` for any n.
+
+    Args:
+        graph: The module, in evaluation mode and on the CPU.
+        image_size: Side of the square input, pixels.
+        output_names: The names of its outputs.
+        metadata: Keys and values of the file's metadata.
+
+    Returns:
+        The file's content, without paths of this machine.
+
+    Raises:
+        torch.onnx.OnnxExporterError: The graph has an operation that torch cannot export.
+    """
+    images = torch.zeros((2, 1, image_size, image_size), dtype=torch.uint8)  # with n=1, n would be exported as constant
+    with _quiet():
+        program = torch.onnx.export(
+            graph,
+            (images,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[ONNX_INPUT],
+            output_names=list(output_names),
+            dynamic_shapes={ONNX_INPUT: {0: torch.export.Dim("n", min=1)}},
+            external_data=False,
+            verbose=False,
+        )
     assert program is not None  # as `dynamo=True` returns it
     proto = program.model_proto
     _remove_source_info(proto)
-    for key, value in {"classes": json.dumps(list(classes)), "use": "research only"}.items():
+    for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
-    return proto.SerializeToString(deterministic=True)
+    return proto
 
 
 class _OnnxGraph(nn.Module):

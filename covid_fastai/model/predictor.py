@@ -9,19 +9,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from covid_fastai.data.dicom import is_dataset
 from covid_fastai.data.image_facts import ImageFacts
-from covid_fastai.data.images import Array, Readable, Source, read_image, resize_image
+from covid_fastai.data.image_inputs import as_image_list, name_image
+from covid_fastai.data.images import Source, read_image, resize_image
 from covid_fastai.data.input_check import InputRemark, remark_picture
 from covid_fastai.data.problems import printable
 from covid_fastai.data.tables import as_rows
-from covid_fastai.errors import DataError, ImageError, UsageError
+from covid_fastai.errors import ImageError, UsageError
 from covid_fastai.model.bundle_config import (
     CONFIG_FILE,
     ONNX_FILE,
@@ -43,7 +42,6 @@ __all__ = ["Examination", "Predictor", "open_session"]
 BATCH = 16  # images per forward pass
 AHEAD = 2 * BATCH  # resized images that may wait for a forward pass
 DECODERS = 4  # maximum of decoding threads; each holds a full image of up to 50 megapixels
-FILES = (str, os.PathLike, bytes, bytearray)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,9 +186,9 @@ class Predictor:
         read_images: deque[_ReadImage] | None = None,
     ) -> tuple[pd.DataFrame, np.ndarray]:
         """Return the table of `predict` and the maps, of no images unless `maps`; append to `read_images` if given."""
-        images = _as_list(images)
+        images = as_image_list(images)
         if names is None:
-            names = [_name(image, number) for number, image in enumerate(images, start=1)]
+            names = [name_image(image, number) for number, image in enumerate(images, start=1)]
         elif len(names) != len(images):
             raise UsageError(f"There are {len(names)} names for {len(images)} images.", hint="Give one name per image.")
         reasons: dict[int, str] = {}
@@ -323,20 +321,3 @@ def _check_signature(session: onnxruntime.InferenceSession, config: BundleConfig
         raise unusable_model(
             path, f"its classes are {classes}, those of {CONFIG_FILE} are {json.dumps(config.classes)}"
         )
-
-
-def _as_list(images: Source | Sequence[Source] | pd.DataFrame) -> list[Source]:
-    if isinstance(images, pd.DataFrame):
-        if "path" not in images:
-            raise DataError(
-                "The table has no column path.", hint="Name the files in a column path, or give a list of paths."
-            )
-        return images["path"].tolist()
-    is_batch = getattr(images, "ndim", 0) == 4 or isinstance(images, pd.Series)
-    if is_dataset(images) or (isinstance(images, (*FILES, Image.Image, Readable, Array)) and not is_batch):
-        return [images]
-    return list(cast(Sequence[Source], images))
-
-
-def _name(image: Source, number: int) -> str:
-    return os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else f"image {number}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from scipy.stats import mannwhitneyu
 
 from covid_fastai.audit.baselines import ShortcutAudit
 from covid_fastai.audit.leaks import LeakAudit, plot_leak_groups
@@ -18,12 +20,15 @@ from covid_fastai.data.exploration import (
     plot_samples,
     shorten,
 )
+from covid_fastai.data.lung_plots import LUNG_MEASURES, lung_facts, plot_lung_facts
 from covid_fastai.errors import DataError
 from covid_fastai.reporting.caveats import cohort_caveats, source_table
 from covid_fastai.reporting.html import draw_chart, write_page
 from covid_fastai.reporting.report import count_problems, count_rows, describe_shortcuts
 
 __all__ = ["write_audit", "write_exploration"]
+
+FEWEST_LUNGS = 10  # images of a group; below it an AUC says little
 
 
 def write_exploration(cohort: pd.DataFrame, out: str | Path = "exploration.html") -> Path:
@@ -44,7 +49,7 @@ def write_exploration(cohort: pd.DataFrame, out: str | Path = "exploration.html"
     rows, classes = cohort[cohort["split"] != "excluded"], cohort.facts.classes
     if rows.empty:
         raise DataError("All rows of the cohort are excluded.", hint="Choose another task.")
-    facts = header_facts(cohort)
+    facts, lungs = header_facts(cohort), lung_facts(cohort)
     lead = f"The task {cohort.facts.task} uses {len(rows):,} images of {rows['patient'].nunique():,} patients; "
     lead += f"{len(cohort) - len(rows):,} images are excluded."
     return write_page(
@@ -62,6 +67,8 @@ def write_exploration(cohort: pd.DataFrame, out: str | Path = "exploration.html"
             draw_chart(plot_missing_values(cohort), "Empty cells by column"),
         ],
         samples=draw_chart(plot_samples(cohort), f"Sample radiographs of {', '.join(classes)}", kind="png", wide=True),
+        lung_text=_lung_text(lungs, classes),
+        lungs=draw_chart(plot_lung_facts(lungs, classes=classes), "Area and place of the lungs by class", wide=True),
         header_text=_header_text(facts),
         headers=draw_chart(plot_header_facts(facts, classes=classes), "Format, mode and size of the files", wide=True),
         problems=count_problems(cohort.facts.problem_table()),
@@ -113,3 +120,28 @@ def _header_text(facts: pd.DataFrame) -> str:
         size = f"{(rows['width'] * rows['height']).median() / 1e6:.2f} megapixels"
         descriptions.append(f"{name}: {formats}; median {size}")
     return ". ".join(descriptions) + ". Differences between the classes allow a model to be right without the lungs."
+
+
+def _lung_text(facts: pd.DataFrame, classes: Sequence[str]) -> str:
+    """Describe the lungs of the sample: where they were not found, and the measure that separates the classes best."""
+    usable = facts["area"].notna()
+    text = f"The lungs were segmented in a sample of {len(facts):,} images. "
+    if failed := int((~usable).sum()):
+        reasons = facts.loc[~usable, "lung_quality"].value_counts()
+        kinds = ", ".join(f"{n} {quality}" for quality, n in reasons.items())
+        text += f"On {failed:,} of them they were not found ({kinds}); these are not in the histograms. "
+    separations = {}
+    for column, label in LUNG_MEASURES.items():
+        for name in classes:
+            of_class = facts["label"] == name
+            groups = facts.loc[usable & of_class, column], facts.loc[usable & ~of_class, column]
+            if min(map(len, groups)) >= FEWEST_LUNGS:
+                auc = mannwhitneyu(*groups).statistic / (len(groups[0]) * len(groups[1]))
+                separations[label, name] = max(auc, 1 - auc)
+    if not separations:
+        return text + f"There are too few images for a comparison of the classes (fewer than {FEWEST_LUNGS})."
+    (label, name), auc = max(separations.items(), key=lambda item: item[1])
+    text += (
+        f"The measure that differs most is the {label.split(' (')[0]}: alone it separates {name} from the other images "
+    )
+    return text + f"with AUC {auc:.2f} (0.5 is chance). The framing of an image can act as a shortcut."

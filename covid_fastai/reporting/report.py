@@ -37,7 +37,7 @@ from covid_fastai.reporting.caveats import limits, result_caveats, run_caveats, 
 from covid_fastai.reporting.html import draw_chart, write_page
 from covid_fastai.reporting.run_facts import SPLIT_TITLES, count_shared_patients
 from covid_fastai.run_folder import RunFolder
-from covid_fastai.saliency.region_fraction import summarise_saliency_fraction
+from covid_fastai.saliency.region_fraction import BOX_NAME, summarise_saliency_fraction
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
@@ -331,15 +331,18 @@ def _data_figures(run: Run, cohort: Cohort) -> list[dict[str, Any]]:
 
 def _describe_saliency(run: Run) -> dict[str, Any]:
     """Return the table and the figure of the class activation maps; None for those that were not written."""
-    table = figure = None
+    table, figure, note = None, None, ""
     if run.folder.saliency.is_file():
-        summary = summarise_saliency_fraction(
-            pd.read_csv(run.folder.saliency, keep_default_na=False, na_values={"inside": "", "border": ""})
-        )
+        missing = dict.fromkeys(("inside", "box", "border"), "")
+        fractions = pd.read_csv(run.folder.saliency, keep_default_na=False, na_values=missing)
+        n_box = int(fractions["lung"].str.startswith(BOX_NAME).sum())
+        if n_box:  # guard: box_said
+            note = f"On {n_box} of {len(fractions)} images no lungs were found, and the box takes their place."
+        summary = summarise_saliency_fraction(fractions)
         table = pd.DataFrame(
             {
                 "predicted class": summary["of"],
-                "region": summary["region"].replace({"inside": "central box"}),
+                "region": summary["region"].replace({"inside": "lungs", "box": "central box"}),
                 "fraction of saliency": [format_metric(value, spec=PERCENT) for value in summary["fraction"]],
                 "95% interval": [
                     format_interval(*bounds, spec=PERCENT) for bounds in summary[["low", "high"]].to_numpy()
@@ -352,7 +355,7 @@ def _describe_saliency(run: Run) -> dict[str, Any]:
         source = as_data_uri(run.folder.saliency_picture.read_bytes(), "image/png")
         alt = "Held-out radiographs and their class activation maps"
         figure = {"source": source, "alt": alt, "caption": "", "wide": True}
-    return {"saliency": table, "saliency_figure": figure}
+    return {"saliency": table, "saliency_figure": figure, "saliency_note": note}
 
 
 def _training_figures(run: Run) -> list[dict[str, Any]]:

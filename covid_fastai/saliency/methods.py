@@ -129,7 +129,7 @@ def saliency_fraction(
     masks: str | Path | None = None,
     **options: Any,
 ) -> pd.DataFrame:
-    """Measure the fractions of each image's saliency that lie in the lungs and in the border.
+    """Measure the fractions of each image's saliency that lie in the lungs, in a central box and in the border.
 
     The saliency of a class is the positive part of its map minus the mean map of the other classes: the evidence for
     this class rather than another. The fractions of the image area are given for comparison.
@@ -139,15 +139,15 @@ def saliency_fraction(
         rows: As in `class_activation_map`; `label` and `patient` are optional.
         method: `"cam"`, `"grad_cam"` or `"occlusion"`.
         of: The class whose saliency is measured; None for the predicted class of each image.
-        masks: A folder of lung masks `<name>.png`, as written by `write_phantom(..., masks=True)`; None for
-            `CENTRAL_BOX`, which holds most of the lungs of a frontal radiograph.
+        masks: A folder of lung masks `<name>.png`, as written by `write_phantom(..., masks=True)`; None to segment
+            the lungs (`segment_lungs`). On an image whose lungs are not found, `CENTRAL_BOX` takes their place.
         **options: Options of the method, such as `layer` or `patch_size`.
 
     Returns:
-        One row per image: `path`, `patient`, `label`, `of`, `inside` and `border` (fractions of the saliency, 0 to 1;
-        NaN for an image without saliency), `inside_area` and `border_area` (fractions of the area, which a uniform map
-        would have) and `lung` (the region of `inside`: the central box or a lung mask). `summarise_saliency_fraction`
-        averages them.
+        One row per image: `path`, `patient`, `label`, `of`; `inside` (the lungs), `box` (`CENTRAL_BOX`) and `border`,
+        fractions of the saliency, 0 to 1, NaN for an image without saliency; `inside_area`, `box_area` and
+        `border_area`, fractions of the area, which a uniform map would have; and `lung`, the region of `inside`: a
+        lung mask, the segmented lungs, or the central box with the reason. `summarise_saliency_fraction` averages them.
 
     Raises:
         UsageError: `method` or `of` is unknown; otherwise as in the method.

@@ -27,6 +27,7 @@ from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.reporting.caveats import cohort_caveats, run_caveats, source_table
 from covid_fastai.reporting.report import render_report
 from covid_fastai.run_folder import RunFolder
+from covid_fastai.saliency.region_fraction import BOX_NAME
 
 
 class Page(html.parser.HTMLParser):
@@ -242,10 +243,28 @@ def test_class_and_source_are_confounded_in_coronahack(real_data):
     assert any("Class and source are confounded" in caveat.title for caveat in cohort_caveats(cohort))
 
 
+def test_the_report_states_on_how_many_images_the_box_was_used(copy):
+    path = RunFolder(copy).saliency
+    table = pd.DataFrame(
+        {"path": [f"{n}.png" for n in range(12)], "patient": [f"p{n}" for n in range(12)], "label": "x"}
+    )
+    table = table.assign(of="COVID-19", inside=0.5, box=0.6, border=0.1, inside_area=0.3, box_area=0.4, border_area=0.2)
+    table.assign(lung="segmented lungs").to_csv(path, index=False)
+    render_report(copy)
+    page = Page(copy / "report.html").text
+    assert "central box" in page and "no lungs were found" not in page
+    table.assign(lung=["segmented lungs"] * 9 + [f"{BOX_NAME}, instead of the lungs: No lung was found."] * 3).to_csv(
+        path, index=False
+    )
+    render_report(copy)
+    assert "On 3 of 12 images no lungs were found, and the box takes their place." in Page(copy / "report.html").text
+
+
 def test_the_exploration_describes_patients_and_images(covid_cohort, tmp_path):
     page = Page(write_exploration(confounded(covid_cohort), tmp_path / "page.html"))
-    assert sum(tag == "img" for tag, _ in page.tags) == 5
+    assert sum(tag == "img" for tag, _ in page.tags) == 6
     assert "Class and source are confounded" in page.text
+    assert "Area and place of the lungs" in page.text and "The lungs were segmented in a sample of" in page.text
     assert "JPEG" in page.text and "Research use only" in page.text
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from covid_fastai.data.dataloaders import empty_dataloaders
 from covid_fastai.data.images import open_image, resize_image
+from covid_fastai.data.lungs import segment_lungs
 from covid_fastai.data.phantom import write_phantom
 from covid_fastai.errors import DataError, ImageError, UsageError
 from covid_fastai.model.learner import build_learner, map_weights
@@ -25,7 +26,12 @@ from covid_fastai.saliency.methods import (
     randomisation_check,
     saliency_fraction,
 )
-from covid_fastai.saliency.region_fraction import CENTRAL_BOX, measure_region_fractions, summarise_saliency_fraction
+from covid_fastai.saliency.region_fraction import (
+    BOX_NAME,
+    CENTRAL_BOX,
+    measure_region_fractions,
+    summarise_saliency_fraction,
+)
 
 CLASSES = ["Normal", "COVID-19", "other"]
 SIZE = 64
@@ -138,6 +144,8 @@ def test_fractions_in_the_box_and_in_the_border(tmp_path):
     assert row["inside"] == pytest.approx(saliency[0, 3:13, 3:13].sum() / saliency.sum())
     assert row["border"] == pytest.approx(1 - saliency[0, 1:15, 1:15].sum() / saliency.sum())
     assert row["inside_area"] == pytest.approx(100 / 256) and row["border_area"] == pytest.approx(60 / 256)
+    assert (row["box"], row["box_area"]) == (row["inside"], row["inside_area"])  # noise has no lungs
+    assert row["lung"].startswith(f"{BOX_NAME}, instead of the lungs: ") and row["lung"].endswith(".")
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (7, 7), (5, 3), (64, 64)])
@@ -157,6 +165,20 @@ def test_fractions_in_a_lung_mask(phantoms):
         assert table["inside"][number] == pytest.approx(expected, abs=1e-6)
         assert table["inside_area"][number] == pytest.approx(lung.mean(), abs=1e-6)
     assert set(table["lung"]) == {"lung mask"}
+
+
+def test_fractions_in_segmented_lungs(phantoms):
+    rows = phantoms[1].head(4)
+    saliency = np.random.default_rng(3).random((len(rows), 8, 8)).astype(np.float32)
+    table = measure_region_fractions(rows, saliency, ["a"] * len(rows))
+    true = measure_region_fractions(rows, saliency, ["a"] * len(rows), masks=phantoms[0])
+    found = segment_lungs(rows)
+    assert [lungs.usable for lungs in found] == (table["lung"] == "segmented lungs").tolist()
+    usable = table[table["lung"] == "segmented lungs"]
+    assert len(usable) >= 2
+    for number in usable.index:
+        assert table["inside_area"][number] == pytest.approx(found[number].area, abs=1e-6)
+        assert table["inside"][number] == pytest.approx(true["inside"][number], abs=0.12)
 
 
 def test_saliency_is_the_positive_difference_to_the_other_classes(learn, phantoms, logits):
@@ -179,7 +201,8 @@ def test_the_intervals_of_the_summary_are_over_patients():
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"patient": [f"p{n // 2}" for n in range(60)], "label": "x", "of": ["a"] * 50 + ["b"] * 10})
     table = table.assign(path="", inside=rng.random(60), border=0.1, inside_area=0.4, border_area=0.2)
-    table.loc[0, ["inside", "border"]] = np.nan
+    table = table.assign(box=0.5, box_area=0.4)
+    table.loc[0, ["inside", "box", "border"]] = np.nan
     summary = summarise_saliency_fraction(table).set_index(["of", "region"])
     row = summary.loc["a", "inside"]
     images = table[(table["of"] == "a") & table["inside"].notna()]
@@ -241,8 +264,8 @@ def test_the_figure_names_class_region_and_fraction(learn, phantoms, masked):
     fractions = saliency_fraction(learn, phantoms[1].head(3), of="COVID-19", masks=masks)
     assert isinstance(figure, Figure) and len(figure.axes) == 7
     titles = [axes.get_title() for axes in figure.axes[3:6]]
-    region = "lung" if masked else "box"
     for title, row in zip(titles, fractions.to_dict("records"), strict=True):
+        region = "box" if row["lung"].startswith(BOX_NAME) else "lungs"
         assert title.startswith("for COVID-19\n") and f"(uniform: {row['inside_area']:.0%})" in title
         assert ("no saliency" if np.isnan(row["inside"]) else f"{row['inside']:.0%} in {region}") in title
     shown = [image for image in figure.axes[3].images if image.get_cmap().name == "viridis"]
