@@ -1,6 +1,6 @@
-"""Export the lung segmentation as the package reads it: `python -m pretraining.lung_export --out OUT --model FOLDER`.
+"""Export the lung segmentation as the package reads it: `python -m pretraining.lung_export --out OUT`.
 
-The folder is `OUT/student` or `OUT/teacher` of a training.
+The network is that of the last stage of a training, unless another stage is named.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     """Write `lungs.onnx` and `lungs.json` into the folder of a training."""
     parser = argparse.ArgumentParser(prog="python -m pretraining.lung_export", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder of the training")
-    parser.add_argument("--model", choices=["teacher", "student"], default="student")
+    parser.add_argument("--model", choices=["teacher", "student", "final"], default="final")
     options = parser.parse_args()
     print(export_lungs(options.out, options.model))
 
@@ -60,7 +60,7 @@ def export_lungs(out: Path, name: str) -> Path:
 
     Args:
         out: The folder of the training.
-        name: teacher or student.
+        name: teacher, student or final.
 
     Returns:
         The path of the ONNX file.
@@ -95,7 +95,7 @@ def export_lungs(out: Path, name: str) -> Path:
         "sources": SOURCES,
         "use": "Research use only; not a medical device.",
     }
-    if name == "student":
+    if name != "teacher":
         unmasked = pd.read_csv(out / "unmasked.csv")
         facts["images_without_masks"] = unmasked["bank"].value_counts().to_dict()
     write_json(path.with_suffix(".json"), facts)

@@ -1,7 +1,8 @@
 """Train the lung segmentation: `python -m pretraining.lungs --data DATA --out OUT`; the same command resumes it.
 
 A teacher learns from the masks. It then labels radiographs of other hospitals without masks. A student, which starts
-from the teacher's weights, learns from the masks and these labels together (self-training; Xie et al. 2020).
+from the teacher's weights, learns from the masks and these labels together (self-training; Xie et al. 2020). Finally it
+learns from the masks alone, on views that change less, so that its boundaries become exact.
 """
 
 from __future__ import annotations
@@ -28,6 +29,24 @@ __all__ = ["LungNet", "LungRecipe", "label_lungs", "train_lungs"]
 
 logger = logging.getLogger("pretraining")
 
+NARROW = Ranges(
+    degrees=8,
+    log_zoom=0.2,
+    log_aspect=0.12,
+    shear=0.03,
+    shift=0.08,
+    bend=0.006,
+    log_gamma=0.35,
+    saturated=0.05,
+    opacities=0.1,
+    effusions=0.03,
+    collimated=0.08,
+    markers=0.1,
+    noise=0.03,
+    halved=0.04,
+    negatives=0.08,
+)
+
 
 @dataclass(frozen=True)
 class LungRecipe:
@@ -41,17 +60,19 @@ class LungRecipe:
         widths: Channels of each level of the network, from half of the side down.
         batch_size: Images per step.
         teacher_epochs: Epochs of `images_per_epoch` images that learn from masks only.
+        final_epochs: Epochs of the last stage, which starts from the student's weights and learns from masks alone.
         student_epochs: Epochs of the student, which starts from the teacher's weights; 0 to stop after the teacher.
         images_per_epoch: Images per epoch, drawn anew in each.
         masked: Fraction of the student's images that have masks.
         per_bank: Images without masks per class of each bank.
         kept: Fraction of the images without masks whose labels are the most certain, and are learnt from.
         learning_rate: Peak learning rate of the teacher's one-cycle schedule.
-        student_rate: That of the student.
+        student_rate: That of the student and of the last stage.
         weight_decay: Weight decay of AdamW.
         averaged: Decay of the moving average of the weights, which is what is evaluated and exported.
         ranges: The ranges of the teacher's random views.
         student_ranges: Those of the student's.
+        final_ranges: Those of the last stage.
     """
 
     seed: int = 0
@@ -62,6 +83,7 @@ class LungRecipe:
     batch_size: int = 16
     teacher_epochs: int = 30
     student_epochs: int = 20
+    final_epochs: int = 30
     images_per_epoch: int = 400
     masked: float = 0.5
     per_bank: int = 400
@@ -72,6 +94,7 @@ class LungRecipe:
     averaged: float = 0.995
     ranges: Ranges = field(default_factory=Ranges)
     student_ranges: Ranges = field(default_factory=lambda: Ranges(halved=0.06, negatives=0.1))
+    final_ranges: Ranges = field(default_factory=lambda: NARROW)
 
 
 Part = tuple[np.ndarray, np.ndarray]  # images `(n, h, w)` and their lungs `(n, 2, h, w)`, uint8
@@ -84,6 +107,7 @@ STUDENT = (
     "per_bank",
     "kept",
 )  # fields that the teacher does not depend on
+FINAL = ("final_epochs", "final_ranges")  # fields that only the last stage depends on
 
 
 class LungNet(nn.Module):
@@ -154,7 +178,7 @@ def train_lungs(data: Path, out: Path, recipe: LungRecipe) -> LungNet:
         recipe: The hyperparameters.
 
     Returns:
-        The student with its averaged weights, or the teacher if the recipe has no student.
+        The network of the last stage, or the teacher if the recipe has no student.
     """
     out.mkdir(parents=True, exist_ok=True)
     images = list_masked(data, seed=recipe.seed)
@@ -169,7 +193,8 @@ def train_lungs(data: Path, out: Path, recipe: LungRecipe) -> LungNet:
     chosen = certainty >= np.quantile(certainty, 1 - recipe.kept)
     logger.info("labelled %d images without masks, kept %d", len(pixels), chosen.sum())
     parts = _read_parts(images, recipe.student_masks)
-    return _fit(out / "student", recipe, *parts, teacher=teacher, labelled=(pixels[chosen], lungs[chosen]))
+    student = _fit(out / "student", recipe, *parts, start=teacher, labelled=(pixels[chosen], lungs[chosen]))
+    return _fit(out / "final", recipe, *parts, start=student)
 
 
 def _read_parts(images: pd.DataFrame, banks: tuple[str, ...]) -> tuple[Part, Part]:
@@ -234,7 +259,7 @@ def _fit(
     masked: Part,
     judged: Part,
     *,
-    teacher: LungNet | None = None,
+    start: LungNet | None = None,
     labelled: Part | None = None,
 ) -> LungNet:
     """Train one network and return it with the averaged weights of its best epoch, by Dice on the validation part.
@@ -246,19 +271,22 @@ def _fit(
         recipe: The hyperparameters.
         masked: Images with masks, `(n, h, w)` and `(n, 2, h, w)` uint8.
         judged: The validation part, of the same shapes.
-        teacher: For the student: the network whose weights it starts from.
+        start: The network of the stage before, from whose weights this one starts; None for the teacher.
         labelled: For the student: images with the teacher's labels, of the same shapes.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     model = LungNet(recipe.widths).to(memory_format=torch.channels_last)
     epochs, rate, ranges = recipe.teacher_epochs, recipe.learning_rate, recipe.ranges
-    settings = dataclasses.asdict(recipe)
-    if teacher is not None:
-        model.load_state_dict(teacher.state_dict())
-        epochs, rate, ranges = recipe.student_epochs, recipe.student_rate, recipe.student_ranges
+    settings, seed = dataclasses.asdict(recipe), 0 if start is None else 500 if labelled else 800
+    if start is None:
+        settings = {name: value for name, value in settings.items() if name not in (*STUDENT, *FINAL)}
     else:
-        settings = {name: value for name, value in settings.items() if name not in STUDENT}
+        model.load_state_dict(start.state_dict())
+        epochs, rate, ranges = recipe.final_epochs, recipe.student_rate, recipe.final_ranges
+    if labelled is not None:
+        settings = {name: value for name, value in settings.items() if name not in FINAL}
+        epochs, ranges = recipe.student_epochs, recipe.student_ranges
     logger.info("%s: %d parameters", out.name, sum(parameter.numel() for parameter in model.parameters()))
     averaged = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.averaged), use_buffers=True
@@ -279,7 +307,7 @@ def _fit(
             part.load_state_dict(saved[name])
         history, best = saved["history"], saved["best"]
     for epoch in range(len(history), epochs):
-        generator = torch.Generator().manual_seed(recipe.seed * 1000 + epoch + (500 if labelled else 0))
+        generator = torch.Generator().manual_seed(recipe.seed * 1000 + epoch + seed)
         model.train()
         total, started = 0.0, time.perf_counter()
         for _ in range(steps):

@@ -20,7 +20,9 @@ from pretraining.lung_views import Ranges, draw_views
 from pretraining.lungs import LungNet, LungRecipe, label_lungs, train_lungs
 
 STILL = Ranges(**{field.name: 0.0 for field in dataclasses.fields(Ranges)})
-SMALL = LungRecipe(size=64, widths=(4, 8), batch_size=4, teacher_epochs=2, student_epochs=2, images_per_epoch=12)
+SMALL = LungRecipe(
+    size=64, widths=(4, 8), batch_size=4, teacher_epochs=2, student_epochs=2, final_epochs=1, images_per_epoch=12
+)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(data, unmasked, tmp
 
 def test_the_exported_file_answers_as_the_network(data, unmasked, tmp_path):
     model = train_lungs(data, tmp_path, SMALL)
-    content = export_lungs(tmp_path, "student").read_bytes()
+    content = export_lungs(tmp_path, "final").read_bytes()
     assert str(tmp_path).encode() not in content
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     images = np.random.default_rng(0).integers(0, 256, (3, 1, 64, 64), dtype=np.uint8)
