@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from covid_fastai.data.image_facts import FORMATS
 from covid_fastai.data.images import read_image, resize_image
@@ -101,9 +101,12 @@ def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
 
 def _compression(path: str | Path) -> tuple[Sequence[int], list[float]]:
     """Return a JPEG's first quantisation table, and whether the file has a colour profile, EXIF, a resolution."""
-    with Image.open(path, formats=FORMATS) as file:  # reads the header alone, which read_image has checked
-        tables = getattr(file, "quantization", None) or {}
-        return next(iter(tables.values()), [0]), [float(key in file.info) for key in ("icc_profile", "exif", "dpi")]
+    try:
+        with Image.open(path, formats=FORMATS) as file:  # reads the header alone, which read_image has checked
+            tables = getattr(file, "quantization", None) or {}
+            return next(iter(tables.values()), [0]), [float(key in file.info) for key in ("icc_profile", "exif", "dpi")]
+    except UnidentifiedImageError:  # a TIFF file that Pillow does not read
+        return [0], [0.0, 0.0, 0.0]
 
 
 def _header_names() -> list[str]:

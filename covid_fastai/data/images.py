@@ -15,6 +15,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from covid_fastai.data.arrays import bits_of, samples_of_array
 from covid_fastai.data.dicom import as_part_10, encode_dataset, is_dataset, read_dicom
+from covid_fastai.data.file_kinds import OTHER_KIND, name_kind
 from covid_fastai.data.image_facts import FORMATS, MAX_BYTES, MAX_PIXELS, ImageFacts, check_size, name_notes
 from covid_fastai.data.intensity import samples_to_grey, to_grey
 from covid_fastai.data.tiff import is_misread, read_samples, refuse_misread, starts_like_tiff
@@ -24,7 +25,6 @@ __all__ = ["Readable", "describe_image", "open_image", "open_square", "read_imag
 
 SPARE = 2  # decoded over requested pixels a side: 1 takes 18% less time and triples the difference
 MIN_STD = 1.0  # standard deviation of the pixel intensities, 0 to 255; below it the image is blank
-SNIFFED = 64  # bytes at the start that identify the real type of a file
 EXIF_ORIENTATION = 0x0112
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS = 256, 257, 258
 
@@ -318,31 +318,9 @@ def _open_header(file: io.BytesIO, name: str, content: bytes) -> ImageFile.Image
     except UnidentifiedImageError as error:
         if starts_like_tiff(content):
             return None
-        raise ImageError(f"{name} is {_sniff(content)}.", hint=_SNIFF_HINT) from error
+        raise ImageError(f"{name} is {name_kind(content)}.", hint=OTHER_KIND) from error
     except Exception as error:  # a damaged header makes Pillow raise nearly anything; guard: header_error
         raise _damaged(name, error) from error
-
-
-_SNIFF_HINT = "Put the real image in its place (JPEG, PNG, TIFF, BMP, WebP or DICOM), or leave it out."
-
-
-def _sniff(content: bytes) -> str:
-    """Return a description of a file that is not an image of an allowed format."""
-    start = content[:SNIFFED]
-    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not content:  # guard: sniff_empty
-        return "empty, 0 bytes"
-    if start.startswith(b"version https://git-lfs"):  # guard: sniff_lfs
-        return "a Git LFS pointer, not the image itself"
-    if text.startswith((b"<!doctype html", b"<html", b"<head")):  # guard: sniff_html
-        return "an HTML page, not an image"
-    if start.startswith((b"GIF8", b"%PDF", b"%!PS", b"\xc5\xd0\xd3\xc6")) or text.startswith((b"<svg", b"<?xml")):
-        return "of a format that is not supported (GIF, PDF, EPS, SVG)"  # guard: sniff_other
-    if start.startswith((b"\xff\xd8", b"\x89PNG", b"BM", b"II*\0", b"MM\0*", b"RIFF")):
-        return f"damaged: it starts like an image and ends after {len(content)} bytes"
-    if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in start):
-        return "a text file, not an image"  # guard: sniff_text
-    return "not an image of a known format"  # guard: sniff_unknown
 
 
 def _check_header(stored: Image.Image, name: str) -> None:

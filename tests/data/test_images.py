@@ -411,6 +411,26 @@ def refusal(source) -> ImageError:
     return error
 
 
+OTHERS = {
+    "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n",
+    "a JPEG of 12 bits": b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(9) + b"\xff\xc1\0\x0b\x0c\0\x40\0\x40\1",
+    "JPEG-LS": b"\xff\xd8\xff\xf7\0\x0b\x10",
+    "AVIF": b"\0\0\0\x1cftypavif",
+    "HEIC": b"\0\0\0\x18ftypheic",
+    "an array of NumPy": b"\x93NUMPY\x01\0",
+    "PGM": b"P5\n64 64\n255\n",
+    "NIfTI": bytes(344) + b"n+1\0",
+    "a zip archive": b"PK\3\4\x14\0",
+    "gzip": b"\x1f\x8b\x08",
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_formats_are_named_with_the_way_out(kind):
+    error = refusal(OTHERS[kind] + bytes(600))
+    assert kind in error.message and "not supported" in error.message and "convert it to PNG" in error.hint
+
+
 NO_IMAGES = {
     "empty": (b"", "empty, 0 bytes"),
     "html": (b"\n <!DOCTYPE html><html><body>404</body></html>", "HTML page"),

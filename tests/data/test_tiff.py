@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from covid_fastai.audit.baseline_features import read_features
 from covid_fastai.data.images import describe_image, open_image
 from covid_fastai.data.intensity import samples_to_grey, used_range
 from covid_fastai.errors import ImageError
@@ -84,6 +85,13 @@ def test_extra_samples_that_are_no_straight_alpha_change_nothing(dtype, extra):
 def test_a_bigtiff_is_read():
     content, array = written(np.float64, bigtiff=True)
     np.testing.assert_array_equal(grey_of(content), np.asarray(open_image(array), dtype=np.float64))
+
+
+def test_the_baselines_of_the_audit_read_it_too(tmp_path):
+    for dtype in (np.float16, np.uint8):
+        (tmp_path / f"{np.dtype(dtype).name}.tif").write_bytes(written(dtype)[0])
+    features = read_features(sorted(tmp_path.iterdir()), workers=1)
+    assert features.readable.all() and all(len(block) == 2 for block in features.blocks.values())
 
 
 # refused
