@@ -164,6 +164,7 @@ def build_covidx(folder: Path) -> None:
     test = [(f"S-{number}", f"sirm-{number}.jpg", "COVID-19", "sirm") for number in range(5)]
     test += [(f"rsna-t{number}", f"{number}t.png", "normal", "rsna") for number in range(6)]
     test += [(f"rsna-u{number}", f"{number}u.png", "pneumonia", "rsna") for number in range(5)]
+    folder.mkdir(parents=True, exist_ok=True)
     for part, rows, start in (("train", train, 0), ("test", test, 100)):
         (folder / f"{part}_COVIDx9A.txt").write_text("".join(f"{' '.join(row)}\n" for row in rows))
         write_images(folder / part, [row[1] for row in rows], start)
@@ -251,7 +252,7 @@ def build_chexpert(folder: Path) -> None:
                 )
                 rows.append([f"{study}/view2_lateral.jpg", "Male", 61, "Lateral", "", *findings])
         columns = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_FINDINGS]
-        root.mkdir(exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows, columns=columns).to_csv(root / f"{part}.csv", index=False)
         write_images(folder, [row[0] for row in rows], 100 * len(rows))
 

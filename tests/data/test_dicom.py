@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import tracemalloc
+import types
 import warnings
 import zlib
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from covid_fastai.data.dicom import is_dataset
 from covid_fastai.data.images import describe_image, open_image, read_image
 from covid_fastai.data.input_check import check_input
 from covid_fastai.data.phantom import draw_phantom
@@ -690,6 +692,11 @@ except ImageError as error:
 """
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.dcm"], capture_output=True, text=True, check=True)
     assert "a.dcm" in done.stdout and "pip install 'covid_fastai[dicom]'" in done.stdout
+
+
+def test_another_thread_may_be_importing_pydicom(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom", types.ModuleType("pydicom"))  # as it is while its import goes on
+    assert not is_dataset(b"") and not is_dataset(Path("a.png"))
 
 
 def test_other_files_do_not_load_pydicom(tmp_path):
