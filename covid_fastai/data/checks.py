@@ -94,8 +94,9 @@ class RowChecker:
         def real_folder(folder: str) -> str:
             return os.path.realpath(folder)
 
+        common = cache(lambda: _common_folder(self.table["path"]))
         for index, (path,) in self._rows("path"):
-            fault = _name_fault(path, inside, real_folder) or _file_fault(path, nearby)
+            fault = _name_fault(path, inside, real_folder, common) or _file_fault(path, nearby)
             if fault is not None:
                 kind, reason, remedy = fault
                 # in an excluded row a missing file is only a warning; all other faults remain errors
@@ -119,8 +120,8 @@ class RowChecker:
         first = named.drop_duplicates("path").set_index("path")["row"]
         for index, path in zip(repeats.index, repeats["path"], strict=True):
             earlier = "an earlier row" if pd.isna(first[path]) else f"row {first[path]}"
-            reason = f"it repeats {earlier}; it is counted once"
-            self.report(index, "duplicate_row", severity="warning", reason=reason, remedy="Remove it.")
+            reason = f"it repeats {earlier}; the image is counted once"
+            self.report(index, "duplicate_row", severity="note", reason=reason, remedy="Nothing, or remove it.")
             self.repeated.add(index)
         if len(repeats):
             logger.info(
@@ -212,7 +213,7 @@ class RowChecker:
 
 
 def _name_fault(
-    path: str, inside: tuple[str, str] | None, real_folder: Callable[[str], str]
+    path: str, inside: tuple[str, str] | None, real_folder: Callable[[str], str], common: Callable[[], str]
 ) -> tuple[str, str, str] | None:
     """Return kind, reason and remedy if the file must not be opened because of its name; else None.
 
@@ -220,6 +221,7 @@ def _name_fault(
         path: Absolute and normalised.
         inside: The folder that contains all images, as named and as its real path, both with a final separator.
         real_folder: Returns the real path of a folder.
+        common: Returns the folder that contains the files of all rows, `""` if there is none.
     """
     if not path:  # guard: empty_name
         return "empty_name", "it names no file", "Name its image, or remove the row."
@@ -229,9 +231,19 @@ def _name_fault(
     # a link below the root may lead anywhere: whoever made the folder chose its target
     if inside is not None and not path.startswith(inside[0]):
         if not _real_path(real_folder(folder), name).startswith(inside[1]):  # guard: outside
-            remedy = "Name files in that folder, or give image_root a folder that contains all of them."
+            folder = repr(common()) if common() else "a folder that contains all of them"
+            remedy = f"Name files in that folder, or give image_root={folder} (--image-root)."
             return "outside_root", f"it lies outside of {inside[0]}", remedy
     return None
+
+
+def _common_folder(paths: pd.Series) -> str:
+    """Return the folder that contains all absolute paths; `""` if it is a root or does not exist."""
+    try:
+        folder = os.path.commonpath({os.path.dirname(path) for path in paths if os.path.isabs(path)})
+    except ValueError:  # none, or several drives
+        return ""
+    return folder if folder != os.path.dirname(folder) and os.path.isdir(folder) else ""
 
 
 def _real_path(folder: str, name: str) -> str:

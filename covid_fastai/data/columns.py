@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pandas as pd
 
+from covid_fastai.data.image_files import has_image_suffix
 from covid_fastai.data.projections import is_unstated
 from covid_fastai.data.tasks import fold_text
 from covid_fastai.errors import DataError
@@ -162,18 +163,25 @@ def _find_column(table: pd.DataFrame, role: str, chosen: Mapping[str, str | None
     """Return the column of a role by its usual names; warn if others have such names too."""
     # RSNA's patientId is the name of the image: a column that names the files does not identify patients as well
     candidates = [name for name in usual_columns(table.columns, role) if role == "path" or name != chosen.get("path")]
+    if role == "path" and len(candidates) > 1:
+        candidates = [name for name in candidates if _names_images(table[name])] or candidates
     if not candidates:
         return None
     first, *others = candidates
     if others and role in CHECKED_ROLES and not COHORT_MARKS <= set(table.columns):
         for other in others:
             _check_agreement(table, first, other, role=role, where=where)
-    if others and role != "path":
+    if others and (role != "path" or _names_images(table[first])):
         logger.warning(
             "%s: the column %r is used for the %s; %s has such a name too. Choose with %s_column (--%s).",
             *(where, first, role, " and ".join(map(repr, others)), role, _flag(role)),
         )
     return first
+
+
+def _names_images(values: pd.Series) -> bool:
+    """Return whether the first values end as the names of images do."""
+    return any(has_image_suffix(value.strip()) for value in values[values != ""].head(20))
 
 
 def _uncertain_path(table: pd.DataFrame, *, where: str) -> str | None:

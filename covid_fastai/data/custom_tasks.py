@@ -106,8 +106,7 @@ def _names_classes_of(task: Task, wanted: Sequence[str], positive: str | None, c
         return False
     if not columns:  # nothing, or labels that are excluded
         return True
-    matches = [task.match(name) for name in columns]
-    return all(match.rank for match in matches) and any(match.label for match in matches)
+    return all(task.match(name).label for name in columns)
 
 
 def _extend(task: Task, labels: Mapping[str, str], positive: str | None) -> Task:

@@ -24,7 +24,14 @@ from covid_fastai.data.patient_ids import join_patients, patients_from_paths, pa
 from covid_fastai.data.patients import image_facts, patient_key, source_of_patient
 from covid_fastai.data.pretraining_overlap import Manifest, mark_pretraining_overlap, package_manifests, read_manifest
 from covid_fastai.data.problems import ProblemLog, count_kinds, printable
-from covid_fastai.data.projections import is_unstated, not_frontal, not_radiograph, read_projection, read_views
+from covid_fastai.data.projections import (
+    is_unstated,
+    not_frontal,
+    not_radiograph,
+    read_projection,
+    read_views,
+    view_of_name,
+)
 from covid_fastai.data.readers import settle_readers
 from covid_fastai.data.recipe_tables import apply_recipe
 from covid_fastai.data.recipes import suggest_recipe
@@ -329,6 +336,7 @@ def _join_facts(table: pd.DataFrame, names: pd.Series) -> pd.DataFrame:
     facts = image_facts(names)
     table["cohen_finding"] = facts["finding"]
     table["view"] = table["view"].where(table["view"] != "", facts["view"].map(read_projection))
+    table["view"] = table["view"].where(table["view"] != "", table["name"].map(view_of_name))
     if (facts["finding"] != "").any():
         table[FACTS] = facts[FACTS]
     return table

@@ -8,7 +8,15 @@ import pandas as pd
 
 from covid_fastai.data.tasks import fold_text
 
-__all__ = ["is_unstated", "join_projections", "not_frontal", "not_radiograph", "read_projection", "read_views"]
+__all__ = [
+    "is_unstated",
+    "join_projections",
+    "not_frontal",
+    "not_radiograph",
+    "read_projection",
+    "read_views",
+    "view_of_name",
+]
 
 # Columns that state a projection, compared by `fold_text`: CheXpert has two of them, and MIMIC-CXR.
 VIEW_COLUMNS = {"view", "views", "projection", "viewposition", "viewpositiondicom", "viewcodesequencecodemeaning"}
@@ -59,6 +67,8 @@ RADIOGRAPHS = {
 }
 RADIOGRAPHS |= {"chest xray", "plain film", "plain radiograph", "computed radiography", "digital radiography"}
 RADIOGRAPHS |= {"digital x ray", "conventional radiography", "projection radiography", "chest radiograph"}
+
+_VIEW_IN_NAME = re.compile(r"(?:^|[/\\])view\d+_(frontal|lateral)(?=\.|$)|_vp-([a-z]+)(?=_|\.|$)", re.IGNORECASE)
 
 
 def is_unstated(text: object) -> bool:
@@ -131,6 +141,21 @@ def read_views(given: pd.Series, extras: pd.DataFrame) -> pd.Series:
     read = views.apply(lambda column: column.map(texts))
     joined = {row: join_projections(row) for row in read.drop_duplicates().itertuples(index=False, name=None)}
     return pd.Series([joined[row] for row in read.itertuples(index=False, name=None)], index=given.index, dtype=object)
+
+
+def view_of_name(name: str) -> str:
+    """Return the projection that a file name states in the form of a public data set.
+
+    The forms are `view1_lateral` (CheXpert) and `vp-pa` (BIDS, as in BIMCV-COVID19).
+
+    Args:
+        name: A file name or path.
+
+    Returns:
+        As `read_projection`; `""` if the name has neither form.
+    """
+    match = _VIEW_IN_NAME.search(name)
+    return read_projection(match[1] or match[2]) if match else ""
 
 
 def not_frontal(projection: str) -> str:

@@ -283,7 +283,9 @@ def _other_format(head: bytes, file: BinaryIO | None) -> _OtherFormat | None:
         if text.startswith(start):
             return other
     if re.match(rb'\{\s*"|\[\s*[{\[]', text):
-        return JSON_LINES if re.search(rb"^\{[^\n]*\}\s*(\{|$)", text) else JSON
+        # an object of objects on one line is a table by column, as pandas writes it
+        is_lines = re.match(rb"\{[^\n]*\}\s*\{", text) or re.match(rb"\{[^\n{]*\}\s*$", text)
+        return JSON_LINES if is_lines else JSON
     return _zip_format(file) if _reader_of(head) == "workbook" and file is not None else None
 
 

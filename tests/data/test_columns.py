@@ -110,3 +110,12 @@ def test_a_missing_column_is_named_with_the_option(caplog):
     with caplog.at_level(logging.INFO, logger="covid_fastai"):
         choose(label=["a", "b"])
     assert "Columns of t.csv, found by their names: path = 'image', label = 'label'." in caplog.text
+
+
+def test_of_several_columns_for_the_path_the_one_that_names_images_is_used(caplog):
+    table = pd.DataFrame({"image": ["Xray Chest PA and Lateral"] * 2, "filename": ["1_IM-1.dcm.png", ""]})
+    assert choose_columns(table, {}, where="t.csv", roles=["path"], required=["path"]) == {"path": "filename"}
+    table["image"] = ["a.png", "b.png"]
+    with caplog.at_level("WARNING"):
+        assert choose_columns(table, {}, where="t.csv", roles=["path"], required=["path"]) == {"path": "image"}
+    assert "'filename' has such a name too" in caplog.text

@@ -61,6 +61,12 @@ def meanings(task: Task, *texts: str) -> list[str]:
         ({"label_columns": ["Mass"]}, "no-mass-vs-mass", ("No Mass", "Mass"), "Mass"),
         ({"label_columns": ["Mass", "No Finding"]}, "no-finding-vs-mass", ("No Finding", "Mass"), "Mass"),
         ({"label_columns": ["No Finding", "COVID"]}, "covid", ("Normal", "COVID-19"), "COVID-19"),
+        (  # a column that the default task excludes is asked for all the same
+            {"label_columns": ["No Finding", "Pneumonia"]},
+            "no-finding-vs-pneumonia",
+            ("No Finding", "Pneumonia"),
+            "Pneumonia",
+        ),
         ({"task": "pneumonia", "positive": "Normal"}, "pneumonia", ("Pneumonia", "Normal"), "Normal"),
     ],
 )

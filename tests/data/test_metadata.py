@@ -527,6 +527,17 @@ def test_a_faulty_row_is_refused(tmp_path, line, kind):
     assert len(read_cohort(path, on_problem="skip")) == 1
 
 
+def test_the_remedy_for_files_elsewhere_names_their_folder(tmp_path):
+    write_images(tmp_path, "images/a/1.png", "images/b/2.png")
+    (tmp_path / "tables").mkdir()
+    lines = [f"{tmp_path}/images/a/1.png,Normal", f"{tmp_path}/images/b/2.png,covid"]
+    path = write_csv(tmp_path / "tables", "image,label", *lines)
+    error = faults(path)
+    assert kinds(error) == {"outside_root": 2}
+    assert f"give image_root={str(tmp_path / 'images')!r} (--image-root)" in error.details[0]["remedy"]
+    assert len(read_cohort(path, image_root=tmp_path / "images")) == 2
+
+
 def test_a_name_that_is_not_text(simple):
     names = pd.Series(["a.png", "b\0.png", "caf\udce9.png"], dtype=object)  # pyarrow refuses the last
     frame = pd.DataFrame({"image": names, "label": "Normal"})
@@ -574,7 +585,7 @@ def test_a_repeated_row_counts_once(simple, other):
     cohort = read_cohort(simple, check_images=False)
     assert names(cohort) == ["a.png", "c.png"]
     (row,) = (row for row in cohort.facts.problems if row["kind"] == "duplicate_row")
-    assert row["row"] == 4 and "row 2" in row["reason"] and row["severity"] == "warning"
+    assert row["row"] == 4 and "row 2" in row["reason"] and row["severity"] == "note"
 
 
 @pytest.mark.parametrize(

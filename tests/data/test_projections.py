@@ -12,6 +12,7 @@ from covid_fastai.data.projections import (
     not_radiograph,
     read_projection,
     read_views,
+    view_of_name,
 )
 
 
@@ -95,3 +96,23 @@ def test_several_columns_of_the_view_count_together():
     views = read_views(pd.Series(["", "", "", "PA"]), extras.assign(Sex="F"))
     assert views.tolist() == ["AP", "L", "frontal and L", "PA"]
     assert read_views(pd.Series(["ap", "?"]), pd.DataFrame(index=range(2))).tolist() == ["AP", ""]
+
+
+@pytest.mark.parametrize(
+    ("name", "view"),
+    [
+        ("CheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg", "frontal"),
+        ("patient1/study2/view2_lateral.jpg", "L"),
+        ("view1_lateral", "L"),
+        ("sub-S01/ses-E1/mod-rx/sub-S01_ses-E1_run-1_bp-chest_vp-pa_cr.png", "PA"),
+        ("sub-S01_ses-E1_vp-ap_dx.png", "AP"),
+        ("sub-S01_vp-ll_cr.png", "L"),
+        ("review1_lateral.png", ""),
+        ("frontal.png", ""),
+        ("lateral/0001.png", ""),
+        ("mvp-ll.png", ""),
+        ("view1_lateral_copy.png", ""),
+    ],
+)
+def test_the_view_in_a_file_name_of_a_public_form(name, view):
+    assert view_of_name(name) == view

@@ -443,6 +443,8 @@ def test_other_formats_are_named_with_a_command_that_converts_them(tmp_path):
         (b"%PDF-1.4", "a PDF"),
         (pickle.dumps({"a": 1}, protocol=2), "a Python pickle"),
         (json.dumps({"image": ["a"]}).encode(), "JSON"),
+        (json.dumps({"image": {"0": "a"}, "label": {"0": "b"}}).encode(), "JSON"),
+        (json.dumps({"image": "a", "label": "b"}).encode(), "JSON Lines"),
         (b"{\\rtf1", "a text document"),
     ],
 )

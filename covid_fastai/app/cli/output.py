@@ -83,15 +83,20 @@ def print_evaluation(result: Evaluation, *, title: str) -> None:
     echo(f"{result.n_images} images.{failed}{unknown} {RESEARCH_USE}")
 
 
-def print_problems(problems: Sequence[Mapping[str, Any]], *, most: int = 50) -> None:
-    """Print one line per problem, the most severe first."""
+def print_problems(problems: Sequence[Mapping[str, Any]], *, most: int = 5) -> None:
+    """Print the problems, the most severe first, and at most so many of each kind."""
     from covid_fastai.data.problems import SEVERITIES
 
-    for row in sorted(problems, key=lambda row: SEVERITIES.index(row["severity"]))[:most]:
-        position = "" if row["row"] is None else f"row {row['row']}, "
-        echo(f"{row['severity']}: {position}{row['path']}: {row['reason']}. {row['remedy']}")
-    if len(problems) > most:
-        echo(f"... and {len(problems) - most} more")
+    kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in sorted(problems, key=lambda row: SEVERITIES.index(row["severity"])):
+        kinds.setdefault((row["severity"], row["kind"]), []).append(row)
+    for (severity, kind), rows in kinds.items():
+        for row in rows[:most]:
+            position = [] if row["row"] is None else [f"row {row['row']}"]
+            where = ", ".join([*position, *([row["path"]] if row["path"] else [])])
+            echo(f"{severity}: {where}{': ' if where else ''}{row['reason']}. {row['remedy']}")
+        if len(rows) > most:
+            echo(f"... and {len(rows) - most} more of the kind {kind.replace('_', ' ')!r}")
 
 
 def print_table(table: pd.DataFrame, *, title: str) -> None:
