@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from covid_fastai.app.cli.options import (
+    READING_ELSEWHERE,
     READING_PREDICTIONS,
     AsJson,
     Data,
@@ -16,6 +17,7 @@ from covid_fastai.app.cli.options import (
     given_options,
     option,
     options_of_config,
+    reading_options,
 )
 from covid_fastai.app.cli.output import echo, print_evaluation, print_json, print_table, set_up_logging
 from covid_fastai.notices import RESEARCH_USE
@@ -151,6 +153,7 @@ def compare(
     echo("\n".join([*result.sentences(), RESEARCH_USE]))
 
 
+@options_of_config(*READING_ELSEWHERE)
 def validate(
     model: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that train wrote.")],
     data: Data,
@@ -161,16 +164,12 @@ def validate(
             help="The class of the model for a label of the data; LABEL= excludes that label. Repeatable.",
         ),
     ] = None,
-    image_root: Annotated[
-        str | None, typer.Option(help="Folder that the image paths in the CSV are relative to.")
-    ] = None,
-    patient_column: Annotated[str | None, typer.Option(help="CSV column with the patient.")] = None,
-    source_column: Annotated[str | None, typer.Option(help="CSV column with the hospital or collection.")] = None,
     source: Annotated[str | None, typer.Option(help="The hospital that all images come from.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the predictions, as CSV.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
+    **choices: Any,
 ) -> None:
     """Evaluate the model of a run on images from elsewhere, after excluding images that it was trained on."""
     set_up_logging(quiet=quiet, as_json=as_json)
@@ -182,15 +181,7 @@ def validate(
     if malformed:
         raise UsageError(f"--label {malformed[0]} has no =.", hint="Write --label positive=COVID-19.")
     labels = dict(text.split("=", 1) for text in label or [])
-    result = validate_run(
-        model,
-        data,
-        labels=labels,
-        patient_column=patient_column,
-        source_column=source_column,
-        source=source,
-        image_root=image_root,
-    )
+    result = validate_run(model, data, labels=labels, source=source, **reading_options(choices, READING_ELSEWHERE))
     if out is not None:
         write_csv(out, result.predictions)
     if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ __all__ = [
     "Debug",
     "Quiet",
     "READING",
+    "READING_ELSEWHERE",
     "READING_INPUTS",
     "READING_PREDICTIONS",
     "given_options",
@@ -31,6 +32,9 @@ READING = ("recipe", "task", *LABELLING, "image_root", "path_column", "label_col
 READING += ("patient_pattern", "split_column", "source_column", "view_column", "path_template", "join", "on")
 READING += ("encoding", "negatives_per_positive", "seed")
 READING += ("exclude_pretraining_overlap",)
+# those of them that apply to data of elsewhere, whose task is that of a run
+OF_TASK = {"task", "labels", "classes", "positive", "negatives_per_positive", "seed", "exclude_pretraining_overlap"}
+READING_ELSEWHERE = (*(name for name in READING if name not in OF_TASK), "on_problem")
 # those of them that apply to images without labels
 READING_INPUTS = ("path_column", "image_root", "path_template", "join", "on", "encoding", "on_problem")
 # those that apply to tables of predictions
@@ -144,9 +148,9 @@ def given_options(choices: dict[str, Any]) -> dict[str, Any]:
     return {name: None if value == "none" and name == "weights" else value for name, value in given.items()}
 
 
-def reading_options(choices: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of `read_cohort`, checked by `TrainConfig`."""
+def reading_options(choices: dict[str, Any], names: Sequence[str] = READING) -> dict[str, Any]:
+    """Return the options of `read_cohort` of some names, checked by `TrainConfig`."""
     from covid_fastai.config import TrainConfig
 
     config = TrainConfig.build(**given_options(choices))
-    return {name: getattr(config, name) for name in READING}
+    return {name: getattr(config, name) for name in names}
