@@ -520,5 +520,6 @@ def _log_cohort(cohort: Cohort) -> None:
     if not cohort.patients_known:
         logger.warning(
             "The patient of some images is not known; each of these images counts as a patient of its own. The same "
-            "patient may be in training and in test. Set patient_column if the data have such a column."
+            "patient may be in training and in test. Set patient_column if the data have such a column, or "
+            "patient_pattern if the paths name the patient."
         )

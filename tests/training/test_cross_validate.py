@@ -27,6 +27,22 @@ def test_a_number_that_is_none(phantom_root, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_folds_of_the_data_are_kept(tmp_path):
+    from covid_fastai import cross_validate
+    from tests.data.test_field_data import write_rows
+
+    patients = [f"p{number // 2}" for number in range(24)]
+    labels = ["Normal" if number % 4 < 2 else "COVID-19" for number in range(24)]
+    rows = write_rows(tmp_path, label=labels, patient=patients, kfold=[1 + number // 8 for number in range(24)])
+    quick = {**QUICK, "batch_size": 8, "frozen_epochs": 0}
+    run = cross_validate(rows, folds=3, split="official", out=tmp_path / "run", **quick)
+    folds = run.predictions.set_index("path")["fold"].to_dict()
+    assert folds == {path: number // 8 for number, path in enumerate(rows["path"])}
+    with pytest.raises(UsageError, match="holds 3 folds"):
+        cross_validate(rows, folds=2, split="official", out=tmp_path / "other", **quick)
+
+
+@pytest.mark.slow
 def test_the_command_cross_validates(phantom_root, tmp_path):
     options = [
         "--image-size",
