@@ -110,7 +110,7 @@ class DelimitedText:
             if values is None:
                 return
             line, lines_read = lines_read + 1 + self._skipped, reader.line_num  # a quoted value can span several lines
-            if any(value.strip() for value in values):
+            if (values and values[0].strip()) or any(value.strip() for value in values):  # the first is faster
                 yield line, values
 
     def _split_at_blanks(self) -> Iterator[tuple[int, list[str]]]:
