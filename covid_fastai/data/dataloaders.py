@@ -16,6 +16,7 @@ import torch
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor, ItemGetter, Normalize
+from fastai.torch_core import num_distrib
 
 from covid_fastai.data.augmentation import augmentation as named_augmentation
 from covid_fastai.data.cohort import Cohort, CohortInfo, as_cohort
@@ -379,7 +380,11 @@ def _class_weights(counts: pd.Series) -> torch.Tensor:
 
 
 def _fitting_batch_size(n: int, batch_size: int) -> tuple[int, bool]:
-    """Return the batch size for `n` training images, and whether the last batch must be dropped (it has one image)."""
+    """Return the batch size for `n` training images, and whether the last batch must be dropped (it has one image).
+
+    In a distributed training each process has its share of the images, and a batch size of its own.
+    """
+    n = math.ceil(n / max(1, num_distrib()))  # guard: fitting_share
     if n <= batch_size:  # guard: fitting_batch
         if n < batch_size:
             logger.info("batch_size is %d rather than %d: there are no more training images.", n, batch_size)

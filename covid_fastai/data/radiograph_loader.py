@@ -9,11 +9,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
 from fastai.data.core import TfmdDL
 from fastai.torch_core import TensorCategory
+from PIL import Image
 from torch.utils.data import get_worker_info
 
-from covid_fastai.data.fastai_types import TensorRadiograph
+from covid_fastai.data.fastai_types import PILRadiograph, TensorRadiograph
 from covid_fastai.data.square_images import SquareImages, square_images
 from covid_fastai.errors import DataError, ImageError, ResourceError
 from covid_fastai.main_guard import MAIN_GUARD
@@ -28,7 +30,8 @@ class RadiographDL(TfmdDL):
 
     - Images can be sampled with weights, from the loader's own generator. fastai's `WeightedDL` uses numpy's global
       one, divides by zero if it is empty, and repeats validation images in `show_results`.
-    - An unreadable image raises the same `ImageError` in a worker process as without workers.
+    - An unreadable image raises the same `ImageError` in a worker process as without workers; after
+      `mark_unreadable()` it is replaced by a black one, and its position is marked.
     - The types of a batch are fixed, so no image is opened to infer them, and an empty loader can be copied.
     - Without worker processes, threads open the images ahead of their batch: decoding releases the GIL.
     - The images of `radiograph_block` are gathered into batches from memory: see `square_images`.
@@ -47,12 +50,18 @@ class RadiographDL(TfmdDL):
         super().__init__(dataset, bs=bs, **kwargs)
         self.weights, self.keep_on = weights, keep_on
         self.images: SquareImages | None = None  # made with the first batch
+        self.unreadable: torch.Tensor | None = None
+
+    def mark_unreadable(self) -> torch.Tensor:
+        """Replace unreadable images from now on; return what marks their positions, bool `(n,)`, also from workers."""
+        self.unreadable = torch.zeros(self.n, dtype=torch.bool).share_memory_()
+        return self.unreadable
 
     def new(self, dataset=None, cls=None, **kwargs):
-        """Return a loader with some properties changed; of the same data set, it shares the opened images."""
+        """Return a loader with some properties changed; of the same data set, it shares opened images and marks."""
         loader = super().new(dataset, cls, **kwargs)
         if dataset is None and isinstance(loader, RadiographDL):
-            loader.keep_on, loader.images = self.keep_on, self.images
+            loader.keep_on, loader.images, loader.unreadable = self.keep_on, self.images, self.unreadable
         return loader
 
     def get_idxs(self) -> list[int]:
@@ -66,6 +75,9 @@ class RadiographDL(TfmdDL):
         try:
             return super().do_item(s)
         except ImageError as error:
+            if self.unreadable is not None:
+                self.unreadable[s] = True
+                return self.after_item((PILRadiograph(Image.new("L", (1, 1))),))
             if get_worker_info() is None:
                 raise
             raise _ImageErrorInWorker(json.dumps([error.message, error.hint, error.details])) from None
@@ -98,9 +110,19 @@ class RadiographDL(TfmdDL):
             yield from map(images.kept_batch, self.chunkify(positions))
             return
         with ThreadPoolExecutor(OPENERS) as pool:
-            opened = _ahead(pool, lambda position: (position, images.open(position)), positions, 2 * self.bs)
+            opened = _ahead(pool, lambda position: (position, self._open(images, position)), positions, 2 * self.bs)
             for batch in self.chunkify(opened):
                 yield images.batch(*zip(*batch, strict=True))
+
+    def _open(self, images: SquareImages, position: int) -> torch.Tensor:
+        """Open an image; an unreadable one is black where its position is marked."""
+        try:
+            return images.open(position)
+        except ImageError:
+            if self.unreadable is None:
+                raise
+        self.unreadable[position] = True
+        return torch.zeros((1, images.image_size, images.image_size), dtype=torch.uint8, device=images.device)
 
     def __iter__(self) -> Iterator[tuple]:
         if self.n == 0:

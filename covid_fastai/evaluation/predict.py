@@ -9,12 +9,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from fastai.learner import Learner
 from fastai.torch_core import no_random
 
 from covid_fastai.data.images import open_image
+from covid_fastai.data.radiograph_loader import RadiographDL
 from covid_fastai.errors import DataError, ImageError, UsageError
 from covid_fastai.evaluation.prediction_table import PROBABILITY
+from covid_fastai.model.distributed import alone
+from covid_fastai.model.precision import full_precision
 
 __all__ = ["predict"]
 
@@ -69,23 +73,19 @@ def predict(
             f"The model has no class {', '.join(map(repr, unknown))}; its classes: {', '.join(classes)}.",
             hint="Read the data with the task that the model was trained for.",
         )
-    status = pd.Series("ok", index=rows.index)
-    try:
-        probabilities = _predict_probabilities(learn, rows["path"], tta=tta)
-    except ImageError:  # an image cannot be read: find all such images, and predict the others
-        status = rows["path"].map(_read_status)
-        readable = (status == "ok").to_numpy()
-        probabilities = np.full((len(rows), len(classes)), np.nan)
-        if readable.any():
-            probabilities[readable] = _predict_probabilities(learn, rows.loc[readable, "path"], tta=tta)
-    non_finite = (status == "ok").to_numpy() & ~np.isfinite(probabilities).all(axis=1)
+    probabilities, unreadable = _predict_probabilities(learn, rows["path"], tta=tta)
+    for path in rows.loc[unreadable, "path"]:
+        _log_reason(path)
+    status = np.where(unreadable, "unreadable", "ok").astype(object)
+    probabilities[unreadable] = np.nan  # guard: black_image
+    non_finite = (status == "ok") & ~np.isfinite(probabilities).all(axis=1)
     status[non_finite], probabilities[non_finite] = "failed", np.nan  # guard: wild
     table = rows.assign(fold=fold)
     for number, name in enumerate(classes):
         table[PROBABILITY + name] = probabilities[:, number]
     most_probable = np.where(np.isfinite(probabilities), probabilities, -1).argmax(axis=1)
     table["prediction"] = np.where(status == "ok", np.array(classes)[most_probable], "")
-    table["status"] = status
+    table["status"] = status.tolist()
     if (n_failed := int((status != "ok").sum())) > 0:
         logger.warning("%d of %d images have no prediction; see the column status.", n_failed, len(table))
     return table
@@ -113,23 +113,25 @@ def _select_rows(learn: Learner, cohort: Any, split: str | None) -> pd.DataFrame
     return rows.reset_index(drop=True)
 
 
-def _predict_probabilities(learn: Learner, paths: pd.Series, *, tta: bool) -> np.ndarray:
-    """Return the probabilities of the images, `(n, classes)`."""
+def _predict_probabilities(learn: Learner, paths: pd.Series, *, tta: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probabilities of the images, `(n, classes)`, and which of them cannot be read, bool `(n,)`."""
     loader = learn.dls.test_dl(pd.DataFrame({"path": paths.tolist()}), with_labels=False)
-    with learn.no_bar(), learn.no_logging():
+    own = isinstance(loader, RadiographDL)  # else an unreadable image raises the error of the user's loaders
+    unreadable = loader.mark_unreadable() if own else torch.zeros(len(paths), dtype=torch.bool)
+    with learn.no_bar(), learn.no_logging(), full_precision(), alone():
         if tta:
             with no_random(TTA_SEED):
                 probabilities = learn.tta(dl=loader)[0]
         else:
             probabilities = learn.get_preds(dl=loader)[0]
-    return np.asarray(probabilities.detach().cpu().double())
+    return probabilities.detach().cpu().double().numpy().copy(), unreadable.numpy()
 
 
-def _read_status(path: str) -> str:
-    """Return `ok` if the image can be read, else `unreadable`."""
+def _log_reason(path: str) -> None:
+    """Log why an image cannot be read."""
     try:
         open_image(path)
     except ImageError as error:
         logger.warning("%s", error)
-        return "unreadable"
-    return "ok"
+    else:
+        logger.warning("%s could not be read before, and can be read now.", path)

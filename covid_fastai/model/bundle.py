@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import torch
 from fastai.learner import Learner
-from fastai.torch_core import get_model
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -43,11 +42,12 @@ from covid_fastai.model.bundle_config import (
 )
 from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE
 from covid_fastai.model.hub import find_model
-from covid_fastai.model.learner import body_and_head, build_learner
+from covid_fastai.model.learner import body_and_head, body_features, build_learner, linear_head, unwrapped
 from covid_fastai.model.learner_facts import facts_of, require_facts
+from covid_fastai.model.norms import plain_norms
 from covid_fastai.model.onnx_export import OPSET, export_onnx
 from covid_fastai.model.predictor import open_session
-from covid_fastai.model.weights import Weights
+from covid_fastai.model.weights import Weights, empty_body
 from covid_fastai.options import Device, OpenFraction, SavedTemperature, checked
 
 __all__ = ["load_model", "save_model"]  # guard: no_pickle, no_archive, telemetry
@@ -100,7 +100,8 @@ def save_model(
     """
     folder = Path(folder)
     require_facts(learn)
-    model = copy.deepcopy(get_model(learn.model)).float().cpu()  # without the wrapper of a distributed training
+    model = copy.deepcopy(unwrapped(learn.model)).float().cpu()
+    plain_norms(model, _empty_model(learn))  # guard: plain_norms
     nonfinite = _first_nonfinite(model.state_dict())  # guard: save_nan
     if nonfinite:
         raise DivergenceError(
@@ -251,6 +252,13 @@ def _describe(learn: Learner, model: nn.Module) -> dict[str, Any]:
             **_self_test(model, data.image_size, mean=data.mean, std=data.std),
         },
     }
+
+
+def _empty_model(learn: Learner) -> nn.Module:
+    """Return a model as `build_learner` makes it, without values."""
+    facts, _, data = require_facts(learn)
+    head = linear_head(*body_features(facts.arch, image_size=data.image_size), classes=len(data.classes))
+    return nn.Sequential(empty_body(facts.arch), head)
 
 
 def _version(package: str) -> str:

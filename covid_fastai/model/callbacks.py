@@ -6,6 +6,8 @@ import copy
 import logging
 import math
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ from typing import Any
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
-from fastai.learner import Learner
-from fastai.torch_core import get_model, rank_distrib
+from fastai.learner import AvgSmoothLoss, Learner
+from fastai.torch_core import get_model, num_distrib, rank_distrib, to_detach
 
 from covid_fastai.errors import DivergenceError
-from covid_fastai.model.checkpoint import Checkpoint, restore_random, save_checkpoint
+from covid_fastai.model.checkpoint import Checkpoint, random_states, restore_random, save_checkpoint
+from covid_fastai.model.distributed import lowest_anywhere
 from covid_fastai.model.learner_facts import facts_of
 
 __all__ = [
@@ -32,12 +35,15 @@ __all__ = [
     "Resumption",
     "UNFROZEN",
     "copied_state",
+    "smooth_loss_on_device",
 ]
 
 logger = logging.getLogger("covid_fastai")
 
 FROZEN, UNFROZEN = "frozen", "unfrozen"
 PHASES = (FROZEN, UNFROZEN)
+NEVER = 2**62  # as the number of a step
+STEPS_BETWEEN_CHECKS = 32  # of the loss, where reading it waits for a GPU or for other processes
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Record:
         """Set `learn.facts.history` and `learn.facts.steps` from the record."""
         columns = ["phase", "epoch", "train_loss", "valid_loss", *learn.metrics.attrgot("name"), "seconds"]
         facts = facts_of(learn)
+        self.train_loss = read_together(self.train_loss)
         facts.history = pd.DataFrame(self.history, columns=columns)
         facts.steps = pd.DataFrame(
             {
@@ -150,6 +157,7 @@ class HistoryRecorder(Callback):
         row = {"phase": self.phase.name, "epoch": self.phase.before + self.epoch + 1, **values}
         self.record.history.append(row | {"seconds": round(time.perf_counter() - self.started, 3)})
         self.record.publish(self.learn)
+        self.recorder.losses = read_together(self.recorder.losses)  # fastai's plots need them on the CPU
 
 
 class NonFiniteGuard(Callback):
@@ -166,30 +174,54 @@ class NonFiniteGuard(Callback):
         state = f"after epoch {self.good_epoch}" if self.good_epoch else "before the first epoch"
         return f"The model was restored to its state {state}."
 
-    def _fail(self, reason: str) -> None:
-        epoch, step = self.good_epoch + 1, self.iter + 1
+    def _fail(self, reason: str, step: int | None = None) -> None:
+        epoch, step = self.good_epoch + 1, self.iter + 1 if step is None else step
         raise DivergenceError(
             f"Training diverged in epoch {epoch}, step {step}: {reason}.",
             hint="Use a smaller learning_rate, or set gradient_clip.",
             details=[{"epoch": epoch, "step": step, "reason": reason}],
         )
 
+    def _stop_everywhere(self, reason: str) -> None:
+        """Raise in every process of the training if one of them has a reason; else the others would wait for it."""
+        if lowest_anywhere(0 if reason else 1) == 0:  # guard: stop_everywhere
+            self._fail(reason or "the same in another process")
+
+    def before_train(self):
+        """Begin an epoch without losses."""
+        self.losses = {}
+
     def after_loss(self):
-        """Check the loss before the optimiser step, which would change the weights."""
-        if self.training and not bool(self.loss.isfinite().all()):  # guard: guard_loss
-            self._fail(f"the loss is {float(self.loss.detach().mean())}")
+        """Check the loss: on one CPU before the optimiser step, elsewhere now and then, since reading it waits."""
+        if not self.training:
+            return
+        self.losses[self.iter + 1] = self.loss.detach().mean()
+        alone = self.loss.device.type == "cpu" and num_distrib() < 2
+        if alone or len(self.losses) >= STEPS_BETWEEN_CHECKS:
+            self._check_losses()
+
+    def _check_losses(self) -> None:
+        """Stop at the first step, in any process, whose loss was NaN or infinite."""
+        values = dict(zip(self.losses, map(float, read_together(self.losses.values())), strict=True))
+        self.losses = {}
+        step = lowest_anywhere(min((step for step, value in values.items() if not math.isfinite(value)), default=NEVER))
+        if step < NEVER:  # guard: guard_loss
+            here = values.get(step, 0.0)
+            self._fail(f"the loss is {'NaN or infinite in another process' if math.isfinite(here) else here}", step)
 
     def after_train(self):
-        """Check the weights."""
-        for name, tensor in get_model(self.model).state_dict().items():
-            if not bool(tensor.isfinite().all()):
-                self._fail(f"the weight {name} is NaN or infinite")
+        """Check the losses that were not yet read, and the weights."""
+        self._check_losses()
+        state = get_model(self.model).state_dict()
+        finite = read_together(tensor.isfinite().all() for tensor in state.values())
+        name = next((name for name, good in zip(state, finite, strict=True) if not bool(good)), "")
+        self._stop_everywhere(f"the weight {name} is NaN or infinite" if name else "")
 
     def after_epoch(self):
         """Check the validation loss, and copy the model after a good epoch."""
         loss = next(iter(self.learn.final_record[1:]), None)
-        if self.learn.final_record and loss is not None and not math.isfinite(loss):
-            self._fail(f"the validation loss is {loss}")
+        wrong = self.learn.final_record and loss is not None and not math.isfinite(loss)
+        self._stop_everywhere(f"the validation loss is {loss}" if wrong else "")
         if self.learn.final_record:
             self.good, self.good_epoch = copied_state(self.learn), self.good_epoch + 1
 
@@ -203,8 +235,11 @@ class CheckpointCallback(Callback):
         self.record, self.phase, self.folder, self.config = record, phase, folder, config
 
     def after_epoch(self):
-        """Write the checkpoint."""
-        if rank_distrib() or not self.learn.final_record:
+        """Write the checkpoint, in the main process, with the random states of all."""
+        if not self.learn.final_record:
+            return
+        random = random_states(self.learn)
+        if rank_distrib():
             return
         done = self.epoch + 1
         save_checkpoint(
@@ -216,6 +251,7 @@ class CheckpointCallback(Callback):
             config=self.config,
             history=copy.deepcopy(self.record.history),
             steps=self.record.tensors(),
+            random=random,
         )
 
 
@@ -257,3 +293,40 @@ def copied_state(learn: Learner) -> dict[str, torch.Tensor]:
     """Return a copy of the model's weights and buffers on the CPU."""
     state = get_model(learn.model).state_dict()
     return {key: value.detach().to("cpu", copy=True) for key, value in state.items()}
+
+
+class _SmoothLossOnDevice(AvgSmoothLoss):
+    """fastai's smoothed loss, kept where the loss is; fastai's own waits for a GPU in each step, to copy the loss."""
+
+    def accumulate(self, learn):
+        """Add the loss of a step."""
+        loss = to_detach(learn.loss.mean(), cpu=False)
+        self.count += 1
+        self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
+
+
+@contextmanager
+def smooth_loss_on_device(learn: Learner) -> Iterator[None]:
+    """Smooth the training loss on the device of the training during a `with` block."""
+    previous = learn.recorder.smooth_loss
+    if type(previous) is not AvgSmoothLoss:  # another one of the user's
+        yield
+        return
+    current = _SmoothLossOnDevice(beta=previous.beta)
+    # in the recorder itself: fastai warns where a callback gets an attribute that the learner has too
+    vars(learn.recorder)["smooth_loss"] = current
+    try:
+        yield
+    finally:
+        vars(learn.recorder)["smooth_loss"] = previous
+        previous.count, previous.val = current.count, current.val.cpu()
+
+
+def read_together(values: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return tensors without dimensions on the CPU; those of a device, which is one, are copied at once."""
+    result = list(values)
+    away = [place for place, value in enumerate(result) if value.device.type != "cpu"]
+    if away:
+        for place, value in zip(away, torch.stack([result[place] for place in away]).cpu().unbind(), strict=True):
+            result[place] = value
+    return result

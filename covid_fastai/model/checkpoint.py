@@ -5,29 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fastai.learner import Learner
 from fastai.optimizer import Optimizer
-from fastai.torch_core import get_model
+from fastai.torch_core import get_model, rank_distrib
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from covid_fastai.errors import ModelFormatError, ResourceError, UsageError
 from covid_fastai.files import atomic_write
+from covid_fastai.model.distributed import gather_bytes
+from covid_fastai.model.random_states import read_random_states, restore_random_states
 
 __all__ = [
     "Checkpoint",
     "check_room",
     "clear_checkpoints",
     "list_checkpoints",
+    "random_states",
     "read_checkpoint",
     "restore_model",
     "restore_optimiser",
@@ -37,7 +38,7 @@ __all__ = [
 
 logger = logging.getLogger("covid_fastai")
 
-FORMAT = 1
+FORMAT = 2
 N_CHECKPOINTS = 2  # a failing disk may have damaged the newest one
 
 
@@ -48,7 +49,8 @@ class Checkpoint:
     Attributes:
         path: The JSON file that it was read from.
         facts: Values that JSON can hold: `phase`, `done` (finished epochs of that phase), `epoch` (finished epochs of
-            all phases), `history` (one mapping per row), `optimiser`, `random`, `recorder` and `scaler`.
+            all phases), `history` (one mapping per row), `optimiser`, `random` (one mapping per process), `recorder`
+            and `scaler`.
         tensors: The tensors; their names start with `model.`, `optimiser.`, `random.`, `recorder.` or `steps.`.
     """
 
@@ -71,6 +73,7 @@ def save_checkpoint(
     config: Mapping[str, Any],
     history: list[dict[str, Any]],
     steps: Mapping[str, torch.Tensor],
+    random: Sequence[bytes],
 ) -> Path:
     """Write the state after an epoch, and remove all but the last two checkpoints.
 
@@ -83,6 +86,7 @@ def save_checkpoint(
         config: The settings that identify the run; a resumed run must have the same.
         history: One mapping per epoch so far.
         steps: Values of each step so far, as tensors with one dimension.
+        random: The random states of every process, from `random_states`.
 
     Returns:
         The JSON file; the tensors are in a file of the same name that ends in `.safetensors`.
@@ -90,8 +94,8 @@ def save_checkpoint(
     Raises:
         ResourceError: The disk is full or the folder cannot be written to; earlier checkpoints are unchanged.
     """
-    facts, tensors = _random_state(learn)
-    facts = {"random": facts, "phase": phase, "done": done, "epoch": epoch, "config": dict(config), "history": history}
+    facts: dict[str, Any] = {"phase": phase, "done": done, "epoch": epoch, "config": dict(config), "history": history}
+    facts["random"], tensors = _join_random_states(random)
     tensors |= {f"model.{key}": value for key, value in get_model(learn.model).state_dict().items()}
     tensors |= {f"steps.{key}": value for key, value in steps.items()}
     facts["optimiser"], optimiser_tensors = _optimiser_state(learn.opt)
@@ -111,6 +115,16 @@ def save_checkpoint(
     for old in list_checkpoints(folder)[N_CHECKPOINTS:]:
         _remove(old)
     return target
+
+
+def _join_random_states(states: Sequence[bytes]) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """Return the plain values and the tensors of all processes, the tensors as `random.<process>.<generator>`."""
+    facts, tensors = [], {}
+    for process, content in enumerate(states):
+        header, _, rest = content.partition(b"\0")
+        facts.append(json.loads(header))
+        tensors |= {f"random.{process}.{name}": value for name, value in load_safetensors(rest).items()}
+    return facts, tensors
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
@@ -243,34 +257,20 @@ def restore_optimiser(learn: Learner, checkpoint: Checkpoint) -> None:
         hyper.update(values)
 
 
-def _random_state(learn: Learner) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return the state of every random generator that training uses: Python's, NumPy's, torch's and the loaders'."""
-    facts, tensors = {}, {}
-    generators = {"python": random, **{f"loader{i}": loader.rng for i, loader in enumerate(learn.dls.loaders)}}
-    for name, generator in generators.items():
-        version, numbers, gauss = generator.getstate()
-        facts[name], tensors[f"random.{name}"] = [version, gauss], torch.tensor(numbers, dtype=torch.int64)
-    kind, numbers, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - fastai uses NumPy's global generator
-    facts["numpy"], tensors["random.numpy"] = [kind, *rest], torch.from_numpy(np.asarray(numbers).astype(np.int64))
-    tensors["random.torch"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors |= {f"random.cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    return facts, tensors
+def random_states(learn: Learner) -> list[bytes]:
+    """Return the random states of every process of the training, in their order; all processes must call this."""
+    facts, tensors = read_random_states(learn)
+    return gather_bytes(_canonical(facts).encode() + b"\0" + save_safetensors(tensors))  # JSON has no zero byte
 
 
 def restore_random(learn: Learner, checkpoint: Checkpoint) -> None:
-    """Restore the state of every random generator from a checkpoint."""
-    facts, tensors = checkpoint.facts["random"], checkpoint.part("random.")
-    generators = {"python": random, **{f"loader{i}": loader.rng for i, loader in enumerate(learn.dls.loaders)}}
-    for name, generator in generators.items():
-        version, gauss = facts[name]
-        generator.setstate((version, tuple(tensors[name].tolist()), gauss))
-    kind, *rest = facts["numpy"]
-    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), *rest))  # noqa: NPY002 - see above
-    torch.set_rng_state(tensors["torch"])
-    cuda = sorted(key for key in tensors if key.startswith("cuda"))
-    for index, key in enumerate(cuda[: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(tensors[key], index)
+    """Restore this process's random states; a process that the saved training did not have keeps its own."""
+    process = rank_distrib()
+    if process >= len(checkpoint.facts["random"]):
+        logger.info("Process %d was not part of the saved training: its random states are new.", process)
+        return
+    # guard: random_of_process
+    restore_random_states(learn, checkpoint.facts["random"][process], checkpoint.part(f"random.{process}."))
 
 
 def _canonical(value: Any) -> str:

@@ -7,10 +7,12 @@ processes on a CPU (gloo); not tested on several GPUs or machines.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import cast
 
 import torch
 from fastai.learner import Learner
@@ -20,16 +22,23 @@ from torch import distributed
 from covid_fastai.errors import ResourceError, UnavailableError, UsageError
 
 __all__ = [
+    "alone",
     "batch_per_process",
     "broadcast_text",
     "check_same_everywhere",
     "data_parallel",
+    "gather_bytes",
     "is_main_process",
     "join_processes",
+    "lowest_anywhere",
     "main_process_first",
 ]
 
-TIMEOUT = timedelta(minutes=60)  # of the wait for the main process, which reads the data; a dead process shows at once
+TIMEOUT = timedelta(minutes=10)  # of a training step of the other processes; torch's default for GPUs
+PATIENCE = timedelta(days=7)  # of the wait for the main process, which reads and judges; a dead process shows at once
+FAILURE = "covid_fastai/failure"  # the key under which a process that fails leaves its reason
+
+logger = logging.getLogger("covid_fastai")
 
 
 def is_main_process() -> bool:
@@ -70,37 +79,101 @@ def join_processes(device: str = "auto") -> Iterator[int]:
         torch.cuda.set_device(local)
     world = num_distrib()
     distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    finished = False
     try:
         yield world
-    except RuntimeError as error:
-        if not _is_lost(error):
-            raise
-        raise ResourceError(
-            f"Another process of this training has ended: {str(error).splitlines()[0][:200]}",
-            hint="Read its error message, then start all processes again with --resume.",
-        ) from error
+        os.environ["WORLD_SIZE"] = str(world)  # `data_parallel` has set it to 1
+        broadcast_text("")  # the others wait until the main process is done, then all leave
+        finished = True
+    except Exception as error:
+        if _is_lost(error):
+            raise ResourceError(
+                f"Another process of this training has ended: {_failure() or str(error).splitlines()[0][:200]}",
+                hint="Read its error message, then start all processes again with --resume.",
+            ) from error
+        _leave_reason(error)
+        raise
     finally:
         os.environ["WORLD_SIZE"] = str(world)
+        _leave(finished=finished)
+
+
+def _leave(*, finished: bool) -> None:
+    """End this process's part in the group, so that processes that wait for it see it at once."""
+    _CONTROL.clear()
+    if finished or distributed.get_backend() == "gloo":
         distributed.destroy_process_group()
+    else:  # NCCL's destroy waits for what the others have begun, and they wait for this process
+        distributed.distributed_c10d._abort_process_group()
 
 
-def _is_lost(error: RuntimeError) -> bool:
+def _leave_reason(error: Exception) -> None:
+    """Leave the reason of a failure where the other processes find it; the first one counts."""
+    text = f"process {rank_distrib()}: {error}"
+    distributed.distributed_c10d._get_default_store().compare_set(FAILURE, "", text[:1000])
+
+
+def _failure() -> str:
+    """Return the reason that a failed process has left; empty if there is none, or the main process took it along."""
+    store = distributed.distributed_c10d._get_default_store()
+    try:
+        return store.get(FAILURE).decode() if store.check([FAILURE]) else ""
+    except RuntimeError:  # DistNetworkError: the store ended with the process that kept it
+        return ""
+
+
+def _is_lost(error: Exception) -> bool:
     """Return whether an error comes from the process group; gloo's errors are plain `RuntimeError`s."""
     words = ("gloo", "connection closed by peer", "connection reset", "nccl", "broken pipe")
-    return isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in words)
+    known = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    return known or isinstance(error, distributed.DistError)
+
+
+_CONTROL: list[tuple[object, distributed.ProcessGroup]] = []
+
+
+def _control() -> distributed.ProcessGroup:
+    """Return the group for text and agreement, on the CPU: waiting in it occupies no GPU, and has `PATIENCE`."""
+    if not _CONTROL or _CONTROL[0][0] is not distributed.group.WORLD:
+        group = cast(distributed.ProcessGroup, distributed.new_group(backend="gloo", timeout=PATIENCE))
+        _CONTROL[:] = [(distributed.group.WORLD, group)]
+    return _CONTROL[0][1]
 
 
 def broadcast_text(text: str) -> str:
     """Return the main process's text in every process; it is sent as bytes, not as a pickle."""
     if num_distrib() < 2:
         return text
-    content = torch.tensor(list(text.encode()), dtype=torch.uint8, device=_device())
-    size = torch.tensor([len(content)], device=_device())
-    distributed.broadcast(size, 0)
+    content = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    size = torch.tensor([len(content)])
+    distributed.broadcast(size, 0, group=_control())
     if not is_main_process():
-        content = torch.zeros(int(size), dtype=torch.uint8, device=_device())
-    distributed.broadcast(content, 0)
+        content = torch.zeros(int(size), dtype=torch.uint8)
+    distributed.broadcast(content, 0, group=_control())
     return bytes(content.tolist()).decode()
+
+
+def gather_bytes(content: bytes) -> list[bytes]:
+    """Return the bytes of every process, in their order, in each of them."""
+    if num_distrib() < 2:
+        return [content]
+    own = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(num_distrib())]
+    distributed.all_gather(sizes, torch.tensor([len(own)]), group=_control())
+    longest = int(max(sizes))
+    contents = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
+    padded = torch.nn.functional.pad(own, (0, longest - len(own)))
+    distributed.all_gather(contents, padded, group=_control())
+    return [bytes(part[: int(size)].tolist()) for part, size in zip(contents, sizes, strict=True)]
+
+
+def lowest_anywhere(number: int) -> int:
+    """Return the lowest number of all processes, each of which must call this."""
+    if num_distrib() < 2:
+        return number
+    lowest = torch.tensor([number], dtype=torch.int64)
+    distributed.all_reduce(lowest, distributed.ReduceOp.MIN, group=_control())
+    return int(lowest)
 
 
 def check_same_everywhere(name: str, value: object) -> None:
@@ -163,14 +236,30 @@ def data_parallel(learn: Learner) -> Iterator[None]:
         return
     from covid_fastai.model.distributed_trainer import CPUDistributedTrainer  # needs accelerate, which is an extra
 
-    trainer = CPUDistributedTrainer(sync_bn=_device().type == "cuda", cpu=_device().type == "cpu")
+    if (asked := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
+        logger.warning("accelerate's mixed precision %s is not used: precision= has the number format.", asked)
+    trainer = CPUDistributedTrainer(synchronise_norms=_device().type == "cuda", cpu=_device().type == "cpu")
     learn.add_cb(trainer)
     try:
         yield
     finally:  # also after an error: fastai would leave the model wrapped
         learn.remove_cb(trainer)
         learn.model = get_model(learn.model)
+        trainer.restore_norms()
         os.environ["WORLD_SIZE"] = "1"  # only the main process goes on, and fastai would wait for the others
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Compute in this process only during a `with` block; fastai would gather the results of all that were started."""
+    started = os.environ.get("WORLD_SIZE")
+    if started is not None:
+        os.environ["WORLD_SIZE"] = "1"
+    try:
+        yield
+    finally:
+        if started is not None:
+            os.environ["WORLD_SIZE"] = started
 
 
 def _device() -> torch.device:

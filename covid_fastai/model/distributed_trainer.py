@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from fastai.distributed import DistributedDL, DistributedTrainer
 from torch import distributed
+
+from covid_fastai.model.norms import restore_norms, synchronise_norms
 
 __all__ = ["CPUDistributedTrainer"]
 
@@ -17,6 +21,11 @@ class _CPUDistributedDL(DistributedDL):
         """The random generator of the wrapped loader."""
         return self.dl.rng
 
+    def __len__(self) -> int:
+        """Return the number of batches of this process's share; fastai's number is higher if one is dropped."""
+        share = math.ceil(self.dl.n / self.world_size)
+        return share // self.bs if self.drop_last else math.ceil(share / self.bs)
+
     def _broadcast(self, t: list[int], rank: int) -> list[int]:
         device = "cuda" if distributed.get_backend() == "nccl" else "cpu"  # fastai's method requires CUDA
         indices = torch.tensor(t, dtype=torch.int64, device=device)
@@ -25,7 +34,34 @@ class _CPUDistributedDL(DistributedDL):
 
 
 class CPUDistributedTrainer(DistributedTrainer):
-    """fastai's `DistributedTrainer`, with loaders that also work on CPUs."""
+    """fastai's `DistributedTrainer`, with loaders that also work on CPUs, and BatchNorm restored after each fit.
+
+    The number format is `precision`'s: accelerate would add the one of `accelerate launch --mixed_precision`.
+
+    Args:
+        synchronise_norms: Whether BatchNorm uses the statistics of the batches of all processes during a fit.
+        **kwargs: As for accelerate's `Accelerator`.
+    """
+
+    def __init__(self, *, synchronise_norms: bool, **kwargs):
+        super().__init__(sync_bn=False, mixed_precision="no", **kwargs)  # guard: one_autocast
+        self.synchronise_norms, self.norms = synchronise_norms, []
+
+    def before_fit(self):
+        """Wrap the model and the loaders."""
+        if self.synchronise_norms:
+            self.norms = synchronise_norms(self.model)
+        super().before_fit()
+
+    def after_fit(self):
+        """Unwrap them."""
+        super().after_fit()
+        self.restore_norms()
+
+    def restore_norms(self) -> None:
+        """Put the BatchNorm layers back, which are also those of the saved model; nothing to do a second time."""
+        restore_norms(self.norms)
+        self.norms = []
 
     def _wrap_dl(self, dl):
         return dl if isinstance(dl, DistributedDL) else _CPUDistributedDL(dl, device=self.learn.model.device)

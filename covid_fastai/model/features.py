@@ -14,9 +14,12 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientClip
 from fastai.data.core import TfmdDL
 from fastai.learner import CastToTensor, Learner, Recorder
-from fastai.torch_core import get_model, no_random, num_distrib
+from fastai.torch_core import get_model, num_distrib
 from fastcore.foundation import GetAttr
 from torch import nn
+
+from covid_fastai.model.learner import pooled_features
+from covid_fastai.model.random_states import seeded
 
 __all__ = ["FeatureLoader", "features_of_frozen_body", "needs_body"]
 
@@ -157,12 +160,11 @@ class FeatureLoader(GetAttr):
         seed = (torch.initial_seed() + self.view) % 2**32  # NumPy's seeds have 32 bits
         try:
             body.eval()
-            with no_random(seed, reproducible=False), torch.no_grad():  # guard: same_views
+            with seeded(seed), torch.no_grad():  # guard: same_views
                 for images, target in self.loader.new(shuffle=False, drop_last=False):
                     with self._autocast():
                         output = body(images).float()
-                    # the mean over positions, which the head's pooling would compute
-                    features.append(output if output.ndim == 2 else output.mean((2, 3), keepdim=True))
+                    features.append(pooled_features(output))  # what the head's pooling would compute
                     targets.append(target)
         finally:
             body.train(was_training)

@@ -28,8 +28,9 @@ from torch import nn
 from covid_fastai.data.dataloaders import loader_facts
 from covid_fastai.errors import UsageError
 from covid_fastai.model.learner_facts import LearnerFacts, facts_of
+from covid_fastai.model.norms import BATCH_NORMS
 from covid_fastai.model.optimiser import FusedAdam
-from covid_fastai.model.precision import precision_callbacks
+from covid_fastai.model.precision import FullPrecision, precision_callbacks
 from covid_fastai.model.weights import ARCHITECTURES, TIMM_PREFIX, Weights, empty_body, resolve_weights
 from covid_fastai.options import Arch, Balance, GradientNorm, LabelSmoothing, Precision, WeightDecay, checked
 
@@ -42,13 +43,14 @@ __all__ = [
     "build_learner",
     "linear_head",
     "map_weights",
+    "pooled_features",
+    "unwrapped",
 ]
 
 logger = logging.getLogger("covid_fastai")
 
 HEAD_DROPOUT = 0.5  # fastai's default before the last layer
 MODEL_DIR = "models"  # in the learner's path; learn.save and lr_find write there
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @checked
@@ -125,10 +127,12 @@ def build_learner(
         model_dir=MODEL_DIR,
         wd=weight_decay,
         train_bn=False,  # otherwise the BatchNorm layers of the frozen body would be trained
-        cbs=[FrozenBody(), CheckNormalisation(), *_clip(gradient_clip), *mixed, *callbacks],
+        cbs=[FrozenBody(), CheckNormalisation(), FullPrecision(), *_clip(gradient_clip), *mixed, *callbacks],
     )
     if found.state is not None:
         learn.model[0].load_state_dict(found.state)
+    # before an optimiser exists, whose state is created and restored where the parameters are
+    learn.model.to(dls.device)  # guard: model_on_device
     if getattr(dls.device, "type", "cpu") in ("cpu", "cuda"):
         # measured on 2 CPU cores with ResNet-18, 64 to 224 pixels: a training step takes 16 to 27% less time
         learn.model.to(memory_format=torch.channels_last)
@@ -157,10 +161,22 @@ def linear_head(features: int, pool: bool = True, *, classes: int) -> nn.Sequent
     return nn.Sequential(*layers)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside the wrappers of a distributed training, which hold it as `module`."""
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
+    return model
+
+
 def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Sequential]:
     """Return the body and the head of a model of `build_learner`."""
     body, head = cast(nn.Sequential, model)
     return body, cast(nn.Sequential, head)
+
+
+def pooled_features(output: torch.Tensor) -> torch.Tensor:
+    """Return the mean over positions of a body's output, `(n, features, 1, 1)`; `(n, features)` is already pooled."""
+    return output if output.ndim == 2 else output.mean((2, 3), keepdim=True)
 
 
 def map_weights(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,7 +212,8 @@ class FrozenBody(Callback):
 
     def before_train(self):
         """Put the frozen modules in evaluation mode."""
-        body = self.model[0] if isinstance(self.model, nn.Sequential) else self.model
+        model = unwrapped(self.model)  # guard: frozen_unwrapped
+        body = model[0] if isinstance(model, nn.Sequential) else model
         if _is_frozen(body):
             body.eval()
             return

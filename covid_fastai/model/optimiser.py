@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 
 __all__ = ["FusedAdam"]
 
-FUSED_ON = ("cpu", "cuda")  # devices for which torch has the fused kernel in all floating-point types used here
+FUSED_ON = ("cpu", "cuda", "mps")  # devices for which torch has the fused kernel in all types used here
 
 
 class FusedAdam(Optimizer):
@@ -64,7 +64,8 @@ class FusedAdam(Optimizer):
                 [state["grad_avg"] for _, state in members],
                 [state["sqr_avg"] for _, state in members],
                 [],
-                [torch.tensor(float(steps), device=device) for _ in members],  # adamw adds 1
+                # finished steps, to which adamw adds 1: filled on the device, not copied to it one by one
+                list(torch.full((len(members),), float(steps), device=device).unbind()),
                 fused=device.type in FUSED_ON,
                 foreach=device.type not in FUSED_ON,
                 amsgrad=False,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
@@ -9,7 +13,16 @@ from fastai.callback.fp16 import AMPMode, MixedPrecision
 from covid_fastai.errors import UsageError
 from covid_fastai.options import Precision, check_option
 
-__all__ = ["TrainingPrecision", "choose_precision", "has_amx", "precision_callbacks"]
+__all__ = [
+    "FullPrecision",
+    "TrainingPrecision",
+    "choose_precision",
+    "full_precision",
+    "has_amx",
+    "precision_callbacks",
+]
+
+SHORTER = ("tf32", "bf16")  # formats in which torch may multiply 32-bit numbers
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
@@ -97,3 +110,53 @@ class TrainingPrecision(MixedPrecision):
         if self.entered:
             self.entered = False
             self.autocast.__exit__(None, None, None)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply 32-bit numbers in 32 bits during a `with` block.
+
+    On NVIDIA GPUs since Ampere, cuDNN's convolutions round their inputs to TF32, of 10 bits, unless told otherwise; and
+    `torch.set_float32_matmul_precision` may have asked for less on every device. The settings are restored afterwards.
+    """
+    backends: Any = torch.backends  # torch's annotations do not know these attributes
+    switches = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+    changed = [(switch, found) for switch in switches if (found := switch.fp32_precision) in SHORTER]
+    try:
+        for switch, _ in changed:
+            switch.fp32_precision = "ieee"  # guard: no_tf32
+        yield
+    finally:
+        for switch, found in changed:
+            switch.fp32_precision = found
+
+
+class FullPrecision(Callback):
+    """Compute every prediction outside of a training in 32 bits; a training multiplies as torch is set."""
+
+    order = -15  # before the model is used
+
+    def __init__(self):
+        self.training_runs, self.stack = False, ExitStack()
+
+    def before_fit(self):
+        """Forget what an error has left; fastai calls this before predictions too."""
+        self.after_fit()
+
+    def before_train(self):
+        """Note that this is a training."""
+        self.training_runs = True
+
+    def before_validate(self):
+        """Change torch's settings."""
+        if not self.training_runs:
+            self.stack.enter_context(full_precision())
+
+    def after_validate(self):
+        """Restore torch's settings."""
+        self.stack.close()
+
+    def after_fit(self):
+        """Restore torch's settings; fastai calls this after an error in a prediction too."""
+        self.training_runs = False
+        self.stack.close()

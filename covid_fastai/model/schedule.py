@@ -15,7 +15,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.imports import IN_NOTEBOOK
 from fastai.learner import Learner
-from fastai.torch_core import get_model, get_random_states, num_distrib, set_random_states
+from fastai.torch_core import default_device, get_model, num_distrib
 from torch.nn import functional
 
 from covid_fastai.data.dataloaders import loader_facts, set_batch_size
@@ -32,6 +32,7 @@ from covid_fastai.model.callbacks import (
     Record,
     Resumption,
     copied_state,
+    smooth_loss_on_device,
 )
 from covid_fastai.model.checkpoint import (
     Checkpoint,
@@ -46,6 +47,7 @@ from covid_fastai.model.distributed import data_parallel, is_main_process
 from covid_fastai.model.features import features_of_frozen_body, needs_body
 from covid_fastai.model.learner import FrozenBody
 from covid_fastai.model.learner_facts import facts_of, log_model
+from covid_fastai.model.random_states import read_random_states, restore_random_states
 from covid_fastai.options import (
     Epochs,
     FrozenAugmentations,
@@ -151,6 +153,8 @@ def fit(
     if not any(isinstance(callback, FrozenBody) for callback in learn.cbs):
         learn.add_cb(FrozenBody())
     learn.train_bn = False  # read when the optimiser is created; freezes the BatchNorm layers of a frozen body
+    # as fastai does, but before the optimiser exists, whose state is restored where the parameters are
+    learn.model.to(getattr(learn.dls, "device", default_device()))  # guard: fit_on_device
     if plan.out is not None and is_main_process():
         make_folder(plan.out.path)
         log_model(learn, plan.out)
@@ -194,25 +198,27 @@ class _InitialState:
 
     def __init__(self, learn: Learner):
         self.weights = copied_state(learn)
-        self.random = get_random_states()
-        self.shuffling = [loader.rng.getstate() for loader in learn.dls.loaders]
+        self.random = read_random_states(learn)
 
     def restore(self, learn: Learner) -> None:
         """Restore the state, and free the memory of the training."""
-        learn.opt = None
+        learn.opt = learn.loss_grad = None  # the loss holds the activations of the failed step
+        learn._end_cleanup()  # as fastai does where a fit ends without an error  # guard: oom_release
         learn.model.zero_grad(set_to_none=True)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         get_model(learn.model).load_state_dict(self.weights)
-        set_random_states(**self.random)
-        for loader, state in zip(learn.dls.loaders, self.shuffling, strict=True):
-            loader.rng.setstate(state)
+        restore_random_states(learn, *self.random)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means out of memory: CUDA's has a type; MPS's and the CPU's are known by their text."""
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    """Return whether an error means out of memory: CUDA's has a type; the others are known by their text.
+
+    The libraries of CUDA allocate on their own and report it as a status, such as `CUBLAS_STATUS_ALLOC_FAILED`.
+    """
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+    words += ("status_alloc_failed",)  # guard: library_memory
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error).lower() for word in words)
 
 
@@ -226,7 +232,7 @@ def _fit_phases(learn: Learner, plan: _Plan, *, resume: bool) -> None:
     record = Record.of(checkpoint)
     guard = NonFiniteGuard(learn, checkpoint.facts["epoch"] if checkpoint else 0) if plan.stop_on_divergence else None
     try:
-        with _logging_only(learn):
+        with _logging_only(learn), smooth_loss_on_device(learn):
             for phase in plan.phases:
                 done = _done(phase, checkpoint)
                 if done < phase.epochs:

@@ -22,6 +22,7 @@ from torch import nn
 from covid_fastai.data.images import open_square
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.model.learner_facts import require_facts
+from covid_fastai.model.precision import full_precision
 from covid_fastai.options import Repeats, SaliencyMethod, Seed, TopK, checked
 from covid_fastai.saliency.maps import (
     activation_maps,
@@ -311,7 +312,7 @@ def _map_function(method: str, options: dict[str, Any], size: int) -> Callable[[
 def _compute_maps(model: nn.Module, function: Callable, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return maps `(n, classes, h, w)` and logits `(n, classes)`, computed in batches."""
     maps, logits = [], []
-    with evaluating(model):
+    with evaluating(model), full_precision():
         for batch in x.split(BATCH):
             maps.append(function(model, batch).float().cpu().numpy())
             with torch.no_grad():

@@ -29,7 +29,8 @@ from covid_fastai.evaluation.runs import Run, read_run
 from covid_fastai.files import claim_folder, make_folder, write_csv
 from covid_fastai.model.checkpoint import clear_checkpoints
 from covid_fastai.model.environment import check_environment
-from covid_fastai.model.learner import build_learner
+from covid_fastai.model.learner import build_learner, pooled_features
+from covid_fastai.model.precision import full_precision
 from covid_fastai.run_folder import RunFolder
 from covid_fastai.training.fit_cohort import fit_cohort
 
@@ -162,5 +163,5 @@ def _features(learn: Learner, paths: pd.Series) -> np.ndarray:
     """Return the pooled features of images, float `(n, channels)`."""
     body = learn.model[0].eval()
     loader = learn.dls.test_dl(pd.DataFrame({"path": paths.tolist()}), with_labels=False)
-    with torch.inference_mode():
-        return np.concatenate([body(batch[0]).mean(dim=(2, 3)).cpu().numpy() for batch in loader])
+    with torch.inference_mode(), full_precision():
+        return np.concatenate([pooled_features(body(batch[0])).flatten(1).cpu().numpy() for batch in loader])

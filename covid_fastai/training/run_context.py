@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from covid_fastai.model.distributed import batch_per_process, broadcast_text, ch
 from covid_fastai.model.environment import check_environment
 from covid_fastai.run_folder import BATCH_HALVED, RunFolder
 
-__all__ = ["RunPlan", "batch_size_of", "resolve_run", "run_context", "write_cohort"]
+__all__ = ["RunPlan", "batch_size_of", "device_of", "resolve_run", "run_context", "write_cohort"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -80,12 +80,7 @@ def resolve_run(data, *, preset, out, resume, choices, folds=None) -> RunPlan:
     if preset or choices or out:
         raise UsageError("A resumed run keeps its own options.", hint="Give no other options together with resume.")
     folder = RunFolder(resume)
-    try:
-        saved = json.loads(folder.config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{folder.path} is not a run that can be resumed: {error}.", hint="Name the folder of an unfinished run."
-        ) from error
+    saved = _read_options(folder)
     if saved.get("folds") != folds:
         call = f"cross_validate(folds={saved['folds']})" if saved.get("folds") else "train_classifier"
         raise UsageError(f"The run {folder.path} was begun with {call}.", hint="Resume it with the same function.")
@@ -121,6 +116,23 @@ def _with_moved_root(config: TrainConfig, old: str | None, new: Any) -> TrainCon
             hint="Put the images back, or at the same place relative to the data as before.",
         )
     return config.replace(image_root=moved)
+
+
+def device_of(resume: str | Path | None, choices: Mapping[str, Any]) -> str:
+    """Return the device that a new run asks for, or that a run to resume was begun with."""
+    if resume is None:
+        return choices.get("device", "auto")
+    return TrainConfig.from_dict(_read_options(RunFolder(resume))["config"]).device  # guard: resumed_device
+
+
+def _read_options(folder: RunFolder) -> dict[str, Any]:
+    """Read what `_describe_run` wrote; raise `DataError` if the folder is not a run."""
+    try:
+        return json.loads(folder.config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{folder.path} is not a run that can be resumed: {error}.", hint="Name the folder of an unfinished run."
+        ) from error
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from covid_fastai.model.schedule import fit
 from covid_fastai.reporting.documents import write_documents
 from covid_fastai.reporting.report import write_report
 from covid_fastai.run_folder import FINISHED, TEST_EVALUATED, RunFolder
-from covid_fastai.training.run_context import RunPlan, batch_size_of, resolve_run, run_context, write_cohort
+from covid_fastai.training.run_context import RunPlan, batch_size_of, device_of, resolve_run, run_context, write_cohort
 
 __all__ = ["train_classifier", "with_choices", "write_results"]
 
@@ -96,7 +96,7 @@ def train_classifier(
         'patient'
     """
     options = merge_options(config, choices, preset=preset, resume=resume)
-    with join_processes(options.get("device", "auto")):
+    with join_processes(device_of(resume, options)):
         run = resolve_run(data, preset=preset, out=out, resume=resume, choices=options)
         config, folder = run.config, run.folder
         with run_context(run, quiet=quiet):

@@ -88,6 +88,10 @@ WITHOUT: dict[str, str] = {
     "part_name": "facts.append([path])",
     "cache_private": "self.folder.mkdir(parents=True, exist_ok=True)",
     "data_name": "return str(data)",
+    "frozen_unwrapped": "model = self.model",
+    "one_autocast": "super().__init__(sync_bn=False, **kwargs)",
+    "random_of_process": "restore_random_states(learn, checkpoint.facts['random'][0], checkpoint.part('random.0.'))",
+    "resumed_device": "return choices.get('device', 'auto')",
 }  # fmt: skip
 
 

@@ -27,7 +27,8 @@ ROWS = {
     "Class missing from valid;One class only;Formula cells",
     "4d": "kill -9 while saving;kill -9 mid-training;SIGTERM / Ctrl-C;Disk full;Read-only folder;NaN / inf loss;"
     "NaN or inf prediction;Stale or planted model.pth;Two runs, one folder;CUDA / MPS OOM;Worker killed;"
-    "/dev/shm tiny;export fails half-way;Clock jumps",
+    "/dev/shm tiny;export fails half-way;Clock jumps;"
+    "Another device;Several processes",
     "4e": "Hostile `.pkl`;Zero, text, LFS;Bit flip;safetensors;config.json;Bundle from a newer format;Lost Normalize;"
     "No network;Corrupt cached weights;Slow or captive-portal;tar/zip slip;ONNX sidecar lost;Wrong Pillow/torch",
     "4f": "200 MB upload;Pixel bomb;Path in file name;Request flooding;XSS;CSRF / DNS rebinding;`share=True`;"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from covid_fastai import evaluate, predict
-from covid_fastai.errors import DataError, UsageError
+from covid_fastai.data import square_images
+from covid_fastai.errors import DataError, ImageError, UsageError
 
 
 def test_probabilities_equal_those_of_the_learner_in_row_order(covid_learner, covid_cohort):
@@ -83,3 +86,34 @@ def test_a_missing_split_raises(covid_learner):
 def test_a_label_that_is_not_a_class_of_the_model_raises(covid_learner, covid_cohort):
     with pytest.raises(DataError, match="'virus'"):
         predict(covid_learner, covid_cohort.head(2).assign(label="virus"))
+
+
+def test_an_unreadable_image_does_not_make_the_others_be_opened_again(
+    covid_learner, covid_cohort, tmp_path, monkeypatch, caplog
+):
+    broken, opened = tmp_path / "broken.png", []
+    broken.write_bytes(b"<html>not found</html>")
+
+    def opens(module, name):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda path, *size: opened.append(str(path)) or real(path, *size))
+
+    opens(square_images, "square_pixels")
+    opens(sys.modules["covid_fastai.evaluation.predict"], "open_image")  # once more, for the reason
+    table = predict(covid_learner, [*covid_cohort["path"].head(9), broken])
+    assert table["status"].tolist() == ["ok"] * 9 + ["unreadable"] and "broken.png" in caplog.text
+    assert sorted(opened) == sorted([*covid_cohort["path"].head(9), str(broken), str(broken)])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loaders_mark_unreadable_images_also_from_worker_processes(num_workers, covid_learner, covid_cohort, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"<html>not found</html>")
+    paths = [*covid_cohort["path"].head(5), str(broken), *covid_cohort["path"].tail(3)]
+    rows = pd.DataFrame({"path": paths})
+    loader = covid_learner.dls.test_dl(rows, with_labels=False, num_workers=num_workers, bs=2)
+    with pytest.raises(ImageError, match="broken.png"):
+        list(loader)
+    marks = loader.mark_unreadable()
+    assert sum(len(batch[0]) for batch in loader) == 9
+    assert marks.tolist() == [False] * 5 + [True] + [False] * 3

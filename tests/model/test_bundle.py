@@ -500,3 +500,14 @@ def test_seal_refuses_a_config_that_cannot_be_read(saved):
     assert seal_config(config)["fingerprint"]
     with pytest.raises(UsageError, match="image_size"):
         seal_config({**config, "image_size": 1})
+
+
+def test_a_model_with_the_norms_of_several_gpus_can_be_saved(cohort, learn, tmp_path):
+    other = build_learner(loaders(cohort), arch="resnet18", weights=None, path=tmp_path)
+    other.model.load_state_dict(learn.model.state_dict())
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(other.model)  # as fastai's DistributedTrainer leaves it
+    loaded = load_model(save_model(other, tmp_path / "model"), device="cpu")
+    x = torch.rand(3, 1, SIZE, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model.eval()(x), learn.model.eval()(x))
+    assert not any(isinstance(layer, torch.nn.SyncBatchNorm) for layer in loaded.model.modules())

@@ -184,7 +184,7 @@ def test_no_readable_checkpoint_is_an_error(tmp_path):
 
 
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "FORMAT", 2)
+    monkeypatch.setattr(module, "FORMAT", module.FORMAT + 1)
     run(tmp_path, kill_after=1)
     monkeypatch.undo()
     with pytest.raises(ModelFormatError):

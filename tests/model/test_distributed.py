@@ -1,4 +1,4 @@
-"""Distributed training with two processes on the CPU, with gloo."""
+"""Distributed training with two and three processes on the CPU, with gloo."""
 
 from __future__ import annotations
 
@@ -72,13 +72,30 @@ with join_processes("cpu") as world, no_random(0):
 """
 
 
-def launch(processes: int, *command, cwd) -> subprocess.Popen:
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
-    run += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+def launch(
+    processes: int, *command, cwd, launcher: str = "torchrun", accelerate: tuple[str, ...] = ()
+) -> subprocess.Popen:
+    if launcher == "torchrun":
+        run = ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+        run += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    else:
+        # as for two GPUs, since accelerate starts processes on a CPU through MPI only
+        run = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", str(processes)]
+        run += ["--main_process_port", "0", "--dynamo_backend", "no", *accelerate]
+    run = [sys.executable, "-m", *run]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*run, *map(str, command)], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def results_of(processes: int, script: str, *arguments, cwd, fails: bool = False, **options) -> list[dict]:
+    """Run a script in several processes, and return what each of them wrote to `result-<rank>.json`."""
+    (cwd / "script.py").write_text(textwrap.dedent(script))
+    process = launch(processes, "script.py", *arguments, cwd=cwd, **options)
+    _, err = process.communicate(timeout=240)
+    assert fails or process.returncode == 0, err[-3000:]
+    return [json.loads((cwd / f"result-{rank}.json").read_text()) for rank in range(processes)]
 
 
 @pytest.mark.slow
@@ -147,3 +164,213 @@ def test_the_batch_of_a_process_has_two_images_or_more(monkeypatch):
     assert batch_per_process(32) == 8
     with pytest.raises(UsageError, match="batch_size=7 is too small for 4 processes"):
         batch_per_process(7)
+
+
+# A whole run, with the norms of GPUs: torch's SyncBatchNorm computes on GPUs only, so it gets the kernel of the CPU.
+RUN = """
+import json, os, sys
+import torch
+from fastai.callback.core import Callback
+from torch import nn
+from covid_fastai import load_model, predict, read_run, train_classifier
+from covid_fastai.model import distributed_trainer
+from covid_fastai.model.learner import unwrapped
+from covid_fastai.model.norms import BATCH_NORMS
+
+class Synchronised(distributed_trainer.CPUDistributedTrainer):
+    def __init__(self, *, synchronise_norms, **options):
+        super().__init__(synchronise_norms=True, **options)
+
+distributed_trainer.CPUDistributedTrainer = Synchronised
+nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None  # it refuses them on a CPU
+nn.SyncBatchNorm.forward = lambda self, x: nn.functional.batch_norm(
+    x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps)
+found = {"norms": [], "batches": [], "autocast": [], "learning": 0}
+
+class Watch(Callback):
+    def before_batch(self):
+        norms = [one for one in unwrapped(self.model)[0].modules() if isinstance(one, BATCH_NORMS)]
+        if self.training:
+            found["norms"] = sorted({*found["norms"], *(type(one).__name__ for one in norms)})
+            found["batches"].append(len(self.xb[0]))
+            found["learning"] += sum(one.training for one in norms) if self.opt.frozen_idx else 0
+    def after_pred(self):
+        found["autocast"].append(str(self.pred.dtype))
+
+root, out = sys.argv[1], sys.argv[2]
+options = {"weights": None, "image_size": 32, "batch_size": int(sys.argv[3]), "precision": "fp32", "num_workers": 0}
+options |= {"device": "cpu", "audit": False, "frozen_epochs": 1, "unfrozen_epochs": 1}
+learn = train_classifier(root, out=out, quiet=True, callbacks=[Watch()], **options)
+found["kinds"] = sorted({type(one).__name__ for one in learn.model.modules() if isinstance(one, BATCH_NORMS)})
+found["finished"] = read_run(out).report.exists()
+if not int(os.environ["RANK"]):
+    cohort = learn.dls.facts.cohort
+    held_out, again = predict(learn), predict(load_model(out + "/model", device="cpu"), cohort, split="valid")
+    probabilities = [name for name in held_out if name.startswith("p_")]
+    found["apart"] = float((held_out[probabilities] - again[probabilities]).abs().max().max())
+    found["images"] = int((read_run(out).cohort["split"] == "train").sum())
+found["autocast"] = sorted(set(found["autocast"]))
+with open(f"result-{os.environ['RANK']}.json", "w") as file:
+    json.dump(found, file)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "launcher", "accelerate"),
+    [(2, "torchrun", ()), (3, "torchrun", ()), (2, "accelerate", ("--mixed_precision", "bf16"))],
+    ids=["two", "three", "accelerate in bfloat16"],
+)
+def test_a_model_of_several_processes_loads_and_answers_like_its_learner(
+    processes, launcher, accelerate, phantom_root, tmp_path
+):
+    options = {"cwd": tmp_path, "launcher": launcher, "accelerate": accelerate}
+    found = results_of(processes, RUN, phantom_root, tmp_path / "run", 4 * processes, **options)
+    assert found[0]["apart"] < 1e-6
+    for one in found:
+        assert one["norms"] == ["SyncBatchNorm"] and one["kinds"] == ["BatchNorm1d", "BatchNorm2d"]
+        assert one["learning"] == 0, "BatchNorm of a frozen body"
+        assert min(one["batches"]) >= 2 and one["batches"] == found[0]["batches"]
+        assert sum(one["batches"]) == 2 * -(-found[0]["images"] // processes), "each share, in two epochs"
+        assert one["autocast"] == ["torch.float32"], "precision= and nothing else has the number format"
+        assert one["finished"], "the other processes leave when the main one is done"
+
+
+# A small learner, in a process that fails in one of the ways named by the first argument.
+SMALL = """
+import json, os, sys, time
+import torch
+from datetime import timedelta
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders, Datasets
+from fastai.learner import Learner
+from torch import nn
+from covid_fastai.data.radiograph_loader import RadiographDL
+from covid_fastai.errors import CovidFastaiError
+from covid_fastai.model import distributed as module
+from covid_fastai.model.distributed import join_processes, main_process_first
+from covid_fastai.model.schedule import fit
+
+RANK, WORLD = int(os.environ["RANK"]), os.environ["WORLD_SIZE"]
+LAST = int(WORLD) - 1
+
+def make(folder, *callbacks):
+    torch.manual_seed(5)
+    x = torch.randn(24, 12)
+    splits, number = [range(18), range(18, 24)], lambda i: torch.tensor(float(i))
+    sets = Datasets(range(24), tfms=[[lambda i: x[i]], [number]], splits=splits)
+    options = {"bs": 2, "num_workers": 0}
+    loaders = [RadiographDL(sets.train, shuffle=True, **options), RadiographDL(sets.valid, **options)]
+    model = nn.Sequential(nn.Linear(12, 8), nn.Sequential(nn.Tanh(), nn.Linear(8, 1)))
+    split = lambda m: [list(m[0].parameters()), list(m[1].parameters())]
+    loss = lambda p, y: ((p[:, 0] - y / 9) ** 2).mean()
+    return Learner(DataLoaders(*loaders, path=folder), model, loss_func=loss, splitter=split, cbs=list(callbacks))
+
+class Fails(Callback):
+    order = 20
+    def after_pred(self):
+        if RANK == LAST and self.training and self.train_iter == 3 and sys.argv[1] == "diverge":
+            self.learn.pred = self.pred * float("nan")
+        if RANK == LAST and self.training and self.train_iter == 3 and sys.argv[1] == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+
+class Draws(Callback):
+    def before_batch(self):
+        if self.training:
+            drawn.append(float(torch.rand(1)))
+
+class Ends(Callback):
+    order = 99
+    def before_train(self):
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+
+def tell(**found):
+    with open(f"result-{RANK}.json", "w") as file:
+        json.dump(found, file)
+
+began = time.monotonic()
+if sys.argv[1] == "wait":
+    module.TIMEOUT = timedelta(seconds=2)  # of a step; the main process reads for longer, and ends later
+    with join_processes("cpu"):
+        with main_process_first():
+            time.sleep(0 if RANK else 6)
+        if not RANK:
+            time.sleep(4)
+    tell(seconds=time.monotonic() - began)
+elif sys.argv[1] == "resume":
+    with join_processes("cpu"):
+        def run(folder, *callbacks, **options):
+            drawn.clear()
+            os.environ["WORLD_SIZE"] = WORLD  # `fit` leaves only the main process in the training
+            learn = make(folder, Draws(), *callbacks)
+            torch.manual_seed(100 + RANK)
+            fit(learn, frozen_epochs=0, unfrozen_epochs=2, out=folder, **options)
+            return list(drawn)
+        drawn = []
+        whole = run("whole")
+        try:
+            run("killed", Ends())
+        except KeyboardInterrupt:
+            pass
+        torch.manual_seed(7)
+        tell(whole=whole, resumed=run("killed", resume=True))
+else:
+    try:
+        with join_processes("cpu"):
+            learn = make("run", Fails())
+            try:
+                fit(learn, frozen_epochs=0, unfrozen_epochs=2, out="run")
+            finally:
+                finite = all(bool(p.isfinite().all()) for p in learn.model.parameters())
+    except CovidFastaiError as error:
+        tell(kind=type(error).__name__, message=str(error), seconds=time.monotonic() - began, finite=finite)
+        time.sleep(0 if RANK < LAST else 20)  # the others end although this process goes on
+        raise
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_all_processes_stop_where_one_diverges(processes, tmp_path):
+    found = results_of(processes, SMALL, "diverge", cwd=tmp_path, fails=True)
+    assert {one["kind"] for one in found} == {"DivergenceError"} and all(one["finite"] for one in found)
+    assert all("in epoch 1, step 4: the loss is " in one["message"] for one in found)
+    assert "the loss is nan" in found[-1]["message"] and "in another process" in found[0]["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_others_end_with_the_reason_of_a_process_whose_memory_is_full(processes, tmp_path):
+    found = results_of(processes, SMALL, "memory", cwd=tmp_path, fails=True)
+    assert {one["kind"] for one in found} == {"ResourceError"}
+    assert found[-1]["message"].startswith("Out of memory with a batch size of 2.")
+    for one in found[:-1]:
+        reason = f"process {processes - 1}: Out of memory with a batch size of 2"
+        assert reason in one["message"] and one["seconds"] < found[-1]["seconds"] + 10, one
+
+
+@pytest.mark.slow
+def test_the_others_wait_for_the_main_process_longer_than_for_a_step(tmp_path):
+    found = results_of(2, SMALL, "wait", cwd=tmp_path)
+    assert all(one["seconds"] >= 10 for one in found), "all leave together"
+
+
+@pytest.mark.slow
+def test_each_process_resumes_with_its_own_random_states(tmp_path):
+    found = results_of(2, SMALL, "resume", cwd=tmp_path)
+    for one in found:
+        assert len(one["whole"]) == 10 and one["resumed"] == one["whole"][5:]
+    assert not set(found[0]["resumed"]) & set(found[1]["resumed"])
+
+
+def test_the_share_of_a_process_does_not_end_with_a_batch_of_one_image(monkeypatch):
+    from covid_fastai.data.dataloaders import _fitting_batch_size
+
+    assert _fitting_batch_size(17, 8) == (6, False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for images in range(4, 200):
+        for batch_size in (2, 3, 8, 16):
+            share = -(-images // 2)
+            size, drop_last = _fitting_batch_size(images, batch_size)
+            assert drop_last or (share - 1) % size + 1 >= 2, (images, batch_size)

@@ -21,8 +21,10 @@ from PIL import Image
 
 from covid_fastai.data.dataloaders import LoaderFacts
 from covid_fastai.errors import UsageError
-from covid_fastai.model.learner import build_learner, linear_head, map_weights
+from covid_fastai.model.learner import FrozenBody, build_learner, linear_head, map_weights
+from covid_fastai.model.norms import BATCH_NORMS
 from covid_fastai.model.precision import choose_precision
+from tests.simulated_device import DEVICE, SimulatedDevice
 
 matplotlib.use("Agg")
 
@@ -229,3 +231,28 @@ def test_timm_network(dls):
     assert learn.model(torch.rand(2, 1, 32, 32)).shape == (2, 2) and len(list(learn.splitter(learn.model))) == 2
     with pytest.raises(UsageError, match="convolutional"):
         build_learner(dls, arch="timm/swin_tiny_patch4_window7_224", weights=None)
+
+
+def test_the_model_is_on_the_device_of_its_loaders_when_it_is_built(dls):
+    with SimulatedDevice():
+        learn = build_learner(dls.to(DEVICE), weights=None)
+        tensors = [*learn.model.parameters(), *learn.model.buffers()]
+        assert {tensor.device for tensor in tensors} == {DEVICE}
+        learn.model.eval()(torch.zeros(2, 1, 32, 32, device=DEVICE))
+
+
+def test_the_norms_of_a_frozen_body_stay_in_the_model_of_several_gpus(dls):
+    """What fastai's DistributedTrainer does to a model on GPUs, without the GPUs."""
+    learn = build_learner(dls, weights=None)
+    learn.freeze()
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(learn.model)
+    learn.model = torch.nn.Module()
+    learn.model.module = model
+    next(callback for callback in learn.cbs if isinstance(callback, FrozenBody)).learn = learn
+    for frozen, learning in ((2, 1), (1, 11)):  # the head has one norm, the second group of the body ten
+        for number, group in enumerate(learn.splitter(model)):
+            for parameter in group:
+                parameter.requires_grad_(number >= frozen)
+        learn.model.train()
+        next(callback for callback in learn.cbs if isinstance(callback, FrozenBody)).before_train()
+        assert sum(norm.training for norm in model.modules() if isinstance(norm, BATCH_NORMS)) == learning

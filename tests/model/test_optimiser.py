@@ -9,7 +9,8 @@ import torch
 from fastai.optimizer import Adam
 from torch import nn
 
-from covid_fastai.model.optimiser import FusedAdam
+from covid_fastai.model.optimiser import FUSED_ON, FusedAdam
+from tests.simulated_device import DEVICE, SimulatedDevice
 
 
 def train(make, *, frozen=0, steps=6):
@@ -59,3 +60,20 @@ def test_its_state_can_be_loaded_into_another_one():
 def test_closures_are_not_supported():
     with pytest.raises(NotImplementedError, match="closure"):
         FusedAdam([nn.Parameter(torch.zeros(1))], lr=1.0).step(lambda: None)
+
+
+def test_a_step_copies_nothing_to_the_device(monkeypatch):
+    monkeypatch.setattr("covid_fastai.model.optimiser.FUSED_ON", (DEVICE.type,))
+    parameters = [nn.Parameter(torch.zeros(3, device=DEVICE)) for _ in range(62)]
+    opt = FusedAdam([parameters[:30], parameters[30:]], lr=0.01)
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        with SimulatedDevice() as device:
+            opt.step()
+        assert not device.counts["to"] and not device.counts["from"]
+
+
+def test_torch_has_the_fused_kernel_on_every_device_that_uses_it():
+    supported = torch.utils._foreach_utils._get_fused_kernels_supported_devices()
+    assert {"cpu", "cuda", "mps"} <= set(FUSED_ON) <= set(supported)

@@ -12,7 +12,7 @@ from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.errors import UsageError
 from covid_fastai.evaluation.predict import predict
 from covid_fastai.model.learner import build_learner
-from covid_fastai.model.precision import choose_precision
+from covid_fastai.model.precision import choose_precision, full_precision
 from covid_fastai.model.schedule import fit
 
 CPU = torch.device("cpu")
@@ -104,3 +104,58 @@ def test_autocast_is_off_after_an_error(phantom_cohort, tmp_path):
     with pytest.raises(RuntimeError, match="in the middle of a step"):
         fit(learn, frozen_epochs=0, unfrozen_epochs=1)
     assert not torch.is_autocast_enabled("cpu")
+
+
+SWITCHES = {
+    "cuda": torch.backends.cuda.matmul,
+    "cudnn": torch.backends.cudnn.conv,
+    "cpu": torch.backends.mkldnn.matmul,
+    "cpu's convolutions": torch.backends.mkldnn.conv,
+}
+
+
+@pytest.fixture
+def shorter(monkeypatch):
+    """Ask torch for TF32 on GPUs and bfloat16 on the CPU, as a user may; cuDNN's default is TF32."""
+    asked = {"cuda": "tf32", "cudnn": "tf32", "cpu": "bf16", "cpu's convolutions": "bf16"}
+    before = {name: switch.fp32_precision for name, switch in SWITCHES.items()}
+    assert before["cudnn"] == "tf32"
+    for name, value in asked.items():
+        SWITCHES[name].fp32_precision = value
+    yield asked
+    for name, value in before.items():
+        SWITCHES[name].fp32_precision = value
+
+
+def formats() -> dict[str, str]:
+    return {name: switch.fp32_precision for name, switch in SWITCHES.items()}
+
+
+def test_32_bits_are_32_bits_in_predictions_only(shorter, phantom_cohort, tmp_path):
+    learn, seen = make_learner(phantom_cohort, tmp_path, precision="fp32"), []
+    learn.model[0].register_forward_hook(lambda *_: seen.append(set(formats().values())))
+    fit(learn, frozen_epochs=0, unfrozen_epochs=1)
+    assert all(found == {"tf32", "bf16"} for found in seen), "a training multiplies as torch is set"
+    exact = [{"ieee"}]
+    with learn.no_bar(), learn.no_logging():
+        for ask in (lambda: predict(learn), lambda: predict(learn, tta=True), learn.get_preds, learn.validate):
+            seen.clear()
+            ask()
+            assert seen and exact * len(seen) == seen and formats() == shorter
+
+
+def test_the_formats_are_restored_after_an_error(shorter, phantom_cohort, tmp_path):
+    learn = make_learner(phantom_cohort, tmp_path, precision="fp32")
+
+    def fail(*_):
+        raise RuntimeError("in the middle of a prediction")
+
+    learn.model[0].register_forward_hook(fail)
+    for ask in (lambda: predict(learn), learn.get_preds):
+        with pytest.raises(RuntimeError, match="in the middle"):
+            ask()
+        assert formats() == shorter
+    with pytest.raises(KeyError), full_precision():
+        assert set(formats().values()) == {"ieee"}
+        raise KeyError
+    assert formats() == shorter

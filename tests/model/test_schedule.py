@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from fastai.torch_core import no_random, params
 from torch import nn
 
 from covid_fastai.errors import DataError, DivergenceError, UsageError
-from covid_fastai.model.callbacks import EpochLog
+from covid_fastai.model.callbacks import STEPS_BETWEEN_CHECKS, EpochLog
 from covid_fastai.model.learner_facts import LearnerFacts
-from covid_fastai.model.schedule import fit
+from covid_fastai.model.schedule import fit, is_out_of_memory
 from covid_fastai.model.weights import Weights
+from tests.simulated_device import DEVICE, SimulatedDevice
 
 STEPS = 7  # batches in an epoch
 
@@ -239,3 +241,120 @@ def test_too_few_images_is_an_error_and_no_validation_a_warning(tmp_path, caplog
     learn.dls.valid = DataLoader([], bs=4)
     fit(learn, frozen_epochs=0, unfrozen_epochs=1)
     assert "no validation images" in caplog.text and learn.facts.history["valid_loss"].isna().all()
+
+
+class PlacesOfState(Callback):
+    """Record where the parameters and the state of the optimiser are at each step."""
+
+    def before_step(self):
+        values = [value for *_, state, _ in self.opt.all_params() for value in state.values()]
+        tensors = [*self.model.parameters(), *filter(torch.is_tensor, values)]
+        self.learn.places = getattr(self.learn, "places", set()) | {tensor.device for tensor in tensors}
+
+
+@pytest.mark.filterwarnings("ignore:for .*meta parameter in the current model")  # it has no values to load
+@pytest.mark.parametrize("kill_after", [1, 3])
+def test_a_resumed_training_continues_on_the_device_of_its_loaders(kill_after, tmp_path):
+    class Killed(Callback):
+        order, left = 99, kill_after
+
+        def after_epoch(self):
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+    options = {"frozen_epochs": 2, "unfrozen_epochs": 2, "out": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_learner(tmp_path, callbacks=[Killed()]), **options)
+    learn = make_learner(tmp_path, callbacks=[PlacesOfState()])
+    learn.dls.to(DEVICE)  # as if the CPU's checkpoint were resumed on a GPU
+    with SimulatedDevice():
+        fit(learn, resume=True, **options)
+    assert learn.places == {DEVICE} and len(learn.facts.history) == 4
+
+
+class Held(torch.autograd.Function):
+    """Hold an object in the graph, as activations are held on a device."""
+
+    @staticmethod
+    def forward(ctx, x, held):
+        ctx.memory = Memory()
+        held.append(weakref.ref(ctx.memory))
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+class Memory:
+    """What a step occupies."""
+
+
+def test_halving_the_batch_frees_the_memory_of_the_failed_step(tmp_path):
+    held, alive = [], []
+
+    class Fills(Callback):  # like each callback, it keeps its learner
+        def before_backward(self):
+            if len(self.xb[0]) == 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. (pretended)")
+
+        def before_train(self):
+            alive.append(sum(reference() is not None for reference in held))
+
+    learn = make_learner(tmp_path, callbacks=[Fills()])
+    learn.model[1].register_forward_hook(lambda module, inputs, output: Held.apply(output, held))
+    fit(learn, frozen_epochs=0, unfrozen_epochs=1)
+    assert learn.dls.train.bs == 2 and alive == [0, 0] and len(held) > 2
+
+
+@pytest.mark.parametrize(
+    ("text", "memory"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("MPS backend out of memory (MPS allocated: 17.90 GB)", True),
+        ("CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasSgemm`", False),
+    ],
+)
+def test_a_library_that_cannot_allocate_is_out_of_memory(text, memory):
+    assert is_out_of_memory(RuntimeError(text)) == memory
+
+
+@pytest.mark.filterwarnings("ignore:for .*meta parameter in the current model")
+def test_a_step_neither_copies_to_the_device_nor_waits_for_it(tmp_path):
+    counts = []
+    for images in (28, 28 + 4 * STEPS_BETWEEN_CHECKS // 2):
+        learn = make_learner(tmp_path, images=images)
+        learn.dls.to(DEVICE)
+        with SimulatedDevice() as device:
+            fit(learn, frozen_epochs=0, unfrozen_epochs=1)
+        batches = len(learn.dls.train)
+        counts.append((batches, device.counts["to"] - 2 * batches, device.counts["from"]))
+    assert counts[1][0] == counts[0][0] + STEPS_BETWEEN_CHECKS // 2
+    assert counts[1][1:] == counts[0][1:], "besides the images and targets of a batch"
+
+
+@pytest.mark.parametrize("step", [2, STEPS_BETWEEN_CHECKS + 3])
+def test_the_step_of_a_divergence_is_known_though_it_is_read_later(step, tmp_path, monkeypatch):
+    class Breaks(Callback):
+        order, last = 20, 0
+
+        def after_loss(self):
+            if self.training:
+                self.last = self.train_iter + 1
+                self.learn.loss = self.loss * (math.nan if self.last == step else 1)
+
+    monkeypatch.setattr("covid_fastai.model.callbacks.num_distrib", lambda: 2)  # as in several processes
+    learn = make_learner(tmp_path, images=4 * (STEPS_BETWEEN_CHECKS + 8), callbacks=[Breaks()])
+    with pytest.raises(DivergenceError, match=f"in epoch 1, step {step}: the loss is nan"):
+        fit(learn, frozen_epochs=0, unfrozen_epochs=1)
+    assert learn.breaks.last == (STEPS_BETWEEN_CHECKS if step == 2 else STEPS_BETWEEN_CHECKS + 8)
+
+
+def test_the_recorder_has_its_own_smooth_loss_after_a_training(tmp_path):
+    learn = make_learner(tmp_path)
+    before = learn.recorder.smooth_loss
+    fit(learn, frozen_epochs=0, unfrozen_epochs=1)
+    assert learn.recorder.smooth_loss is before and before.count == STEPS
+    assert float(before.value) == pytest.approx(learn.facts.steps["train_loss"].iloc[-1])

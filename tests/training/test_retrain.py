@@ -7,16 +7,20 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from torch import nn
 
 from covid_fastai import cross_validate, read_cohort, train_classifier
 from covid_fastai.audit.audit import audit_run
 from covid_fastai.config import TrainConfig
 from covid_fastai.data.cohort import load_cohort, save_cohort
+from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.data.phantom import write_phantom
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.runs import read_run
+from covid_fastai.model.learner import build_learner
 from covid_fastai.training.external import validate
-from covid_fastai.training.retrain import _altered, _cohort_with_images, retrain
+from covid_fastai.training.retrain import _altered, _cohort_with_images, _features, retrain
+from tests.simulated_device import DEVICE, SimulatedDevice
 
 QUICK = {"image_size": 32, "batch_size": 8, "frozen_epochs": 0, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
 
@@ -95,3 +99,13 @@ def test_a_true_signal_gets_the_positive_verdict_and_a_planted_one_does_not(shor
     assert len(found.same_source()) == 1 and np.isfinite(found.same_source()[0]["thumbnail"])
     verdict = audit_run(learn.path).verdict
     assert verdict.level == ("shown" if shortcut is None else "failed"), str(verdict)
+
+
+@pytest.mark.parametrize("pooled", [False, True], ids=["feature maps", "a body that pools"])
+def test_features_of_a_frozen_backbone_are_computed_on_its_device(pooled, phantom_cohort, tmp_path):
+    dls = build_dataloaders(phantom_cohort, image_size=32, batch_size=8, num_workers=0, device="cpu", path=tmp_path)
+    with SimulatedDevice():
+        learn = build_learner(dls.to(DEVICE), weights=None, path=tmp_path)
+        if pooled:  # as timm's networks may be
+            learn.model[0].add_module("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+        assert _features(learn, phantom_cohort["path"].head(11)).shape == (11, 512)

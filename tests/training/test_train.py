@@ -316,3 +316,25 @@ train_classifier({str(data)!r}, num_workers=1, quiet=True, **choices)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and "process that opens images has ended" in last and "__main__" in last
     assert len(list((tmp_path / "runs").iterdir())) == 1, "the new process began no run of its own"
+
+
+def test_a_resumed_run_joins_its_processes_on_the_device_that_it_was_begun_with(learn, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(learn.path, folder)
+    (folder / "record.jsonl").write_text('{"event": "started"}\n')
+    saved = json.loads((folder / "config.json").read_text())
+    saved["config"]["device"] = "cpu"
+    (folder / "config.json").write_text(json.dumps(saved))
+    joined = []
+
+    def join(device):
+        joined.append(device)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("covid_fastai.training.train.join_processes", join)
+    for options in ({"resume": folder}, {"data": folder, "device": "cuda"}, {"data": folder}):
+        with pytest.raises(KeyboardInterrupt):
+            train_classifier(quiet=True, **options)
+    assert joined == ["cpu", "cuda", "auto"]
+    with pytest.raises(DataError, match="is not a run that can be resumed"):
+        train_classifier(resume=tmp_path)
