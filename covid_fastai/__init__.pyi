@@ -51,6 +51,7 @@ from .errors import UsageError as UsageError
 from .evaluation.calibration import Calibration as Calibration
 from .evaluation.calibration import calibrate as calibrate
 from .evaluation.calibration import plot_reliability as plot_reliability
+from .evaluation.calibration_curve import calibration_curve as calibration_curve
 from .evaluation.comparison import Comparison as Comparison
 from .evaluation.comparison import compare as compare
 from .evaluation.comparison import plot_comparison as plot_comparison
@@ -136,6 +137,7 @@ __all__ = [
     "build_dataloaders",
     "build_learner",
     "calibrate",
+    "calibration_curve",
     "check_input",
     "check_inputs",
     "choose_threshold",

@@ -19,6 +19,7 @@ __all__ = [
     "precision_at",
     "resample_patients",
     "roc_auc",
+    "roc_auc_within",
     "sensitivity_at",
 ]
 
@@ -77,6 +78,30 @@ def roc_auc(scores: np.ndarray, of_class: np.ndarray, weights: np.ndarray) -> np
     area = (np.diff(false, axis=1) * (true[:, 1:] + true[:, :-1]) / 2).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return area / (true[:, -1] * false[:, -1])
+
+
+def roc_auc_within(scores: np.ndarray, of_class: np.ndarray, strata: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Compute the fraction of the pairs within strata, such as folds, that are in order; ties count half.
+
+    Args:
+        scores: Scores of the class, `(n,)`.
+        of_class: Whether each unit is of the class, bool `(n,)`.
+        strata: The stratum of each unit, `(n,)`.
+        weights: How often each unit is in each resample, `(d, n)`.
+
+    Returns:
+        The areas, `(d,)`; NaN for a resample without a stratum of both kinds.
+    """
+    ordered, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    for stratum in np.unique(strata):
+        units = strata == stratum
+        within, positives = weights[:, units], of_class[units]
+        if not 0 < positives.sum() < len(positives):
+            continue
+        counts = within[:, positives].sum(axis=1) * within[:, ~positives].sum(axis=1)
+        ordered += counts * np.nan_to_num(roc_auc(scores[units], positives, within))  # NaN where there is no pair
+        pairs += counts
+    return np.divide(ordered, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
 
 
 def average_precision(scores: np.ndarray, of_class: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from scipy.optimize import minimize_scalar
 
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.bootstrap import BINS, cross_fit_folds, equal_mass_bins, resample_patients
+from covid_fastai.evaluation.calibration_curve import calibration_curve
 from covid_fastai.evaluation.formatting import ResultDisplay, format_estimate
 from covid_fastai.evaluation.intervals import wilson
 from covid_fastai.evaluation.metric_intervals import difference_interval
@@ -31,7 +32,7 @@ from covid_fastai.evaluation.weighted_metrics import (
 )
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Bins, NResamples, Seed, Temperature, check_option, checked
-from covid_fastai.plotting import GREY, class_colours
+from covid_fastai.plotting import GREY, class_colours, draw_band
 
 __all__ = [
     "Calibration",
@@ -228,6 +229,8 @@ def reliability_table(source: Evaluation | pd.DataFrame | str | Path, *, bins: B
 def plot_reliability(source: Calibration | Evaluation | pd.DataFrame | str | Path, *, bins: Bins = BINS) -> Figure:
     """Plot a reliability diagram: observed frequency by predicted probability, above a histogram of the probabilities.
 
+    The line with its 95% band is the smooth curve of `calibration_curve`, the points are those of `reliability_table`.
+
     Args:
         source: A calibration (before and after), an evaluation, or predictions.
         bins: Number of points, of equal counts of patients.
@@ -256,6 +259,9 @@ def plot_reliability(source: Calibration | Evaluation | pd.DataFrame | str | Pat
         label = f"{name} ECE {format_estimate(ece['value'], ece['low'], ece['high'])}".strip()
         errors = np.abs(table[["low", "high"]].to_numpy().T - table["fraction"].to_numpy())
         style = {"fmt": marker, "color": colours[name], "markersize": 4, "elinewidth": 0.9, "capsize": 2}
+        curve = calibration_curve(result).curve
+        if len(curve):
+            draw_band(axes, *(curve[column] for column in curve), colour=colours[name], label="")
         axes.errorbar(table["probability"] + shift * is_pair, table["fraction"], yerr=errors, label=label, **style)
         units = score_units(result.predictions, positive=result.positive, unit=result.unit).table
         probability, _ = probability_and_outcome(units, result.classes, result.positive)

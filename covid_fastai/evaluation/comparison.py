@@ -155,6 +155,7 @@ def compare(
     names: Sequence[str] | None = None,
     positive: str | None = None,
     threshold: float | Sequence[float] = 0.5,
+    split: str | None = None,
     n_resamples: NResamples = 2000,
     seed: Seed = 0,
     **reading: Unpack[PredictionOptions],
@@ -174,6 +175,8 @@ def compare(
         positive: The positive class, to which sensitivity refers; None for the last of two.
         threshold: The positive class is predicted if its probability is at least this; one for all models, or one per
             model.
+        split: The split whose rows are compared, such as `"test"`; None for tables of one split, and for the held-out
+            patients of runs.
         n_resamples: Number of bootstrap resamples, 100 or more.
         seed: Seed of the bootstrap.
         **reading: How tables are read, as in `read_predictions`, the same for all: `score_column`, `label_column` ...
@@ -193,7 +196,7 @@ def compare(
           model  difference   n
         4  coin       -0.34  60
     """
-    paired = pair_predictions(models, names=names, positive=positive, **reading)
+    paired = pair_predictions(models, names=names, positive=positive, split=split, **reading)
     values = [threshold] * len(models) if isinstance(threshold, (int, float)) else list(threshold)
     thresholds: list[float] = [check_option("threshold", value, Probability) for value in values]
     if len(thresholds) != len(models):
@@ -202,6 +205,8 @@ def compare(
         )
     evaluations, units = {}, {}
     for (name, table), value in zip(paired.tables.items(), thresholds, strict=True):
+        if not paired.same_folds:  # the AUC within folds needs the same folds in all tables
+            table = table.assign(fold=0)
         evaluations[name] = evaluate(table, positive=positive, threshold=value, n_resamples=n_resamples, seed=seed)
         units[name] = score_units(table, positive=evaluations[name].positive, threshold=value).table
     reference, *others = paired.tables

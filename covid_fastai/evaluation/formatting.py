@@ -25,7 +25,13 @@ __all__ = [
 MISSING = "–"  # stands for a number that is None, NaN or infinite
 PLAIN, SIGNED, PERCENT = "z.3f", "+z.3f", "z.0%"  # z drops the minus sign of a number that rounds to zero
 SMALLEST_P_SHOWN = 0.001
-NAMES = {"auc": "AUC", "f1": "F1", "brier": "Brier score", "ece": "calibration error (ECE)"}
+NAMES = {
+    "auc": "AUC",
+    "auc_pooled": "AUC, folds pooled",
+    "f1": "F1",
+    "brier": "Brier score",
+    "ece": "calibration error (ECE)",
+}
 
 
 def format_metric(value: float | None, *, spec: str = PLAIN) -> str:

@@ -94,47 +94,78 @@ def clustered_proportion(hit: np.ndarray, clusters: np.ndarray) -> tuple[float, 
 
 
 def delong(
-    scores: np.ndarray, of_class: np.ndarray, clusters: np.ndarray | None = None
+    scores: np.ndarray,
+    of_class: np.ndarray,
+    clusters: np.ndarray | None = None,
+    strata: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute areas under the ROC curve of one or more models on the same units, and their covariance.
 
     The covariance is DeLong's (Biometrics 1988), computed from midranks (Sun and Xu, IEEE Signal Processing Letters
     2014). With clusters it is Obuchowski's (Biometrics 1997), which equals DeLong's if each unit is its own cluster.
+    With strata, such as the folds of a cross-validation, units are ranked within their stratum alone, so that offsets
+    between the models of the folds do not count (Airola et al., Computational Statistics & Data Analysis 2011). The
+    area is the fraction of the pairs within strata that are in order, and the variance that of the units about the
+    area of their stratum (LeDell et al., Electronic Journal of Statistics 2015).
 
     Args:
         scores: Scores of each model, `(models, n)`.
         of_class: Whether each unit is of the class, bool `(n,)`; two or more units of each kind.
         clusters: The cluster of each unit, such as its patient, `(n,)`; None if units are independent.
+        strata: The stratum of each unit, `(n,)`; None for one. Strata without units of both kinds do not count.
 
     Returns:
         The areas `(models,)`, with ties counting half, and their covariance `(models, models)`.
     """
     scores = np.atleast_2d(scores)
-    m, n = int(of_class.sum()), int((~of_class).sum())
-    midranks = rankdata(scores, axis=1)
-    # structural components: for each positive the fraction of negatives below it, for each negative that of positives
-    # above it; a unit's midrank among all units minus that within its own kind counts the units of the other kind below
-    positive_components = (midranks[:, of_class] - rankdata(scores[:, of_class], axis=1)) / n
-    negative_components = 1 - (midranks[:, ~of_class] - rankdata(scores[:, ~of_class], axis=1)) / m
-    areas = positive_components.mean(axis=1)
+    members = _strata_of_both_kinds(of_class, strata)
+    pairs = np.array([of_class[units].sum() * (~of_class[units]).sum() for units in members], dtype=float)
+    areas = np.zeros(len(scores))
+    deviations = np.zeros_like(scores, dtype=float)  # of each unit, as its contribution to the area
+    for units, weight in zip(members, pairs / pairs.sum(), strict=True):
+        positives = of_class[units]
+        m, n = int(positives.sum()), int((~positives).sum())
+        within = scores[:, units]
+        midranks = rankdata(within, axis=1)
+        # structural components: for each positive the fraction of negatives below it, for each negative that of
+        # positives above it; a unit's midrank among all units minus that within its own kind counts the units of the
+        # other kind below
+        components = np.zeros_like(within, dtype=float)
+        components[:, positives] = (midranks[:, positives] - rankdata(within[:, positives], axis=1)) / n
+        components[:, ~positives] = 1 - (midranks[:, ~positives] - rankdata(within[:, ~positives], axis=1)) / m
+        area = components[:, positives].mean(axis=1)
+        areas += weight * area
+        deviations[:, units] = weight * (components - area[:, None]) / np.where(positives, m, n)
+    counted = np.concatenate(members)
     codes = np.arange(len(of_class)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     cluster_sums, corrections = [], []
-    for components, members in ((positive_components, of_class), (negative_components, ~of_class)):
+    for kind in (of_class, ~of_class):
+        units = counted[kind[counted]]
         total = np.zeros((len(scores), int(codes.max()) + 1))
-        np.add.at(total.T, codes[members], (components - areas[:, None]).T)
-        count = len(np.unique(codes[members]))
-        cluster_sums.append(total / members.sum())
-        corrections.append(count / max(count - 1, 1))  # k / (k - 1), the small-sample correction for k clusters
+        np.add.at(total.T, codes[units], deviations[:, units].T)
+        count = len(np.unique(codes[units]))
+        cluster_sums.append(total)
+        # k / (k - s), the small-sample correction for k clusters about the areas of s strata
+        corrections.append(count / max(count - len(members), 1))
     positive_sums, negative_sums = cluster_sums
-    n_clusters = len(np.unique(codes))
+    n_clusters = len(np.unique(codes[counted]))
     # the cross term is 0 unless a cluster has units of both kinds
     cross = positive_sums @ negative_sums.T * n_clusters / max(n_clusters - 1, 1)
     within = corrections[0] * positive_sums @ positive_sums.T + corrections[1] * negative_sums @ negative_sums.T
     return areas, within + cross + cross.T
 
 
+def _strata_of_both_kinds(of_class: np.ndarray, strata: np.ndarray | None) -> list[np.ndarray]:
+    """Return the positions of the units of each stratum that has units of both kinds."""
+    if strata is None:
+        return [np.arange(len(of_class))]
+    codes = np.unique(strata, return_inverse=True)[1]
+    members = [np.flatnonzero(codes == code) for code in range(int(codes.max()) + 1)]
+    return [units for units in members if 0 < of_class[units].sum() < len(units)]
+
+
 def auc_interval(
-    scores: np.ndarray, of_class: np.ndarray, clusters: np.ndarray | None = None
+    scores: np.ndarray, of_class: np.ndarray, clusters: np.ndarray | None = None, strata: np.ndarray | None = None
 ) -> tuple[float, float, str]:
     """Compute the interval of an area under the ROC curve: DeLong's, on the scale of log odds.
 
@@ -146,14 +177,16 @@ def auc_interval(
         scores: Scores of the class, `(n,)`.
         of_class: Whether each unit is of the class, bool `(n,)`; one or more units of each kind.
         clusters: As in `delong`.
+        strata: As in `delong`.
 
     Returns:
         The lower and the upper bound, and the name of the method.
     """
-    areas, covariance = delong(scores, of_class, clusters)
+    areas, covariance = delong(scores, of_class, clusters, strata)
     area, variance = float(areas[0]), float(covariance[0, 0])
-    masks = [of_class, ~of_class]
-    counts = [int(mask.sum()) if clusters is None else len(np.unique(clusters[mask])) for mask in masks]
+    counted = np.concatenate(_strata_of_both_kinds(of_class, strata))
+    masks = [counted[of_class[counted]], counted[~of_class[counted]]]
+    counts = [len(mask) if clusters is None else len(np.unique(clusters[mask])) for mask in masks]
     if min(counts) < 2 or not 0 < area < 1 or variance <= 0:
         return *newcombe_auc(area, *counts), "Newcombe"
     centre = math.log(area / (1 - area))
@@ -162,11 +195,16 @@ def auc_interval(
     )  # delta method: the logit's derivative is 1 / (A (1 - A))
     # exp overflows beyond 700
     low, high = (1 / (1 + math.exp(-min(max(x, -700), 700))) for x in (centre - half_width, centre + half_width))
-    return low, high, "DeLong, log odds" if clusters is None or sum(counts) == len(of_class) else "DeLong, clustered"
+    method = "DeLong, log odds" if clusters is None or sum(counts) == len(counted) else "DeLong, clustered"
+    return low, high, method if strata is None else f"{method}, within folds"
 
 
 def auc_difference(
-    first: np.ndarray, second: np.ndarray, of_class: np.ndarray, clusters: np.ndarray | None = None
+    first: np.ndarray,
+    second: np.ndarray,
+    of_class: np.ndarray,
+    clusters: np.ndarray | None = None,
+    strata: np.ndarray | None = None,
 ) -> tuple[float, float, str]:
     """Compute the interval of the difference of two models' areas under the ROC curve on the same units.
 
@@ -180,17 +218,19 @@ def auc_difference(
         second: Scores of the other model, `(n,)`.
         of_class: Whether each unit is of the class, bool `(n,)`; one or more units of each kind.
         clusters: As in `delong`.
+        strata: As in `delong`.
 
     Returns:
         The lower and the upper bound of the first minus the second, and the name of the method.
     """
-    if np.array_equal(rankdata(first), rankdata(second)):
+    members = _strata_of_both_kinds(of_class, strata)
+    if all(np.array_equal(rankdata(first[units]), rankdata(second[units])) for units in members):
         return 0.0, 0.0, "same ranking"
-    (first_area, second_area), covariance = delong(np.stack([first, second]), of_class, clusters)
+    (first_area, second_area), covariance = delong(np.stack([first, second]), of_class, clusters, strata)
     scale = math.sqrt(max(covariance[0, 0] * covariance[1, 1], 0.0))
     correlation = min(max(float(covariance[0, 1]) / scale, -1.0), 1.0) if scale > 0 else 0.0
-    first_low, first_high, _ = auc_interval(first, of_class, clusters)
-    second_low, second_high, _ = auc_interval(second, of_class, clusters)
+    first_low, first_high, _ = auc_interval(first, of_class, clusters, strata)
+    second_low, second_high, _ = auc_interval(second, of_class, clusters, strata)
     below, above = recover_difference(
         (first_area - first_low, first_high - first_area),
         (second_area - second_low, second_high - second_area),

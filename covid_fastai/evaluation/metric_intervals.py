@@ -35,6 +35,7 @@ __all__ = [
     "metric_interval",
 ]
 
+AUCS = ("auc", "auc_pooled")
 Interval = tuple[float, float]
 FACTORS = np.linspace(0, 3, 61)  # of the observed calibration gaps: true gaps up to three times as large are tested
 N_SAMPLES = 600  # of the outcomes, for each factor
@@ -72,9 +73,9 @@ def metric_interval(
             correlation = _correlate([compute_in_blocks(part.compute, weights) for part in metric.parts])
         low, high = combine_intervals([estimate for estimate, _ in parts], bounds, correlation)
         return low, high, "recovered from the classes"
-    if metric.metric == "auc":
+    if metric.metric in AUCS:
         assert metric.scores is not None and metric.of_class is not None
-        return auc_interval(metric.scores, metric.of_class, clusters)
+        return auc_interval(metric.scores, metric.of_class, clusters, metric.strata)
     if metric.metric == "average_precision":
         assert metric.of_class is not None
         members = np.flatnonzero(metric.of_class)
@@ -123,9 +124,9 @@ def difference_interval(
         bounds = [newcombe_difference(first, second) for first, second in recalls]
         low, high = combine_intervals(estimates, bounds, np.eye(len(recalls)))  # each class has its own units
         return low, high, "Newcombe, by class"
-    if metric.metric == "auc" and metric.scores is not None and reference.scores is not None:
+    if metric.metric in AUCS and metric.scores is not None and reference.scores is not None:
         assert metric.of_class is not None
-        return auc_difference(metric.scores, reference.scores, metric.of_class, clusters)
+        return auc_difference(metric.scores, reference.scores, metric.of_class, clusters, metric.strata)
     first = metric_interval(metric, values[1], clusters, weights)[:2]
     second = metric_interval(reference, values[0], clusters, weights)[:2]
     if metric.losses is not None and reference.losses is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
@@ -45,6 +45,9 @@ __all__ = [
     "summarise_metrics",
 ]
 
+DIGITS = 12  # of a patient's mean probability
+SHOWN = 5  # patients that a note names
+FOLD_OFFSET = 0.02  # difference between the AUC within folds and the pooled one from which it is remarked
 COLUMNS = ["metric", "class", "value", "low", "high", "n", "unit", "method"]
 
 
@@ -54,12 +57,14 @@ class Scores:
 
     Attributes:
         table: One row per unit: `patient`, `label`, `images` (number), `p_<class>` (mean over the images), `predicted`;
-            with images as units also `path`.
+            with images as units also `path`, and `fold` if there are several folds and each unit is in one of them.
         unit: `"patient"` or `"image"`.
+        two_labels: The patients with images of two classes or more, each of which is counted once.
     """
 
     table: pd.DataFrame
     unit: str
+    two_labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,6 +86,8 @@ class Evaluation(ResultDisplay):
         n_unlabelled: Number of images without a label, which are not evaluated.
         patients_known: Whether the patient of each evaluated image is known; an image without one counts as a separate
             patient.
+        two_labels: The patients with images of two classes or more. Each counts once, with the images of the last of
+            their classes; empty if images are counted.
         predictions: The predictions table; empty if only the metrics were read from a file.
     """
 
@@ -94,6 +101,7 @@ class Evaluation(ResultDisplay):
     n_failed: int
     n_unlabelled: int
     patients_known: bool
+    two_labels: Sequence[str] = ()
     predictions: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def value(self, metric: str, of: str | None = None) -> float:
@@ -129,6 +137,7 @@ class Evaluation(ResultDisplay):
         names = ("classes", "positive", "threshold", "unit", "n_images", "n_failed", "n_unlabelled", "patients_known")
         return {
             **{name: getattr(self, name) for name in names},
+            "two_labels": list(self.two_labels),
             "confusion": self.confusion.to_numpy().tolist(),
             "metrics": self.metrics.to_dict("records"),
         }
@@ -151,7 +160,30 @@ class Evaluation(ResultDisplay):
     def _display_parts(self) -> Iterator[pd.DataFrame | str]:
         yield self.summary()
         failed = f" {self.n_failed} images without a prediction are not counted." if self.n_failed else ""
-        yield f"{self.n_images} images.{failed} {RESEARCH_USE}"
+        yield " ".join([f"{self.n_images} images.{failed}", *self.notes(), RESEARCH_USE])
+
+    def notes(self) -> list[str]:
+        """Return what has to be known about patients and folds to read the metrics, in sentences."""
+        notes = []
+        if self.two_labels:
+            listed = ", ".join(self.two_labels[:SHOWN]) + (" ..." if len(self.two_labels) > SHOWN else "")
+            notes.append(
+                f"{len(self.two_labels)} patients have images of two classes or more ({listed}). Each counts once, "
+                "with the images of the last of these classes."
+            )
+        if self.metrics["metric"].eq("auc_pooled").any():
+            within, pooled = self.value("auc"), self.value("auc_pooled")
+            notes.append(
+                "The AUC compares patients within each fold. Its interval does not include the variation between "
+                "training sets and seeds."
+            )
+            if abs(within - pooled) >= FOLD_OFFSET:
+                notes.append(
+                    f"With the folds pooled it is {format_metric(pooled)} instead of {format_metric(within)}: the "
+                    "scores of the folds' models are on different scales, so that one threshold has another effect in "
+                    "each fold."
+                )
+        return notes
 
 
 @checked
@@ -168,9 +200,12 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a predictions table and return every metric with its n and 95% interval.
 
-    The probabilities of a patient are the mean over their images; a patient with images of two classes counts once in
-    each. Proportions of patients (accuracy, sensitivity, specificity) have Wilson's score interval (JASA 1927), and F1
-    is a function of such a proportion. The AUC has DeLong's interval on the scale of log odds, the average precision
+    The probabilities of a patient are the mean over their images; a patient with images of two classes counts once,
+    with the images of the later class, and is named. With several folds, the AUC compares patients within each fold,
+    since the scores of different models need not be on one scale; `auc_pooled` compares all of them.
+
+    Proportions of patients (accuracy, sensitivity, specificity) have Wilson's score interval (JASA 1927), and F1 is a
+    function of such a proportion. The AUC has DeLong's interval on the scale of log odds, the average precision
     Boyd's, and the Brier score and log loss Student's t on the log scale. Balanced accuracy and means over classes
     combine the intervals of the classes. The interval of the calibration error inverts a test. If images are counted,
     the patients are clusters: proportions, AUC and losses have a variance between patients, and the calibration error
@@ -225,10 +260,11 @@ def evaluate(
         threshold=threshold if positive else None,
         confusion=confusion.rename_axis(index="true", columns="predicted"),
         unit=unit,
-        n_images=int(evaluated.sum()),
+        n_images=int(units["images"].sum()),
         n_failed=int(table["status"].ne("ok").sum()),
         n_unlabelled=int(table["label"].eq("").sum()),
         patients_known=bool(table.loc[evaluated, "patient_known"].all()),
+        two_labels=scores.two_labels,
         predictions=table,
     )
 
@@ -275,17 +311,29 @@ def score_units(
             "No row has both a label and a prediction.",
             hint="Give the true labels in the column label; rows with a status other than 'ok' have no prediction.",
         )
+    two_labels: tuple[str, ...] = ()
     if unit == "patient":
-        groups = evaluated.groupby(["patient", "label"], sort=True)
-        units = groups[columns].mean().assign(images=groups.size()).reset_index()
+        order = pd.Series(pd.Categorical(evaluated["label"], categories=classes).codes, index=evaluated.index)
+        last = order.groupby(evaluated["patient"]).transform("max")
+        two_labels = tuple(sorted(evaluated.loc[order != last, "patient"].unique()))  # guard: two_labels
+        evaluated = evaluated[order == last]
+        groups = evaluated.groupby("patient", sort=True)
+        # rounded, since the mean of equal probabilities may differ by a float's rounding, which would break ties
+        units = groups[columns].mean().round(DIGITS).assign(label=groups["label"].first(), images=groups.size())
+        folds = groups["fold"].agg(["first", "nunique"])
+        units = units.assign(fold=folds["first"]).reset_index()
+        in_one_fold = folds["nunique"].le(1).all()
     else:
-        units = evaluated[["path", "patient", "label", *columns]].assign(images=1).reset_index(drop=True)
+        units = evaluated[["path", "patient", "label", "fold", *columns]].assign(images=1).reset_index(drop=True)
+        in_one_fold = True
+    if not in_one_fold or units["fold"].nunique() < 2:
+        units = units.drop(columns="fold")
     if positive is None:
         units["predicted"] = np.array(classes, dtype=object)[units[columns].to_numpy().argmax(axis=1)]
     else:
         negative = next(name for name in classes if name != positive)
         units["predicted"] = np.where(units[PROBABILITY + positive] >= threshold, positive, negative)
-    return Scores(units, unit)
+    return Scores(units, unit, two_labels)
 
 
 def find_row(metrics: pd.DataFrame, metric: str) -> dict[str, Any]:

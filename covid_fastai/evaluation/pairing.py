@@ -44,6 +44,7 @@ def pair_predictions(
     *,
     names: Sequence[str] | None = None,
     positive: str | None = None,
+    split: str | None = None,
     **reading: Unpack[PredictionOptions],
 ) -> PairedPredictions:
     """Select the images, or else the patients, that all models have predicted.
@@ -55,6 +56,7 @@ def pair_predictions(
         models: Tables or CSV files that `read_predictions` accepts, runs or their folders (their held-out patients).
         names: One name per model; None to derive them from files and folders.
         positive: The class that one score is the probability of, as in `read_predictions`.
+        split: The split whose rows are matched; None for tables of one split, and for the held-out patients of runs.
         **reading: How tables are read, as in `read_predictions`.
 
     Returns:
@@ -70,7 +72,7 @@ def pair_predictions(
     names = _derive_names(models) if names is None else [str(name) for name in names]
     if len(names) != len(models) or len(set(names)) < len(names):
         raise UsageError(f"names={names!r} for {len(models)} models.", hint="Give each model a unique name.")
-    tables = {name: _read_table(model, positive, reading) for name, model in zip(names, models, strict=True)}
+    tables = {name: _read_table(model, positive, split, reading) for name, model in zip(names, models, strict=True)}
     classes = class_columns(tables[names[0]])
     for name, table in tables.items():
         if set(class_columns(table)) != set(classes):
@@ -112,15 +114,14 @@ def _derive_names(models: Sequence[str | Path | pd.DataFrame | Run]) -> list[str
 
 
 def _read_table(
-    model: str | Path | pd.DataFrame | Run, positive: str | None, reading: PredictionOptions
+    model: str | Path | pd.DataFrame | Run, positive: str | None, split: str | None, reading: PredictionOptions
 ) -> pd.DataFrame:
-    """Read predictions; those of a run are of its held-out patients."""
+    """Read the predictions of a split; without one, those of a run are of its held-out patients."""
     if isinstance(model, (str, Path)) and Path(model).is_dir():
         model = read_run(model)
     if not isinstance(model, Run):
-        return read_predictions(model, positive=positive, **reading)
-    table = model.predictions
-    return table[table["split"] == "valid"].reset_index(drop=True)
+        return read_predictions(model, positive=positive, split=split, **reading)
+    return read_predictions(model.predictions, split=split or "valid")
 
 
 def _key_by_image(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame] | None, str]:

@@ -131,8 +131,10 @@ def plot_roc(evaluation: Evaluation | pd.DataFrame | str | Path, *, seed: Seed =
     evaluation = as_evaluation(evaluation)
     figure, axes = _square_axes()
     axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
+    # the curve shows all folds together, and so does its area
+    area = "auc_pooled" if evaluation.metrics["metric"].eq("auc_pooled").any() else "auc"
     for name, colour, curve, low, high in _curves(evaluation, sensitivity_at, seed=seed):
-        label = f"{name}: AUC {_format_row(evaluation.row('auc', name))}"
+        label = f"{name}: AUC {_format_row(evaluation.row(area, name))}"
         draw_band(axes, GRID, curve, low, high, colour=colour, label=label)
     _label_axes(axes, xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC, n = {_format_count(evaluation)}")
     axes.legend(loc="lower right", frameon=False, fontsize=8)

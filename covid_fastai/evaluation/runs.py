@@ -22,7 +22,7 @@ from covid_fastai.evaluation.metrics import LOWER_IS_BETTER, Evaluation
 from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.run_folder import FINISHED, TEST_EVALUATED, RunFolder
 
-__all__ = ["Run", "collect_versions", "list_runs", "read_run"]
+__all__ = ["Run", "collect_versions", "count_test_evaluations", "list_runs", "read_run", "warn_of_selection"]
 
 PACKAGES = ("covid_fastai", "fastai", "fastcore", "torch", "torchvision", "timm", "numpy", "pandas", "scipy")
 PACKAGES += ("scikit-learn", "matplotlib", "pillow", "safetensors")
@@ -215,6 +215,42 @@ def list_runs(root: str | Path = "runs", *, metric: str = "auc") -> pd.DataFrame
         raise UsageError(f"No run has the metric {metric!r}.", hint=f"Metrics: {', '.join(sorted(known))}.")
     table = pd.DataFrame(rows, columns=RUN_COLUMNS)
     return table.sort_values("value", ascending=metric in LOWER_IS_BETTER, kind="stable").reset_index(drop=True)
+
+
+def warn_of_selection(table: pd.DataFrame) -> str:
+    """Return a sentence on the optimism of the best of several runs; "" for fewer than two evaluated runs.
+
+    Args:
+        table: What `list_runs` returned.
+    """
+    count = int(table["value"].notna().sum())
+    if count < 2:
+        return ""
+    return (
+        f"The best of {count} runs is optimistic: its value was selected on the patients that it was evaluated on, and "
+        "its interval does not include that choice. Evaluate the chosen run on other patients."
+    )
+
+
+def count_test_evaluations(run: Run) -> dict[str, int]:
+    """Count how often the official TEST of a run's data was evaluated, by this and other runs in the same folder.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The number of evaluations by the name of each run that made one. Other runs count if their data have the same
+        path.
+    """
+    data, counts = run.config.get("data"), {}
+    folders = [path.parent for path in run.path.resolve().parent.glob(f"*/{RunFolder.record}")]
+    for folder in sorted({run.path.resolve(), *folders}):
+        other = Run(folder)
+        evaluations = sum(event["event"] == TEST_EVALUATED for event in other.record)
+        # a run that was interrupted before it wrote its options has not evaluated anything
+        if evaluations and (folder == run.path.resolve() or (data and other.config.get("data") == data)):
+            counts[folder.name] = evaluations
+    return counts
 
 
 def collect_versions() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.stats import binom
 
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.bootstrap import cross_fit_folds, resample_patients
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 COVERAGES = (0.8, 0.9, 1.0)
+TESTS = 10  # numbers of answers that are tested for a target risk
+CONFIDENCE = 0.95  # of the guarantee of a target risk
 CURVE = ["coverage", "certainty", "answered", "errors", "risk", "low", "high"]
 POINTS = ["fraction", "coverage", "certainty", "answered", "accuracy", "low", "high"]
 
@@ -280,6 +283,7 @@ class Abstention(ResultDisplay):
 
     Attributes:
         risk: The target: the highest fraction of answers that may be wrong.
+        confidence: The probability with which the certainty of a fold meets the target on new patients.
         certainty: The certainty for later use, chosen on all available rows; less certain predictions are withheld.
             None if no certainty meets the target.
         uncertainty: The source of the certainty, `"probability"` or `"spread"`.
@@ -289,6 +293,7 @@ class Abstention(ResultDisplay):
     """
 
     risk: float
+    confidence: float
     certainty: float | None
     uncertainty: str
     folds: pd.DataFrame
@@ -304,14 +309,14 @@ class Abstention(ResultDisplay):
 
     def to_dict(self) -> dict[str, Any]:
         """Return certainties and metrics as plain values."""
-        names = ("risk", "certainty", "uncertainty")
+        names = ("risk", "confidence", "certainty", "uncertainty")
         tables = {name: getattr(self, name).to_dict("records") for name in ("folds", "metrics")}
         return {**{name: getattr(self, name) for name in names}, **tables}
 
     def describe(self) -> str:
         """Return the target risk, and the coverage and risk met, as text."""
         coverage, risk = self.metrics.to_dict("records")
-        target = f"Target risk {self.risk:g}: "
+        target = f"Target risk {self.risk:g} at a confidence of {self.confidence:g}: "
         if coverage["value"] == 0:
             return f"{target}no certainty meets it on the patients to choose on, so that no patient is answered."
         answered = f"a fraction of {format_metric(coverage['value'])} of {coverage['n']} patients is answered"
@@ -328,6 +333,7 @@ def abstain_by_fold(
     predictions: str | Path | pd.DataFrame,
     *,
     risk: OpenFraction = 0.05,
+    confidence: OpenFraction = CONFIDENCE,
     uncertainty: Uncertainty = "probability",
     positive: str | None = None,
     threshold: Probability = 0.5,
@@ -339,6 +345,7 @@ def abstain_by_fold(
         predictions: Out-of-fold predictions, with the model of each row in `fold`; or any predictions, with
             `fitted_on`.
         risk: Target risk: the fraction of answers that may be wrong, above 0 and below 1.
+        confidence: The probability with which new patients meet the target; see `choose_certainty`.
         uncertainty: As in `risk_coverage`.
         positive: As in `risk_coverage`.
         threshold: As in `risk_coverage`.
@@ -352,21 +359,21 @@ def abstain_by_fold(
         DataError: A table is faulty, or the tables have patients in common.
 
     Examples:
-        >>> rule = abstain_by_fold(predictions, risk=0.2)
-        >>> rule.metrics[["metric", "value", "n"]].round(2)
-             metric  value   n
-        0  coverage    0.9  60
-        1      risk    0.2  54
+        >>> rule = abstain_by_fold(predictions, risk=0.4)
+        >>> rule.value("risk") < 0.4 < rule.value("coverage")
+        True
     """
     table = read_predictions(predictions)
     table = table[has_label_and_prediction(table)]
     other = None if fitted_on is None else read_predictions(fitted_on)
     options = {"uncertainty": uncertainty, "positive": positive, "threshold": threshold}
-    certainty = choose_certainty(certain_units(table if other is None else other, **options), risk=risk)
+    certainty = choose_certainty(
+        certain_units(table if other is None else other, **options), risk=risk, confidence=confidence
+    )
     rows, units_by_fold = [], []
     for fold, fit, evaluated in cross_fit_folds(table, other):
         fit_units, units = certain_units(fit, **options), certain_units(evaluated, **options)
-        lowest = choose_certainty(fit_units, risk=risk)
+        lowest = choose_certainty(fit_units, risk=risk, confidence=confidence)
         units["answered"] = False if lowest is None else units["certainty"] >= lowest
         answered = units[units["answered"]]
         row = {"fold": fold, "certainty": math.nan if lowest is None else lowest}
@@ -376,35 +383,48 @@ def abstain_by_fold(
     units = pd.concat(units_by_fold, ignore_index=True)
     coverage, risk_met = units["answered"], units.loc[units["answered"], "error"]
     metrics = [_fraction_row("coverage", coverage), _fraction_row("risk", risk_met)]
-    return Abstention(float(risk), certainty, uncertainty, pd.DataFrame(rows), pd.DataFrame(metrics, columns=COLUMNS))
+    return Abstention(
+        float(risk),
+        float(confidence),
+        certainty,
+        uncertainty,
+        pd.DataFrame(rows),
+        pd.DataFrame(metrics, columns=COLUMNS),
+    )
 
 
 @checked
-def choose_certainty(units: pd.DataFrame, *, risk: OpenFraction) -> float | None:
-    """Choose the lowest certainty that meets a target risk.
+def choose_certainty(units: pd.DataFrame, *, risk: OpenFraction, confidence: OpenFraction = CONFIDENCE) -> float | None:
+    """Choose the lowest certainty whose risk is guaranteed to meet a target.
 
-    The risk is estimated as (errors + 1) / (answered + 1), so that a few patients without an error are not enough: a
-    target of 0.05 needs 19 answers or more.
+    The method is Learn then Test (Angelopoulos et al., Annals of Applied Statistics 2025). Ten numbers of answers are
+    tested, from the fewest that could pass to all patients, each with an exact binomial test at a tenth of 1 -
+    `confidence` (Bonferroni). On new patients like these, the risk therefore exceeds the target with a probability of
+    1 - `confidence` at most. A target of 0.05 at 95% needs 104 answers without an error.
 
     Args:
-        units: What `certain_units` returned.
+        units: What `certain_units` returned; one row per patient.
         risk: Target risk: the fraction of answers that may be wrong, above 0 and below 1.
+        confidence: The probability with which new patients meet the target, above 0 and below 1.
 
     Returns:
-        The lowest certainty of an answer, halfway to the next lower one of the units; None if no certainty meets the
-        target.
+        The lowest certainty of an answer; None if no certainty meets the target.
 
     Raises:
-        UsageError: The risk is not allowed.
+        UsageError: An option has a value that is not allowed.
     """
-    counts = units.groupby("certainty")["error"].agg(["sum", "size"]).iloc[::-1].cumsum()
-    # 1e-12: a float's rounding, as 1 / 20 meets 0.05
-    allowed = np.flatnonzero((counts["sum"] + 1) / (counts["size"] + 1) <= risk + 1e-12)
-    if len(allowed) == 0:
+    level = (1 - confidence) / TESTS
+    # the fewest answers without an error that could pass: (1 - risk)^n = level
+    fewest = math.ceil(math.log(level) / math.log(1 - risk))
+    if len(units) < fewest:
         return None
-    last = allowed[-1]
-    levels = counts.index.to_numpy(dtype=float)
-    return float((levels[last] + levels[min(last + 1, len(levels) - 1)]) / 2)
+    certainty = np.sort(units["certainty"].to_numpy())[::-1]
+    for number in np.linspace(len(units), fewest, TESTS).round().astype(int):  # all patients first
+        lowest = float(certainty[number - 1])
+        answered = units[units["certainty"] >= lowest]
+        if binom.cdf(int(answered["error"].sum()), len(answered), risk) <= level:  # guard: guaranteed_risk
+            return lowest
+    return None
 
 
 def _fraction_row(metric: str, hits: pd.Series) -> dict[str, Any]:

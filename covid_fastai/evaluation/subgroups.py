@@ -255,7 +255,7 @@ def _evaluate_group(
                 bounds = wilson(value, int(metric.included.sum()))
             else:
                 assert metric.scores is not None and metric.of_class is not None  # METRICS has no other but the AUC
-                bounds = auc_interval(metric.scores, metric.of_class, units["patient"].to_numpy())[:2]
+                bounds = auc_interval(metric.scores, metric.of_class, strata=metric.strata)[:2]
             columns = (metric.metric, f"{metric.metric}_low", f"{metric.metric}_high")
             row |= dict(zip(columns, (value, *bounds), strict=True))
         rows.append(row)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from covid_fastai.evaluation.bootstrap import average_precision, calibration_gaps, equal_mass_bins, roc_auc
+from covid_fastai.evaluation.bootstrap import (
+    average_precision,
+    calibration_gaps,
+    equal_mass_bins,
+    roc_auc,
+    roc_auc_within,
+)
 from covid_fastai.evaluation.prediction_table import PROBABILITY
 
 __all__ = [
@@ -20,7 +27,7 @@ __all__ = [
     "probability_and_outcome",
 ]
 
-MACRO = ("auc", "average_precision", "f1")  # metrics whose mean over the classes is reported
+MACRO = ("auc", "auc_pooled", "average_precision", "f1")  # metrics whose mean over the classes is reported
 LOWER_IS_BETTER = {"brier", "log_loss", "ece"}
 SMALLEST_P = 1e-15  # clips log(0); close to the float64 epsilon, at which scikit-learn's log_loss clips
 BLOCK = 5_000_000  # weights processed at a time, about 200 MB with intermediate results
@@ -53,6 +60,7 @@ class WeightedMetric:
         parts: For a mean over classes, the metric of each class; else empty.
         scores: For a ranking metric of one class, the score of each unit, `(n,)`; else None.
         of_class: For a ranking metric of one class, whether each unit is of the class, bool `(n,)`; else None.
+        strata: For an AUC within folds, the fold of each unit, `(n,)`; else None.
         losses: For a mean loss, the loss of each unit if each class were the true one, `(n, classes)`; else None.
         probabilities: For a mean loss, the probabilities of the classes, `(n, classes)`; else None.
         truth: For a mean loss, the number of the true class of each unit, `(n,)`; else None.
@@ -70,6 +78,7 @@ class WeightedMetric:
     parts: tuple[WeightedMetric, ...] = ()
     scores: np.ndarray | None = None
     of_class: np.ndarray | None = None
+    strata: np.ndarray | None = None
     losses: np.ndarray | None = None
     probabilities: np.ndarray | None = None
     truth: np.ndarray | None = None
@@ -81,7 +90,8 @@ def list_weighted_metrics(units: pd.DataFrame, classes: list[str], positive: str
     """Return the metrics of all classes together, and those of the positive class or of each class.
 
     Args:
-        units: `Scores.table`, one row per unit: `label`, `predicted`, `p_<class>`.
+        units: `Scores.table`, one row per unit: `label`, `predicted`, `p_<class>`, and `fold` if there are several. The
+            AUC is then computed within folds, followed by `auc_pooled`, that of all folds together.
         classes: The classes in their order.
         positive: The positive class; None with more than two classes.
 
@@ -93,22 +103,24 @@ def list_weighted_metrics(units: pd.DataFrame, classes: list[str], positive: str
     p = units[[PROBABILITY + name for name in classes]].to_numpy()
     all_units = np.ones(len(truth), dtype=bool)
     metrics = [_proportion("accuracy", "", truth == predicted, all_units), _balanced_accuracy(truth, predicted)]
+    folds = units["fold"].astype(str).to_numpy() if "fold" in units else None
     by_class = [
-        _metrics_of_class(k, classes[k], p, truth, predicted)
+        _metrics_of_class(k, classes[k], p, truth, predicted, folds)
         for k in ([classes.index(positive)] if positive else range(len(classes)))
     ]
     metrics += [metric for of_class in by_class for metric in of_class]
     if positive is None:
-        for number, metric in enumerate(by_class[0]):
-            if metric.metric in MACRO:
-                metrics.append(_mean_of_classes(metric.metric, "macro", [of_class[number] for of_class in by_class]))
+        for metric in MACRO:
+            of_classes = [each for of_class in by_class for each in of_class if each.metric == metric]
+            if len(of_classes) == len(classes):
+                metrics.append(_mean_of_classes(metric, "macro", of_classes))
     # Brier score: of the positive class with two classes (0 to 1), else summed over the classes (0 to 2; Brier 1950)
     squares = (p[:, None, :] - np.eye(len(classes))) ** 2  # (n, true class, class)
     errors = squares[:, :, classes.index(positive)] if positive else squares.sum(axis=2)
     losses = -np.log(np.clip(p, SMALLEST_P, 1))
     for metric, if_true in (("brier", errors), ("log_loss", losses)):
         observed = if_true[np.arange(len(truth)), truth]
-        about = {"losses": if_true, "probabilities": p, "truth": truth}
+        about: dict[str, Any] = {"losses": if_true, "probabilities": p, "truth": truth}
         metrics.append(WeightedMetric(metric, "", lambda w, x=observed: _mean(w, x), all_units, **about))
     probability, outcome = probability_and_outcome(units, classes, positive)
     metrics.append(_calibration_error(probability, outcome, all_units))
@@ -116,20 +128,35 @@ def list_weighted_metrics(units: pd.DataFrame, classes: list[str], positive: str
 
 
 def _metrics_of_class(
-    k: int, name: str, p: np.ndarray, truth: np.ndarray, predicted: np.ndarray
+    k: int, name: str, p: np.ndarray, truth: np.ndarray, predicted: np.ndarray, folds: np.ndarray | None
 ) -> list[WeightedMetric]:
     """Return the metrics of one class against the others, in the order of the report."""
     of_class, called, everyone = truth == k, predicted == k, np.ones(len(truth), dtype=bool)
-    ranking = {"scores": p[:, k], "of_class": of_class}
+    ranking: dict[str, Any] = {"scores": p[:, k], "of_class": of_class}
     either = Jaccard((of_class & called).astype(float), of_class | called)
     return [
         _proportion("sensitivity", name, called, of_class),
         _proportion("specificity", name, ~called, ~of_class),
-        WeightedMetric("auc", name, lambda w: roc_auc(p[:, k], of_class, w), everyone, **ranking),
+        *_aucs(name, p[:, k], of_class, folds),
         WeightedMetric(
             "average_precision", name, lambda w: average_precision(p[:, k], of_class, w), everyone, **ranking
         ),
         WeightedMetric("f1", name, lambda w: _f1(w, of_class, called), everyone, jaccard=either),
+    ]
+
+
+def _aucs(name: str, scores: np.ndarray, of_class: np.ndarray, folds: np.ndarray | None) -> list[WeightedMetric]:
+    """Return the AUC; with folds that within folds and that of all folds together."""
+    everyone = np.ones(len(scores), dtype=bool)
+    ranking: dict[str, Any] = {"scores": scores, "of_class": of_class}
+    pooled = lambda w: roc_auc(scores, of_class, w)  # noqa: E731
+    # folds of one patient each have no pair to order: their AUC is the pooled one
+    if folds is None or not any(0 < of_class[folds == fold].mean() < 1 for fold in np.unique(folds)):
+        return [WeightedMetric("auc", name, pooled, everyone, **ranking)]
+    within = lambda w: roc_auc_within(scores, of_class, folds, w)  # noqa: E731
+    return [
+        WeightedMetric("auc", name, within, everyone, **ranking, strata=folds),
+        WeightedMetric("auc_pooled", name, pooled, everyone, **ranking),
     ]
 
 

@@ -12,12 +12,13 @@ from covid_fastai.data.cohort import Cohort, as_cohort
 from covid_fastai.data.metadata import IN_PRETRAINING
 from covid_fastai.data.phantom import is_synthetic
 from covid_fastai.evaluation.metrics import Evaluation
-from covid_fastai.evaluation.runs import Run
-from covid_fastai.run_folder import BATCH_HALVED, TEST_EVALUATED
+from covid_fastai.evaluation.runs import Run, count_test_evaluations
+from covid_fastai.run_folder import BATCH_HALVED
 
 __all__ = ["Caveat", "FEW", "cohort_caveats", "limits", "result_caveats", "run_caveats", "source_table"]
 
 FEW = 30  # held-out patients of a class; below it, Wilson's interval for a proportion of 0.9 is wider than 0.2
+NAMED = 5  # patients that a caveat names
 OWN_FRACTION = 0.95  # of a class's images from collections that hardly occur in the other classes: confounded
 TOO_GOOD = "The results are too good by an unknown amount."
 
@@ -78,7 +79,7 @@ def result_caveats(result: Evaluation, *, missing: int = 0) -> list[Caveat]:
     Returns:
         The caveats, alarms first.
     """
-    caveats = list(_of_few_patients(result))
+    caveats = [*_of_few_patients(result), *_of_two_labels(result)]
     if not result.patients_known:
         caveats.append(NO_PATIENTS)
     if missing:
@@ -163,6 +164,7 @@ def _of_run(run: Run) -> Iterator[Caveat]:
             f"The data were not split by patient. {TOO_GOOD}",
         )
     yield from _of_few_patients(run.metrics)
+    yield from _of_two_labels(run.metrics)
     halved = [event for event in run.record if event["event"] == BATCH_HALVED]
     if halved:
         yield Caveat(
@@ -170,12 +172,24 @@ def _of_run(run: Run) -> Iterator[Caveat]:
             f"Out of memory: the batch size was reduced from {halved[0]['asked']} to {halved[-1]['batch_size']}.",
             "The learning rates are those of the larger batches.",
         )
-    evaluations = sum(event["event"] == TEST_EVALUATED for event in run.record)
+    counts = count_test_evaluations(run)
+    evaluations, others = sum(counts.values()), [name for name in counts if name != run.path.resolve().name]
     if evaluations > 1:  # guard: touches
+        by = f" by {len(counts)} runs on the same data ({', '.join(counts)})" if others else ""
         yield Caveat(
             "alarm",
-            f"The official test set was evaluated {evaluations} times.",
+            f"The official test set was evaluated {evaluations} times{by}.",
             "Choices made between the evaluations may have adapted the model to the test set.",
+        )
+
+
+def _of_two_labels(result: Evaluation) -> Iterator[Caveat]:
+    if result.two_labels:
+        listed = ", ".join(result.two_labels[:NAMED]) + (" ..." if len(result.two_labels) > NAMED else "")
+        yield Caveat(
+            "caution",
+            f"{len(result.two_labels)} patients have images of two classes or more: {listed}.",
+            "Each of them counts once, with the images of the last of these classes.",
         )
 
 

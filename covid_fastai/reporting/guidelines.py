@@ -12,6 +12,8 @@ import pandas as pd
 
 from covid_fastai.audit.verdict import NOT_TESTED
 from covid_fastai.data.tables import as_rows
+from covid_fastai.evaluation.formatting import format_estimate
+from covid_fastai.evaluation.pooling import pool_aucs
 from covid_fastai.evaluation.subgroups import Subgroups
 from covid_fastai.model.bundle_config import CONFIG_FILE
 from covid_fastai.reporting.caveats import limits
@@ -390,8 +392,16 @@ def uncertainty(facts: RunFacts) -> Answer | None:
     if not facts.evaluated:
         return None
     methods = "; ".join(dict.fromkeys(facts.result.metrics["method"]))
-    text = f"95% intervals by {facts.result.unit} ({methods}); no significance test."
-    return Answer(f"{RunFolder.metrics}, method", text)
+    text = f"95% intervals by {facts.result.unit} ({methods})"
+    missing = "variation between training sets and seeds: the intervals are of patients, for the models as trained"
+    if facts.audit is None:
+        return Answer(f"{RunFolder.metrics}, method", f"{text}; no significance test.", missing)
+    tested = int(facts.audit.shortcuts.table["p_holm"].notna().sum())
+    text += (
+        f"; permutation tests of {tested} lung-free baselines with Holm's correction, and paired 95% intervals of the "
+        "differences to them."
+    )
+    return Answer(f"{RunFolder.metrics}, method; {RunFolder.audit}", text, missing)
 
 
 def robustness(facts: RunFacts) -> Answer | None:
@@ -463,9 +473,23 @@ def subgroup_performance(facts: RunFacts) -> Answer | None:
 
 
 def clusters(facts: RunFacts) -> Answer | None:
-    if facts.subgroups is None or len(_evaluated_groups(facts.subgroups, "source")) < 2:
+    internal = pd.DataFrame() if facts.subgroups is None else _evaluated_groups(facts.subgroups, "source")
+    elsewhere = [source for result in facts.external.values() for source in result["same_source"]]
+    if len(internal) + len(elsewhere) < 2:
         return None
-    return Answer("model card, Subgroups", _by_group(facts.subgroups, "source"))
+    texts = [_by_group(facts.subgroups, "source")] if facts.subgroups is not None and len(internal) else []
+    texts += [describe_metric({**row, "unit": "patient"}, name=f"external, {row['source']}: AUC") for row in elsewhere]
+    where = ["model card, Subgroups"] if len(internal) else []
+    where += ["external/"] if elsewhere else []
+    missing = "the heterogeneity as a number: the sources were not pooled"
+    if len(elsewhere) > 1:
+        pooled = pool_aucs(*([row[name] for row in elsewhere] for name in ("value", "low", "high")))
+        texts.append(
+            f"external sources pooled by random effects: AUC {format_estimate(pooled.value, pooled.low, pooled.high)}, "
+            f"standard deviation between sources {pooled.tau:.2f} on the scale of log odds"
+        )
+        missing = ""
+    return Answer("; ".join(where), "; ".join(texts), missing)
 
 
 def failures(facts: RunFacts) -> Answer | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -43,6 +44,9 @@ from covid_fastai.model.bundle import load_model
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import NResamples, Seed, checked
 from covid_fastai.reporting.documents import write_documents
+
+if TYPE_CHECKING:
+    from fastai.learner import Learner
 
 __all__ = ["Validation", "evaluate_sources", "validate"]
 
@@ -177,6 +181,7 @@ def validate(
     *,
     labels: Mapping[str, str] | None = None,
     source: str | None = None,
+    exported: str | Path | None = None,
     keep: bool = True,
     n_resamples: NResamples = 2000,
     seed: Seed = 0,
@@ -196,6 +201,8 @@ def validate(
             `{"positive": "COVID-19"}`; a label with the class "" is excluded.
         source: The hospital or collection of all images without a stated source; None if it is unknown, so that
             images of both classes may come from different ones.
+        exported: The folder of an export of the run's model (`export_model`), which is evaluated with its own threshold
+            and temperature; None for the model of the run with the run's threshold.
         keep: Write the result into the run's folder, as `external/<name of the data>-<six digits>.json`, for the
             verdict.
         n_resamples: Number of bootstrap resamples, 100 or more.
@@ -208,13 +215,15 @@ def validate(
     Raises:
         DataError: The folder is not a run, or has no manifest of its training images; the data are faulty; or no image
             remains without overlap.
-        UsageError: A label is mapped to a class that the model does not have.
+        UsageError: A label is mapped to a class that the model does not have, or `exported` is not an export of this
+            run's model.
         ModelFormatError: The model cannot be used.
     """
     run = model if isinstance(model, Run) else read_run(model)
     task = _task(run, labels or {})
     folders = [run.folder.fold(number) for number in range(run.config.get("folds") or 0)] or [run.folder]
-    learners = [load_model(folder.model) for folder in folders]  # before the data, which take longer to read
+    # before the data, which take longer to read
+    learners = [load_model(folder.model) for folder in folders] if exported is None else [_load_export(run, exported)]
     manifests = _manifests(run, learners[0].facts.weights.name)
     cohort = read_cohort(data, task=task, exclude_pretraining_overlap=False, **reading)
     if source is not None:
@@ -234,6 +243,8 @@ def validate(
     )
     predictions = _mean_predictions([predict(learn, rows) for learn in learners])
     threshold, positive = run.metrics.threshold, run.metrics.positive
+    if exported is not None and learners[0].facts.bundle.threshold is not None:
+        threshold = learners[0].facts.bundle.threshold
     options = {"positive": positive, "threshold": threshold or 0.5, "n_resamples": n_resamples, "seed": seed}
     table, thumbnail = evaluate_sources(predictions, **options), _predict_thumbnail(run, rows)
     baseline, differences = pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=DIFFERENCES)
@@ -355,6 +366,24 @@ def _task(run: Run, labels: Mapping[str, str]) -> Task:
         excluded_sources={},
         official_test=True,
     )
+
+
+def _load_export(run: Run, exported: str | Path) -> Learner:
+    """Load an export of a run's model; the manifest of the training images shows that it is of this run."""
+    if run.config.get("folds"):
+        raise UsageError(
+            f"{run.path} is a cross-validation, whose models are evaluated together.",
+            hint="Leave out exported (--exported), or give the run of one model.",
+        )
+    learn = load_model(exported)
+    manifest = run.folder.training_manifest
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
+    if learn.facts.bundle.training_manifest != digest:  # guard: foreign_export
+        raise UsageError(
+            f"{exported} is not an export of the model of {run.path}: their training images differ.",
+            hint="Give the run that the model was exported from.",
+        )
+    return learn
 
 
 def _manifests(run: Run, weights: str) -> list[Manifest]:

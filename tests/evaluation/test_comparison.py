@@ -60,7 +60,7 @@ def test_the_interval_of_an_auc_difference_uses_delongs_covariance(two):
     truth = (first["label"] == "COVID-19").to_numpy()
     scores = np.stack([second["p_COVID-19"], first["p_COVID-19"]])
     (area, other), covariance = delong(scores, truth)
-    row = compare(*two, n_resamples=100).row("auc")
+    row = compare(*two, n_resamples=100).row("auc_pooled")  # the folds together
     assert row["difference"] == pytest.approx(roc_auc_score(truth, scores[0]) - roc_auc_score(truth, scores[1]))
     correlation = covariance[0, 1] / math.sqrt(covariance[0, 0] * covariance[1, 1])
     (low, high, _), (other_low, other_high, _) = (auc_interval(s, truth) for s in scores)
@@ -335,3 +335,30 @@ def test_the_interval_of_the_difference_covers_the_truth(area, other, correlatio
         covered.append(low <= area - other <= high)
         assert rankdata(scores[0]).max() == 40
     assert 0.925 <= np.mean(covered) <= 1
+
+
+def test_one_split_of_several_is_compared(two):
+    """Training and test patients are never compared together."""
+    first, second = (
+        table.assign(split=np.where(table["patient"] < "p5", "train", "test"), patient=table["patient"])
+        for table in two
+    )
+    with pytest.raises(DataError, match="several splits"):
+        compare(first, second, n_resamples=100)
+    result = compare(first, second, split="test", n_resamples=100)
+    assert result.row("auc")["n"] == first.loc[first["split"] == "test", "patient"].nunique()
+
+
+def test_the_difference_of_aucs_is_within_the_folds_of_both_models(two):
+    """Offsets between the folds of one model change its pooled AUC, not its AUC within folds."""
+    first, second = two
+    shift = 2.0 * (second["fold"] - 2)
+    logits = np.log(second["p_COVID-19"] / second["p_Normal"]) + shift
+    p = 1 / (1 + np.exp(-logits))
+    shifted = second.assign(**{"p_COVID-19": p, "p_Normal": 1 - p})
+    plain, moved = (compare(first, table, names=["A", "B"], n_resamples=100) for table in (second, shifted))
+    # the mean over a patient's images is not linear in the shift, so that a few pairs change their order
+    assert moved.row("auc")["difference"] == pytest.approx(plain.row("auc")["difference"], abs=0.02)
+    assert moved.row("auc_pooled")["difference"] < plain.row("auc_pooled")["difference"] - 0.05
+    unpaired = compare(first, shifted.assign(fold=0), n_resamples=100)
+    assert "auc_pooled" not in set(unpaired.table["metric"])  # other folds: the AUC is of all patients

@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 from covid_fastai.errors import DataError, UsageError
-from covid_fastai.evaluation.intervals import newcombe_auc
+from covid_fastai.evaluation.intervals import delong, newcombe_auc
 from covid_fastai.evaluation.metrics import Evaluation, evaluate, score_units
 from covid_fastai.files import write_json
 
@@ -262,3 +262,84 @@ def test_intervals_cover_the_truth_at_their_nominal_level():
         row = evaluate(table, n_resamples=500).row("auc")
         covered += row["low"] <= truth <= row["high"]
     assert 0.91 <= covered / 300 <= 0.985
+
+
+def folds_with_offsets(*, offset: float, patients: int = 400, folds: int = 5, seed: int = 0) -> pd.DataFrame:
+    """Predictions of folds whose models have the same skill and different levels of their scores."""
+    rng = np.random.default_rng(seed)
+    positive, fold = rng.random(patients) < 0.4, np.arange(patients) % folds
+    logits = rng.normal(size=patients) + 1.8 * positive + offset * rng.normal(size=folds)[fold]
+    p = 1 / (1 + np.exp(-logits))
+    labels = np.where(positive, POSITIVE, "Normal")
+    return pd.DataFrame({"label": labels, "p_Normal": 1 - p, f"p_{POSITIVE}": p, "fold": fold})
+
+
+def test_the_auc_of_folds_is_the_fraction_of_their_pairs_in_order():
+    table = folds_with_offsets(offset=1.5)
+    ordered = pairs = 0.0
+    for _, rows in table.groupby("fold"):
+        truth = rows["label"] == POSITIVE
+        count = truth.sum() * (~truth).sum()
+        ordered += sk.roc_auc_score(truth, rows[f"p_{POSITIVE}"]) * count
+        pairs += count
+    result = evaluate(table, n_resamples=100)
+    assert result.value("auc") == pytest.approx(ordered / pairs) and "within folds" in result.row("auc")["method"]
+    pooled = sk.roc_auc_score(table["label"] == POSITIVE, table[f"p_{POSITIVE}"])
+    assert result.value("auc_pooled") == pytest.approx(pooled)
+    assert result.value("auc") - pooled > 0.05 and "on different scales" in repr(result)
+    level = evaluate(folds_with_offsets(offset=0.0), n_resamples=100)
+    assert level.value("auc") == pytest.approx(level.value("auc_pooled"), abs=0.01)
+    assert "on different scales" not in repr(level) and "training sets and seeds" in repr(level)
+
+
+def test_the_variance_within_folds_is_that_of_the_separate_folds():
+    """With many patients, it is their sum, weighted by the squared fraction of the pairs."""
+    table = folds_with_offsets(offset=1.0, patients=2000)
+    scores, truth = table[f"p_{POSITIVE}"].to_numpy(), (table["label"] == POSITIVE).to_numpy()
+    _, covariance = delong(scores, truth, strata=table["fold"].to_numpy())
+    expected, total = 0.0, 0.0
+    for fold in range(5):
+        units = (table["fold"] == fold).to_numpy()
+        count = truth[units].sum() * (~truth[units]).sum()
+        expected += count**2 * delong(scores[units], truth[units])[1][0, 0]
+        total += count
+    assert covariance[0, 0] == pytest.approx(expected / total**2, rel=1e-2)
+    one, same = delong(scores, truth), delong(scores, truth, strata=np.zeros(len(truth)))
+    np.testing.assert_allclose(one[1], same[1])
+
+
+def test_the_interval_within_folds_covers_the_truth_despite_offsets():
+    truth, covered = norm.cdf(1.8 / math.sqrt(2)), []
+    for seed in range(150):
+        row = evaluate(folds_with_offsets(offset=1.0, patients=120, seed=seed), n_resamples=100).row("auc")
+        covered.append(row["low"] <= truth <= row["high"])
+    assert 0.9 <= np.mean(covered) <= 0.99
+
+
+def test_folds_without_both_classes_have_the_pooled_auc():
+    """Leave-one-out: no fold has a pair of patients."""
+    table = folds_with_offsets(offset=0.0, patients=60, folds=60)
+    result = evaluate(table, n_resamples=100)
+    expected = sk.roc_auc_score(table["label"] == POSITIVE, table[f"p_{POSITIVE}"])
+    assert result.value("auc") == pytest.approx(expected) and "auc_pooled" not in set(result.metrics["metric"])
+
+
+def test_a_patient_with_two_labels_counts_once_and_is_named(predictions):
+    both = predictions[predictions["label"] == "Normal"].iloc[[0]].assign(label=POSITIVE, path="later.png")
+    both[["p_Normal", f"p_{POSITIVE}"]] = 0.25, 0.75
+    single, result = evaluate(predictions), evaluate(pd.concat([predictions, both], ignore_index=True))
+    (patient,) = both["patient"]
+    assert result.two_labels == (patient,) and patient in repr(result) and single.two_labels == ()
+    assert result.row("accuracy")["n"] == single.row("accuracy")["n"] == predictions["patient"].nunique()
+    units = score_units(result.predictions, positive=POSITIVE).table.set_index("patient")
+    assert units.loc[patient, "label"] == POSITIVE and units.loc[patient, f"p_{POSITIVE}"] == 0.75
+    assert Evaluation.from_dict(json.loads(json.dumps(result.to_dict()))).two_labels == [patient]
+
+
+def test_equal_means_of_patients_tie():
+    """0.1, 0.2 and 0.3 have another mean as a float in another order of the sum."""
+    p = [0.1, 0.2, 0.3, 0.3, 0.2, 0.1, 0.9, 0.05]
+    patients = ["a", "a", "a", "b", "b", "b", "c", "d"]
+    labels = [POSITIVE] * 3 + ["Normal"] * 3 + [POSITIVE, "Normal"]
+    table = pd.DataFrame({"patient": patients, "label": labels, f"p_{POSITIVE}": p, "p_Normal": 1 - np.array(p)})
+    assert evaluate(table, n_resamples=100).value("auc") == pytest.approx(3.5 / 4)

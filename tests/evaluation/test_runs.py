@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from covid_fastai import list_runs, read_run
 from covid_fastai.errors import DataError, UsageError
-from covid_fastai.evaluation.runs import collect_versions
+from covid_fastai.evaluation.runs import collect_versions, count_test_evaluations, warn_of_selection
+from covid_fastai.reporting.caveats import run_caveats
+from covid_fastai.run_folder import TEST_EVALUATED, RunFolder
 
 
 def test_a_run_can_be_read(run_folder):
@@ -73,3 +77,22 @@ def test_a_run_reads_its_cohort_back_with_its_types_and_facts(run_folder, tmp_pa
     (tmp_path / "run" / "cohort.json").unlink()
     with pytest.raises(DataError, match=r"run/cohort\.json cannot be read as a cohort.*Restore"):
         _ = read_run(tmp_path / "run").cohort
+
+
+def test_evaluations_of_the_test_set_are_counted_over_all_runs_on_the_same_data(run_folder, tmp_path):
+    for name, times in (("first", 1), ("second", 2), ("elsewhere", 4)):
+        folder = RunFolder(shutil.copytree(run_folder, tmp_path / name))
+        for _ in range(times):
+            folder.log(TEST_EVALUATED, images=10, patients=5)
+    config = tmp_path / "elsewhere" / RunFolder.config
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"data": "/other/data"}))
+    run = read_run(tmp_path / "first")
+    assert count_test_evaluations(run) == {"first": 1, "second": 2}
+    titles = [caveat.title for caveat in run_caveats(run)]
+    assert "The official test set was evaluated 3 times by 2 runs on the same data (first, second)." in titles
+
+
+def test_the_best_of_several_runs_is_said_to_be_optimistic():
+    table = pd.DataFrame({"value": [0.9, 0.8, np.nan]})
+    assert "best of 2 runs is optimistic" in warn_of_selection(table)
+    assert warn_of_selection(table.head(1)) == ""

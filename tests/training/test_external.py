@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from covid_fastai import cross_validate, load_model, predict, read_run, train_classifier, validate, write_phantom
 from covid_fastai.app.cli import evaluate, main
+from covid_fastai.app.export import export_model
 from covid_fastai.audit.baselines import predict_shortcuts
 from covid_fastai.data.cohort import load_cohort
 from covid_fastai.errors import CovidFastaiError, DataError, UsageError
@@ -170,3 +171,17 @@ def test_a_run_without_manifest_or_model_is_refused_before_data_are_read(run, el
     with pytest.raises(CovidFastaiError) as in_python:
         validate(copy, elsewhere, labels=labels)
     assert str(done.exception) == str(in_python.value) and type(done.exception) is type(in_python.value)
+
+
+def test_an_export_is_validated_with_its_own_threshold(run, elsewhere, phantom_root, tmp_path):
+    exported = export_model(run, tmp_path / "exported", sensitivity=0.9, calibrate=True)
+    options = {"labels": {"positive": "COVID-19"}, "keep": False}
+    result = validate(run, elsewhere, exported=exported, **options)
+    assert result.threshold == load_model(exported).facts.bundle.threshold != 0.5
+    units = result.predictions.groupby(["patient", "label"])["p_COVID-19"].mean().reset_index()
+    ill = units[units["label"] == "COVID-19"]
+    row = result.table.set_index("metric").loc["sensitivity"]
+    assert row["value"] == pytest.approx((ill["p_COVID-19"] >= result.threshold).mean())
+    other = train_classifier(phantom_root, out=tmp_path / "other", quiet=True, audit=False, seed=5, **QUICK).path
+    with pytest.raises(UsageError, match="not an export of the model"):
+        validate(other, elsewhere, exported=exported, **options)

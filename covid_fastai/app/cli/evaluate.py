@@ -124,6 +124,9 @@ def compare(
             help="Predict the positive class if its probability is at least this; give it once, or once per model.",
         ),
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split whose rows are compared, such as test, if tables have several.")
+    ] = None,
     n_resamples: Annotated[int, option(NResamples, help="Bootstrap resamples.")] = 2000,
     seed: Annotated[int, option(Seed, help="Seed of the bootstrap.")] = 0,
     score_column: ScoreColumn = None,
@@ -142,7 +145,7 @@ def compare(
     thresholds = threshold or [0.5]
     options = {"names": name, "positive": positive, "threshold": thresholds[0] if len(thresholds) == 1 else thresholds}
     reading = {"score_column": score_column, **given_options(choices)}
-    result = compare_models(*models, **options, n_resamples=n_resamples, seed=seed, **reading)
+    result = compare_models(*models, **options, split=split, n_resamples=n_resamples, seed=seed, **reading)
     for path, table in ((out, result.table), (cases, result.cases)):
         if path is not None:
             write_csv(path, table)
@@ -165,6 +168,10 @@ def validate(
         ),
     ] = None,
     source: Annotated[str | None, typer.Option(help="The hospital that all images come from.")] = None,
+    exported: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Evaluate this export of the run's model, with its own threshold."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the predictions, as CSV.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -181,7 +188,8 @@ def validate(
     if malformed:
         raise UsageError(f"--label {malformed[0]} has no =.", hint="Write --label positive=COVID-19.")
     labels = dict(text.split("=", 1) for text in label or [])
-    result = validate_run(model, data, labels=labels, source=source, **reading_options(choices, READING_ELSEWHERE))
+    options = {"labels": labels, "source": source, "exported": exported}
+    result = validate_run(model, data, **options, **reading_options(choices, READING_ELSEWHERE))
     if out is not None:
         write_csv(out, result.predictions)
     if as_json:
@@ -199,7 +207,7 @@ def runs(
 ) -> None:
     """List the runs of a folder, ranked by a metric; each value has its 95% interval."""
     from covid_fastai.evaluation.formatting import MISSING, format_interval, format_metric
-    from covid_fastai.evaluation.runs import list_runs
+    from covid_fastai.evaluation.runs import list_runs, warn_of_selection
 
     table = list_runs(root, metric=metric)
     if as_json:
@@ -211,4 +219,4 @@ def runs(
     shown["95% interval"] = [format_interval(*bounds) for bounds in table[["low", "high"]].to_numpy()]
     shown[metric] = [format_metric(value) for value in table["value"]]
     print_table(shown[["run", "task", "arch", "started", "status", metric, "95% interval", "n"]], title=str(root))
-    echo(RESEARCH_USE)
+    echo(f"{warn_of_selection(table)} {RESEARCH_USE}".strip())
