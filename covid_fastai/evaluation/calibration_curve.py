@@ -15,6 +15,7 @@ from scipy.special import expit, logit
 from covid_fastai.evaluation.formatting import ResultDisplay, format_estimate
 from covid_fastai.evaluation.intervals import Z
 from covid_fastai.evaluation.metrics import Evaluation, as_evaluation, find_row, score_units
+from covid_fastai.evaluation.prediction_table import choose_positive, class_columns, read_predictions
 from covid_fastai.evaluation.weighted_metrics import probability_and_outcome
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import checked
@@ -96,16 +97,21 @@ def calibration_curve(source: Evaluation | pd.DataFrame | str | Path) -> Calibra
         >>> fit.metrics["metric"].tolist()
         ['slope', 'intercept']
     """
-    result = as_evaluation(source)
-    units = score_units(result.predictions, positive=result.positive, unit=result.unit).table
-    probability, outcome = probability_and_outcome(units, result.classes, result.positive)
+    if isinstance(source, Evaluation):
+        result = as_evaluation(source)
+        table, positive, unit = result.predictions, result.positive, result.unit
+    else:  # no other metric is needed
+        table, unit = read_predictions(source), "patient"
+        positive = choose_positive(class_columns(table), None)
+    units = score_units(table, positive=positive, unit=unit).table
+    probability, outcome = probability_and_outcome(units, class_columns(table), positive)
     log_odds = logit(np.clip(probability, SMALLEST, 1 - SMALLEST))
     ones, n = np.ones(len(log_odds)), len(log_odds)
     slope = _fit_logistic(np.stack([ones, log_odds], axis=1), outcome)
     intercept = _fit_logistic(ones[:, None], outcome, offset=log_odds)
     rows = [_metric_row("slope", slope, 1, n), _metric_row("intercept", intercept, 0, n)]
     return CalibrationCurve(
-        pd.DataFrame(rows, columns=COLUMNS), _draw_curve(log_odds, outcome, slope), result.positive or "correct"
+        pd.DataFrame(rows, columns=COLUMNS), _draw_curve(log_odds, outcome, slope), positive or "correct"
     )
 
 

@@ -52,7 +52,7 @@ def test_the_curve_follows_the_true_frequencies():
 
 def test_the_band_covers_the_true_frequency():
     covered = []
-    for seed in range(200):
+    for seed in range(100):
         curve = calibration_curve(simulate(150, seed=seed)).curve
         row = curve.iloc[(curve["probability"] - 0.5).abs().argmin()]
         covered.append(row["low"] <= row["probability"] <= row["high"])

@@ -76,6 +76,7 @@ def test_runs_that_cannot_be_retrained_are_refused(trained, tmp_path, phantom_ro
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("shortcut", [None, "corner"])
 def test_a_true_signal_gets_the_positive_verdict_and_a_planted_one_does_not(shortcut, tmp_path):
     """Streaks are too fine for a thumbnail; without the signal, only a bright corner separates the classes.
