@@ -127,6 +127,8 @@ def difference_interval(
     if metric.metric in AUCS and metric.scores is not None and reference.scores is not None:
         assert metric.of_class is not None
         return auc_difference(metric.scores, reference.scores, metric.of_class, clusters, metric.strata)
+    if _is_same(metric, reference):  # not: the same value, such as an F1 of 0 for two models without a true positive
+        return 0.0, 0.0, "the same predictions"
     first = metric_interval(metric, values[1], clusters, weights)[:2]
     second = metric_interval(reference, values[0], clusters, weights)[:2]
     if metric.losses is not None and reference.losses is not None:
@@ -135,8 +137,6 @@ def difference_interval(
     else:
         other = compute_in_blocks(reference.compute, weights) if reference_resampled is None else reference_resampled
         samples = [compute_in_blocks(metric.compute, weights), other]
-    if np.allclose(samples[0], samples[1], rtol=0, atol=1e-12, equal_nan=True):
-        return 0.0, 0.0, "the same in every resample"
     correlation = float(_correlate(samples)[0, 1])
     below, above = recover_difference(
         (values[1] - first[0], first[1] - values[1]), (values[0] - second[0], second[1] - values[0]), correlation
@@ -268,6 +268,19 @@ def _paired_hits(metric: WeightedMetric, reference: WeightedMetric) -> tuple[np.
     """Return whether each counted unit is in the numerator of either metric, 0 or 1."""
     assert metric.hit is not None and reference.hit is not None
     return metric.hit[metric.included], reference.hit[metric.included]
+
+
+def _is_same(metric: WeightedMetric, reference: WeightedMetric) -> bool:
+    """Return whether two metrics are computed from the same values of the units."""
+    if metric.parts:
+        return all(_is_same(*pair) for pair in zip(metric.parts, reference.parts, strict=True))
+    if metric.jaccard is not None and reference.jaccard is not None:
+        pairs = [(getattr(metric.jaccard, name), getattr(reference.jaccard, name)) for name in ("hit", "included")]
+    elif metric.bins is not None and reference.bins is not None:
+        pairs = list(zip(metric.bins, reference.bins, strict=True))
+    else:
+        pairs = [(metric.scores, reference.scores), (metric.losses, reference.losses)]
+    return all(np.array_equal(first, second) for first, second in pairs if first is not None and second is not None)
 
 
 def _correlate(samples: Sequence[np.ndarray]) -> np.ndarray:

@@ -362,3 +362,13 @@ def test_the_difference_of_aucs_is_within_the_folds_of_both_models(two):
     assert moved.row("auc_pooled")["difference"] < plain.row("auc_pooled")["difference"] - 0.05
     unpaired = compare(first, shifted.assign(fold=0), n_resamples=100)
     assert "auc_pooled" not in set(unpaired.table["metric"])  # other folds: the AUC is of all patients
+
+
+def test_two_models_without_a_true_positive_may_differ():
+    """An F1 of 0 in every resample is no proof that both models are the same."""
+    label = np.where(np.arange(60) < 6, "COVID-19", "Normal")
+    first = pd.DataFrame({"path": [f"{i}.png" for i in range(60)], "label": label, "p_COVID-19": 0.1, "p_Normal": 0.9})
+    second = first.assign(**{"p_COVID-19": np.where(np.arange(60) == 59, 0.8, 0.2)})
+    second["p_Normal"] = 1 - second["p_COVID-19"]
+    row = compare(first, second, positive="COVID-19", n_resamples=100).row("f1")
+    assert row["difference"] == 0 and row["low"] < -0.1 and row["high"] > 0.1
