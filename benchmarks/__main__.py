@@ -69,10 +69,10 @@ def _processor() -> str:
         name = lines[0] if lines else name
     import torch
 
-    from covid_fastai.model.precision import has_amx
+    from covid_fastai.model.precision import bf16_instructions
 
-    amx = ", AMX" if has_amx() else ""
-    return f"{name}, {cores} cores{amx}, torch {torch.__version__}"
+    bf16 = f", {found}" if (found := bf16_instructions()) else ""
+    return f"{name}, {cores} cores{bf16}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

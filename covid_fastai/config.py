@@ -261,7 +261,7 @@ class TrainConfig(BaseModel):
     seed: Seed = Field(42, description="Seed of the sampling, the split and the training.")
     device: Device = Field("auto", description="Device for training.")
     precision: Precision = Field(
-        "auto", description="Numeric precision of training; auto is 16-bit on a GPU or a CPU with AMX."
+        "auto", description="Numeric precision of training; auto is 16-bit on a GPU or a CPU with AMX or AVX512-BF16."
     )
     num_workers: NumWorkers = Field("auto", description="Number of processes that load images.")
 

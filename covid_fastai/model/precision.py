@@ -16,9 +16,9 @@ from covid_fastai.options import Precision, check_option
 __all__ = [
     "FullPrecision",
     "TrainingPrecision",
+    "bf16_instructions",
     "choose_precision",
     "full_precision",
-    "has_amx",
     "precision_callbacks",
 ]
 
@@ -34,8 +34,8 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
     Returns:
         `"fp32"`, `"fp16"` or `"bf16"`. `"auto"` is bfloat16 on a CUDA device of Ampere or later (it needs no loss
-        scaling), float16 on an older CUDA device, bfloat16 on a CPU with AMX, which multiplies it in hardware
-        (`python -m benchmarks step` measures the gain), and float32 elsewhere.
+        scaling), float16 on an older CUDA device, bfloat16 on a CPU that multiplies it in hardware (with AMX or
+        AVX512-BF16; `python -m benchmarks step` measures the gain), and float32 elsewhere.
 
     Raises:
         UsageError: The format does not exist, or the device does not support it.
@@ -48,13 +48,14 @@ def choose_precision(precision: str, device: torch.device) -> str:
         return precision
     if kind == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"  # 8 is Ampere
-    return "bf16" if kind == "cpu" and has_amx() else "fp32"
+    return "bf16" if kind == "cpu" and bf16_instructions() else "fp32"
 
 
-def has_amx() -> bool:
-    """Return whether this CPU multiplies bfloat16 in hardware; False if torch is too old to know."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)
-    return bool(capabilities().get("amx_bf16", False))
+def bf16_instructions() -> str:
+    """Return the instructions with which this CPU multiplies bfloat16; empty if there are none, or none are known."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    names = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+    return next((name for flag, name in names.items() if capabilities.get(flag)), "")
 
 
 def precision_callbacks(precision: str, device: torch.device) -> list[Callback]:

@@ -12,16 +12,25 @@ from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.errors import UsageError
 from covid_fastai.evaluation.predict import predict
 from covid_fastai.model.learner import build_learner
-from covid_fastai.model.precision import choose_precision, full_precision
+from covid_fastai.model.precision import bf16_instructions, choose_precision, full_precision
 from covid_fastai.model.schedule import fit
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("amx", "chosen"), [(True, "bf16"), (False, "fp32")])
-def test_auto_on_a_cpu_depends_on_amx(amx, chosen, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx} if amx else {}, raising=False)
-    assert choose_precision("auto", CPU) == chosen
+@pytest.mark.parametrize(
+    ("flags", "instructions", "chosen"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, "AMX", "bf16"),
+        ({"amx_bf16": False, "avx512_bf16": True}, "AVX512-BF16", "bf16"),
+        ({"amx_bf16": False, "avx512_bf16": False, "avx512_f": True}, "", "fp32"),
+        ({}, "", "fp32"),
+    ],
+    ids=["AMX", "AVX512-BF16", "neither", "unknown"],
+)
+def test_auto_on_a_cpu_depends_on_its_instructions(flags, instructions, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+    assert choose_precision("auto", CPU) == chosen and bf16_instructions() == instructions
     assert choose_precision("fp32", CPU) == "fp32" and choose_precision("bf16", CPU) == "bf16"
 
 
