@@ -24,7 +24,7 @@ from covid_fastai.data.image_files import (
 from covid_fastai.data.problems import ProblemLog
 from covid_fastai.data.tasks import Task, canonical_finding
 
-__all__ = ["ClassFolder", "find_class_folders", "nearby_class_folders", "read_class_folders"]
+__all__ = ["ClassFolder", "find_class_folders", "is_finer", "nearby_class_folders", "read_class_folders"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -139,6 +139,11 @@ def read_class_folders(
     _leave_out_others(root, folders, reader)
     note_left_out(reader, root, problems)
     return pd.DataFrame(rows, columns=["row", "name", "path", "finding", "split", "conflict"])
+
+
+def is_finer(one: str, other: str) -> bool:
+    """Return whether one of two findings, in their usual spelling, is a finer form of the other."""
+    return one in FINER.get(other, ()) or other in FINER.get(one, ())
 
 
 def note_left_out(reader: FolderReader, root: Path, problems: ProblemLog) -> None:

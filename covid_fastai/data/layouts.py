@@ -13,12 +13,18 @@ from pathlib import Path
 import pandas as pd
 
 from covid_fastai.data.archives import check_not_archive, is_archive_name, unpack_command
-from covid_fastai.data.class_folders import ClassFolder, find_class_folders, nearby_class_folders, read_class_folders
+from covid_fastai.data.class_folders import (
+    ClassFolder,
+    find_class_folders,
+    nearby_class_folders,
+    read_class_folders,
+)
 from covid_fastai.data.columns import ROLES, choose_columns
 from covid_fastai.data.derived_columns import DerivedColumns
-from covid_fastai.data.file_locations import LocatedFiles, locate_files
+from covid_fastai.data.file_locations import locate_files
 from covid_fastai.data.image_files import IMAGE_SUFFIXES, is_visible, scan_folder
 from covid_fastai.data.problems import ProblemLog, printable
+from covid_fastai.data.row_files import contradictions, locate_rows, note_rule
 from covid_fastai.data.split_names import SPLITS
 from covid_fastai.data.split_tables import find_split_tables, read_split_tables
 from covid_fastai.data.table_formats import has_table_suffix
@@ -210,9 +216,12 @@ def _from_table(
         relative = [path if name else "" for path, name in zip(relative, rows["name"], strict=True)]
         located = locate_files(relative, base, search=False)
     else:
-        base, located = _locate(rows["name"].tolist(), base, search_folders=image_root is None)
+        origin = base
+        base, located = locate_rows(rows["name"].tolist(), origin, search_folders=image_root is None)
+        if located.rule or base != origin:
+            rows["conflict"] = contradictions(rows.assign(path=located.paths), origin)  # guard: found_contradicts
     rows["path"] = located.paths
-    _note_rule(located, base, problems)
+    note_rule(located, base, problems)
     return Rows(rows.reset_index(drop=True), _extras(table, chosen), base, str(path), coronahack)
 
 
@@ -241,7 +250,7 @@ def _from_frame(
     base = _existing_folder(image_root)
     located = locate_files(rows["name"].tolist(), base or Path.cwd(), search=base is not None)
     rows["path"] = located.paths
-    _note_rule(located, base, problems)
+    note_rule(located, base, problems)
     extras = _extras(table, chosen)
     for number, name in enumerate(table.columns[: len(frame.columns)]):
         if name in extras:
@@ -306,38 +315,6 @@ def _coronahack_images(folder: Path) -> tuple[Path, bool]:
         if (base / "train").is_dir() or (base / "test").is_dir():
             return base, True
     return next((base for base in (outer / CORONAHACK_IMAGES, outer) if base.is_dir()), folder), False
-
-
-def _locate(names: list[str], base: Path, *, search_folders: bool) -> tuple[Path, LocatedFiles]:
-    """Return the files of a table, and the folder that contains them: the CSV's or the only one in it that has all."""
-    folder = _folder_of(names, base) if search_folders else base
-    if folder != base:
-        located = locate_files(names, folder, search=False)
-        if not located.missing:
-            logger.info("Images found in %s.", folder)
-            return folder, located
-    return base, locate_files(names, base, search=True)
-
-
-def _note_rule(located: LocatedFiles, base: Path | None, problems: ProblemLog) -> None:
-    """Record and log the rule by which files were found that are not where the table says."""
-    if located.rule:
-        logger.info("%s.", located.rule)
-        remedy = "Nothing, if the example is right."
-        problems.add("found_by_rule", path=str(base or ""), severity="note", reason=located.rule, remedy=remedy)
-
-
-def _folder_of(names: list[str], base: Path) -> Path:
-    """Return the folder that file names are relative to: the CSV's folder, or the only folder in it with the files."""
-    sample = [name for name in names if name][:20]
-
-    def count_files(folder: Path) -> int:
-        return sum(os.path.exists(os.path.join(folder, name)) for name in sample if "\0" not in name)
-
-    if not sample or count_files(base):
-        return base
-    matches = [child for child in sorted(base.iterdir()) if child.is_dir() and count_files(child) * 2 >= len(sample)]
-    return matches[0] if len(matches) == 1 else base
 
 
 def _existing_folder(folder: str | Path | None) -> Path | None:

@@ -42,7 +42,8 @@ ROWS = {
     "Official split;"
     "No main guard;Console encoding;Masks beside images;Linked files;Nested folders;System files;"
     "Archive as data;Unknown label;List of labels;One column per finding;Several readers;Files elsewhere;"
-    "Image in memory;Sample kind;DICOM window;DICOM header;Moved data;Lungs not found;Lungs cut off;Islands among lungs",
+    "Image in memory;Sample kind;DICOM window;DICOM header;Moved data;"
+    "Lungs not found;Lungs cut off;Islands among lungs",
 }
 
 

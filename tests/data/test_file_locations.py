@@ -152,6 +152,12 @@ def test_masks_of_the_same_names_are_not_in_the_way(tmp_path):
     assert all(os.path.dirname(path) == str(tmp_path / "images") for path in cohort["path"])
 
 
+def test_masks_do_not_stand_for_images_that_are_missing(tmp_path):
+    touch(tmp_path, *(f"lung masks/{number}.png" for number in range(4)))
+    with pytest.raises(DataError, match="4 missing file"):
+        read_cohort(write_table(tmp_path, [f"{number}.png" for number in range(4)]), check_images=False)
+
+
 def test_a_data_frame_without_a_root(tmp_path):
     touch(tmp_path, "a.dcm", "B.png", "deep/c.png")
     rows = pd.DataFrame({"path": [str(tmp_path / name) for name in ("a", "b.png", "c.png")], "label": "Normal"})
@@ -160,6 +166,26 @@ def test_a_data_frame_without_a_root(tmp_path):
     cohort = read_cohort(rows[:2], check_images=False)
     assert [os.path.basename(path) for path in cohort["path"]] == ["a.dcm", "B.png"]
     assert len(read_cohort(rows, image_root=tmp_path, check_images=False, on_problem="skip")) == 2
+
+
+@pytest.mark.parametrize("folders", ["Normal", "Normal/images", "data/healthy"])
+def test_a_file_that_is_found_in_the_folder_of_another_class_is_a_conflict(tmp_path, folders):
+    touch(tmp_path, *(f"{folders}/{number}.png" for number in range(4)))
+    rows = pd.DataFrame({"path": [f"{number}.png" for number in range(4)], "label": ["covid"] * 3 + ["No Finding"]})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(DataError, match="3 conflicting label") as caught:
+        read_cohort(tmp_path / "rows.csv", check_images=False)
+    assert "its label is 'covid', and the only file of its name is in the folder" in caught.value.details[0]["reason"]
+
+
+def test_a_file_that_is_found_in_the_folder_of_another_split_is_a_conflict(tmp_path):
+    touch(tmp_path, "test/a.png", "train/b.png", "train/virus/c.png")
+    table = write_table(tmp_path, ["a.png", "b.png", "c.png"], split="train")
+    with pytest.raises(DataError, match="its split is 'train', and the only file of its name is in the folder 'test'"):
+        read_cohort(table, check_images=False)
+    rows = pd.read_csv(table).assign(label=["Normal", "covid", "pneumonia"], split=["test", "train", "train"])
+    rows.to_csv(table, index=False)
+    assert len(read_cohort(table, check_images=False)) == 3, "virus is a finer form of pneumonia"
 
 
 def test_the_remedy_for_folders_of_another_name_works(tmp_path):
