@@ -149,9 +149,11 @@ def choose_columns(
             chosen[role] = _uncertain_path(table, where=where)
         if chosen[role] is None and role in required:  # guard: no_label
             content = {"path": "the image files", "label": "the labels"}.get(role, f"the {role}")
+            named = any(map(is_usual_name, table.columns))
+            advice = "" if named else " If these are values, write a first line with the names of the columns."
             raise DataError(
                 f"{where} has no column that is known to hold {content}.",
-                hint=f"Name it with {role}_column (--{_flag(role)}). {list_columns(table)}",
+                hint=f"Name it with {role}_column (--{_flag(role)}). {list_columns(table)}{advice}",
             )
     guessed = [f"{role} = {name!r}" for role, name in chosen.items() if name is not None and given.get(role) is None]
     if guessed:

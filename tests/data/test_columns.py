@@ -119,3 +119,9 @@ def test_of_several_columns_for_the_path_the_one_that_names_images_is_used(caplo
     with caplog.at_level("WARNING"):
         assert choose_columns(table, {}, where="t.csv", roles=["path"], required=["path"]) == {"path": "image"}
     assert "'filename' has such a name too" in caplog.text
+
+
+def test_a_first_line_of_values_is_suspected_where_no_name_is_usual():
+    with pytest.raises(DataError, match="known to hold the image files") as caught:
+        choose_columns(pd.DataFrame({"a1": ["b2"], "yes": ["no"]}), {}, where="t.csv")
+    assert "If these are values, write a first line with the names of the columns." in caught.value.hint
