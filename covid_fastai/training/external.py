@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 from covid_fastai.audit.baselines import predict_shortcuts
+from covid_fastai.config import TrainConfig
+from covid_fastai.data.custom_tasks import make_task
 from covid_fastai.data.fingerprints import fingerprint_images
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.pretraining_overlap import (
@@ -26,7 +28,7 @@ from covid_fastai.data.pretraining_overlap import (
 )
 from covid_fastai.data.projections import is_unstated
 from covid_fastai.data.tables import as_rows
-from covid_fastai.data.tasks import Task, get_task
+from covid_fastai.data.tasks import Task
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.comparison import compare
 from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric
@@ -42,7 +44,7 @@ from covid_fastai.evaluation.runs import Run, read_run
 from covid_fastai.files import make_folder, write_json
 from covid_fastai.model.bundle import load_model
 from covid_fastai.notices import RESEARCH_USE
-from covid_fastai.options import NResamples, Seed, checked
+from covid_fastai.options import LabelClasses, NResamples, Seed, checked
 from covid_fastai.reporting.documents import write_documents
 
 if TYPE_CHECKING:
@@ -179,7 +181,7 @@ def validate(
     model: str | Path | Run,
     data: str | Path | pd.DataFrame,
     *,
-    labels: Mapping[str, str] | None = None,
+    labels: LabelClasses | None = None,
     source: str | None = None,
     exported: str | Path | None = None,
     keep: bool = True,
@@ -198,7 +200,7 @@ def validate(
             cross-validation, the probabilities of its models are averaged.
         data: As in `read_cohort`; every row whose label has a class is used, whatever its split.
         labels: The model's class for labels of the data that the task does not know, such as
-            `{"positive": "COVID-19"}`; a label with the class "" is excluded.
+            `{"positive": "COVID-19"}`, as in `read_cohort`; a label with the class "" is excluded.
         source: The hospital or collection of all images without a stated source; None if it is unknown, so that
             images of both classes may come from different ones.
         exported: The folder of an export of the run's model (`export_model`), which is evaluated with its own threshold
@@ -207,7 +209,8 @@ def validate(
             verdict.
         n_resamples: Number of bootstrap resamples, 100 or more.
         seed: Seed of the bootstrap.
-        **reading: More options of `read_cohort`, such as `patient_column`.
+        **reading: More options of `read_cohort`, such as `patient_column`. `positive` says that 1 in a column of 0 and
+            1 means the positive class, and must be that of the model.
 
     Returns:
         The validation.
@@ -220,7 +223,7 @@ def validate(
         ModelFormatError: The model cannot be used.
     """
     run = model if isinstance(model, Run) else read_run(model)
-    task = _task(run, labels or {})
+    task = _task(run, labels, reading.get("positive"))
     folders = [run.folder.fold(number) for number in range(run.config.get("folds") or 0)] or [run.folder]
     # before the data, which take longer to read
     learners = [load_model(folder.model) for folder in folders] if exported is None else [_load_export(run, exported)]
@@ -351,21 +354,18 @@ def _compare_sources(model: pd.DataFrame, thumbnail: pd.DataFrame, options: Mapp
     return pd.DataFrame(rows, columns=DIFFERENCES)
 
 
-def _task(run: Run, labels: Mapping[str, str]) -> Task:
+def _task(run: Run, labels: dict[str, str] | None, positive: str | None) -> Task:
     """Return the run's task with the given labels added, and without exclusions by source."""
-    task = get_task(run.config["config"]["task"])
-    unknown = sorted(set(labels.values()) - {*task.classes, ""})
+    config = TrainConfig.from_dict(run.config["config"])
+    task = make_task(**config.options_of(make_task))
+    unknown = sorted(set((labels or {}).values()) - {*task.classes, ""})
     if unknown:
         raise UsageError(f"The model has no class {unknown[0]!r}.", hint=f"Its classes: {', '.join(task.classes)}.")
-    excluded = {name: "excluded by the option labels" for name, label in labels.items() if not label}
-    known = {name: label for name, label in labels.items() if label}
-    return dataclasses.replace(
-        task,
-        labels={**task.labels, **known},
-        excluded={name: reason for name, reason in task.excluded.items() if name not in known} | excluded,
-        excluded_sources={},
-        official_test=True,
-    )
+    if positive not in (None, task.positive):
+        raise UsageError(
+            f"positive={positive!r} is not the positive class of the model, {task.positive!r}.", hint="Omit it."
+        )
+    return dataclasses.replace(make_task(task, labels=labels), excluded_sources={}, official_test=True)
 
 
 def _load_export(run: Run, exported: str | Path) -> Learner:

@@ -11,7 +11,16 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
-from covid_fastai import cross_validate, load_model, predict, read_run, train_classifier, validate, write_phantom
+from covid_fastai import (
+    cross_validate,
+    list_runs,
+    load_model,
+    predict,
+    read_run,
+    train_classifier,
+    validate,
+    write_phantom,
+)
 from covid_fastai.app.cli import evaluate, main
 from covid_fastai.app.export import export_model
 from covid_fastai.audit.baselines import predict_shortcuts
@@ -86,6 +95,33 @@ def test_data_that_overlap_completely_are_an_error(run, phantom_root):
 def test_a_class_that_the_model_lacks(run, elsewhere):
     with pytest.raises(UsageError, match="'flu'.*\n?"):
         validate(run, elsewhere, labels={"positive": "flu"})
+
+
+def test_a_task_made_from_options_is_in_the_run_and_validates_columns_of_findings(elsewhere, tmp_path):
+    labels = {"pos*": "Opacity", "no finding": "Clear lung"}
+    options = {"classes": ("Clear lung", "Opacity"), "labels": labels, "audit": False, "quiet": True}
+    train_classifier(elsewhere, out=tmp_path / "run", **options, **QUICK)
+    run = read_run(tmp_path / "run")
+    assert run.config["task"] == "clear-lung-vs-opacity" and run.cohort.facts.classes == options["classes"]
+    assert list_runs(tmp_path)["task"].tolist() == ["clear-lung-vs-opacity"]
+    assert run.config["config"]["labels"] == labels and "--classes 'Clear lung,Opacity'" in run.config["command"]
+    config = json.loads((run.path / "model" / "config.json").read_text())
+    assert (config["classes"], config["positive"]) == (list(options["classes"]), "Opacity")
+
+    write_phantom(tmp_path / "data", patients={"COVID-19": 8, "Normal": 8}, image_size=64, seed=9)
+    files = sorted(path for path in (tmp_path / "data").rglob("train/*"))
+    opacity = [1 if number % 2 else 0 for number in range(len(files))]
+    rows = pd.DataFrame({"path": [str(file) for file in files], "Target": [-1, *opacity[1:]], "source": "third"})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(UsageError, match="positive='Clear lung' is not the positive class of the model, 'Opacity'"):
+        validate(run, rows, label_columns="Target", positive="Clear lung")
+    for choice in (["--label-columns", "Target"], ["--label-column", "Target"]):
+        out = tmp_path / "predictions.csv"
+        command = ["validate", str(run.path), str(tmp_path / "rows.csv"), *choice, "--positive", "Opacity", "--quiet"]
+        done = CliRunner().invoke(main.app, [*command, "--out", str(out)])
+        assert done.exit_code == 0, done.output
+        labels = pd.read_csv(out)["label"].value_counts().to_dict()
+        assert labels == {"Opacity": sum(opacity), "Clear lung": len(files) - sum(opacity) - 1}
 
 
 def test_an_unknown_label_is_named(run, elsewhere):

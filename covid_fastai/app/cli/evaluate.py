@@ -160,13 +160,6 @@ def compare(
 def validate(
     model: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that train wrote.")],
     data: Data,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="LABEL=CLASS",
-            help="The class of the model for a label of the data; LABEL= excludes that label. Repeatable.",
-        ),
-    ] = None,
     source: Annotated[str | None, typer.Option(help="The hospital that all images come from.")] = None,
     exported: Annotated[
         Path | None,
@@ -180,16 +173,11 @@ def validate(
 ) -> None:
     """Evaluate the model of a run on images from elsewhere, after excluding images that it was trained on."""
     set_up_logging(quiet=quiet, as_json=as_json)
-    from covid_fastai.errors import UsageError
     from covid_fastai.files import write_csv
     from covid_fastai.training.external import validate as validate_run
 
-    malformed = [text for text in label or [] if "=" not in text]
-    if malformed:
-        raise UsageError(f"--label {malformed[0]} has no =.", hint="Write --label positive=COVID-19.")
-    labels = dict(text.split("=", 1) for text in label or [])
-    options = {"labels": labels, "source": source, "exported": exported}
-    result = validate_run(model, data, **options, **reading_options(choices, READING_ELSEWHERE))
+    reading = reading_options(choices, READING_ELSEWHERE)
+    result = validate_run(model, data, source=source, exported=exported, **reading)
     if out is not None:
         write_csv(out, result.predictions)
     if as_json:

@@ -33,7 +33,7 @@ READING += ("patient_pattern", "split_column", "source_column", "view_column", "
 READING += ("encoding", "negatives_per_positive", "seed")
 READING += ("exclude_pretraining_overlap",)
 # those of them that apply to data of elsewhere, whose task is that of a run
-OF_TASK = {"task", "labels", "classes", "positive", "negatives_per_positive", "seed", "exclude_pretraining_overlap"}
+OF_TASK = {"task", "classes", "negatives_per_positive", "seed", "exclude_pretraining_overlap"}
 READING_ELSEWHERE = (*(name for name in READING if name not in OF_TASK), "on_problem")
 # those of them that apply to images without labels
 READING_INPUTS = ("path_column", "image_root", "path_template", "join", "on", "encoding", "on_problem")
@@ -46,7 +46,6 @@ READING_PREDICTIONS = (
     "source_column",
     "view_column",
 )
-
 
 REPEATABLE = {"labels": "label"}  # fields that the command line takes one entry at a time, under this name
 METAVARS = {"labels": "THEIRS=OURS", "classes": "A,B,...", "label_columns": "A,B,..."}
