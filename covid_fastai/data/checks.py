@@ -50,7 +50,8 @@ class RowChecker:
         self.headers = pd.DataFrame(columns=["view", "notes", "not_radiograph"], dtype=str)
         self._unopened: set[int] = set()  # rows without a file that could be opened
         # in one conversion a column: iterating over pandas' strings takes twenty times as long
-        self._columns = {name: dict(zip(table.index, table[name].to_numpy(object), strict=True)) for name in table}
+        names = ("row", "path", "name", "note")
+        self._columns = {name: dict(zip(table.index, table[name].to_numpy(object), strict=True)) for name in names}
 
     def report(self, index: int, kind: str, *, reason: str, remedy: str, severity: str = "") -> None:
         """Record a fault of one row; the default severity is error, or warning if the row is excluded."""
