@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,16 +10,17 @@ from typing import Any
 
 import pandas as pd
 
-from covid_fastai.data.custom_tasks import DEFAULT
+from covid_fastai.config import TrainConfig
+from covid_fastai.data.custom_tasks import DEFAULT, make_task
 from covid_fastai.data.joins import TableJoin
 from covid_fastai.data.layouts import RecipeData
 from covid_fastai.data.problems import ProblemLog
 from covid_fastai.data.recipes import Recipe, RecipeTable, find_files, get_recipe
 from covid_fastai.data.tables import read_table
-from covid_fastai.data.tasks import get_task
+from covid_fastai.data.tasks import Task, get_task
 from covid_fastai.errors import DataError, UsageError
 
-__all__ = ["apply_recipe"]
+__all__ = ["apply_recipe", "task_of_config"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -62,6 +64,21 @@ def apply_recipe(name: str, data: object, options: Mapping[str, Any]) -> tuple[R
     problems = ProblemLog()
     table = _read_tables(recipe, root, options["encoding"], problems)
     return RecipeData(_one_file(root, recipe.tables[0].file), table, len(recipe.tables) > 1, problems), merged
+
+
+def task_of_config(config: TrainConfig) -> Task:
+    """Return the task that a training's options make, with those of its recipe.
+
+    Args:
+        config: The options.
+
+    Raises:
+        UsageError: The options contradict each other, or there is no such recipe.
+    """
+    options = dict(config)
+    if config.recipe is not None:
+        options = _merge(get_recipe(config.recipe), options)
+    return make_task(**{name: options[name] for name in inspect.signature(make_task).parameters})
 
 
 def _merge(recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from covid_fastai.config import TrainConfig
-from covid_fastai.data.custom_tasks import make_task
 from covid_fastai.data.delimited import check_encoding
 from covid_fastai.data.hardware import resolve_device
 from covid_fastai.data.metadata import check_positive
+from covid_fastai.data.recipe_tables import task_of_config
 from covid_fastai.model.distributed import batch_per_process
 from covid_fastai.model.learner import body_features
 from covid_fastai.model.precision import choose_precision
@@ -36,7 +36,7 @@ def check_environment(config: TrainConfig) -> None:
         Traceback (most recent call last):
         covid_fastai.errors.UsageError: The weights 'my.pth' do not exist. Known: auto, imagenet, cxr, a file, None.
     """
-    task = make_task(**config.options_of(make_task))
+    task = task_of_config(config)
     if config.negatives_per_positive is not None:
         check_positive(task)
     if config.encoding is not None:

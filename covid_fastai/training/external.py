@@ -27,6 +27,7 @@ from covid_fastai.data.pretraining_overlap import (
     read_manifest,
 )
 from covid_fastai.data.projections import is_unstated
+from covid_fastai.data.recipe_tables import task_of_config
 from covid_fastai.data.tables import as_rows
 from covid_fastai.data.tasks import Task
 from covid_fastai.errors import DataError, UsageError
@@ -357,7 +358,7 @@ def _compare_sources(model: pd.DataFrame, thumbnail: pd.DataFrame, options: Mapp
 def _task(run: Run, labels: dict[str, str] | None, positive: str | None) -> Task:
     """Return the run's task with the given labels added, and without exclusions by source."""
     config = TrainConfig.from_dict(run.config["config"])
-    task = make_task(**config.options_of(make_task))
+    task = task_of_config(config)
     unknown = sorted(set((labels or {}).values()) - {*task.classes, ""})
     if unknown:
         raise UsageError(f"The model has no class {unknown[0]!r}.", hint=f"Its classes: {', '.join(task.classes)}.")

@@ -16,10 +16,10 @@ from fastai.torch_core import no_random, rank_distrib
 
 from covid_fastai.config import TrainConfig
 from covid_fastai.data.cohort import Cohort, load_cohort, save_cohort
-from covid_fastai.data.custom_tasks import make_task
 from covid_fastai.data.layouts import find_data
 from covid_fastai.data.pretraining_overlap import write_manifest
 from covid_fastai.data.problems import PROBLEM_COLUMNS
+from covid_fastai.data.recipe_tables import task_of_config
 from covid_fastai.data.recipes import get_recipe
 from covid_fastai.errors import DataError, DivergenceError, UsageError
 from covid_fastai.evaluation.moved_images import record_move
@@ -74,7 +74,7 @@ def resolve_run(data, *, preset, out, resume, choices, folds=None) -> RunPlan:
             get_recipe(config.recipe)
         if not isinstance(data, pd.DataFrame):
             find_data(data)  # raises before a folder is created for a run that cannot begin
-        task = make_task(**config.options_of(make_task))
+        task = task_of_config(config)
         folder = new_run_folder(out, task=task.name) if is_main_process() else ""
         return RunPlan(data, config, RunFolder(broadcast_text(str(folder))), False, folds)
     if preset or choices or out:
@@ -168,7 +168,7 @@ def _describe_run(run: RunPlan) -> None:
     """Write the options, the call and the command that repeat the run, and the versions of the packages."""
     source = None if isinstance(run.data, pd.DataFrame) else str(run.data)
     python, command = run.config.to_python(source or "rows"), run.config.to_command(source or "rows")
-    task = make_task(**run.config.options_of(make_task)).name
+    task = task_of_config(run.config).name
     facts = {"data": source, "task": task, "config": run.config.to_dict()}
     if run.folds:  # `to_python` and `to_command` write a single training
         python = f"{python.replace('train_classifier', 'cross_validate', 1)[:-1]}, folds={run.folds})"

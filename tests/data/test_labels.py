@@ -15,7 +15,8 @@ from covid_fastai import read_cohort, summarise_cohort
 from covid_fastai.config import TrainConfig
 from covid_fastai.data.custom_tasks import make_task
 from covid_fastai.data.labels import read_labels, suggest_labels
-from covid_fastai.data.tasks import Task, fold_label
+from covid_fastai.data.recipe_tables import task_of_config
+from covid_fastai.data.tasks import TASKS, Task, fold_label
 from covid_fastai.errors import DataError, UsageError
 
 NIH = ["No Finding", "Cardiomegaly|Effusion", "Pneumonia", "Effusion|Pneumonia", "Effusion", "Hernia"]
@@ -516,3 +517,10 @@ def test_the_command_of_a_config_makes_the_same_config(monkeypatch):
     done = CliRunner().invoke(main.app, shlex.split(config.to_command("data"))[1:])
     assert done.exit_code == 0, done.output
     assert TrainConfig(**given) == config
+
+
+def test_the_task_of_a_config_has_the_labels_of_its_recipe():
+    task = task_of_config(TrainConfig(recipe="rsna-pneumonia"))
+    assert task.classes == ("No pneumonia", "Pneumonia") and task.class_of("1.0") == "Pneumonia"
+    assert task_of_config(TrainConfig(recipe="nih-chestxray14", positive="Mass")).name == "no-mass-vs-mass"
+    assert task_of_config(TrainConfig()) == TASKS["covid"]
