@@ -206,16 +206,22 @@ def _check_agreement(table: pd.DataFrame, first: str, other: str, *, role: str, 
     # a value that goes with several values of the other column, by column
     several = {name: pairs[name].duplicated(keep=False) for name in (first, other)}
     unclear = [name for name in (first, other) if several[name].any()]
-    if not unclear or (role != "patient" and len(unclear) == 1):  # guard: columns_contradict
-        return  # one column determines the other: it is the finer description
-    name = unclear[0]
-    value = pairs.loc[several[name], name].iloc[0]
-    partner = other if name == first else first
+    # a column that determines the other is only the finer description of the two, except for patients
+    if len(unclear) == 2 or (unclear and role == "patient"):  # guard: columns_contradict
+        raise _contradiction(pairs, unclear[0], several[unclear[0]], names=(first, other), role=role, where=where)
+
+
+def _contradiction(
+    pairs: pd.DataFrame, name: str, several: pd.Series, *, names: tuple[str, str], role: str, where: str
+) -> DataError:
+    """Return the error for two columns, with a value of one that goes with several values of the other."""
+    value = pairs.loc[several, name].iloc[0]
+    partner = names[1] if name == names[0] else names[0]
     rows = pairs.loc[pairs[name] == value, partner].iloc[:2]
-    raise DataError(
+    return DataError(
         f"{where} has two columns for the {role} that contradict each other: where {name!r} is {value!r}, {partner!r} "
         f"is {' and '.join(f'{text!r} (line {row})' for row, text in rows.items())}.",
-        hint=f"Name the right one with {role}_column (--{_flag(role)}): {first!r} or {other!r}.",
+        hint=f"Name the right one with {role}_column (--{_flag(role)}): {names[0]!r} or {names[1]!r}.",
     )
 
 
