@@ -110,7 +110,7 @@ def read_cohort(
             Options that are given replace those of the recipe.
         task: `"covid"`, `"pneumonia"`, `"etiology"`, or a `Task`.
         labels: The class of labels of the data that the task does not know, such as `{"Lung_Opacity": "COVID-19"}`; an
-            empty class excludes the label. `*` and `?` are wildcards. `make_task` describes how a task is made from
+            empty class excludes the label. `*` and `?` are wildcards. `data.custom_tasks.make_task` describes the task of
             `labels`, `classes`, `positive` and `label_columns`.
         classes: The classes of a task of your own, the negative one first.
         positive: The positive class. Without `classes`, the task separates it from images without a finding.
