@@ -110,8 +110,8 @@ def read_cohort(
             Options that are given replace those of the recipe.
         task: `"covid"`, `"pneumonia"`, `"etiology"`, or a `Task`.
         labels: The class of labels of the data that the task does not know, such as `{"Lung_Opacity": "COVID-19"}`; an
-            empty class excludes the label. `*` and `?` are wildcards. `data.custom_tasks.make_task` describes the task of
-            `labels`, `classes`, `positive` and `label_columns`.
+            empty class excludes the label. `*` and `?` are wildcards. `data.custom_tasks.make_task` describes the task
+            of `labels`, `classes`, `positive` and `label_columns`.
         classes: The classes of a task of your own, the negative one first.
         positive: The positive class. Without `classes`, the task separates it from images without a finding.
         label_columns: The columns with one finding each: 1 (also 1.0, True, yes), 0, -1 for uncertain, or blank for not
