@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from covid_fastai import list_recipes, read_cohort
 from covid_fastai.config import TrainConfig
+from covid_fastai.data.recipe_tables import task_of_config
 from covid_fastai.data.recipes import get_recipe, recognise_recipe
 from covid_fastai.errors import DataError, UsageError
 from tests.data.public_layouts import build_covidx, build_nih, build_radiography_database, write_images
@@ -94,6 +96,22 @@ def test_the_recipes_are_listed_on_the_command_line(tmp_path):
     assert all(name in listed.stdout for name in NAMES)
     one = subprocess.run([*command, "chexpert"], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "valid.csv" in one.stdout and "https://stanford" in one.stdout and "covid-fastai train FOLDER" in one.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "classes"),
+    [
+        ({"recipe": "kermany-chest-xray"}, ("Normal", "Pneumonia")),
+        ({"recipe": "chexpert", "positive": "Edema"}, ("No Edema", "Edema")),
+        ({"recipe": "rsna-pneumonia"}, ("No pneumonia", "Pneumonia")),
+        ({"positive": "Edema"}, ("No Edema", "Edema")),
+        ({}, ("Normal", "COVID-19")),
+    ],
+)
+def test_a_run_has_the_task_of_its_recipe_and_options(options, classes):
+    config = TrainConfig(**options)
+    again = TrainConfig.from_dict(json.loads(json.dumps(config.to_dict())))  # as `validate` reads a run's config.json
+    assert task_of_config(again).classes == task_of_config(config).classes == classes
 
 
 # options that are given
