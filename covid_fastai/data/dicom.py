@@ -228,7 +228,7 @@ def _read_header(content: bytes, name: str) -> tuple[Dataset, dict[str, str]]:
     for tag in list(ds.keys()):
         raw = ds.get_item(tag)  # not converted yet: pydicom quotes invalid values in warnings
         blank = tag in BLANK_IS_ABSENT and isinstance(raw.value, bytes) and not raw.value.strip(b" \0\\")
-        if blank or raw.value is None or (isinstance(raw.value, bytes) and not raw.value):  # guard: empty_element
+        if blank or raw.value is None or (isinstance(raw.value, bytes) and not raw.value):
             del ds[tag]
             continue
         if raw.VR in PLAIN and isinstance(raw.value, bytes) and not PLAIN[raw.VR].fullmatch(raw.value.rstrip(b" \0")):
