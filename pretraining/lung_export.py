@@ -35,7 +35,10 @@ SOURCES = {
 
 
 class _Graph(nn.Module):
-    """The graph: 8-bit images to the probabilities of both lungs, `(n, 2, h, w)`."""
+    """The graph: 8-bit images to the probabilities of both lungs, `(n, 2, h, w)`.
+
+    It is the mean over the image and its mirror image, in which the lungs exchange their sides.
+    """
 
     def __init__(self, model: LungNet):
         super().__init__()
@@ -43,16 +46,20 @@ class _Graph(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the probabilities of images `(n, 1, h, w)`."""
-        return self.model(images.float() / 255).softmax(1)[:, :2]
+        x = images.float() / 255
+        mirrored = self.model(x.flip(3)).softmax(1)[:, :2]
+        return (self.model(x).softmax(1)[:, :2] + mirrored.flip((1, 3))) / 2
 
 
 def main() -> None:
     """Write `lungs.onnx` and `lungs.json` into the folder of a training."""
     parser = argparse.ArgumentParser(prog="python -m pretraining.lung_export", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder of the training")
-    parser.add_argument("--model", choices=["teacher", "student", "final"], default="final")
+    parser.add_argument(
+        "--stage", default="final-2", help="the folder of the stage: teacher, student, final-1, final-2"
+    )
     options = parser.parse_args()
-    print(export_lungs(options.out, options.model))
+    print(export_lungs(options.out, options.stage))
 
 
 def export_lungs(out: Path, name: str) -> Path:
@@ -60,7 +67,7 @@ def export_lungs(out: Path, name: str) -> Path:
 
     Args:
         out: The folder of the training.
-        name: teacher, student or final.
+        name: The folder of the stage: teacher, student or final.
 
     Returns:
         The path of the ONNX file.

@@ -61,6 +61,7 @@ class LungRecipe:
         batch_size: Images per step.
         teacher_epochs: Epochs of `images_per_epoch` images that learn from masks only.
         final_epochs: Epochs of the last stage, which starts from the student's weights and learns from masks alone.
+        final_averaged: Decay of the moving average of the weights in the last stage; 0 for none, as it is too short.
         student_epochs: Epochs of the student, which starts from the teacher's weights; 0 to stop after the teacher.
         images_per_epoch: Images per epoch, drawn anew in each.
         masked: Fraction of the student's images that have masks.
@@ -83,7 +84,8 @@ class LungRecipe:
     batch_size: int = 16
     teacher_epochs: int = 30
     student_epochs: int = 20
-    final_epochs: int = 30
+    final_epochs: int = 12
+    final_averaged: float = 0.0
     images_per_epoch: int = 400
     masked: float = 0.5
     per_bank: int = 400
@@ -107,7 +109,7 @@ STUDENT = (
     "per_bank",
     "kept",
 )  # fields that the teacher does not depend on
-FINAL = ("final_epochs", "final_ranges")  # fields that only the last stage depends on
+FINAL = ("final_epochs", "final_averaged", "final_ranges")  # fields that only the last stage depends on
 
 
 class LungNet(nn.Module):
@@ -193,8 +195,8 @@ def train_lungs(data: Path, out: Path, recipe: LungRecipe) -> LungNet:
     chosen = certainty >= np.quantile(certainty, 1 - recipe.kept)
     logger.info("labelled %d images without masks, kept %d", len(pixels), chosen.sum())
     parts = _read_parts(images, recipe.student_masks)
-    student = _fit(out / "student", recipe, *parts, start=teacher, labelled=(pixels[chosen], lungs[chosen]))
-    return _fit(out / "final", recipe, *parts, start=student)
+    student = _fit(out / "student", recipe, *parts, start=teacher, labelled=(pixels[chosen], lungs[chosen]), seed=500)
+    return _fit(out / "final", recipe, *parts, start=student, seed=800)
 
 
 def _read_parts(images: pd.DataFrame, banks: tuple[str, ...]) -> tuple[Part, Part]:
@@ -261,6 +263,7 @@ def _fit(
     *,
     start: LungNet | None = None,
     labelled: Part | None = None,
+    seed: int = 0,
 ) -> LungNet:
     """Train one network and return it with the averaged weights of its best epoch, by Dice on the validation part.
 
@@ -273,23 +276,25 @@ def _fit(
         judged: The validation part, of the same shapes.
         start: The network of the stage before, from whose weights this one starts; None for the teacher.
         labelled: For the student: images with the teacher's labels, of the same shapes.
+        seed: Added to the seed of the views, so that each stage has its own.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     model = LungNet(recipe.widths).to(memory_format=torch.channels_last)
     epochs, rate, ranges = recipe.teacher_epochs, recipe.learning_rate, recipe.ranges
-    settings, seed = dataclasses.asdict(recipe), 0 if start is None else 500 if labelled else 800
+    settings, decay = dataclasses.asdict(recipe), recipe.averaged
     if start is None:
         settings = {name: value for name, value in settings.items() if name not in (*STUDENT, *FINAL)}
     else:
         model.load_state_dict(start.state_dict())
         epochs, rate, ranges = recipe.final_epochs, recipe.student_rate, recipe.final_ranges
+        decay = recipe.final_averaged
     if labelled is not None:
         settings = {name: value for name, value in settings.items() if name not in FINAL}
-        epochs, ranges = recipe.student_epochs, recipe.student_ranges
+        epochs, ranges, decay = recipe.student_epochs, recipe.student_ranges, recipe.averaged
     logger.info("%s: %d parameters", out.name, sum(parameter.numel() for parameter in model.parameters()))
     averaged = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.averaged), use_buffers=True
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay), use_buffers=True
     )
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=recipe.weight_decay)
     steps = recipe.images_per_epoch // recipe.batch_size
