@@ -26,7 +26,16 @@ from covid_fastai.errors import ImageError, ModelFormatError
 from covid_fastai.options import WorkerCount, checked
 from covid_fastai.runtime import onnxruntime
 
-__all__ = ["LUNG_COLUMNS", "LungQuality", "LungShape", "Lungs", "find_lungs", "measure_lungs", "segment_lungs"]
+__all__ = [
+    "LUNG_COLUMNS",
+    "LungQuality",
+    "LungShape",
+    "Lungs",
+    "describe_lungs",
+    "find_lungs",
+    "measure_lungs",
+    "segment_lungs",
+]
 
 MODEL = Path(__file__).with_name("lungs.onnx")
 GRID = 128  # pixels; side of the model's input and output
@@ -99,7 +108,7 @@ class Lungs:
     @property
     def mask(self) -> np.ndarray:
         """Both lungs as one mask, `(256, 256)` bool."""
-        return self.masks.any(axis=0)
+        return self.masks[0] | self.masks[1]
 
     @property
     def usable(self) -> bool:
@@ -180,7 +189,7 @@ def describe_lungs(probabilities: np.ndarray) -> Lungs:
     quality, remark = _judge(shape)
     masks = np.stack([_enlarge(lung, mask) for lung, mask in zip(probabilities, kept, strict=True)])
     masks[1] &= ~masks[0]  # two holes of one lung that the other fills; the lungs share no pixel
-    return Lungs(masks, quality, remark, float(masks.mean() * 2), _box(masks.any(axis=0)), shape)
+    return Lungs(masks, quality, remark, float(masks.mean() * 2), _box(masks[0] | masks[1]), shape)
 
 
 def _judge(shape: LungShape) -> tuple[LungQuality, str]:
@@ -207,15 +216,15 @@ def _judge(shape: LungShape) -> tuple[LungQuality, str]:
 def _measure_shape(found: np.ndarray, kept: np.ndarray, probabilities: np.ndarray) -> LungShape:
     """Measure what the rules read, from masks `(2, h, w)` before and after the removal of islands."""
     areas = kept.mean(axis=(1, 2))
-    both = kept.any(axis=0)
+    both = kept[0] | kept[1]
     n_found, n_kept = int(found.sum()), int(kept.sum())
     if not n_kept:
-        return LungShape((0.0, 0.0), 0.0, 0.5, (0.0,) * 4, 0.0, 0.0, 0.0, 1.0)
-    rows = kept.any(axis=2)
+        return LungShape((0.0, 0.0), 0.0, 0.5, (0.0, 0.0, 0.0, 0.0), 0.0, 0.0, 0.0, 1.0)
+    rows = np.stack([lung.any(axis=1) for lung in kept])
     shorter = min(rows.sum(axis=1))
     fills = [mask.sum() / _box_pixels(mask) for mask in kept if mask.any()]
     top, bottom = np.flatnonzero(both.any(axis=1))[[0, -1]]
-    widths = both[top : bottom + 1].sum(axis=1)
+    widths = np.count_nonzero(both[top : bottom + 1], axis=1)
     middle = len(widths) // 2
     shared = (kept[0][:, :-1] & kept[1][:, 1:]).sum() + (kept[1][:, :-1] & kept[0][:, 1:]).sum()
     return LungShape(

@@ -333,7 +333,7 @@ def _describe_saliency(run: Run) -> dict[str, Any]:
     """Return the table and the figure of the class activation maps; None for those that were not written."""
     table, figure, note = None, None, ""
     if run.folder.saliency.is_file():
-        missing = dict.fromkeys(("inside", "box", "border"), "")
+        missing = {name: [""] for name in ("inside", "box", "border")}
         fractions = pd.read_csv(run.folder.saliency, keep_default_na=False, na_values=missing)
         n_box = int(fractions["lung"].str.startswith(BOX_NAME).sum())
         if n_box:  # guard: box_said
