@@ -142,7 +142,7 @@ def _replace_in_cohort(folder: Path, paths: Mapping[str, str], *, root: str) -> 
     """Replace the paths in the cohort of a fold."""
     cohort = load_cohort(folder)
     save_cohort(
-        cohort.assign(path=cohort["path"].map(lambda path: paths.get(path, path))).with_facts(root=root), folder
+        cohort.assign(path=cohort["path"].map(lambda path: paths.get(str(path), path))).with_facts(root=root), folder
     )
 
 
