@@ -217,7 +217,7 @@ def test_the_typed_dictionary_has_the_fields_of_the_config():
     typed = typing.get_type_hints(TrainOptions, include_extras=True)
     assert list(typed) == list(TrainConfig.model_fields)
     for name, option in TrainConfig.option_types().items():
-        wider = str | Path | None if name in ("image_root", "weights") else plain_type(option)
+        wider = str | Path | None if name in ("image_root", "weights", "join") else plain_type(option)
         assert plain_type(typed[name]) == wider, name
     assert not TrainOptions.__required_keys__
 

@@ -88,6 +88,17 @@ def test_the_folds_of_a_cross_validation_are_used(clean):
     assert (merged["fold_x"] == merged["fold_y"]).all()
 
 
+def auc_within_folds(of_class, scores, fold) -> float:
+    """Return scikit-learn's AUC of each fold, weighted by the pairs of patients in it."""
+    aucs, pairs = [], []
+    for number in np.unique(fold):
+        positive = of_class[fold == number]
+        if 0 < positive.sum() < len(positive):
+            aucs.append(roc_auc_score(positive, scores[fold == number]))
+            pairs.append(positive.sum() * (~positive).sum())
+    return float(np.average(aucs, weights=pairs))
+
+
 def test_the_thumbnail_baseline_agrees_with_scikit_learns_logistic_regression(clean, audit):
     rows = rows_to_try(clean)
     x = np.stack([np.asarray(Image.open(path).convert("L").resize((16, 16), Image.BILINEAR)) for path in rows["path"]])
@@ -96,8 +107,9 @@ def test_the_thumbnail_baseline_agrees_with_scikit_learns_logistic_regression(cl
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
         model.fit(x[fold != number], rows.loc[fold != number, "label"])
         p[fold == number] = model.predict_proba(x[fold == number])[:, list(model.classes_).index("COVID-19")]
-    units = rows.assign(p=p).groupby(["patient", "label"])["p"].mean().reset_index()
-    expected = roc_auc_score(units["label"] == "COVID-19", units["p"])
+    units = rows.assign(p=p).groupby(["patient", "label"]).agg({"p": "mean", "fold": "first"}).reset_index()
+    units["of_class"] = units["label"] == "COVID-19"
+    expected = auc_within_folds(*(units[name].to_numpy() for name in ("of_class", "p", "fold")))
     assert audit.row("thumbnail")["auc"] == pytest.approx(expected, abs=1e-6)
     ours = audit.predictions["thumbnail"].set_index("path")["p_COVID-19"]
     np.testing.assert_allclose(ours.loc[rows["path"]], p, atol=1e-6)
@@ -144,8 +156,13 @@ def test_the_auc_of_three_classes_is_the_mean_against_the_rest(tmp_path):
     cohort = split_by_patient(read_cohort(root, task="etiology"), seed=0)
     result = find_shortcuts(cohort, permutations=199)
     table = result.predictions["thumbnail"]
-    units = table.groupby(["patient", "label"])[["p_Normal", "p_Bacterial", "p_Viral"]].mean().reset_index()
-    each = [roc_auc_score(units["label"] == name, units[f"p_{name}"]) for name in ("Normal", "Bacterial", "Viral")]
+    names = ("Normal", "Bacterial", "Viral")
+    units = table.groupby(["patient", "label"]).agg({**{f"p_{name}": "mean" for name in names}, "fold": "first"})
+    units = units.reset_index()
+    fold = units["fold"].to_numpy()
+    each = [
+        auc_within_folds((units["label"] == name).to_numpy(), units[f"p_{name}"].to_numpy(), fold) for name in names
+    ]
     assert result.row("thumbnail")["auc"] == pytest.approx(np.mean(each))
     assert result.flags == []
 

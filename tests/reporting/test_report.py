@@ -288,7 +288,8 @@ def test_predictions_of_any_model_get_a_page(run_folder, tmp_path):
 
     page = write_evaluation(run_folder / "predictions.csv", tmp_path / "page.html").read_text()
     assert "Does the model need the lungs?" in page and "Worst cases" in page
-    table = pd.read_csv(run_folder / "predictions.csv").assign(path="gone.png").drop(columns="patient")
+    table = pd.read_csv(run_folder / "predictions.csv").drop(columns="patient")
+    table["path"] = [f"gone-{number}.png" for number in range(len(table))]
     gone = write_evaluation(table, tmp_path / "gone.html").read_text()
     assert "were not tested for shortcuts" in gone and "image not available" in gone and "patients of some" in gone
 
