@@ -66,6 +66,7 @@ def test_certainties_are_chosen_on_the_other_folds_and_evaluated_on_their_own():
     assert result.certainty == choose_certainty(certain_units(read_predictions(table)), risk=0.06)
 
 
+@pytest.mark.slow
 def test_the_risk_is_met_with_the_stated_confidence_on_new_patients():
     """A plain estimate of the risk exceeds the target in about half of the draws."""
     new = certain_units(read_predictions(simulate(50_000, seed=99)))

@@ -50,6 +50,7 @@ def test_the_curve_follows_the_true_frequencies():
     assert ((inner["low"] < inner["fraction"]) & (inner["fraction"] < inner["high"])).all()
 
 
+@pytest.mark.slow
 def test_the_band_covers_the_true_frequency():
     covered = []
     for seed in range(100):

@@ -38,6 +38,7 @@ def test_a_run_without_its_images_says_how_to_give_their_new_place(moved):
     assert f"audit_run({str(run)!r}, data=FOLDER)" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_a_run_is_audited_and_reported_with_the_new_place_of_its_images(moved, run_folder):
     run, place = moved
     before = read_run(run_folder)

@@ -76,6 +76,7 @@ def test_a_patient_counts_once_with_the_mean_over_their_images():
     assert positive == "P" and sorted(units["images"]) == [2] * 5
 
 
+@pytest.mark.slow
 def test_the_target_is_met_on_average_on_new_patients():
     """20 patients to choose on: the plain quantile, k = 18, would give 18 / 21 = 0.857."""
     new = norm.cdf(np.random.default_rng(9).normal(1.0, size=20_000))

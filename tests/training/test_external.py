@@ -97,6 +97,7 @@ def test_a_class_that_the_model_lacks(run, elsewhere):
         validate(run, elsewhere, labels={"positive": "flu"})
 
 
+@pytest.mark.slow
 def test_a_task_made_from_options_is_in_the_run_and_validates_columns_of_findings(elsewhere, tmp_path):
     labels = {"pos*": "Opacity", "no finding": "Clear lung"}
     options = {"classes": ("Clear lung", "Opacity"), "labels": labels, "audit": False, "quiet": True}
@@ -209,6 +210,7 @@ def test_a_run_without_manifest_or_model_is_refused_before_data_are_read(run, el
     assert str(done.exception) == str(in_python.value) and type(done.exception) is type(in_python.value)
 
 
+@pytest.mark.slow
 def test_an_export_is_validated_with_its_own_threshold(run, elsewhere, phantom_root, tmp_path):
     exported = export_model(run, tmp_path / "exported", sensitivity=0.9, calibrate=True)
     options = {"labels": {"positive": "COVID-19"}, "keep": False}

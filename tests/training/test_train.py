@@ -228,6 +228,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(learn, phantom_root, tmp_
         train_classifier(resume=folder)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_after_its_data_have_moved(phantom_root, tmp_path):
     from fastai.callback.core import Callback
 

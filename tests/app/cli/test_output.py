@@ -67,7 +67,15 @@ def json_of(text: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "terminal"), [("cp1252", False), ("ascii", False), ("cp437", True), ("koi8-r", True), ("utf-8", True)]
+    ("encoding", "terminal"),
+    [
+        ("cp1252", False),
+        ("cp437", True),
+        *(
+            pytest.param(*other, marks=pytest.mark.slow)
+            for other in [("ascii", False), ("koi8-r", True), ("utf-8", True)]
+        ),
+    ],
 )
 def test_no_command_fails_on_a_console_of_another_encoding(encoding, terminal, folder):
     """With `FORCE_COLOR`, rich takes the pipe for a terminal and draws its tables with lines."""
