@@ -194,7 +194,7 @@ def compare(
         >>> comparison = compare(predictions, other, names=["model", "coin"], n_resamples=200)
         >>> comparison.table.loc[comparison.table["metric"] == "auc", ["model", "difference", "n"]].round(2)
           model  difference   n
-        4  coin       -0.34  60
+        4  coin       -0.33  60
     """
     paired = pair_predictions(models, names=names, positive=positive, split=split, **reading)
     values = [threshold] * len(models) if isinstance(threshold, (int, float)) else list(threshold)

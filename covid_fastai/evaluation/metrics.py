@@ -236,7 +236,7 @@ def evaluate(
     Examples:
         >>> result = evaluate(predictions, threshold=0.5)
         >>> round(result.value("auc"), 2)
-        0.84
+        0.83
         >>> row = result.row("sensitivity")
         >>> f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f}), n = {row['n']}"
         '0.71 (0.53 to 0.85), n = 28'

@@ -43,7 +43,12 @@ from covid_fastai.model.checkpoint import (
     restore_model,
     restore_optimiser,
 )
-from covid_fastai.model.distributed import data_parallel, is_main_process
+from covid_fastai.model.distributed import (
+    check_same_everywhere,
+    data_parallel,
+    is_main_process,
+    main_process_first,
+)
 from covid_fastai.model.features import features_of_frozen_body, needs_body
 from covid_fastai.model.learner import FrozenBody
 from covid_fastai.model.learner_facts import facts_of, log_model
@@ -345,7 +350,11 @@ def _open_checkpoints(
             f"{folder} has checkpoints of another training.", hint="Name another folder, or use resume=True."
         )
     check_room(learn, folder)
-    checkpoint = read_checkpoint(folder, config=config) if resume else None
+    checkpoint = None
+    if resume:
+        with main_process_first():  # the only one that writes checkpoints
+            checkpoint = read_checkpoint(folder, config=config)
+        check_same_everywhere("The checkpoint", None if checkpoint is None else checkpoint.facts["epoch"])
     if checkpoint is not None:
         logger.info("Resuming after epoch %d (%s).", checkpoint.facts["epoch"], checkpoint.path.name)
     elif resume:
