@@ -135,6 +135,7 @@ def read_rows(
                     path, columns=columns, label_columns=label_columns, derived=derived, image_root=image_root
                 )
                 return _from_folders(path.resolve(), folders, task=task, problems=problems)
+            path = _enter_lone_folders(path)
             parts = find_split_tables(_tables_in(path))
             table = read_split_tables(parts, encoding=encoding, known=known, problems=problems) if parts else None
             several = table is not None
@@ -394,6 +395,17 @@ def _only_table(root: Path, task: Task) -> Path:
 def _tables_in(root: Path) -> list[Path]:
     """Return the visible tables in a folder, known by their names."""
     return [Path(entry.path) for entry in scan_folder(str(root)) if _is_table(entry)]
+
+
+def _enter_lone_folders(folder: Path) -> Path:
+    """Return the folder that holds the tables: an archive often unpacks to a folder that has one folder only."""
+    inner = folder
+    while not _tables_in(inner):
+        entries = [entry for entry in scan_folder(str(inner)) if is_visible(entry.name)]
+        if len(entries) != 1 or not entries[0].is_dir():
+            return folder
+        inner = Path(entries[0].path)
+    return inner
 
 
 def _is_table(entry: os.DirEntry) -> bool:

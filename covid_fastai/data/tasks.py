@@ -183,7 +183,7 @@ class Task:
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes) or not all(self.classes):
             raise UsageError(
                 f"{where}: classes={list(self.classes)} are not two or more different names.",
-                hint="Name each class once.",
+                hint="Name two classes or more, each once.",
             )
         for name in self.classes:
             if len(name) > LONGEST_CLASS or not name.isprintable() or name != name.strip() or "$" in name:

@@ -233,6 +233,17 @@ def test_a_folder_with_two_data_sets_names_both(tmp_path):
         read_cohort(tmp_path)
 
 
+@pytest.mark.parametrize("inner", ["d", "d/e", "d/images"])
+def test_the_only_table_of_a_lone_inner_folder_is_read(inner, tmp_path):
+    write(tmp_path / inner, "x/a.png", "x/b.png")
+    (tmp_path / inner / "rows.csv").write_text("image,label\nx/a.png,Normal\nx/b.png,covid\n")
+    (tmp_path / "__MACOSX").mkdir()
+    assert len(read_cohort(tmp_path)) == 2
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError, match="neither CoronaHack"):
+        read_cohort(tmp_path)
+
+
 def test_the_only_table_of_a_folder_without_class_folders_is_read(tmp_path, caplog):
     write(tmp_path, "a.png", "b.png")
     (tmp_path / "rows.csv").write_text("image,what\na.png,Normal\nb.png,covid\n")
