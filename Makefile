@@ -12,8 +12,8 @@ check:
 	pyright -p .
 	pytest
 	pytest -n 0 --doctest-modules covid_fastai
-	pytest -m slow
-	OMP_NUM_THREADS=1 nbdev-test nbs --n-workers 1
+	pytest -m "slow and not nightly"
+	OMP_NUM_THREADS=1 nbdev-test nbs --n-workers 2
 
 test:
 	pytest

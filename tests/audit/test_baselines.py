@@ -246,6 +246,7 @@ def test_header_features_differ_between_files(tmp_path):
     np.testing.assert_allclose(headers[:3, 2], np.log(96 / 64))
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_clean_data_are_rarely_flagged_and_shortcuts_always(tmp_path):
     """A small version of benchmarks.flags, which uses 200 data sets of each kind."""

@@ -145,6 +145,7 @@ def test_the_band_agrees_with_a_bootstrap_except_at_the_extremes(make_prediction
     assert perfect["net_benefit"] == 0.5 and perfect["low"] < 0.42  # that of a bootstrap would be 0.5 too
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [0.5, None])
 def test_intervals_of_net_benefit_cover_the_truth(given):

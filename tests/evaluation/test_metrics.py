@@ -308,6 +308,7 @@ def test_the_variance_within_folds_is_that_of_the_separate_folds():
     np.testing.assert_allclose(one[1], same[1])
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_interval_within_folds_covers_the_truth_despite_offsets():
     truth, covered = norm.cdf(1.8 / math.sqrt(2)), []

@@ -64,6 +64,7 @@ def test_the_command_cross_validates(phantom_root, tmp_path):
     assert config["python"].startswith("cross_validate(") and config["python"].endswith(", folds=2)")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_parallel_folds_give_the_results_of_sequential_ones(phantom_root, tmp_path):
     """If a process is killed in its first fold, Ray starts another one, which trains that fold again."""

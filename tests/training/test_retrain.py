@@ -75,6 +75,7 @@ def test_runs_that_cannot_be_retrained_are_refused(trained, tmp_path, phantom_ro
         retrain(copy)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("shortcut", [None, "corner"])

@@ -178,6 +178,7 @@ def killed_and_resumed(model, images, folder, *, part, kills, engine="local") ->
     return out.read_bytes()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_table_is_the_same_after_five_kills(model, tmp_path):
     images = write_images(tmp_path / "images", 600, unreadable_every=100)
