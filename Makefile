@@ -1,4 +1,4 @@
-# `make check` is what CI runs; `make docs` builds the site into _docs and needs Quarto.
+# `make check` is what CI runs; `make docs` builds the documentation into _docs.
 .PHONY: format check test doctest slow docs bench
 
 format:
@@ -25,10 +25,7 @@ slow:
 	pytest -m slow
 
 docs:
-	python nbs/_site.py
-	cd nbs && quartodoc build
-	nbdev-docs
-	rm -f covid_fastai/_modidx.py
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 bench:
 	python -m benchmarks

@@ -6,10 +6,12 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
+INSTALLED = ("web", "dicom", "tables", "batch", "distributed", "dev")  # what .[dev] brings
+
 settings = ConfigParser(delimiters=("=",), comment_prefixes=("#",), interpolation=None)
 settings.read(Path(__file__).parents[1] / "settings.ini", encoding="utf-8")
 texts = [settings["DEFAULT"]["requirements"]]
-texts += [text for name, text in settings["extras"].items() if name in ("web", "dicom", "batch", "dev")]
+texts += [text for name, text in settings["extras"].items() if name in INSTALLED]
 for line in "\n".join(texts).splitlines():
     floor = re.match(r"([\w.-]+)(\[.*\])?\s*>=\s*([\w.]+)", line.strip())
     if floor:

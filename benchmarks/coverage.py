@@ -21,10 +21,11 @@ import pandas as pd
 from scipy.special import expit
 from scipy.stats import norm
 
-from covid_fastai.evaluation.bootstrap import calibration_gaps, resample_patients
+from covid_fastai.evaluation.bootstrap import calibration_gaps
 from covid_fastai.evaluation.decision_curve import net_benefit
 from covid_fastai.evaluation.intervals import wilson
 from covid_fastai.evaluation.metric_intervals import difference_interval, metric_interval
+from covid_fastai.evaluation.resamples import Resamples
 from covid_fastai.evaluation.weighted_metrics import WeightedMetric, list_weighted_metrics
 
 HERE = Path(__file__).parent
@@ -41,6 +42,8 @@ LARGE = 400_000  # patients of the sample that the true values are computed from
 N_RESAMPLES = 200  # for the correlation of two models
 THRESHOLD = 0.25  # of the net benefit
 NOISE = 0.7  # standard deviation that the second model's scores have more
+# The other metrics are the same for overconfident probabilities, which rank the patients in the same order.
+DEPEND_ON_SCALE = ("brier", "log_loss", "ece")
 COLUMNS = ["n", "prevalence", "auc", "scale", "block", "metric", "covered", "too_low", "too_high", "draws"]
 LOWEST, HIGHEST, FEWEST = 0.93, 0.98, 10  # the target, in cells that expect this number of patients of each class
 
@@ -118,18 +121,18 @@ def simulate(
         of_class, first, second, probability = draw(n, prevalence, auc, scale, np.random.default_rng(seed))
         if of_class.sum() < 2 or (~of_class).sum() < 2:
             continue
-        weights = resample_patients(
-            pd.Series(np.arange(n)), pd.Series(of_class.astype(str)), n_resamples=N_RESAMPLES, seed=number
-        )
+        resamples = Resamples(pd.Series(np.arange(n)), pd.Series(of_class.astype(str)), N_RESAMPLES, number)
         metrics, others = metrics_of(of_class, first), metrics_of(of_class, second)
         for name, metric in metrics.items():
+            if scale != 1 and name not in DEPEND_ON_SCALE:
+                continue
             value, other = compute(metric, n), compute(others[name], n)
             is_error = name == "ece"
             if math.isfinite(value):
-                low, high, _ = metric_interval(metric, value, None, weights)
+                low, high, _ = metric_interval(metric, value, None, resamples)
                 record(name, low, high, true_calibration_error(first, probability) if is_error else truth[name])
             if math.isfinite(value) and math.isfinite(other) and not is_error:
-                low, high, _ = difference_interval(others[name], metric, (value, other), None, weights)
+                low, high, _ = difference_interval(others[name], metric, (value, other), None, resamples)
                 record(f"difference of {name}", low, high, truth[f"difference of {name}"])
         row = net_benefit(first, of_class, np.array([THRESHOLD]), None).iloc[0]
         record("net benefit", row["low"], row["high"], truth["net benefit"])

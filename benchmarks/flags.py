@@ -36,7 +36,7 @@ def find_flags(kind: str, strength: float, seed: int) -> list[str]:
         root = write_phantom(Path(folder) / "data", patients=PATIENTS, shortcut=planted, strength=strength, **options)
         cohort = read_cohort(root, task="covid", on_problem="skip")  # two drawings of 48 pixels may look like copies
         cohort = split_by_patient(cohort, seed=seed)
-        return find_shortcuts(cohort, permutations=199, seed=seed).flags
+        return find_shortcuts(cohort, permutations=299, seed=seed).flags
 
 
 def main() -> None:

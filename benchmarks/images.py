@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import numpy as np
 from PIL import Image
 
@@ -43,6 +45,8 @@ def _measure_loaders(cohort, *, repeats: int) -> list[Measurement]:
     from covid_fastai.data.dataloaders import build_dataloaders
 
     later: list[float] = []
+    plain: list[float] = []
+    images = int((cohort["split"] == "train").sum())
 
     def time_pass(dls) -> float:
         return timed(lambda: [batch for batch in dls.train])
@@ -52,12 +56,15 @@ def _measure_loaders(cohort, *, repeats: int) -> list[Measurement]:
             dls = build_dataloaders(cohort, image_size=SIZE, batch_size=32)
             first = time_pass(dls)
             later.append(min(time_pass(dls) for _ in range(2)))
+            plain_dls = build_dataloaders(cohort, image_size=SIZE, batch_size=32, augmentation="none")
+            plain.append(min(time_pass(plain_dls) for _ in range(2)))
         return first
 
     measurements = []
     for workers, peer in ((0, "fastai DataBlock, no workers as ours"), (2, "fastai DataBlock, 2 workers, its default")):
         stock = stock_loaders(cohort, batch_size=32, num_workers=workers)
         later.clear()
+        plain.clear()
         pairs = {"peer": peer, "repeats": repeats, "remark": note()}
         theirs = lambda stock=stock: time_pass(stock)  # noqa: E731
         measurements.append(compare("loader, first pass", ours_first, theirs, target=3, **pairs))
@@ -65,4 +72,9 @@ def _measure_loaders(cohort, *, repeats: int) -> list[Measurement]:
         measurements.append(
             compare("loader, later passes", lambda times=times: next(times), theirs, target=15, warm=False, **pairs)
         )
+        times = iter(plain[1:])
+        measurements.append(
+            compare("loader, later passes without augmentation", lambda times=times: next(times), repeats=repeats,
+                    warm=False, remark=lambda: f"{images / statistics.median(plain):.0f} images/s {note()}".strip())
+        )  # fmt: skip
     return measurements

@@ -24,7 +24,7 @@ def measure_files(*, repeats: int, quick: bool) -> list[Measurement]:
     from covid_fastai.model.predictor import BATCH, Predictor
     from covid_fastai.runtime import onnxruntime
 
-    files = _files()[: 24 if quick else 160]
+    files = benchmark_files()[: 24 if quick else 160]
     predictor, learn = Predictor(saved_model()), load_model(saved_model(), device="cpu")
     pixels = np.stack([np.asarray(open_square(file, SIZE)) for file in files])[:, None]
     session = onnxruntime.InferenceSession(
@@ -63,7 +63,7 @@ def _labelled(files: list[str]):
 
 def measure_start(*, repeats: int, quick: bool) -> list[Measurement]:
     """Measure startup times: the help text, a first prediction, and the import."""
-    file = _files()[0]
+    file = benchmark_files()[0]
 
     def command(*arguments: str):
         return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
@@ -95,6 +95,7 @@ def _folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="covid_fastai-bench-"))
 
 
-def _files() -> list[str]:
+def benchmark_files() -> list[str]:
+    """Return the image files of the benchmarks, in order."""
     endings = (".jpg", ".jpeg", ".png")
     return sorted(str(path) for path in data_folder().rglob("*") if path.suffix.lower() in endings)

@@ -40,8 +40,15 @@ def stock_learner(dls, arch: str, path: Path):
     return learn
 
 
-def run_article(cohort_csv: str, arch: str, out: str) -> None:
-    """Run the article's experiment, from the CSV to the figures of its evaluation and an exported model."""
+def run_article(cohort_csv: str, arch: str, epochs: str, out: str) -> None:
+    """Run the article's experiment, from the CSV to the figures of its evaluation and an exported model.
+
+    Args:
+        cohort_csv: The cohort's file.
+        arch: `"resnet18"` or another of torchvision.
+        epochs: Epochs of each of the two phases.
+        out: The folder of the results.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -53,9 +60,9 @@ def run_article(cohort_csv: str, arch: str, out: str) -> None:
     learn = stock_learner(dls, arch, Path(out))
     with learn.no_bar():
         learn.freeze()
-        learn.fit_one_cycle(5, 1e-2)
+        learn.fit_one_cycle(int(epochs), 1e-2)
         learn.unfreeze()
-        learn.fit_one_cycle(5, 1e-3)
+        learn.fit_one_cycle(int(epochs), 1e-3)
         interpretation = ClassificationInterpretation.from_learner(learn)
         interpretation.plot_confusion_matrix()
         plt.savefig(Path(out) / "confusion.png")

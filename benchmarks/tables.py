@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,32 @@ def measure_bootstrap(*, repeats: int, quick: bool) -> list[Measurement]:
             remark="ours: every metric of the report",
         )
     ]  # fmt: skip
+
+
+def measure_search(*, repeats: int, quick: bool) -> list[Measurement]:
+    """Time the search for candidates among growing numbers of images, whose keypoints are drawn.
+
+    The keypoints are those of 200 drawn radiographs, mixed, each with a quarter of the bits of its code changed at
+    random. Fingerprinting and the confirmation of candidates are not included.
+    """
+    from covid_fastai.data.alignment import fewest_keypoints
+    from covid_fastai.data.keypoint_search import match_images
+    from covid_fastai.data.keypoints import COUNT, SCALES, SIDE, find_keypoints
+    from covid_fastai.data.phantom import draw_phantom
+
+    rng = np.random.default_rng(0)
+    pool = np.concatenate([find_keypoints(draw_phantom(rng, image_size=SIDE).image) for _ in range(200)])
+    measurements = []
+    for images in (500,) if quick else (1_000, 10_000, 20_000, 100_000):
+        keypoints = rng.choice(pool, (images, COUNT))
+        for scale in range(len(SCALES)):
+            changed = rng.integers(0, 2**64, (2, images, COUNT), dtype=np.uint64)
+            keypoints["codes"][:, :, scale] ^= changed[0] & changed[1]
+        name, remark = f"candidates for copies among {images:,} images", "drawn keypoints, one core"
+        work = partial(match_images, keypoints, min_count=fewest_keypoints(images))
+        options = {"target": 60 if images == 100_000 else None, "repeats": 1, "warm": False}
+        measurements.append(compare(name, lambda work=work: work() and None, remark=remark, size=images, **options))
+    return measurements
 
 
 def measure_copies(*, repeats: int, quick: bool) -> list[Measurement]:

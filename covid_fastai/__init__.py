@@ -12,6 +12,8 @@ from typing import Any
 
 import lazy_loader
 
+from covid_fastai.imports import importing
+
 _load, _, _names = lazy_loader.attach_stub(__name__, __file__)
 
 __all__ = sorted([*_names, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]: the stub lists them
@@ -22,7 +24,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("covid_fastai")
-    return _load(name)
+    with importing():
+        return _load(name)
 
 
 def __dir__() -> list[str]:

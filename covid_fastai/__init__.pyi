@@ -12,6 +12,9 @@ from .audit.baselines import plot_shortcuts as plot_shortcuts
 from .audit.leaks import LeakAudit as LeakAudit
 from .audit.leaks import find_leaks as find_leaks
 from .audit.leaks import plot_leak_groups as plot_leak_groups
+from .audit.runs import Run as Run
+from .audit.runs import list_runs as list_runs
+from .audit.runs import read_run as read_run
 from .audit.verdict import Verdict as Verdict
 from .config import TrainConfig as TrainConfig
 from .data.cohort import Cohort as Cohort
@@ -66,9 +69,6 @@ from .evaluation.plots import plot_history as plot_history
 from .evaluation.plots import plot_roc as plot_roc
 from .evaluation.predict import predict as predict
 from .evaluation.prediction_table import read_predictions as read_predictions
-from .evaluation.runs import Run as Run
-from .evaluation.runs import list_runs as list_runs
-from .evaluation.runs import read_run as read_run
 from .evaluation.selective import Abstention as Abstention
 from .evaluation.selective import RiskCoverage as RiskCoverage
 from .evaluation.selective import abstain_by_fold as abstain_by_fold

@@ -26,6 +26,7 @@ from covid_fastai.options import (
     FrozenAugmentations,
     GradientNorm,
     ImageSize,
+    KeptColumns,
     LabelClasses,
     LearningRate,
     LearningRateRatio,
@@ -36,6 +37,7 @@ from covid_fastai.options import (
     PatientPattern,
     Precision,
     Readers,
+    Region,
     Seed,
     SplitUnit,
     Switch,
@@ -46,6 +48,7 @@ from covid_fastai.options import (
     join_names,
     plain_type,
     refuse_option,
+    translate_name,
 )
 
 __all__ = ["PRESETS", "TrainConfig", "TrainOptions", "merge_options"]
@@ -97,11 +100,15 @@ class TrainOptions(TypedDict, total=False):
     encoding: str | None
     negatives_per_positive: NegativesPerPositive | None
     on_problem: OnProblem
+    check_lungs: Switch
     exclude_pretraining_overlap: Switch
     split: SplitUnit
     valid_pct: ValidPct
     evaluate_test: Switch
+    keep_columns: KeptColumns | None
+    pseudonymise: Switch
     image_size: ImageSize
+    region: Region
     augmentation: Augmentation
     batch_size: BatchSize
     balance: Balance
@@ -144,7 +151,7 @@ def check_row_options(
         )
     if (join is None) != (on is None):
         given = f"join={str(join)!r}" if on is None else f"on={on!r}"
-        hint = "on (--on), a column or LEFT=RIGHT" if on is None else "join (--join), the path of the other table"
+        hint = "`on`, a column or LEFT=RIGHT" if on is None else "`join`, the path of the other table"
         raise UsageError(f"{given} is only one of two options that belong together.", hint=f"Give {hint}, as well.")
 
 
@@ -215,6 +222,9 @@ class TrainConfig(BaseModel):
     on_problem: OnProblem = Field(
         "error", description="For faulty rows: error raises an error, skip excludes and lists them."
     )
+    check_lungs: Switch = Field(
+        False, description="Segment the lungs of every image, and add their quality, area and box to the cohort."
+    )
     exclude_pretraining_overlap: Switch = Field(
         True,
         description="Exclude the images that the weights of the package were trained on from the evaluation.",
@@ -227,9 +237,17 @@ class TrainConfig(BaseModel):
     evaluate_test: Switch = Field(
         False, description="Also evaluate on the official test set; the run logs each use of it."
     )
+    keep_columns: KeptColumns | None = Field(
+        None, description="CSV columns that the run keeps beside those that it needs, separated by commas."
+    )
+    pseudonymise: Switch = Field(
+        False,
+        description="Write numbers in place of the names of files and patients; the key lies beside the run.",
+    )
     # 128: ten epochs on CoronaHack's 5,000 images end within half an hour on two CPU cores; at 224 within two hours
     image_size: ImageSize = Field(128, description="Side of the square input image.")
-    augmentation: Augmentation = Field("default", description="Random changes of the training images.")
+    region: Region = Field("frame", description="What the model sees: the whole frame, or the box around the lungs.")
+    augmentation: Augmentation = Field("standard", description="Random changes of the training images.")
     batch_size: BatchSize = Field(32, description="Number of images per training step.")
     balance: Balance = Field(
         "none", description="Remedy for class imbalance: class weights in the loss, or a weighted sampler."
@@ -261,7 +279,7 @@ class TrainConfig(BaseModel):
     seed: Seed = Field(42, description="Seed of the sampling, the split and the training.")
     device: Device = Field("auto", description="Device for training.")
     precision: Precision = Field(
-        "auto", description="Numeric precision of training; auto is 16-bit on a GPU or a CPU with AMX or AVX512-BF16."
+        "auto", description="Number format of training; auto is 16-bit on a GPU or a CPU that is faster with bfloat16."
     )
     num_workers: NumWorkers = Field("auto", description="Number of processes that load images.")
 
@@ -276,6 +294,8 @@ class TrainConfig(BaseModel):
         """
         for name in choices:
             if name not in type(self).model_fields:
+                if hint := translate_name(name):
+                    raise UsageError(f"There is no option {name!r}.", hint=hint)
                 near = difflib.get_close_matches(name, type(self).model_fields, n=1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Options: {', '.join(type(self).model_fields)}."
                 raise UsageError(f"There is no option {name!r}.", hint=hint)
@@ -290,6 +310,10 @@ class TrainConfig(BaseModel):
 
     def _check_together(self) -> None:
         """Raise for values that are allowed individually but not together."""
+        for name, value in self:
+            # a shell gives an empty text for a variable that is not set; as a path, it would be the current folder
+            if isinstance(value, str) and not value.strip():
+                raise UsageError(f"{name}={value!r} is empty.", hint="Give a value, or omit the option.")
         if self.frozen_epochs + self.unfrozen_epochs == 0:
             raise UsageError("frozen_epochs and unfrozen_epochs are both 0.", hint="Train for at least one epoch.")
         if self.initial_image_size is not None and self.initial_image_size >= self.image_size:

@@ -3,37 +3,71 @@
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import json
 import math
 import os
 import platform
+import re
 import secrets
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from covid_fastai.errors import ResourceError
+from covid_fastai.pseudonyms import find_key, hide_names, restore_paths
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
+    "CLAIM_FILES",
+    "LOCK_FILE",
+    "OWNER",
+    "OWNER_FILE",
     "REPLACED_SUFFIX",
     "atomic_write",
+    "check_new_folder",
+    "check_target",
     "claim_folder",
+    "dump_csv",
+    "escape_cell",
+    "is_unfinished",
     "make_folder",
+    "make_unfinished_folder",
     "new_run_folder",
+    "read_csv",
     "restore_folder",
     "to_plain",
+    "unescape_cell",
     "unfinished_prefix",
+    "utc_now",
+    "write_csv",
+    "write_json",
 ]
-__all__ += ["utc_now", "write_csv", "write_json"]
 
-LOCK_FILE, OWNER_FILE = ".lock", ".owner"  # in a claimed folder: the lock, and the process that holds it
+# in a claimed folder: the lock, and the process that holds it
+CLAIM_FILES = LOCK_FILE, OWNER_FILE = ".lock", ".owner"
+OWNER = "process "  # begins the text of the second
 PART_SUFFIX = ".part"
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.part", re.DOTALL)  # the name of an unfinished file
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+# What spreadsheets take for a formula or a command, also in full width and after what they skip; a sign alone is none.
+SKIPPED = r"[^\S\t\r\n]|[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
+FORMULA = re.compile(rf"(?:{SKIPPED})*[=+\-@\uff1d\uff0b\uff0d\uff20]")
+INNER_FORMULA = re.compile(rf'(?:"|{SKIPPED})*[=+\-@\uff1d\uff0b\uff0d\uff20]')
+# A spreadsheet may begin a new cell there, whatever stands in quotation marks: where the comma is the decimal sign, its
+# separator is ;
+CELL_ENDS = re.compile(r"([;\t\r\n])")
+SUSPECT = r"^[^0-9A-Za-z/_.(]|[;\t\r\n]"  # of a text that is looked at; no formula begins with any of these
+SUSPECT_TEXT = re.compile(SUSPECT)
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+NUMBER_KINDS = frozenset("biufcmM")  # of dtypes: numbers, booleans and times
 REPLACED_SUFFIX = "-old"  # ends the name of a folder that was moved away to make room for a newer one
 
 
@@ -43,7 +77,7 @@ def utc_now() -> str:
 
 
 @contextmanager
-def atomic_write(path: str | Path, *, mode: str = "w") -> Iterator[IO]:
+def atomic_write(path: str | Path, *, mode: str = "w", new: bool = False) -> Iterator[IO]:
     """Open a file that appears under its name only once it is complete.
 
     The content goes to a temporary file in the same folder, which is flushed to the disk and then renamed to `path`.
@@ -51,29 +85,39 @@ def atomic_write(path: str | Path, *, mode: str = "w") -> Iterator[IO]:
 
     Args:
         path: The file to write; its folder must exist.
-        mode: `"w"` for UTF-8 text, `"wb"` for bytes.
+        mode: `"w"` for UTF-8 text, `"wb"` for bytes. What UTF-8 does not have, as in a file name of other bytes, is
+            written as an escape.
+        new: Whether `path` must not exist when the file is complete, so that nothing of somebody else is replaced.
 
     Yields:
         The open temporary file.
 
     Raises:
-        ResourceError: The folder cannot be written to, or the disk is full.
+        ResourceError: The folder cannot be written to, the disk is full, or with `new` the file exists.
     """
     path = Path(path)
-    encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
+    encoding, errors, newline = (None, None, None) if "b" in mode else ("utf-8", "backslashreplace", "")
     try:
         # guard: flushed
-        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=PART_SUFFIX)
+        descriptor, part = _open_part(path)
     except OSError as error:
         raise ResourceError(
             f"{path} cannot be written: {error.strerror}.", hint="Choose an existing folder that you may write to."
         ) from error
     try:
-        with os.fdopen(descriptor, mode, encoding=encoding, newline=newline) as file:
+        opened = mode if "b" in mode else "w+"  # text is read again, to hide names
+        with os.fdopen(descriptor, opened, encoding=encoding, errors=errors, newline=newline) as file:
             yield file
+            if "b" not in mode and (key := find_key(path)) is not None:
+                _hide_names(file, key)  # guard: hidden_names
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(part, 0o644)  # mkstemp makes it 0600, which other users of a shared folder could not read
+        if (kept := _mode_of(path)) is not None:
+            os.chmod(part, kept)  # a file that was made private stays so; guard: kept_mode
+        if new and os.path.lexists(path):  # guard: still_new
+            raise ResourceError(
+                f"{path} was written by another program in the meantime.", hint="Move it away, and run this again."
+            )
         os.replace(part, path)
     except BaseException as error:
         Path(part).unlink(missing_ok=True)  # guard: unlink_part
@@ -84,6 +128,56 @@ def atomic_write(path: str | Path, *, mode: str = "w") -> Iterator[IO]:
             ) from error
         raise
     _sync_folder(path.parent)
+
+
+def _hide_names(file: IO[str], key: Path) -> None:
+    """Replace the content of an open text file of a pseudonymised run by what may be shared."""
+    file.seek(0)
+    text = hide_names(file.read(), key)
+    file.seek(0)
+    file.truncate()
+    file.write(text)
+
+
+def _mode_of(path: Path) -> int | None:
+    """Return the permissions of a file that is there; None for a new one, or a link, which is replaced."""
+    return path.stat().st_mode & 0o777 if path.is_file() and not path.is_symlink() else None
+
+
+def _open_part(path: Path) -> tuple[int, str]:
+    """Create the temporary file of a file, with the permissions that the umask gives every new file.
+
+    That of a file which only some may read is never readable for more.
+    """
+    kept = _mode_of(path)
+    mode = 0o666 if kept is None else kept | 0o600  # guard: part_mode
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    while True:
+        part = os.path.join(path.parent, f".{path.name[:60]}.{secrets.token_hex(4)}{PART_SUFFIX}")
+        try:
+            return os.open(part, flags, mode), part  # guard: umask
+        except FileExistsError:
+            continue
+
+
+def is_unfinished(path: Path) -> bool:
+    """Return whether a file is the temporary file of `atomic_write`, which a process that was killed leaves behind."""
+    return UNFINISHED.fullmatch(path.name) is not None and not path.is_dir()
+
+
+def make_unfinished_folder(folder: Path) -> Path:
+    """Create the temporary folder of a folder, next to it, with the permissions that the umask gives every new folder.
+
+    Args:
+        folder: The folder that it will be renamed to; its parent exists.
+    """
+    while True:
+        unfinished = folder.with_name(f"{unfinished_prefix(folder)}{secrets.token_hex(4)}")
+        try:
+            unfinished.mkdir()
+            return unfinished
+        except FileExistsError:
+            continue
 
 
 def _sync_folder(folder: Path) -> None:
@@ -120,6 +214,24 @@ def unfinished_prefix(folder: Path) -> str:
     return f".{folder.name[:60]}.unfinished-"
 
 
+def check_target(path: str | Path) -> None:
+    """Raise for a file that cannot be written, before the work whose result it holds.
+
+    Args:
+        path: The file, which may exist.
+
+    Raises:
+        ResourceError: It is a folder, or its folder does not exist or may not be written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ResourceError(f"{path} is a folder, not a file to write.", hint="Add the name of the file.")
+    if not path.parent.is_dir():
+        raise ResourceError(f"{path} cannot be written: there is no folder {path.parent}.", hint="Create it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise ResourceError(f"{path} cannot be written.", hint="Name a folder that you may write to.")
+
+
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically; NaN and infinity become null, paths become strings."""
     with atomic_write(path) as file:
@@ -143,16 +255,107 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def write_csv(path: str | Path, table) -> Path:
-    """Write a pandas table as CSV without its index, atomically."""
-    # pandas does not quote a field with a carriage return, although readers end the line there
-    has_return = any("\r" in str(name) for name in table)
-    has_return = has_return or any(
-        table[name].map(lambda value: isinstance(value, str) and "\r" in value).any() for name in table
-    )
+def write_csv(path: str | Path, table: pd.DataFrame) -> Path:
+    """Write a pandas table as CSV without its index, atomically; `read_csv` reads it back equal."""
     with atomic_write(path) as file:
-        table.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC if has_return else csv.QUOTE_MINIMAL)
+        dump_csv(file, table)
     return Path(path)
+
+
+def dump_csv(file: IO[str], table: pd.DataFrame) -> None:
+    """Write a table as CSV into an open file, with texts that a spreadsheet would run made harmless.
+
+    Args:
+        file: The file, open for text without translation of newlines.
+        table: The table; its index is not written.
+    """
+    import pandas as pd
+
+    columns = {number: _safe_column(table.iloc[:, number]) for number in range(table.shape[1])}
+    names = [escape_cell(str(name)) for name in table.columns]
+    # pandas does not quote a field with a carriage return, although readers end the line there; and a reader may take
+    # another separator for that of the table if the names of its columns have one
+    is_unclear = any(re.search(r"[\r;\t|]", name) for name in names) or any(map(_has_return, columns.values()))
+    quoting = csv.QUOTE_NONNUMERIC if is_unclear else csv.QUOTE_MINIMAL
+    safe = pd.DataFrame(columns, index=table.index)
+    safe.to_csv(file, index=False, header=names, quoting=quoting, lineterminator="\n")
+
+
+def read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
+    """Read a CSV that `write_csv` wrote, with its texts as they were.
+
+    Args:
+        path: The file.
+        **options: Those of `pandas.read_csv`.
+    """
+    import pandas as pd
+
+    table = pd.read_csv(path, **options)
+    table.columns = [unescape_cell(str(name)) for name in table.columns]
+    for number, dtype in enumerate(table.dtypes):
+        if dtype.kind not in NUMBER_KINDS:
+            values = table.iloc[:, number].tolist()
+            if any(isinstance(value, str) and "'" in value for value in values):
+                texts = [unescape_cell(value) if isinstance(value, str) else value for value in values]
+                table.isetitem(number, pd.Series(texts, index=table.index, dtype=dtype))
+    return restore_paths(table, path)
+
+
+def escape_cell(text: str) -> str:
+    """Return a text that no spreadsheet runs as a formula: with an apostrophe before what begins like one.
+
+    A number stays a number. Rules of OWASP, "CSV Injection", which also names the separators of other countries.
+
+    Args:
+        text: The content of a cell.
+    """
+    if SUSPECT_TEXT.search(text) is None:
+        return text
+    return "".join(f"'{part}" if runs else part for part, runs in _parts_of_cell(text))  # guard: formula_cells
+
+
+def unescape_cell(text: str) -> str:
+    """Return the text that `escape_cell` made harmless."""
+    if "'" not in text:
+        return text
+    return "".join(part[1:] if runs and part.startswith("'") else part for part, runs in _parts_of_cell(text))
+
+
+def _parts_of_cell(text: str) -> Iterator[tuple[str, bool]]:
+    """Yield the parts of a cell and the separators between them, and whether a spreadsheet may run a part.
+
+    Apostrophes at the start of a part do not count, so that it is the same part with one more of them.
+    """
+    first, *others = CELL_ENDS.split(text)
+    whole = text.lstrip("'")
+    bare = first.lstrip("'")
+    start = FORMULA.match(bare)
+    is_formula = start is not None and start.end() < len(whole) and NUMBER.fullmatch(whole) is None
+    yield first, is_formula or (not bare and whole[:1] in ("\t", "\r", "\n"))
+    for number, part in enumerate(others):
+        bare = part.lstrip("'")
+        # guard: inner_cells
+        runs = number % 2 == 1 and INNER_FORMULA.match(bare) is not None and NUMBER.fullmatch(bare) is None
+        yield part, runs
+
+
+def _safe_column(column: pd.Series) -> pd.Series:
+    """Return a column as it is written."""
+    if column.dtype.kind in NUMBER_KINDS:
+        return column
+    if column.dtype == "str" and not column.str.contains(SUSPECT, regex=True).fillna(False).any():
+        return column
+    texts = [escape_cell(value) if isinstance(value, str) else value for value in column.tolist()]
+    return type(column)(texts, index=column.index, dtype=object)
+
+
+def _has_return(column: pd.Series) -> bool:
+    """Return whether a text of a column has a carriage return."""
+    if column.dtype == "str":
+        return bool(column.str.contains("\r", regex=False).fillna(False).any())
+    if column.dtype.kind in NUMBER_KINDS:
+        return False
+    return any(isinstance(value, str) and "\r" in value for value in column)
 
 
 def make_folder(folder: str | Path, *, hint: str = "Name a folder that you may write to.") -> Path:
@@ -191,12 +394,24 @@ def new_run_folder(out: str | Path | None, *, task: str, root: str | Path = "run
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         letters = "".join(secrets.choice("abcdefghjkmnpqrstuvwxyz") for _ in range(4))
         out = Path(root) / f"{stamp}-{task}-{letters}"
+    check_new_folder(out)
+    return make_folder(out)
+
+
+def check_new_folder(out: str | Path) -> None:
+    """Raise for a folder that holds something, before anything is made for a run.
+
+    Args:
+        out: The folder of a new run.
+
+    Raises:
+        ResourceError: It is not empty, or a file.
+    """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):  # guard: holds_something
         raise ResourceError(
             f"{out} exists and is not empty.", hint="Name a new folder, or resume the run that it contains."
         )
-    return make_folder(out)
 
 
 @contextmanager
@@ -223,14 +438,21 @@ def claim_folder(folder: str | Path) -> Iterator[Path]:
         raise ResourceError(
             f"{folder} is in use by {_read_owner(owner)}.", hint="Wait until it ends, or choose another folder."
         ) from error
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, NotImplementedError) or error.errno in NO_LOCKS:  # guard: no_locks
+            raise ResourceError(
+                f"The file system of {folder} has no locks, so that two processes could write there at once.",
+                hint="Choose a folder on another disk, such as a local one, and copy the result.",
+            ) from error
         raise ResourceError(
             f"{folder} cannot be written: {error.strerror}.", hint="Choose a folder that you may write to."
         ) from error
     try:
-        owner.write_text(f"process {os.getpid()} on {platform.node() or 'this machine'}", encoding="utf-8")
+        with atomic_write(owner) as file:  # a link of that name is replaced, not followed; guard: owner_link
+            file.write(f"{OWNER}{os.getpid()} on {platform.node() or 'this machine'}")
         for part in folder.rglob(f".*{PART_SUFFIX}"):  # incomplete files of a process that was killed
-            part.unlink(missing_ok=True)
+            if is_unfinished(part):
+                part.unlink(missing_ok=True)
         yield folder
     finally:
         owner.unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-__all__ = ["NO_DIAGNOSIS", "RESEARCH_USE"]
+__all__ = ["NO_DIAGNOSIS", "OF_DRAWINGS", "RESEARCH_USE"]
 
 RESEARCH_USE = "Research use only; not a medical device."
+OF_DRAWINGS = "This model was trained on drawings only: its answers say nothing about a radiograph of a person."
 NO_DIAGNOSIS = "A model's output, not a statement about a person's health."

@@ -46,6 +46,7 @@ __all__ = [
     "GradientNorm",
     "Hospital",
     "ImageSize",
+    "KeptColumns",
     "LabelClasses",
     "LabelSmoothing",
     "LearningRate",
@@ -66,7 +67,9 @@ __all__ = [
     "PositiveCount",
     "Precision",
     "Probability",
+    "Quantization",
     "Readers",
+    "Region",
     "Repeats",
     "SaliencyMethod",
     "SavedTemperature",
@@ -90,15 +93,57 @@ __all__ = [
     "describe_option",
     "join_names",
     "option_choices",
+    "option_names",
     "parse_option",
     "plain_type",
     "refuse_option",
+    "translate_name",
 ]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 NEAR = 0.7  # difflib's cutoff: "samplr" suggests "sampler", but "gpu" does not suggest "cpu"
+FASTAI_NAMES = {  # of fastai's functions, and what they are called here
+    "base_lr": "learning_rate",
+    "batch_tfms": "augmentation",
+    "bs": "batch_size",
+    "cbs": "callbacks",
+    "df": "data",
+    "epochs": "frozen_epochs and unfrozen_epochs",
+    "fn_col": "path_column",
+    "folder": "image_root",
+    "freeze_epochs": "frozen_epochs",
+    "item_tfms": "image_size (and augmentation)",
+    "label_col": "label_column",
+    "label_delim": "labels",
+    "lr": "learning_rate",
+    "lr_max": "learning_rate",
+    "lr_mult": "lr_ratio",
+    "model": "arch",
+    "n_epoch": "frozen_epochs and unfrozen_epochs",
+    "num_epochs": "frozen_epochs and unfrozen_epochs",
+    "opt": "opt_func",
+    "path": "data",
+    "pretrained": "weights",
+    "size": "image_size",
+    "sz": "image_size",
+    "val_bs": "batch_size",
+    "valid_col": "split_column",
+    "vocab": "classes",
+    "wd": "weight_decay",
+}
+FASTAI_ONLY = {  # of fastai's functions, without a counterpart here: where they can be given all the same
+    **dict.fromkeys(
+        ("bn_final", "concat_pool", "custom_head", "cut", "first_bn", "init", "lin_first", "lin_ftrs", "moms", "n_in")
+        + ("n_out", "normalize", "ps", "splitter", "train_bn", "wd_bn_bias", "y_range"),
+        "vision_learner(dls, ...), with dls from build_dataloaders",
+    ),
+    **dict.fromkeys(
+        ("div", "div_final", "pct_start", "reset_opt", "start_epoch"),
+        "learn.fit_one_cycle(...), with learn from build_learner",
+    ),
+}
 LONGEST_VALUE = 80  # characters of an invalid value in a message
 
 
@@ -196,6 +241,16 @@ def _as_pattern(value: Any) -> str:
 
 
 # Pydantic alone would take "5", 5.0 and True for 5; a text is parsed by `parse_option`, and only there.
+def _as_arch(value: Any) -> Any:
+    """Return the name of an architecture that is given as a function of torchvision or timm, such as `resnet34`."""
+    if not callable(value):
+        return value
+    module, name = getattr(value, "__module__", ""), getattr(value, "__name__", repr(value))
+    if module.startswith("torchvision.models"):
+        return name
+    return f"timm/{name}" if module.startswith("timm.") else f"{module}.{name}"
+
+
 _WHOLE = BeforeValidator(_as_whole)
 _NUMBER = (AllowInfNan(False), BeforeValidator(_as_number))
 
@@ -209,22 +264,24 @@ LabelClasses = Annotated[
     dict[str, str],
     BeforeValidator(_as_label_classes),
     Option(
-        "Write {'Lung_Opacity': 'Pneumonia'}, on the command line --label Lung_Opacity=Pneumonia; an empty class "
-        "excludes the label.",
+        "Write labels={'Lung_Opacity': 'Pneumonia'}; an empty class excludes the label.",
         allowed="one class for each label",
     ),
 ]
 ClassNames = Annotated[
     tuple[str, ...],
     BeforeValidator(_as_names),
-    Option("Write ('Normal', 'Pneumonia'), on the command line Normal,Pneumonia.", allowed="names of classes"),
+    Option("Write classes=('Normal', 'Pneumonia').", allowed="names of classes"),
 ]
 ColumnNames = Annotated[
     tuple[str, ...],
     BeforeValidator(_as_names),
-    Option(
-        "Write ('No Finding', 'Pneumonia'), on the command line 'No Finding,Pneumonia'.", allowed="names of columns"
-    ),
+    Option("Write label_columns=('No Finding', 'Pneumonia').", allowed="names of columns"),
+]
+KeptColumns = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_names),
+    Option("Write keep_columns=('scanner', 'ward').", allowed="names of columns"),
 ]
 UncertainLabels = Annotated[
     Literal["exclude", "positive", "negative"], Option("'exclude' leaves out images that are stated to be uncertain.")
@@ -256,9 +313,12 @@ ImageSize = Annotated[
     _WHOLE,
     Option("128 and 224 are usual.", "pixels"),
 ]
+Region = Annotated[
+    Literal["frame", "lungs"], Option("'lungs' crops every image to the box around its lungs, 'frame' to nothing.")
+]
 PhantomSize = Annotated[int, Ge(32), _WHOLE, Option("128 is the default.", "pixels")]
 Severity = Annotated[float, Ge(0), *_NUMBER, Option("1 is well visible, 0 shows no opacity.")]
-Augmentation = Annotated[Literal["default", "article", "none"], Option("AUGMENTATIONS describes each one.")]
+Augmentation = Annotated[Literal["standard", "strong", "article", "none"], Option("AUGMENTATIONS describes each one.")]
 BatchSize = Annotated[int, Interval(ge=2, le=4096), _WHOLE, Option("BatchNorm cannot learn from one image.", "images")]
 Balance = Annotated[
     Literal["none", "loss", "sampler"], Option("'loss' weights classes, 'sampler' samples them equally.")
@@ -292,8 +352,9 @@ Shortcut = Annotated[Literal["corner", "border", "jpeg_quality", "aspect", "gain
 Arch = Annotated[
     str,
     Field(pattern=r"^(resnet(18|34|50)|timm/.+)$"),
+    BeforeValidator(_as_arch),
     Option(
-        "A convolutional network of timm is named 'timm/<name>'.",
+        "A convolutional network of timm is named 'timm/<name>', such as 'timm/densenet121'.",
         allowed="one of 'resnet18', 'resnet34', 'resnet50', 'timm/<name>'",
         names=("resnet18", "resnet34", "resnet50"),
     ),
@@ -330,10 +391,11 @@ CheckImages = Annotated[
 # of processes and servers
 NJobs = Annotated[int, Ge(1), _WHOLE, Option("1 trains the folds one after the other.")]
 WorkerCount = Annotated[int, Ge(1), _WHOLE, Option("The number of processor cores is a good choice.")]
+Quantization = Annotated[Literal["int8"], Option("'int8' is faster, and changes probabilities a little.")]
 Engine = Annotated[Literal["local", "ray"], Option("'ray' is for a cluster.")]
 PositiveCount = Annotated[int, Ge(1), _WHOLE, Option("Give 1 or more.")]
 Count = Annotated[int, Ge(0), _WHOLE, Option("Give 0 or more.")]
-Seconds = Annotated[float, Gt(0), *_NUMBER, Option("20 is the default.", "seconds")]
+Seconds = Annotated[float, Gt(0), *_NUMBER, Option("20 to 60 are usual.", "seconds")]
 Pixels = Annotated[int, Ge(1024), _WHOLE, Option("25 million suit the largest usual detectors.", "pixels")]
 Port = Annotated[int, Interval(ge=1, le=65535), _WHOLE, Option("8000 is the default.")]
 
@@ -357,14 +419,31 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         for name, parameter in signature.parameters.items()
     ]
 
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in () if takes_any else kwargs.keys() - signature.parameters.keys():
+            if hint := translate_name(name):
+                raise UsageError(f"{function.__name__} has no option {name!r}.", hint=hint)
         for name in kwargs.keys() & options.keys():
             kwargs[name] = check_option(name, kwargs[name], options[name])
         return function(*args, **kwargs)
 
     call.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
     return call
+
+
+def translate_name(name: str) -> str:
+    """Return a hint for an option of fastai that has another name here, or none; empty for any other name.
+
+    Args:
+        name: fastai's name, such as `"bs"`.
+    """
+    if name in FASTAI_ONLY:
+        return f"fastai's {name} is an option of {FASTAI_ONLY[name]}."
+    ours = FASTAI_NAMES.get(name)
+    return f"fastai's {name} is called {ours} here." if ours else ""
 
 
 def check_option(name: str, value: Any, option: Any) -> Any:
@@ -397,7 +476,7 @@ def refuse_option(name: str, value: Any, option: Any) -> UsageError:
     text = " ".join(repr(value).split())
     shown = text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
     near = (
-        difflib.get_close_matches(str(value).lower(), _names(option), n=1, cutoff=NEAR)
+        difflib.get_close_matches(str(value).lower(), option_names(option), n=1, cutoff=NEAR)
         if isinstance(value, str)
         else []
     )
@@ -436,18 +515,19 @@ def option_choices(option: Any) -> tuple[str, ...]:
     return typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
 
 
-def parse_option(name: str, text: str, option: Any) -> Any:
-    """Return the value of an option that was given as text.
+def parse_option(name: str, value: Any, option: Any) -> Any:
+    """Return the value of an option that was given as text, or its default.
 
     Args:
         name: The option's name, for the message.
-        text: The text on the command line.
+        value: The text on the command line; any other value is a default, and only checked.
         option: Its type.
 
     Raises:
         UsageError: The text is not a value of the type, or the value is not allowed.
     """
-    return check_option(name, _parse_number(text) if _kinds(option) & {int, float} else text, option)
+    is_number = isinstance(value, str) and _kinds(option) & {int, float}  # guard: default_as_it_is
+    return check_option(name, _parse_number(value) if is_number else value, option)
 
 
 def plain_type(annotation: Any) -> Any:
@@ -508,7 +588,12 @@ def _marks(option: Any) -> list[Option]:
     return marks
 
 
-def _names(option: Any) -> list[str]:
+def option_names(option: Any) -> list[str]:
+    """Return the names that a value of an option can have, for suggestions and completion.
+
+    Args:
+        option: Its type.
+    """
     literals = [text for member in _members(option) for text in option_choices(member)]
     return [*literals, *(name for mark in _marks(option) for name in mark.names)]
 

@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from covid_fastai.files import atomic_write
 
@@ -77,10 +77,17 @@ def encode_figure(figure: Figure, *, kind: str = "png") -> bytes:
         The file's bytes.
     """
     from matplotlib import rc_context
+    from matplotlib.text import Text
 
     content = io.BytesIO()
-    with rc_context({"svg.hashsalt": "covid_fastai"}):
-        figure.savefig(content, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+    # a name with dollar signs is a name, not mathematics that may be malformed; guard: no_mathematics
+    for text in figure.findobj(Text):
+        cast(Text, text).set_parse_math(False)
+    with rc_context({"svg.hashsalt": "covid_fastai", "text.parse_math": False}):
+        options: dict[str, Any] = {"pil_kwargs": {"compress_level": PNG_LEVEL}}
+        if kind == "svg":
+            options = {"metadata": {"Date": None}}
+        figure.savefig(content, format=kind, dpi=DPI, **options)
     return content.getvalue()
 
 

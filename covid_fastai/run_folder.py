@@ -13,10 +13,12 @@ from typing import Any, overload
 
 from covid_fastai.errors import ResourceError
 from covid_fastai.files import utc_now
+from covid_fastai.pseudonyms import find_key, hide_names, key_beside, read_private
 
 __all__ = ["BATCH_HALVED", "FINISHED", "MODEL_BUILT", "RunFolder", "TEST_EVALUATED"]
 
 # Events of the record that the code searches for.
+CROPPED = "cropped to the lungs"
 BATCH_HALVED = "batch halved"  # training ran out of memory and started again with half the batch size
 FINISHED = "finished"
 MODEL_BUILT = "model built"
@@ -44,8 +46,8 @@ class RunFolder:
     """The paths of a run's files by their content: `RunFolder("runs/a").predictions` is `runs/a/predictions.csv`.
 
     Attributes:
-        path: The folder. Each fold of a cross-validation and each network of the full audit has such a folder
-            inside it; see `fold` and `retrained_network`.
+        path: The folder. Each fold and repeat of a cross-validation and each network of the full audit has such a
+            folder inside it; see `fold`, `repeat` and `retrained_network`.
     """
 
     path: Path
@@ -55,8 +57,10 @@ class RunFolder:
     cohort = _Entry("cohort.csv")  # one row per image, with its split
     cohort_info = _Entry("cohort.json")  # task, classes, positive class and the other facts of the cohort
     problems = _Entry("problems.csv")  # problems of the data, one row each
+    repeats = _Entry("repeats.csv")  # the metrics of each repeat of a cross-validation
     history = _Entry("history.csv")  # one row per epoch
     steps = _Entry("steps.csv")  # one row per training step
+    crops = _Entry("crops.csv")  # one row per image: what a model with region="lungs" sees of it
     checkpoints = _Entry("checkpoints")  # the last epochs, to resume from; removed at the end
     model = _Entry("model")  # the saved model
     training_manifest = _Entry("training.manifest.safetensors")  # fingerprints of the training images, not the images
@@ -86,8 +90,12 @@ class RunFolder:
         paths = {int(path.name.removeprefix("fold-")): path for path in self.path.glob("fold-[0-9]*")}
         return [RunFolder(paths[number]) for number in sorted(paths)]
 
+    def repeat(self, number: int) -> RunFolder:
+        """Return the folder of a repeat of a cross-validation, with its own folds; repeat 0 is the run itself."""
+        return self if number == 0 else RunFolder(self.path / f"repeat-{number}")
+
     def retrained_network(self, change: str) -> RunFolder:
-        """Return the folder of a network of the full audit by its change, such as `"black centre"`."""
+        """Return the folder of a network of the full audit by its change, such as `"lungs removed"`."""
         return RunFolder(self.retrained / change.replace(" ", "-"))
 
     def external_results(self) -> dict[str, Path]:
@@ -97,6 +105,22 @@ class RunFolder:
     def is_run(self) -> bool:
         """Return whether a run has begun in this folder."""
         return self.config.is_file() and self.record.is_file()
+
+    @property
+    def key(self) -> Path:
+        """The folder of the key of a pseudonymised run, beside the run."""
+        return key_beside(self.path)
+
+    def read_options(self) -> dict[str, Any]:
+        """Read `config.json`, with the files that a pseudonymised run hides in its key.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is not JSON.
+        """
+        options = json.loads(self.config.read_text(encoding="utf-8"))
+        private = read_private(self.path)
+        return options | {name: private[name] for name in ("data", "config") if name in private}
 
     def log(self, event: str, **facts: Any) -> None:
         """Append an event to the record, with the time (UTC) and facts about it.
@@ -109,13 +133,15 @@ class RunFolder:
             ResourceError: The record cannot be written.
         """
         line = json.dumps({"time": utc_now(), "event": event, **facts}, ensure_ascii=False)
+        if (key := find_key(self.record)) is not None:
+            line = hide_names(line, key)
         try:
             with open(self.record, "ab+") as file:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
                     if file.read(1) != b"\n":  # a crash cut the last line; the new one must not be appended to it
                         file.write(b"\n")
-                file.write(line.encode() + b"\n")
+                file.write(line.encode("utf-8", "backslashreplace") + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -133,7 +159,7 @@ class RunFolder:
         if not self.record.is_file():
             return []
         events = []
-        for line in self.record.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in self.record.read_bytes().decode("utf-8", "replace").rstrip("\n").split("\n"):
             try:
                 event = json.loads(line)
             except ValueError:  # guard: torn_line

@@ -7,11 +7,29 @@ their maker, and store an identifier of the machine on the disk. The use of radi
 from __future__ import annotations
 
 import os
+from types import ModuleType
+
+from covid_fastai.errors import UnavailableError
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when the library is loaded; must be set before the import
 
 import onnxruntime
 
-__all__ = ["onnxruntime"]
+__all__ = ["onnxruntime", "quantization_tools"]
 
 onnxruntime.disable_telemetry_events()  # if the library was loaded before, and on Windows
+
+
+def quantization_tools() -> ModuleType:
+    """Return ONNX Runtime's tools that rewrite a model in 8-bit integers.
+
+    Raises:
+        UnavailableError: They need the package onnx, which prediction does not.
+    """
+    try:
+        from onnxruntime import quantization
+    except ImportError as error:
+        raise UnavailableError(
+            f"The tools of ONNX Runtime for 8-bit integers cannot be imported: {error}.", hint="pip install onnx"
+        ) from error
+    return quantization

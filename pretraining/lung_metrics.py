@@ -154,6 +154,9 @@ def _constructed(held_out: pd.DataFrame) -> dict[str, Iterator[Image.Image]]:
         "held out: 10% of the lungs' box cut off": (_cut(image, mask, 0.1, rng) for image, mask in inside),
         "held out: 25% of the lungs' box cut off": (_cut(image, mask, 0.25, rng) for image, mask in inside),
         "held out: half of the image with one lung": (_halve(image, mask, rng) for image, mask in inside),
+        "held out: half of the image painted black": (_paint(image, mask, rng) for image, mask in inside),
+        "held out: upper half of the lungs": (image.crop(_upper(image, mask)) for image, mask in inside),
+        "held out: twice side by side": (_double(image) for image, _ in pairs),
         "held out: below the lungs": (part for image, mask in inside if (part := _below(image, mask)) is not None),
         "held out: upside down": (image.transpose(Image.Transpose.ROTATE_180) for image, _ in pairs),
         "held out: on its side": (image.transpose(Image.Transpose.ROTATE_90) for image, _ in pairs),
@@ -186,6 +189,29 @@ def _halve(image: Image.Image, mask: np.ndarray, rng: np.random.Generator) -> Im
     third = (right - left) // 3  # the column with the least lung in the middle third
     middle = left + third + int(mask[:, left + third : right - third].sum(axis=0).argmin())
     return image.crop([(0, 0, middle, image.height), (middle, 0, *image.size)][rng.integers(2)])
+
+
+def _paint(image: Image.Image, mask: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    """Paint one side of an image black, from its edge to the column between the lungs."""
+    left, _, right, _ = _limits(mask)
+    painted = np.array(image)
+    half = (left + right) // 2
+    painted[:, slice(half) if rng.integers(2) else slice(half, None)] = 0
+    return Image.fromarray(painted)
+
+
+def _upper(image: Image.Image, mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the part of an image above the middle of the lungs."""
+    _, top, _, bottom = _limits(mask)
+    return 0, 0, image.width, (top + bottom) // 2
+
+
+def _double(image: Image.Image) -> Image.Image:
+    """Return two copies of an image beside each other, as figures of journals show."""
+    pair = Image.new("L", (2 * image.width, image.height))
+    for left in (0, image.width):
+        pair.paste(image, (left, 0))
+    return pair
 
 
 def _below(image: Image.Image, mask: np.ndarray) -> Image.Image | None:

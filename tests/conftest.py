@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import random
 import socket
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import tests.examples  # noqa: F401 - the settings of all property tests
 from tests.prediction_fixtures import make_predictions, predictions, run_folder, three_classes  # noqa: F401
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with all cores each are slower than one
@@ -15,7 +20,33 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with all cores each are
 
 REPOSITORY = Path(__file__).parents[1]
 NO_SKIPS = "COVID_FASTAI_NO_SKIPS"  # set where everything is installed: a skip then fails the run
+# The files that take longest, of the fast tests or of the slow ones: they come first, so that none of them is left to
+# one process when the other has nothing more to do.
+LONGEST = """
+    training/test_train attacks/test_training training/test_external audit/test_baselines reporting/test_report
+    app/cli/test_main app/server/test_app app/cli/test_output training/test_cross_validate training/test_retrain
+    attacks/test_kills attacks/test_privacy data/test_images model/test_bundle evaluation/test_comparison
+    data/test_fingerprints data/test_splits app/server/test_browser data/test_metadata data/test_phantom
+    saliency/test_methods model/test_predictor model/test_features model/test_checkpoint app/cli/test_serve
+""".split()
 EXCUSES = ("GPU: ", "system: ")  # how the reason of a skip begins that no installation could spare
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    """Search for no garbage among what the tests import, then and later: each search there takes half a second."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_collection_modifyitems(items):
+    places = {REPOSITORY / "tests" / f"{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,6 +55,25 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COVID_FASTAI_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _same_environment():
+    """Keep what a test, or a command that it runs in this process, writes into the environment from the next test."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers():
+    """Let a test draw the same random numbers, whichever tests ran before it in its process."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - fastai and torchvision draw from the global generators
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

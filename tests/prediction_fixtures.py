@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 
 def draw_predictions(*, patients: int = 60, classes=("Normal", "COVID-19"), seed: int = 0, skill: float = 1.0):
@@ -38,10 +42,21 @@ def three_classes():
 
 @pytest.fixture(scope="session")
 def run_folder(covid_dataset, tmp_path_factory):
-    """The folder of a run of one short epoch; not to be changed."""
+    """The folder of a run of two short epochs, trained once for all processes of the tests; not to be changed."""
     from covid_fastai import train_classifier
+    from covid_fastai.run_folder import RunFolder
 
-    folder = tmp_path_factory.mktemp("evidence") / "run"
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / "evidence" / "run"
     quick = {"image_size": 32, "batch_size": 8, "frozen_epochs": 1, "unfrozen_epochs": 1, "weights": None}
-    train_classifier(covid_dataset, out=folder, quiet=True, num_workers=0, **quick)
-    return folder
+    with FileLock(root / "evidence.lock"):
+        if not RunFolder(folder).is_finished():
+            train_classifier(covid_dataset, out=folder, quiet=True, num_workers=0, **quick)
+    before = _moments(folder)
+    yield folder
+    assert _moments(folder) == before, "a test has changed the run that other tests, of another process, copy and read"
+
+
+def _moments(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
 
+from covid_fastai.data.regions import region_version
 from covid_fastai.model.bundle_config import golden_image, golden_sha256, seal_config
 from covid_fastai.runtime import onnxruntime
 
@@ -18,15 +19,16 @@ CLASSES = ["Normal", "COVID-19"]
 SIZE, CELLS = 64, 4
 
 
-def write_small_model(folder: Path, *, threshold: float | None = 0.4, seed: int = 8) -> Path:
+def write_small_model(folder: Path, *, threshold: float | None = 0.4, seed: int = 8, region: str = "frame") -> Path:
     """Write `config.json`, `model.onnx` and `model.safetensors`, as `save_model` names them."""
     content = _graph(seed).SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     golden = session.run(["logits", "probabilities"], {"images": golden_image(SIZE)[None, None]})
     weights = save({"weight": np.zeros(2, np.float32)})
     origin = {"name": "none", "mean": 0.5, "std": 0.25, "origin": "", "sha256": "", "arch": "small"}
-    fields = {"format": 2, "covid_fastai": "0.1.0", "arch": "small", "head": ["Linear"], "n_in": 1, "classes": CLASSES}
+    fields = {"format": 3, "covid_fastai": "0.1.0", "arch": "small", "head": ["Linear"], "n_in": 1, "classes": CLASSES}
     fields |= {"positive": "COVID-19", "task": "covid", "image_size": SIZE, "resize": "squash-bilinear-antialias"}
+    fields |= {"region": region, "segmentation": region_version(region)}
     fields |= {"mean": 0.5, "std": 0.25, "augmentation": "none", "batch_size": 16, "threshold": threshold}
     fields |= {"temperature": 1.0, "training_manifest": "", "weights": origin, "versions": {}}
     fields |= {"sha256": hashlib.sha256(weights).hexdigest()}

@@ -46,6 +46,13 @@ def test_values_that_make_no_training_together_are_refused(choices, message):
         TrainConfig(**choices)
 
 
+@pytest.mark.parametrize("name", ["image_root", "positive", "path_column", "weights", "join", "encoding", "recipe"])
+def test_an_empty_text_is_refused(name):
+    """A shell gives it for a variable that is not set; an empty path would be the current folder."""
+    with pytest.raises(UsageError, match=f"{name}=' ' is empty"):
+        TrainConfig(**{name: " "})
+
+
 def test_numbers_of_numpy_and_paths_become_plain():
     config = TrainConfig(seed=np.int64(3), learning_rate=np.float32(0.5), image_root=Path("data"), audit=np.False_)
     assert config.to_dict() == TrainConfig(seed=3, learning_rate=0.5, image_root="data", audit=False).to_dict()

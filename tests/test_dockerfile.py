@@ -28,11 +28,39 @@ def test_it_does_not_run_as_root_and_tells_its_health():
     found = dict(instructions())
     words = [word for word, _ in instructions()]
     assert re.fullmatch(r"[1-9]\d{3,}", found["USER"]) and words.index("USER") < words.index("ENTRYPOINT")
-    assert found["FROM"].endswith("-slim") and "ADD" not in words
+    assert "ADD" not in words
     assert "/readyz" in found["HEALTHCHECK"]
     check = json.loads(found["HEALTHCHECK"].split("CMD", 1)[1])
     compile(check[2], "HEALTHCHECK", "exec")
     assert "ORT_DISABLE_TELEMETRY=1" in found["ENV"]
+
+
+def test_its_base_is_pinned_and_another_digest_can_be_given():
+    (argument, base), (word, image) = instructions()[:2]
+    assert (argument, word, image) == ("ARG", "FROM", "${BASE}")
+    assert re.fullmatch(r"BASE=python:3\.12-slim@sha256:[0-9a-f]{64}", base)
+    text = (REPOSITORY / "Dockerfile").read_text()
+    assert "--build-arg BASE=python:3.12-slim@sha256:" in text and "docker buildx imagetools inspect" in text
+
+
+def test_every_package_that_it_installs_has_one_version():
+    (install,) = (rest for word, rest in instructions() if word == "RUN" and "requirements-serve.txt" in rest)
+    words = shlex.split(install)
+    assert words[:5] == ["pip", "install", "-c", "/tmp/constraints.txt", "-r"]
+    pinned = {line.partition("==")[0].lower() for line in (REPOSITORY / "constraints.txt").read_text().splitlines()}
+    named = {re.sub(r"[-_.]+", "-", name).lower() for name in (*requirements(), *words[6:])}
+    assert {"pydicom", "python-gdcm"} <= named <= {re.sub(r"[-_.]+", "-", name) for name in pinned}
+
+
+def test_it_builds_the_package_with_a_version_that_is_stated():
+    commands = [shlex.split(command) for word, rest in instructions() if word == "RUN" for command in rest.split("&&")]
+    installs = [command for command in commands if command[:2] == ["pip", "install"]]
+    assert len(installs) == 3
+    for command in installs:
+        is_built = {"--no-deps", "--no-build-isolation"} <= {*command}
+        assert is_built or command[2:4] == ["-c", "/tmp/constraints.txt"], command
+    assert installs[1][4:] == ["setuptools"] and "--no-build-isolation" in installs[2]
+    assert "\nsetuptools==" in (REPOSITORY / "constraints.txt").read_text()
 
 
 def test_what_it_copies_is_there_and_not_ignored():

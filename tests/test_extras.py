@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 
+import pytest
 from packaging.requirements import Requirement
 
 from tests.test_packaging import SETTINGS
@@ -66,6 +67,7 @@ def absent() -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_a_training_and_a_prediction_need_no_extra(phantom_root, tmp_path):
     blocked = absent()
     assert {"accelerate", "pytest", "pydicom", "statsmodels"} <= blocked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,15 @@ from datetime import UTC, datetime
 import pytest
 
 from covid_fastai.errors import ResourceError
-from covid_fastai.files import atomic_write, claim_folder, make_folder, new_run_folder, utc_now, write_json
+from covid_fastai.files import (
+    atomic_write,
+    claim_folder,
+    make_folder,
+    make_unfinished_folder,
+    new_run_folder,
+    utc_now,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
@@ -101,9 +110,15 @@ def test_a_killed_owner_leaves_no_claim_behind(tmp_path):
 
 
 def test_of_many_processes_one_owns_the_folder_at_a_time(tmp_path):
-    command = [sys.executable, "-c", CLAIM, str(tmp_path), "5"]  # seconds: longer than it takes the others to start
+    command = [sys.executable, "-c", CLAIM, str(tmp_path), "200"]  # seconds: until the others have given up
     racers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(4)]
-    outputs = [racer.communicate()[0].strip() for racer in racers]
+    deadline = time.monotonic() + 120
+    while sum(racer.poll() is not None for racer in racers) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    outputs = [racer.stdout.readline().strip() for racer in racers]
+    for racer in racers:
+        racer.kill()
+        racer.communicate()
     assert sorted(outputs) == ["", "", "", "mine"]
 
 
@@ -112,6 +127,46 @@ def test_a_folder_that_cannot_be_claimed_is_named(tmp_path):
     with pytest.raises(ResourceError, match="file cannot be written: "), claim_folder(tmp_path / "file"):
         pass
     assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="system: flock is of POSIX")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named_with_a_way_out(tmp_path, monkeypatch, number):
+    import fcntl
+
+    def refuse(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ResourceError, match="file system of .* has no locks") as caught, claim_folder(tmp_path):
+        pass
+    assert "another disk" in caught.value.hint
+
+
+@pytest.mark.skipif(os.name == "nt", reason="system: Windows has no umask")
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077])
+def test_new_files_have_the_permissions_of_the_umask_and_old_ones_keep_theirs(tmp_path, umask):
+    old = os.umask(umask)
+    try:
+        write_json(tmp_path / "new.json", {})
+        folder = make_unfinished_folder(tmp_path / "model")
+        (tmp_path / "private.json").touch(mode=0o600)
+        (tmp_path / "private.json").chmod(0o600)
+        write_json(tmp_path / "private.json", {})
+    finally:
+        os.umask(old)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "new.json", tmp_path / "private.json")}
+    assert modes == {"new.json": 0o666 & ~umask, "private.json": 0o600}
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_only_unfinished_files_of_this_package_are_swept(tmp_path):
+    (tmp_path / ".a.csv.01234abf.part").write_text("rest")
+    (tmp_path / ".notes.part").write_text("mine")
+    (tmp_path / ".folder.abcdefgh.part").mkdir()
+    with claim_folder(tmp_path):
+        left = {path.name for path in tmp_path.iterdir()} - {".lock", ".owner"}
+    assert left == {".notes.part", ".folder.abcdefgh.part"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="system: symbolic links need a privilege on Windows")
@@ -135,3 +190,41 @@ def test_utc_now_is_utc(monkeypatch):
         monkeypatch.undo()
         time.tzset()
     assert abs((datetime.now(UTC) - found).total_seconds()) < 60
+
+
+@pytest.mark.skipif(os.name == "nt", reason="system: symbolic links need a privilege on Windows")
+def test_the_name_of_the_owner_is_not_written_through_a_link(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    folder = make_folder(tmp_path / "run")
+    (folder / ".owner").symlink_to(victim)
+    with claim_folder(folder):
+        assert f"process {os.getpid()}" in (folder / ".owner").read_text()
+    assert victim.read_text() == "mine" and os.listdir(folder) == [".lock"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="system: Windows has no umask")
+def test_what_is_private_is_never_readable_for_others_not_even_while_it_is_written(tmp_path):
+    private = tmp_path / "private.csv"
+    private.touch(mode=0o600)
+    with atomic_write(private):
+        (part,) = tmp_path.glob(".*.part")
+        assert part.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_new_file_replaces_nothing_that_was_written_meanwhile(tmp_path):
+    path = tmp_path / "table.csv"
+    with pytest.raises(ResourceError, match="another program"), atomic_write(path, new=True) as file:
+        file.write("ours")
+        path.write_text("theirs")
+    assert path.read_text() == "theirs" and os.listdir(tmp_path) == ["table.csv"]
+
+
+def test_a_full_disk_is_named_where_a_folder_is_claimed(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="No space left"), claim_folder(tmp_path):
+        pass
+    assert not (tmp_path / ".owner").exists()

@@ -20,6 +20,11 @@ LARGEST = 400_000  # bytes, outputs and all, so that they open on the web
 STORY = ["quickstart", "metadata", "images", "augmentation", "dataloaders", "training", "evaluation", "the_article"]
 STORY += ["audit"]
 
+INSTALL = """#| eval: false
+# Only on Colab or Kaggle: choose a runtime with a GPU, upload this repository as covid_fastai.zip, and run this cell.
+%pip install -q ./covid_fastai.zip
+!nvidia-smi -L"""
+
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -37,11 +42,16 @@ def test_it_begins_as_all_do(path):
     title, install, imports, parameters, data = cells_of(path)[:5]
     assert "".join(title["source"]).startswith("# ")
     assert "research use only" in "".join(title["source"]).casefold()
-    assert "".join(install["source"]).split("\n") == ["#| eval: false", "%pip install -q covid_fastai"]
+    assert "".join(install["source"]) == INSTALL
     assert "import" in "".join(imports["source"]) and "*" not in "".join(imports["source"])
     assert parameters["metadata"]["tags"] == ["parameters"]
     assert "".join(parameters["source"]).startswith("data = None")
     assert re.search(r"example_data\(\s*data", "".join(data["source"]))
+
+
+@each_notebook
+def test_it_says_what_a_real_data_set_changes(path):
+    assert any("".join(cell["source"]).startswith("## With a real data set\n") for cell in cells_of(path, "markdown"))
 
 
 @each_notebook
@@ -72,6 +82,7 @@ def test_it_is_clean(path, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_broken_claim_fails(tmp_path):
     notebook = json.loads(NOTEBOOKS[1].read_text(encoding="utf-8"))
     claims = [

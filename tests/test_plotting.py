@@ -81,3 +81,14 @@ def test_an_image_is_embedded_as_a_jpeg():
 def test_the_module_loads_neither_matplotlib_nor_pillow():
     code = "import sys, covid_fastai.plotting; print({'matplotlib', 'PIL', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_a_name_with_dollar_signs_is_drawn_as_it_is(kind):
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([1, 2], [1, 2], label=r"$\frac{$")
+    axes.set(title="$x$", xlabel=r"$\unknown$")
+    axes.set_yticks([1, 2], ["$^$", "$a_{$"])
+    axes.legend()
+    assert encode_figure(figure, kind=kind)

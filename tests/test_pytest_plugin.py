@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
+import pytest
+
 pytest_plugins = ["pytester"]
 
 
+@pytest.mark.slow
 def test_the_fixtures_work_in_a_project_that_only_installed_the_package(pytester):
     pytester.makepyfile(
         """
@@ -31,12 +34,14 @@ def test_the_fixtures_work_in_a_project_that_only_installed_the_package(pytester
     result.assert_outcomes(passed=4)
 
 
+@pytest.mark.slow
 def test_the_fixtures_are_documented(pytester):
     result = pytester.runpytest_subprocess("--fixtures")
     for name in ("covid_dataset", "covid_cohort", "covid_dls", "covid_learner"):
         result.stdout.fnmatch_lines([f"{name} *session scope*"])
 
 
+@pytest.mark.slow
 def test_a_run_without_them_imports_nothing_heavy(pytester):
     pytester.makepyfile(
         """

@@ -55,12 +55,14 @@ def run(tmp_path):
     return run_tests
 
 
+@pytest.mark.slow
 def test_what_nothing_could_spare_is_allowed(run, tmp_path):
     (tmp_path / "test_one.py").write_text(TESTS)
     status, output = run(**{NO_SKIPS: "1"})
     assert status == 0 and "1 passed, 3 skipped" in output and NO_SKIPS not in output
 
 
+@pytest.mark.slow
 def test_what_is_missing_fails_the_run_and_is_named_once(run, tmp_path):
     """In two processes, as the suite runs: a package that is missing, real data that are not where they were named."""
     (tmp_path / "test_one.py").write_text(TESTS)

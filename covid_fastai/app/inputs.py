@@ -11,11 +11,18 @@ from typing import Any, Unpack
 
 from covid_fastai.app.table_inputs import TableOptions, images_of_table, is_table
 from covid_fastai.data.archives import check_not_archive
-from covid_fastai.data.image_files import IMAGE_SUFFIXES, FolderReader, has_image_suffix, is_path_visible
+from covid_fastai.data.image_files import (
+    IMAGE_SUFFIXES,
+    FolderReader,
+    folders_below,
+    has_image_suffix,
+    is_path_visible,
+)
+from covid_fastai.data.reach import is_chained, is_url
 from covid_fastai.errors import DataError, UnavailableError, UsageError
 from covid_fastai.options import OnProblem, check_option
 
-__all__ = ["RemoteFile", "is_url", "list_images", "openable"]
+__all__ = ["RemoteFile", "list_images", "openable"]
 
 PATTERN_CHARACTERS = set("*?[")
 
@@ -29,9 +36,10 @@ def list_images(
         inputs: One or more of the following: an image file; a folder, which is searched recursively as in training:
             for files with the suffix of an image and images without a suffix, but not for masks; a glob pattern such
             as `"scans/**/*.png"`; a table that `read_table` reads (CSV, Excel, Parquet ...), whose paths are relative
-            to its folder; the fsspec URL of a file, folder or pattern, such as `"s3://bucket/scans"`.
+            to its folder and lie below it; the fsspec URL of a file, folder or pattern, such as `"s3://bucket/scans"`.
         **reading: How tables are read: `path_column`, `image_root`, `path_template`, `join`, `on`, `encoding` and
-            `on_problem`, as in `read_cohort`.
+            `on_problem`, as in `read_cohort`; and `allow_protocol`, the protocols that addresses in their rows may
+            have, such as `["s3"]`, none by default.
 
     Yields:
         Paths and URLs, in the order of `inputs`, and sorted by name within a folder or pattern. A single file is
@@ -55,18 +63,16 @@ def list_images(
         yield from _list_remote(text) if is_url(text) else _list_local(text, given)
 
 
-def is_url(path: str) -> bool:
-    """Return whether a text is an fsspec URL rather than a path."""
-    return "://" in path
-
-
 def openable(path: str) -> Any:
     """Return an object that `Predictor` can open for a path or a URL."""
     return RemoteFile(path) if is_url(path) else path
 
 
 class RemoteFile:
-    """A file at an fsspec URL, downloaded when it is read. Every error of the store becomes an `OSError`."""
+    """A file at an fsspec URL, downloaded when it is read. Every error of the store becomes an `OSError`.
+
+    A name in a store can contain `::`, which fsspec would take for a second address.
+    """
 
     def __init__(self, url: str):
         self.name = url
@@ -75,8 +81,11 @@ class RemoteFile:
         """Return the first `size` bytes, or all of them if `size` is negative."""
         import fsspec
 
+        if is_chained(self.name):  # guard: chained_file
+            raise OSError("an address that contains :: is not read")
         try:
-            with fsspec.open(self.name, "rb") as file:
+            store, path = fsspec.url_to_fs(self.name)
+            with store.open(path, "rb") as file:
                 return file.read(size)
         except Exception as error:  # each store raises its own types
             raise OSError(f"{type(error).__name__}: {error}") from error
@@ -105,12 +114,28 @@ def _list_pattern(pattern: str) -> Iterator[str]:
     parts = Path(pattern).parts
     fixed = Path(*itertools.takewhile(lambda part: not PATTERN_CHARACTERS & set(part), parts))
     reader = FolderReader()
-    for path in sorted(match for match in glob.iglob(pattern, recursive=True) if os.path.isfile(match)):
-        if is_path_visible(os.path.relpath(path, fixed)):
-            yield path
-        else:
+    listed: dict[str, str] = {}  # by the real path
+    for path in filter(os.path.isfile, _matches(pattern)):
+        if not is_path_visible(os.path.relpath(path, fixed)):
             reader.leave_out("masks", path)
+        elif listed.setdefault(os.path.realpath(path), path) != path:  # guard: repeated_match
+            reader.leave_out("repeated", path)
+    yield from sorted(listed.values())
     reader.log_left_out(fixed)
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """Yield what a glob pattern matches, for `**` in each folder once (Python's glob follows loops of links)."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from glob.iglob(pattern)
+        return
+    at = parts.index("**")
+    rest = parts[at + 1 :] or ("*",)
+    for base in glob.iglob(os.path.join(*parts[:at])) if at else ["."]:
+        for folder in folders_below(base):
+            inner = os.path.join(glob.escape(folder), *rest)
+            yield from _matches(os.path.normpath(inner) if base == "." else inner)
 
 
 def _not_empty(paths: Iterable[str], source: str, reader: FolderReader | None = None) -> Iterator[str]:
@@ -141,6 +166,8 @@ def _listed(names: Iterable[str], folder: str) -> Iterator[str]:
 
 
 def _list_remote(url: str) -> Iterator[str]:
+    if is_chained(url):
+        raise UsageError(f"{url} is made of several addresses (::), which are not read.", hint="Name the file itself.")
     try:
         import fsspec
 

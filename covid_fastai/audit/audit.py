@@ -11,15 +11,16 @@ from typing import Any
 import pandas as pd
 
 from covid_fastai.audit.baselines import ShortcutAudit, compare_parts, find_shortcuts
+from covid_fastai.audit.fixed_spots import format_boxes
 from covid_fastai.audit.verdict import Condition, Verdict, give_verdict
 from covid_fastai.data.cohort import Cohort, CohortInfo
 from covid_fastai.data.projections import is_unstated
 from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import DataError
-from covid_fastai.evaluation.comparison import compare
+from covid_fastai.evaluation.comparison import compare_aucs
 from covid_fastai.evaluation.formatting import MISSING, SIGNED, ResultDisplay, format_estimate
 from covid_fastai.evaluation.intervals import clustered_proportion
-from covid_fastai.evaluation.metrics import evaluate
+from covid_fastai.evaluation.metrics import evaluate_table
 from covid_fastai.evaluation.moved_images import move_images, require_images
 from covid_fastai.evaluation.prediction_table import (
     PROBABILITY,
@@ -29,10 +30,11 @@ from covid_fastai.evaluation.prediction_table import (
     read_predictions,
 )
 from covid_fastai.evaluation.runs import Run, read_run
-from covid_fastai.files import write_json
+from covid_fastai.files import read_csv, write_json
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Seed, checked
 from covid_fastai.run_folder import RunFolder
+from covid_fastai.saliency.region_fraction import BOX_NAME
 
 __all__ = [
     "Audit",
@@ -44,13 +46,16 @@ __all__ = [
 
 OWN_FRACTION = 0.95  # of a class's images from sources that hardly occur in the other classes: they are its own sources
 N_RESAMPLES = 500  # bootstrap resamples; only the mean AUC of more than two classes needs them
-BLIND, PERMUTED, NEGATIVE_CONTROL, UNTRAINED = "black centre", "permuted labels", "negative control", "frozen backbone"
+BLIND, PERMUTED, NEGATIVE_CONTROL, UNTRAINED = "lungs removed", "permuted labels", "negative control", "frozen backbone"
+REGION = "lung_region"  # the column of predictions of altered images that names the region of the lungs in each
+COVERED, SPOTS = "fixed spots covered", "spots"  # a probe, and the column that names what it covered
 # when the images were altered: values of the column `when`
 EVALUATION_ONLY, RETRAINED = "at evaluation only", "in training and evaluation"
 NOT_RETRAINED = "frozen, linear head only"
 VERSUS = ["baseline", "network_auc", "baseline_auc", "difference", "low", "high", "n", "errorless_low"]
 BATCH_EFFECT = ["class", "auc", "low", "high", "n"]
 ALTERED = ["change", "when", "auc", "auc_low", "auc_high", "network_auc", "difference", "low", "high", "n"]
+ALTERED += ["images", "boxes"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,7 +74,9 @@ class Audit(ResultDisplay):
         altered: One row per change of the images: `change`, `when` (`"at evaluation only"`, `"in training and
             evaluation"`, or `"frozen, linear head only"` for the features of the initial weights), the network's `auc`
             with `auc_low` and `auc_high`, `network_auc` (unaltered, on the same patients), `difference` (unaltered
-            minus altered) with `low` and `high`, and `n`.
+            minus altered) with `low` and `high`, and `n`; `images` whose lungs were altered, and `boxes`, how many of
+            them had a central box altered since their lungs were not found (both 0 if images were not altered, NaN if
+            the predictions do not say).
         negative_controls: `images`, `patients`, `called` (number of images classified as positive), `fraction`, `low`
             and `high` for negative images from the source of the positive class; None if there are none.
         external: One mapping per external source with both classes, as `validate` writes them.
@@ -122,7 +129,7 @@ def audit_predictions(
     cohort: pd.DataFrame | None = None,
     *,
     probes: pd.DataFrame | None = None,
-    retrained: Mapping[str, pd.DataFrame] | None = None,
+    retrained: Mapping[str, str | Path | pd.DataFrame] | None = None,
     external: Sequence[Mapping[str, Any]] = (),
     unstated: Sequence[Mapping[str, Any]] = (),
     positive: str | None = None,
@@ -137,9 +144,9 @@ def audit_predictions(
             predicted images alone.
         probes: The model's predictions of altered images and of negative controls, with the column `probe`; None if
             there are none.
-        retrained: Held-out predictions of retrained networks by change: `"black centre"` and `"noise centre"` for
-            networks trained and evaluated on altered images, `"permuted labels"` for a network trained on permuted
-            labels, `"frozen backbone"` for a linear head on the features of the initial weights.
+        retrained: Held-out predictions of retrained networks by change: `"lungs removed"`, `"noise for lungs"` and
+            `"lungs only"` for networks trained and evaluated on altered images, `"permuted labels"` for a network
+            trained on permuted labels, `"frozen backbone"` for a linear head on the features of the initial weights.
         external: Results of `validate` (`Validation.same_source`), one mapping per source with both classes.
         unstated: Such results for images of both classes without a stated source (`Validation.not_stated`).
         positive: As in `evaluate`.
@@ -157,7 +164,8 @@ def audit_predictions(
     positive = choose_positive(classes, positive, one_vs_rest=True)
     cohort = _cohort_from_predictions(table, classes) if cohort is None else cohort
     shortcuts = find_shortcuts(cohort, most=most, seed=seed)
-    auc = evaluate(table, positive=positive, n_resamples=N_RESAMPLES, seed=seed).row("auc")
+    options = {"positive": positive, "n_resamples": N_RESAMPLES, "seed": seed}
+    auc = evaluate_table(table, **options, metrics=["auc"]).row("auc")
     network = {name: auc[name] for name in ("value", "low", "high", "n")}
     versus = _compare_with_baselines(table, shortcuts, positive)
     altered = _evaluate_altered(table, probes, retrained or {}, positive)
@@ -171,6 +179,7 @@ def audit_predictions(
         external=external,
         unstated=unstated,
         negative_controls=negative_controls,
+        covered=_find_covered(altered, probes, shortcuts),
         source_stated=not shortcuts.predictions["thumbnail"]["source"].map(is_unstated).all(),
     )
     batch_effect = compare_parts(cohort, seed=seed)
@@ -210,7 +219,7 @@ def audit_run(
     require_images(run)
     result, probes = run.metrics, run.folder.probes
     retrained = {
-        path.parent.name.replace("-", " "): read_predictions(path)
+        path.parent.name.replace("-", " "): path
         for path in sorted(run.folder.retrained.glob(f"*/{RunFolder.predictions}"))
     }
     validations = [json.loads(path.read_text(encoding="utf-8")) for path in run.folder.external_results().values()]
@@ -218,7 +227,7 @@ def audit_run(
     audit = audit_predictions(
         result.predictions,
         run.cohort,
-        probes=pd.read_csv(probes, keep_default_na=False, dtype=text) if probes.is_file() else None,
+        probes=read_csv(probes, keep_default_na=False, dtype=text) if probes.is_file() else None,
         retrained=retrained,
         external=[source for validation in validations for source in validation["same_source"]],
         unstated=[images for validation in validations for images in validation["not_stated"]],
@@ -314,41 +323,65 @@ def _compare_with_baselines(table: pd.DataFrame, shortcuts: ShortcutAudit, posit
 
 def _paired_differences(table: pd.DataFrame, others: Mapping[str, pd.DataFrame], positive: str | None) -> pd.DataFrame:
     """Return the AUC of a table minus that of each other table, on the images of all tables, with paired intervals."""
-    comparison = compare(
-        table, *others.values(), names=["the first", *others], positive=positive, n_resamples=N_RESAMPLES
-    )
     rows = []
-    for name in others:
-        row = comparison.row("auc", model=name)  # the other table minus the first: the signs are reversed here
-        aucs = {"network_auc": row["reference_value"], "baseline_auc": row["value"]}
-        interval = {"low": -row["high"], "high": -row["low"]}
-        rows.append({"baseline": name, **aucs, "difference": -row["difference"], **interval, "n": int(row["n"])})
+    for row in as_rows(compare_aucs(table, others, positive=positive, n_resamples=N_RESAMPLES)):
+        aucs = {"network_auc": row["reference_auc"], "baseline_auc": row["auc"]}
+        # the other table minus the first: the signs are reversed here
+        difference = {"difference": -row["difference"], "low": -row["high"], "high": -row["low"]}
+        rows.append({"baseline": row["model"], **aucs, **difference, "n": int(row["n"])})
     return pd.DataFrame(rows, columns=VERSUS[:-1])
 
 
 def _evaluate_altered(
-    table: pd.DataFrame, probes: pd.DataFrame | None, retrained: Mapping[str, pd.DataFrame], positive: str | None
+    table: pd.DataFrame,
+    probes: pd.DataFrame | None,
+    retrained: Mapping[str, str | Path | pd.DataFrame],
+    positive: str | None,
 ) -> pd.DataFrame:
     """Return `Audit.altered`."""
     tables = []
     if probes is not None:
         changes = [name for name in probes["probe"].unique() if name != NEGATIVE_CONTROL]
-        tables += [(name, EVALUATION_ONLY, probes[probes["probe"] == name].reset_index(drop=True)) for name in changes]
-    tables += [(name, NOT_RETRAINED if name == UNTRAINED else RETRAINED, rows) for name, rows in retrained.items()]
+        tables += [(name, EVALUATION_ONLY, read_predictions(probes[probes["probe"] == name])) for name in changes]
+    tables += [
+        (name, NOT_RETRAINED if name == UNTRAINED else RETRAINED, read_predictions(rows))
+        for name, rows in retrained.items()
+    ]
     rows = []
     for change, when, predictions in tables:
-        row: dict[str, Any] = {"change": change, "when": when}
+        row: dict[str, Any] = {"change": change, "when": when, **_count_boxes(change, predictions)}
         if change == PERMUTED:  # permuted labels differ from the original ones, so that no paired difference exists
-            auc = evaluate(predictions, positive=positive, n_resamples=N_RESAMPLES).row("auc")
+            options = {"positive": positive, "n_resamples": N_RESAMPLES, "metrics": ["auc"]}
+            auc = evaluate_table(predictions, **options).row("auc")
+            row |= {"auc": auc["value"], "auc_low": auc["low"], "auc_high": auc["high"], "n": auc["n"]}
         else:  # all metrics of a row are of the patients of both tables
-            comparison = compare(
-                table, predictions, names=["network", "altered"], positive=positive, n_resamples=N_RESAMPLES
-            )
-            auc, paired = comparison.evaluations["altered"].row("auc"), comparison.row("auc")
+            (paired,) = as_rows(compare_aucs(table, {change: predictions}, positive=positive, n_resamples=N_RESAMPLES))
             interval = {"low": -paired["high"], "high": -paired["low"]}  # altered minus unaltered: reversed here
-            row |= {"network_auc": paired["reference_value"], "difference": -paired["difference"], **interval}
-        rows.append(row | {"auc": auc["value"], "auc_low": auc["low"], "auc_high": auc["high"], "n": auc["n"]})
+            row |= {"network_auc": paired["reference_auc"], "difference": -paired["difference"], **interval}
+            row |= {name: paired[name] for name in ("auc", "auc_low", "auc_high", "n")}
+        rows.append(row)
     return pd.DataFrame(rows, columns=ALTERED)
+
+
+def _count_boxes(change: str, predictions: pd.DataFrame) -> dict[str, float]:
+    """Return the number of images whose lungs were altered, and of those with a box in place of the lungs."""
+    if change in (PERMUTED, UNTRAINED, COVERED):
+        return {"images": 0, "boxes": 0}
+    if REGION not in predictions:  # a table of another program
+        return {"images": float("nan"), "boxes": float("nan")}
+    names = predictions[REGION].astype(str)
+    return {"images": len(names), "boxes": int(names.str.startswith(BOX_NAME).sum())}
+
+
+def _find_covered(
+    altered: pd.DataFrame, probes: pd.DataFrame | None, shortcuts: ShortcutAudit
+) -> dict[str, Any] | None:
+    """Return the row of the network on images with the fixed spots covered; None if other spots, or none, were."""
+    row = altered[altered["change"] == COVERED]
+    if probes is None or row.empty:
+        return None
+    covered = set(probes.loc[probes["probe"] == COVERED, SPOTS])
+    return as_rows(row)[0] if covered == {format_boxes(shortcuts.spots)} else None
 
 
 def _count_negative_controls(probes: pd.DataFrame | None, positive: str | None) -> dict[str, Any] | None:

@@ -10,24 +10,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from covid_fastai.audit.baseline_features import (
     Features,
+    fill_hidden,
+    kernel_components,
     one_hot,
     read_features,
     sources_of,
 )
-from covid_fastai.audit.permutation import holm, permute_labels
+from covid_fastai.audit.baseline_models import build_predictions_table, fit_and_predict, predict_out_of_fold
+from covid_fastai.audit.fixed_spots import Box, describe_box, find_spots
+from covid_fastai.audit.permutation import PERMUTATIONS, holm, permute_labels
 from covid_fastai.data.cohort import as_cohort
 from covid_fastai.data.splits import fold_by_patient
 from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric, format_p_value
-from covid_fastai.evaluation.metrics import evaluate
-from covid_fastai.evaluation.prediction_table import PROBABILITY
+from covid_fastai.evaluation.metrics import evaluate_table
+from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Seed, checked
 from covid_fastai.plotting import COLOURS, GREY
@@ -35,10 +36,13 @@ from covid_fastai.plotting import COLOURS, GREY
 __all__ = [
     "BASELINES",
     "LUNG_FREE",
+    "PARTLY_BLIND",
     "ShortcutAudit",
     "compare_parts",
+    "find_cohort_spots",
     "find_shortcuts",
-    "fit_and_predict",
+    "list_blocks",
+    "permute_baselines",
     "plot_shortcuts",
     "predict_shortcuts",
 ]
@@ -48,23 +52,31 @@ logger = logging.getLogger("covid_fastai")
 # A new baseline is a line here, with what it is given; `baseline_features.read_features` computes its features.
 BASELINES = {
     "prevalence": "class frequencies only",
-    "source": "name of the collection or hospital",
+    "source": "name of the image source (hospital or collection)",
     "headers": "format, mode, width, height, compression and colour profile of the file",
-    "intensity mean and SD": "mean and standard deviation of the pixel intensities",
-    "border ring": "outermost pixels at 16 x 16",
+    "intensity mean and SD": "mean and standard deviation of the pixel intensities outside of the lungs",
+    "border ring": "outermost pixels at 16 x 16, without the lungs",
+    "frame": "image at 16 x 16 pixels between the outermost pixels and the central 10 x 10, without the lungs",
+    "frame texture": "power spectrum, grey levels and compression of the outer 3/16 of each side, without the lungs",
+    "non-linear": "border ring, frame texture, and intensity mean and SD together, with an RBF kernel",
+    "sharp edges": "how far the sharpest edges of the whole image exceed its other edges",
+    "lung geometry": "place, size and shape of the box around the segmented lungs, and their tilt",
+    "fixed spot": "contrast and texture of one cell of 32 x 32",
     "black centre": "image at 16 x 16 pixels without its central 10 x 10",
     "thumbnail": "image at 16 x 16 pixels",
 }
-LUNG_FREE = ("source", "headers", "intensity mean and SD", "border ring")  # better than chance here is no finding
+# better than chance here is no finding
+LUNG_FREE = ("source", "headers", "intensity mean and SD", "border ring", "frame", "frame texture", "non-linear")
+PARTLY_BLIND = ("black centre", "lung geometry", "sharp edges", "fixed spot")  # may see disease
 
 COLUMNS = ["baseline", "sees", "lung_free", "auc", "low", "high", "accuracy", "n", "p", "p_holm", "flagged"]
 LEVEL = 0.05  # family-wise: at most 5% of data sets without a shortcut get any flag
-PERMUTATIONS = 999  # the smallest p-value is 0.001, which stays below 0.05 after Holm's correction for four tests
-PENALTY = 0.1  # scikit-learn's C: strong regularisation, since there may be more features than patients
 MOST = 1000  # images per class; more take time and hardly change the result
 FOLDS = 5
 FEWEST_PATIENTS = 10  # in TEST and in training, for the check of a batch effect
 N_RESAMPLES = 500  # of the bootstrap, for the mean AUC of more than two classes
+SPOT = "fixed spot"
+LUNGS_HIDE = "the lungs fill most images, or were not found"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,8 +86,10 @@ class ShortcutAudit(ResultDisplay):
     Attributes:
         table: One row per baseline: `baseline`, `sees` (its input), `lung_free` (whether the input shows no lung),
             `auc` with `low` and `high` (95%; with more than two classes the mean of each class against the rest),
-            `accuracy`, `n` (patients), `p` (of the permutation test), `p_holm` (corrected for the number of lung-free
-            baselines) and `flagged`. Baselines that could not be evaluated have NaN.
+            `accuracy`, `n` (patients), `p` (of the permutation test), `p_holm` (corrected for the number of baselines
+            that see no lung or only some of the lungs) and `flagged` (lung-free and `p_holm` below 0.05). Baselines
+            that could not be evaluated have NaN.
+        spots: Places that separate the classes, such as a letter in the lungs, as `SpotTest.boxes`.
         permuted: AUC of the thumbnail on permuted labels: `median`, `low` and `high` (the middle 95%).
         predictions: Out-of-fold predictions of each baseline, tables like that of `predict`.
         images: Number of images used.
@@ -87,6 +101,7 @@ class ShortcutAudit(ResultDisplay):
     predictions: Mapping[str, pd.DataFrame] = field(repr=False)
     images: int
     unreadable: int
+    spots: Sequence[Sequence[int]] = ()
 
     @property
     def flags(self) -> list[str]:
@@ -124,6 +139,12 @@ class ShortcutAudit(ResultDisplay):
                 "No lung-free baseline separates the classes. Other shortcuts may exist; only images of another "
                 "hospital can rule them out."
             ]
+        partly = [row for row in as_rows(self.table) if row["baseline"] in PARTLY_BLIND and row["p_holm"] < LEVEL]
+        if partly:
+            listed = ", ".join(f"{row['baseline']} (AUC {format_metric(row['auc'])})" for row in partly)
+            notes.append(f"Better than chance, but with some of the lungs in sight: {listed}.")
+        if any(row["baseline"] == SPOT for row in partly):
+            notes.append(f"The fixed spot is {describe_box(self.spots[0])} of the image.")
         permuted = format_interval(self.permuted["low"], self.permuted["high"], spec="z.2f")
         notes.append(f"On permuted labels the AUC of the thumbnail is {permuted} (middle 95% of the permutations).")
         if self.unreadable:
@@ -133,6 +154,7 @@ class ShortcutAudit(ResultDisplay):
     def to_dict(self) -> dict[str, Any]:
         """Return the results as plain values, without the predictions."""
         names = {"permuted": dict(self.permuted), "images": self.images, "unreadable": self.unreadable}
+        names |= {"spots": [list(box) for box in self.spots]}
         return {"table": self.table.to_dict("records"), **names}
 
     @classmethod
@@ -141,7 +163,7 @@ class ShortcutAudit(ResultDisplay):
         table = pd.DataFrame(fields["table"], columns=COLUMNS)
         for name in ("auc", "low", "high", "accuracy", "p", "p_holm"):
             table[name] = table[name].astype(float)  # JSON has null in place of NaN
-        return cls(table, fields["permuted"], {}, fields["images"], fields["unreadable"])
+        return cls(table, fields["permuted"], {}, fields["images"], fields["unreadable"], fields["spots"])
 
     def _display_parts(self) -> Iterator[pd.DataFrame | str]:
         yield from (self.summary(), *self.notes())
@@ -161,14 +183,15 @@ def find_shortcuts(
     A logistic regression on the features of each baseline predicts every patient from the other patients, in the
     cohort's own folds (`fold_by_patient`). Without folds, the validation part is one fold and the training part is
     split into four. A permutation test of the labels decides whether a baseline is better than chance; it uses ridge
-    regression, since refitting the logistic regression for every permutation would take minutes. The lung-free
-    baselines are flagged at a family-wise level of 5% with Holm's correction (Scandinavian Journal of Statistics 6,
-    1979).
+    regression, since refitting the logistic regression for every permutation would take minutes. The test of the fixed
+    spot is that of the largest distance of a cell's AUC from 0.5 (Westfall and Young 1993). The baselines that see no
+    lung, and those that see some of the lungs, are tested at a family-wise level of 5% with Holm's correction
+    (Scandinavian Journal of Statistics 6, 1979); the first are flagged.
 
     Args:
         cohort: Result of `read_cohort`, of a split or of `fold_by_patient`; rows of train and valid are used.
         most: Largest number of images per class; whole patients are sampled at random.
-        permutations: Number of permutations of the test.
+        permutations: Number of permutations of the test; fewer than 250 cannot flag anything after the correction.
         seed: Seed of the sample, the folds and the permutations.
         features: Result of `read_features` for the rows of `rows_to_try`; None to open the images.
 
@@ -183,38 +206,112 @@ def find_shortcuts(
         >>> len(shortcuts.summary()) > 1
         True
     """
+    logger.info("Audit: training baselines that do not use the lungs.")
     rows = rows_to_try(cohort, most=most, seed=seed)
     features = read_features(rows["path"]) if features is None else features
     unreadable = int((~features.readable).sum())
     rows, features = rows[features.readable].reset_index(drop=True), features.take(features.readable)
     classes = _classes(cohort, rows)
-    rng = np.random.default_rng(seed)
-    results, p_values, predictions = [], {}, {}
-    permuted = {}
-    for name in BASELINES:
-        x = _block(name, features, rows)
+    blocks = list_blocks(features, rows)
+    results, predictions = [], {}
+    for name, x in blocks.items():
         if x is None:
             results.append({"baseline": name, "auc": np.nan, "low": np.nan, "high": np.nan, "n": 0})
             continue
-        table = _out_of_fold(x, rows, classes)
-        result = evaluate(table, n_resamples=N_RESAMPLES, seed=seed)
+        table = read_predictions(predict_out_of_fold(x, rows, classes, best_column=name == SPOT))
+        # the bootstrap is of the mean AUC of more than two classes only
+        result = evaluate_table(table, n_resamples=N_RESAMPLES, seed=seed, metrics=["auc", "accuracy"])
         auc, predictions[name] = result.row("auc"), table
         metrics = {"auc": auc["value"], **{key: auc[key] for key in ("low", "high", "n")}}
         results.append({"baseline": name, **metrics, "accuracy": result.value("accuracy")})
-        if x.shape[1]:
-            observed, chance = permute_labels(x, rows, classes, permutations=permutations, rng=rng)
-            # 1 is added to both, so that p is never 0 (Phipson and Smyth, SAGMB 9, 2010)
-            p_values[name] = (1 + int((chance >= observed).sum())) / (1 + permutations)
-            if name == "thumbnail":
-                low, median, high = np.quantile(chance, [0.025, 0.5, 0.975])
-                permuted = {"median": float(median), "low": float(low), "high": float(high)}
+    tests = permute_baselines(rows, blocks, classes, permutations=permutations, seed=seed)
     table = pd.DataFrame(results).reindex(columns=COLUMNS)
     table["sees"] = table["baseline"].map(BASELINES)
     table["lung_free"] = table["baseline"].isin(LUNG_FREE)
-    table["p"] = table["baseline"].map(p_values)
-    table["p_holm"] = table["baseline"].map(holm({name: p for name, p in p_values.items() if name in LUNG_FREE}))
-    table["flagged"] = table["p_holm"] < LEVEL
-    return ShortcutAudit(table, permuted, predictions, len(rows), unreadable)
+    table["p"] = table["baseline"].map(tests.p)
+    table["p_holm"] = table["baseline"].map(tests.p_holm)
+    table["flagged"] = table["lung_free"] & (table["p_holm"] < LEVEL)
+    low, median, high = np.quantile(tests.permuted_thumbnail, [0.025, 0.5, 0.975])
+    permuted = {"median": float(median), "low": float(low), "high": float(high)}
+    return ShortcutAudit(table, permuted, predictions, len(rows), unreadable, tests.spots)
+
+
+@dataclass(frozen=True)
+class PermutationTests:
+    """Results of the permutation tests of the baselines.
+
+    Attributes:
+        p: The p-value of each baseline.
+        p_holm: Those of the baselines that see no lung, or some of the lungs, corrected for their number.
+        observed: The AUC of each baseline's ridge regression; of the fixed spot 0.5 plus the largest distance from 0.5.
+        permuted_thumbnail: The AUCs of the thumbnail on permuted labels.
+        spots: As `ShortcutAudit.spots`.
+    """
+
+    p: Mapping[str, float]
+    p_holm: Mapping[str, float]
+    observed: Mapping[str, float]
+    permuted_thumbnail: np.ndarray
+    spots: tuple[Box, ...]
+
+
+def permute_baselines(
+    rows: pd.DataFrame,
+    blocks: Mapping[str, np.ndarray | None],
+    classes: list[str],
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> PermutationTests:
+    """Test each baseline by permuting the labels, as `find_shortcuts` does.
+
+    Args:
+        rows: Result of `rows_to_try`.
+        blocks: Result of `list_blocks`.
+        classes: All classes.
+        permutations: As in `find_shortcuts`.
+        seed: Seed of the permutations.
+
+    Returns:
+        The tests.
+    """
+    rng = np.random.default_rng(seed)
+    chances: dict[str, tuple[float, np.ndarray]] = {}  # the statistic of the true and of the permuted labels
+    spots: tuple[Box, ...] = ()
+    for name, x in blocks.items():
+        if x is None or not x.shape[1]:
+            continue
+        if name == SPOT:
+            test = find_spots(x, rows, classes, permutations=permutations, seed=seed)
+            spots, chances[name] = test.boxes, (0.5 + test.observed, 0.5 + test.permuted)
+        else:
+            chances[name] = permute_labels(x, rows, classes, permutations=permutations, rng=rng)
+    # 1 is added to both, so that p is never 0 (Phipson and Smyth, SAGMB 9, 2010)
+    p = {name: (1 + int((chance >= seen).sum())) / (1 + permutations) for name, (seen, chance) in chances.items()}
+    p_holm = holm({name: p[name] for name in p if name in (*LUNG_FREE, *PARTLY_BLIND)})
+    observed = {name: seen for name, (seen, _) in chances.items()}
+    return PermutationTests(p, p_holm, observed, chances["thumbnail"][1], spots)
+
+
+def find_cohort_spots(cohort: pd.DataFrame, *, seed: int = 0) -> tuple[Box, ...]:
+    """Find the places that separate the classes, as `find_shortcuts` does with the same seed.
+
+    Args:
+        cohort: As in `find_shortcuts`.
+        seed: As in `find_shortcuts`.
+
+    Returns:
+        The places, as `SpotTest.boxes`; none if there are too few patients or images.
+    """
+    try:
+        rows = rows_to_try(cohort, seed=seed)
+    except DataError:  # find_shortcuts reports it
+        return ()
+    features = read_features(rows["path"], blocks=[SPOT])
+    rows, features = rows[features.readable].reset_index(drop=True), features.take(features.readable)
+    if rows["label"].nunique() < 2:
+        return ()
+    return find_spots(features.blocks[SPOT], rows, _classes(cohort, rows), seed=seed).boxes
 
 
 def predict_shortcuts(
@@ -230,7 +327,7 @@ def predict_shortcuts(
     Args:
         trained_on: Rows of a cohort to fit on, with `path`, `label` and `patient`.
         rows: Rows to predict; `label` and `patient` are optional.
-        baselines: Names in `BASELINES`, except `"source"` and `"prevalence"`, which mean nothing on other data.
+        baselines: Names of `baseline_features.BLOCKS`; the source and the prevalence mean nothing on other data.
         most: Largest number of images per class to fit on.
         seed: Seed of the sample to fit on.
 
@@ -244,16 +341,17 @@ def predict_shortcuts(
     classes = _classes(trained_on, fit)
     if fit["label"].nunique() < 2:
         raise DataError("The rows to fit on have only one class.", hint="Give rows of each class.")
-    fitted, predicted = read_features(fit["path"]), read_features(rows["path"])
+    fitted, predicted = (read_features(table["path"], blocks=baselines) for table in (fit, rows))
     columns = ["path", "label", "patient", "split", "source", "view"]
     about = rows.reindex(columns=columns).astype(object).fillna("").astype(str).reset_index(drop=True)
     tables = {}
     for name in baselines:
         label = fit.loc[fitted.readable, "label"]
-        p = fit_and_predict(fitted.blocks[name][fitted.readable], label, predicted.blocks[name], classes)
+        x = fitted.blocks[name][fitted.readable]
+        p = fit_and_predict(fill_hidden(x), label, fill_hidden(predicted.blocks[name], x), classes)
         p[~predicted.readable] = np.nan
         status = np.where(predicted.readable, "ok", "unreadable")
-        tables[name] = _predictions_table(about, p, classes).assign(status=status)
+        tables[name] = build_predictions_table(about, p, classes).assign(status=status)
     return tables
 
 
@@ -280,10 +378,11 @@ def compare_parts(cohort: pd.DataFrame, *, most: int = 500, seed: int = 0) -> pd
         if len(patients) < 2 or patients.min() < FEWEST_PATIENTS:
             continue
         images = rows_to_try(images.drop(columns="fold", errors="ignore"), most=most, seed=seed)
-        features = read_features(images["path"])
+        features = read_features(images["path"], blocks=["thumbnail"])
         images, features = images[features.readable].reset_index(drop=True), features.take(features.readable)
-        table = _out_of_fold(features.blocks["thumbnail"], images, ["training", "official TEST"])
-        auc = evaluate(table, n_resamples=N_RESAMPLES, seed=seed).row("auc")
+        table = predict_out_of_fold(features.blocks["thumbnail"], images, ["training", "official TEST"])
+        table = read_predictions(table)
+        auc = evaluate_table(table, n_resamples=N_RESAMPLES, seed=seed, metrics=["auc"]).row("auc")
         rows.append({"class": name, "auc": auc["value"], **{key: auc[key] for key in ("low", "high", "n")}})
     return pd.DataFrame(rows, columns=["class", "auc", "low", "high", "n"])
 
@@ -377,66 +476,32 @@ def _classes(cohort: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
     return known if set(known) == set(rows["label"]) else sorted(rows["label"].unique())
 
 
+def list_blocks(features: Features, rows: pd.DataFrame) -> dict[str, np.ndarray | None]:
+    """Return the features of each baseline `(n, k)`, by name; None if it cannot be evaluated."""
+    return {name: _block(name, features, rows) for name in BASELINES}
+
+
 def _block(name: str, features: Features, rows: pd.DataFrame) -> np.ndarray | None:
-    """Return the features of a baseline `(n, k)`, k = 0 for the prevalence; None if it cannot be evaluated."""
+    """Return the features of a baseline `(n, k)`, k = 0 for the prevalence; None if it cannot be evaluated.
+
+    It cannot if there is only one source, or if the lungs hide in most images what the baseline would see.
+    """
     if name == "prevalence":
         return np.zeros((len(rows), 0))
+    if name == "non-linear":
+        components = kernel_components(features)
+        return components if components.shape[1] else None
     if name != "source":
-        return features.blocks[name]
+        filled = fill_hidden(features.blocks[name])
+        return filled if filled.shape[1] else None
     sources = sources_of(rows)
     return one_hot(sources, sorted(sources.unique())) if sources.nunique() > 1 else None
 
 
-def fit_and_predict(
-    x: np.ndarray, labels: Sequence[str] | pd.Series, others: np.ndarray, classes: Sequence[str]
-) -> np.ndarray:
-    """Fit a logistic regression with balanced class weights and predict other rows.
-
-    Args:
-        x: Features to fit on, `(n, k)`; they are standardised first.
-        labels: Classes of the fitted rows, `(n,)`.
-        others: Features to predict, `(m, k)`.
-        classes: All classes, in the order of the columns.
-
-    Returns:
-        Probabilities, `(m, classes)`; 0 for a class without fitted rows.
-    """
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, class_weight="balanced", max_iter=2000))
-    model.fit(x, labels)
-    p = np.zeros((len(others), len(classes)))
-    p[:, [list(classes).index(name) for name in model.classes_]] = model.predict_proba(others)
-    return p
-
-
-def _out_of_fold(x: np.ndarray, rows: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """Return the predictions of each row by the model that was fitted on the other folds."""
-    p = np.full((len(rows), len(classes)), np.nan)
-    label, fold = rows["label"].to_numpy(), rows["fold"].to_numpy()
-    for number in np.unique(fold[fold >= 0]):
-        held_out, fit = fold == number, fold != number
-        if x.shape[1]:
-            p[held_out] = fit_and_predict(x[fit], label[fit], x[held_out], classes)
-        else:
-            prevalence = np.array([(label == name).mean() for name in classes])
-            # rounded to a multiple of 2^-20, whose mean over a patient's images is exact: all patients tie
-            p[held_out] = (prevalence * 2**20).round() / 2**20
-    predicted = fold >= 0
-    columns = ["path", "label", "patient", "split", "source", "view", "fold"]
-    about = rows.reindex(columns=columns)[predicted].reset_index(drop=True)
-    # each row is predicted by a model that was not fitted on it, whatever split it has
-    return _predictions_table(about, p[predicted], classes).assign(status="ok", split="valid")
-
-
-def _predictions_table(about: pd.DataFrame, p: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    table = pd.DataFrame(about).copy()
-    for number, name in enumerate(classes):
-        table[PROBABILITY + name] = p[:, number]
-    return table.assign(prediction=np.array(classes, dtype=object)[np.nan_to_num(p, nan=-1.0).argmax(axis=1)])
-
-
 def _describe_test(row: Mapping[str, Any]) -> str:
     if row["auc"] != row["auc"]:
-        return "not tested: there is only one source, or none is named"
+        source = row["baseline"] == "source"
+        return f"not tested: {'there is only one source, or none is named' if source else LUNGS_HIDE}"
     if row["p"] != row["p"]:
         return ""
     return f"{'flagged, ' if row['flagged'] else ''}{format_p_value(row['p'])}"

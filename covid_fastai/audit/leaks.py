@@ -22,7 +22,7 @@ from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.formatting import ResultDisplay, format_metric
 from covid_fastai.options import WorkerCount, checked
 
-__all__ = ["LeakAudit", "find_leaks", "plot_leak_groups"]
+__all__ = ["LeakAudit", "find_leaks", "name_others", "plot_leak_groups"]
 
 SPLITS = ("train", "valid", "test")
 FACTS = ["data_set", "path", "patient", "label", "split"]
@@ -41,8 +41,8 @@ class LeakAudit(ResultDisplay):
         images: Number of compared images, by data set.
         groups: One row per image that has a copy, the most serious groups first: `group` (from 1), `data_set`, `path`,
             `patient`, `label` and `split` ("" if unknown), and its match with an earlier image of the group: `kind`
-            (exact, near, cropped, mirrored; "" for the first image), `distance` (bits of 256) and `correlation`, as in
-            `duplicate_pairs`; `crossing` lists the boundaries that the group crosses.
+            (exact, near, cropped, turned, inverted, mirrored; "" for the first image), `distance` (bits of 256) and
+            `correlation`, as in `duplicate_pairs`; `crossing` lists the boundaries that the group crosses.
         crossings: One row per kind of crossing: `crossing`, `groups`, `images`. A group that crosses several boundaries
             counts for each of them.
         unreadable: `data_set`, `path` and `error` of images that could not be compared.
@@ -86,14 +86,15 @@ def find_leaks(
 ) -> LeakAudit:
     """Find copies of images within a cohort, and between the cohort and other data sets.
 
-    Exact, re-encoded, resized, brightened, mirrored and slightly cropped copies are found; see `duplicate_pairs`. Two
-    different images of one patient are not copies.
+    Copies are found when they were re-encoded, resized, brightened, framed, cropped, turned, inverted, mirrored or
+    written on; `python -m benchmarks.copies` measures the fraction of each kind. Two different images of one patient
+    are not copies.
 
     Args:
         cohort: Result of `read_cohort` or of a split; excluded rows are compared too. Only `path` is required.
         against: Other data sets: cohorts, or folders whose images are all read. Patients of images in a folder are
             known only from file names in the style of CoronaHack. A mapping names the data sets; otherwise a folder
-            has its own name and a table is called `"other 1"` and so on.
+            has its own name, or its path where that name is taken, and a table is called `"other 1"` and so on.
         name: Name of the cohort in the tables.
         same_by_design: Pairs of names of data sets that hold the same images on purpose. Their common images are
             counted separately.
@@ -111,13 +112,7 @@ def find_leaks(
         >>> len(leaks.groups), len(leaks.crossings)
         (0, 0)
     """
-    sets: dict[str, pd.DataFrame | str | Path] = {name: cohort}
-    for other_name, other in _named(against):
-        if other_name in sets:
-            raise UsageError(
-                f"Two data sets have the name {other_name!r}.", hint="Give `against` as a mapping with other names."
-            )
-        sets[other_name] = other
+    sets: dict[str, pd.DataFrame | str | Path] = {name: cohort, **name_others(against, name=name)}
     expected = {frozenset(pair) for pair in same_by_design}
     if unknown := sorted(set().union(*expected) - set(sets)):
         raise UsageError(
@@ -168,13 +163,39 @@ def plot_leak_groups(audit: LeakAudit, *, most: int = 12) -> Figure:
     return plot_pictures(pictures, titles, columns=columns)
 
 
-def _named(against) -> Iterator[tuple[str, pd.DataFrame | str | Path]]:
+def name_others(
+    against: Mapping[str, pd.DataFrame | str | Path] | Iterable[pd.DataFrame | str | Path], *, name: str
+) -> dict[str, pd.DataFrame | str | Path]:
+    """Return the other data sets of `find_leaks` by their names, before anything is read.
+
+    Args:
+        against: As in `find_leaks`. A folder whose name is taken is called by its path.
+        name: The name of the cohort.
+
+    Raises:
+        DataError: A folder does not exist.
+        UsageError: Two data sets have the same name, or a folder is given twice.
+    """
     if isinstance(against, Mapping):
-        yield from against.items()
-        return
-    against = [against] if isinstance(against, (str, Path, pd.DataFrame)) else list(against)
-    for number, other in enumerate(against, start=1):
-        yield (f"other {number}" if isinstance(other, pd.DataFrame) else Path(other).resolve().name), other
+        named: dict[str, pd.DataFrame | str | Path] = {str(key): other for key, other in against.items()}
+        if name in named:
+            raise UsageError(f"Two data sets have the name {name!r}.", hint="Name one of them otherwise.")
+    else:
+        named, folders = {}, set()
+        others = [against] if isinstance(against, (str, Path, pd.DataFrame)) else list(against)
+        for number, other in enumerate(others, start=1):
+            if isinstance(other, pd.DataFrame):
+                named[f"other {number}"] = other
+                continue
+            folder = Path(other).resolve()
+            if folder in folders:
+                raise UsageError(f"The folder {other} is given twice.", hint="Give each folder once.")
+            folders.add(folder)
+            named[folder.name if folder.name not in {name, *named} else str(folder)] = other
+    for other in named.values():
+        if not isinstance(other, pd.DataFrame) and not Path(other).is_dir():
+            raise DataError(f"{other} is not a folder.", hint="Give a folder that holds images.")
+    return named
 
 
 def _image_table(data: pd.DataFrame | str | Path, *, name: str) -> pd.DataFrame:
@@ -190,7 +211,7 @@ def _image_table(data: pd.DataFrame | str | Path, *, name: str) -> pd.DataFrame:
     paths = list(reader.images(data))
     reader.log_left_out(data)
     if not paths:
-        raise DataError(f"{data} holds no image.", hint="Give a folder of images, or a cohort.")
+        raise DataError(f"{data} holds no image.", hint="Give a folder that holds images.")
     patients = [patient_key(os.path.basename(path)) or "" for path in paths]
     return pd.DataFrame({"data_set": name, "path": paths, "patient": patients, "label": "", "split": ""})
 

@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from covid_fastai.audit.baselines import ShortcutAudit
+from covid_fastai.audit.fixed_spots import CELLS, describe_box
 from covid_fastai.data.tables import as_rows
-from covid_fastai.evaluation.formatting import SIGNED, ResultDisplay, format_estimate, format_metric
+from covid_fastai.evaluation.formatting import SIGNED, ResultDisplay, format_estimate, format_metric, quote_source
 from covid_fastai.evaluation.intervals import Z
 from covid_fastai.evaluation.pooling import PooledEstimate, pool_aucs, pool_random_effects
 
@@ -24,8 +25,23 @@ NOT_TESTED, NOT_APPLICABLE = "not tested", "not applicable"
 NEAR_CHANCE = 0.65
 SMALLEST_EFFECT = 0.6  # a flag with a lower AUC is mentioned: with thousands of patients 0.52 is significant, too
 SIGNIFICANT = 0.05  # the p-value below which a baseline that may see some of the lungs is mentioned
+LARGEST_DROP = 0.1  # of the AUC where the telling cells are covered, which hide some of the lungs, too
 MOST_FALSE_POSITIVES = 0.25  # of the negative controls: 3 of CoronaHack's 12
-PARTLY_BLIND = "black centre"  # the baseline without the centre, outside of which some of the lungs may lie
+# Baselines that do not see what is in the lungs, but may depend on it, and what the verdict says of them.
+PARTLY_BLIND = {
+    "black centre": (
+        "the image without its centre separates the classes",
+        "some of the lungs may lie outside the centre",
+    ),
+    "lung geometry": (
+        "size and place of the lungs in the image separate the classes",
+        "the framing of the image or the disease itself may change them",
+    ),
+    "sharp edges": (
+        "the sharpest edges of the image separate the classes",
+        "letters, wires or clips have them",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -88,19 +104,21 @@ def give_verdict(
     external: Sequence[Mapping[str, Any]] = (),
     unstated: Sequence[Mapping[str, Any]] = (),
     negative_controls: Mapping[str, Any] | None = None,
+    covered: Mapping[str, Any] | None = None,
     source_stated: bool = True,
 ) -> Verdict:
     """Decide by fixed rules whether a model was shown to detect disease.
 
-    Five conditions have to be met. Each of them is judged by 95% intervals and has three results: it is met, it
+    Six conditions have to be met. Each of them is judged by 95% intervals and has three results: it is met, it
     failed, or the data cannot decide. Close to chance means that the upper bound of an AUC is below 0.65.
 
     1. No lung-free baseline separates the classes: each is close to chance, and none is flagged with an AUC of 0.6 or
-       more, which fails the condition. It stays open if the 16 x 16 thumbnail without its centre separates the
-       classes, or if the images' sources are not stated.
+       more, which fails the condition. It stays open if the 16 x 16 thumbnail without its centre, the geometry of
+       the lungs or the sharpest edges separate the classes, or if the images' sources are not stated.
     2. The network is better than the 16 x 16 thumbnail: the interval of the paired difference lies above 0.
-    3. A network that was trained and evaluated with the lung region black is close to chance, and worse than the
-       network. The condition failed if the AUC of the network without the lungs lies above 0.5.
+    3. A network that was trained and evaluated without the lungs (their convex hull with a margin is black; a central
+       box where they were not found) is close to chance, and worse than the network. The condition failed if the AUC of
+       the network without the lungs lies above 0.5.
     4. At another hospital, on images of both classes from one source, the AUC lies above 0.5 and not entirely below
        0.65, and the paired difference to the thumbnail lies above 0. The condition failed if the AUC is close to
        chance, if its interval includes 0.5 and excludes the AUC on held-out patients, or if the thumbnail is better.
@@ -108,6 +126,9 @@ def give_verdict(
     5. The network classifies at most a quarter of the negative controls as positive, by the upper bound of the
        interval. Negative controls are negative images from the source of the positive class; without such images the
        condition does not apply.
+    6. No mark at a fixed place, such as a letter in the lungs, explains the predictions. The condition is met if no
+       cell of a 32 x 32 grid separates the classes, or if the AUC of the network is less than 0.1 lower where these
+       cells are covered. It failed if the network is not better than chance then.
 
     Args:
         shortcuts: What `find_shortcuts` returned.
@@ -115,15 +136,18 @@ def give_verdict(
         versus: One row per baseline: `baseline`, `network_auc` and `baseline_auc` on the same patients, their
             `difference` (network minus baseline), `low`, `high`, `n`, and `errorless_low`, the lower bound of the
             difference if the network made no error.
-        blind: The network that was trained without the lung region: its `auc` with `auc_low` and `auc_high`, the
-            `network_auc` on the same patients, their `difference` with `low` and `high`, and `n`; None if there is
-            no such network.
+        blind: The network that was trained without the lungs: its `auc` with `auc_low` and `auc_high`, the
+            `network_auc` on the same patients, their `difference` with `low` and `high`, `n`, and the number of
+            `images` and of those with a box in place of the lungs, `boxes`; None if there is no such network.
         external: One mapping per external source with both classes: `source`, `value`, `low`, `high`, `n`,
             `thumbnail` (the thumbnail's AUC there) and the paired `difference` to it with `difference_low` and
             `difference_high` (these four None or NaN if the thumbnail was not evaluated).
         unstated: Such mappings for external images of both classes whose source is not stated. They decide nothing.
         negative_controls: `images`, `patients`, `called` (number of images classified as positive), `fraction`, `low`
             and `high`; None if there are none.
+        covered: The network on images whose telling cells are covered: its `auc` with `auc_low` and `auc_high`, the
+            `network_auc` on the same patients, their `difference` with `low` and `high`, and `n`; None if it was not
+            evaluated on such images.
         source_stated: Whether the source of any image that the baselines use is stated.
 
     Returns:
@@ -135,6 +159,7 @@ def give_verdict(
         _near_chance_without_lungs(blind),
         _generalises(external, unstated, network),
         _rejects_negative_controls(negative_controls),
+        _needs_no_spot(shortcuts, covered),
     )
     outcomes = {condition.outcome for condition in conditions}
     if outcomes <= {MET, NOT_APPLICABLE}:
@@ -176,17 +201,23 @@ def _no_shortcut(shortcuts: ShortcutAudit, *, source_stated: bool) -> Condition:
             f"bound is that of {highest['baseline']}, {estimate}."
         )
     open_reasons = []
+    hidden = [row["baseline"] for row in as_rows(shortcuts.table) if row["lung_free"] and row["auc"] != row["auc"]]
+    if hidden := [baseline for baseline in hidden if baseline != "source"]:  # guard: hidden_baseline
+        text = "the lungs fill most images or were not found, so that what lies outside of them could not be tested"
+        sentences.append(f"{text[:1].upper()}{text[1:]}: {', '.join(hidden)}.")
+        open_reasons.append(text)
     if wide:  # guard: shortcut_power
         most = max(wide, key=lambda baseline: shortcuts.row(baseline)["high"])
         open_reasons.append(
             "too few patients to exclude a shortcut (the AUC of the baseline "
             f"{most} may be {format_metric(shortcuts.row(most)['high'])})"
         )
-    centre = shortcuts.row(PARTLY_BLIND)
-    if centre["p"] < SIGNIFICANT and centre["auc"] >= SMALLEST_EFFECT:
-        text = f"the image without its centre separates the classes (AUC {format_metric(centre['auc'])})"
-        sentences.append(f"{text[:1].upper()}{text[1:]}; some of the lungs may lie outside the centre.")
-        open_reasons.append(text)
+    for baseline, (separates, but) in PARTLY_BLIND.items():
+        row = shortcuts.row(baseline)
+        if row["p_holm"] < SIGNIFICANT and row["auc"] >= SMALLEST_EFFECT:
+            text = f"{separates} (AUC {format_metric(row['auc'])})"
+            sentences.append(f"{text[:1].upper()}{text[1:]}; {but}.")
+            open_reasons.append(text)
     if not source_stated:
         text = "the images' sources are not stated, so that a source may separate the classes"
         sentences.append(f"{text[:1].upper()}{text[1:]}.")
@@ -231,14 +262,15 @@ def _better_than_thumbnail(versus: pd.DataFrame) -> Condition:
 def _near_chance_without_lungs(blind: Mapping[str, Any] | None) -> Condition:
     name = "Close to chance, and worse, when trained without the lungs"
     if blind is None:
-        text = "No network was trained with the lung region black (covid-fastai audit RUN --full)."
-        reason = "no network was trained with the lung region black (covid-fastai audit RUN --full)"
+        text = "No network was trained on images without the lungs (covid-fastai audit RUN --full)."
+        reason = "no network was trained on images without the lungs (covid-fastai audit RUN --full)"
         return Condition(name, NOT_TESTED, text, reason)
     estimate = format_estimate(blind["auc"], blind["auc_low"], blind["auc_high"])
     difference = format_estimate(blind["difference"], blind["low"], blind["high"], spec=SIGNED)
     text = (
-        f"On the same {int(blind['n'])} patients, the AUC of a network trained without the lung region is {estimate} "
-        f"and that of the network {format_metric(blind['network_auc'])}; the paired difference is {difference}."
+        f"On the same {int(blind['n'])} patients, the AUC of a network trained without the lungs is {estimate} "
+        f"and that of the network {format_metric(blind['network_auc'])}; the paired difference is {difference}. "
+        f"{_describe_region(blind)}"
     )
     if blind["auc_low"] > 0.5:  # guard: blind_network
         reason = f"a network trained without the lungs separates the classes (AUC {estimate})"
@@ -250,6 +282,19 @@ def _near_chance_without_lungs(blind: Mapping[str, Any] | None) -> Condition:
     if not blind["low"] > 0:
         return Condition(name, FAILED, text, "the network is not shown to be better than one trained without the lungs")
     return Condition(name, MET, text)
+
+
+def _describe_region(blind: Mapping[str, Any]) -> str:
+    """Say what was removed from the images: the segmented lungs, or a box."""
+    images, boxes = blind["images"], blind["boxes"]
+    if not (math.isfinite(images) and math.isfinite(boxes)):
+        return "The predictions do not say what was removed from the images."
+    text = "The segmented lungs were removed, as their convex hull with a margin"
+    if boxes == images:
+        return f"The lungs were found in none of {int(images)} images: a central box was removed."
+    if boxes:
+        return f"{text}; on {int(boxes)} of {int(images)} images they were not found, and a central box was removed."
+    return f"{text}, in all {int(images)} images."
 
 
 def _generalises(
@@ -268,10 +313,10 @@ def _generalises(
     judged = [(result, _judge_hospital(_auc_of(result), _difference_of(result), network)) for result in external]
     texts = [_describe_hospital(result) for result in external]
     outcomes = [outcome for _, (outcome, _) in judged]
-    reasons = [f"at {result['source']}, {reason}" for result, (_, reason) in judged if reason]
+    reasons = [f"{_at(result)}, {reason}" for result, (_, reason) in judged if reason]
     outcome = MET if set(outcomes) == {MET} else FAILED if FAILED in outcomes else outcomes[0]
     if outcome == FAILED:
-        reasons = [f"at {result['source']}, {why}" for result, (one, why) in judged if one == FAILED]
+        reasons = [f"{_at(result)}, {why}" for result, (one, why) in judged if one == FAILED]
     if len(external) > 1:
         auc, difference = _pool(external)
         texts.append(_describe_pooled(auc, difference))
@@ -282,6 +327,10 @@ def _generalises(
     if not_stated:
         texts.append(not_stated)
     return Condition(name, outcome, " ".join(texts), "; ".join(reasons) if outcome != MET else "")
+
+
+def _at(result: Mapping[str, Any]) -> str:
+    return f"at the image source {quote_source(result['source'])}"
 
 
 def _judge_hospital(
@@ -324,7 +373,7 @@ def _difference_of(result: Mapping[str, Any]) -> tuple[float, float, float] | No
 
 
 def _describe_hospital(result: Mapping[str, Any]) -> str:
-    text = f"{result['source']}: AUC {format_estimate(*_auc_of(result))}, n = {result['n']}"
+    text = f"Image source {quote_source(result['source'])}: AUC {format_estimate(*_auc_of(result))}, n = {result['n']}"
     difference = _difference_of(result)
     if difference is None:
         return f"{text}; the thumbnail was not evaluated."
@@ -372,4 +421,35 @@ def _rejects_negative_controls(negative_controls: Mapping[str, Any] | None) -> C
         return Condition(name, FAILED, text, f"{counts} are classified as positive")
     text += f" They are too few to decide whether more than {MOST_FALSE_POSITIVES:.0%} would be."
     reason = f"too few negative controls ({counts} are classified as positive, {estimate})"
+    return Condition(name, INCONCLUSIVE, text, reason)
+
+
+def _needs_no_spot(shortcuts: ShortcutAudit, covered: Mapping[str, Any] | None) -> Condition:
+    name = "No mark at a fixed place explains the predictions"
+    spot = shortcuts.row("fixed spot")
+    found = spot["p_holm"] < SIGNIFICANT
+    text = (
+        f"The best of {CELLS} × {CELLS} cells {'separates' if found else 'does not separate'} the classes"
+        f" (AUC {format_estimate(spot['auc'], spot['low'], spot['high'])})"
+    )
+    where = f", {describe_box(shortcuts.spots[0])}" if found and shortcuts.spots else ""
+    if covered is None:
+        if not found and spot["high"] < NEAR_CHANCE:
+            return Condition(name, MET, f"{text}.")
+        reason = "the network was not evaluated with the most telling cells of the image covered"
+        return Condition(name, NOT_TESTED, f"{text}{where}; {reason}.", f"{text[:1].lower()}{text[1:]}, and {reason}")
+    estimate = format_estimate(covered["auc"], covered["auc_low"], covered["auc_high"])
+    difference = format_estimate(covered["difference"], covered["low"], covered["high"], spec=SIGNED)
+    text = (
+        f"{text}{where}. On the same {int(covered['n'])} patients, the AUC of the network is {estimate} where the most "
+        f"telling cells are covered, and {format_metric(covered['network_auc'])} where they are not; the paired "
+        f"difference is {difference}."
+    )
+    if covered["low"] > 0 and not covered["auc_low"] > 0.5:  # guard: covered_spot
+        reason = f"with a fixed place of the image covered, the network is not better than chance (AUC {estimate})"
+        return Condition(name, FAILED, text, reason)
+    if covered["high"] < LARGEST_DROP:
+        return Condition(name, MET, text)
+    lower = format_estimate(covered["difference"], covered["low"], covered["high"])
+    reason = f"with a fixed place of the image covered, the AUC of the network may be lower by {lower}"
     return Condition(name, INCONCLUSIVE, text, reason)

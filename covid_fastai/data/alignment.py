@@ -1,258 +1,313 @@
-"""Detection of cropped and mirrored copies: image pairs that agree after alignment.
+"""Confirmation of copies: whether two images agree in fine detail after one is placed on the other.
 
-Every image is compared with every other one in two steps. A linear model of small shifts and stretches selects the
-candidates. Each candidate pair is then aligned, and its fine structure must agree.
+The affine map that `match_images` found is improved by Gauss-Newton steps on the locally standardised images. Then the
+fine structure must agree in most blocks of the common part: two exposures of one patient agree in their outlines, but
+not in detail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 
-__all__ = ["AlignedPair", "INPUT_SIDE", "aligned_pairs"]
+from covid_fastai.data.keypoint_search import Matches, match_images
+from covid_fastai.data.keypoints import standardise
 
-INPUT_SIDE = 64  # pixels; twice the compared side, so that windows are averaged and not interpolated
-SIDE = 32  # pixels; images are compared at this size
-FREQUENCIES = 10  # per direction; the smoothed images contain almost no energy above
-SMOOTH = 1.5  # pixels of 32, standard deviation: a 5% crop of a side is 1.6 pixels and must remain a small shift
-# Minimum fraction of explained variance. All 1,500 test copies (radiographs cropped by 0 to 5% per side, resized,
-# brightened and re-encoded) exceed it, and 4,353 of CoronaHack's 70 million ordered pairs, mirrored ones included.
-MIN_EXPLAINED = 0.9775
-MIN_WIDTH, MAX_WIDTH = 0.87, 1.05  # fraction of the full width; a 5% crop per side leaves 0.9
-MIN_STEP_CORRELATIONS = (0.86, 0.94, 0.95)  # one per step: pairs whose coarse structure correlates less are dropped
-STEP_SMOOTH = 0.7  # pixels, standard deviation
-FINE = (1.0, 0.5)  # pixels, the band of a difference of Gaussians: upper and lower standard deviation
-COARSE = (2.0, 0.7)
-# After alignment, the fine structure of the most similar CoronaHack images of different patients correlates by 0.84,
-# that of two images of one patient in the same position by up to 0.94. 1,492 of the 1,500 copies pass both limits.
-MIN_FINE, MIN_COARSE = 0.93, 0.955
-WHOLE = np.array([0, 0, 1, 1], dtype=np.float32)  # left, top, right, bottom
-CROP = 0.01  # fraction of a side; a window that differs less from the full image counts as uncropped
-ROWS, COLUMNS, PAIRS = 128, 1024, 256  # block sizes; the products of a block fit in the cache of a CPU core
-LOW = np.s_[:, :, :FREQUENCIES, :FREQUENCIES]
-ODD = np.arange(1, FREQUENCIES**2) % FREQUENCIES % 2 == 1  # the cosines whose sign changes when the image is mirrored
-CENTRES = ((np.arange(SIDE) + 0.5) / SIDE - 0.5).astype(np.float32)
+__all__ = ["AlignedPair", "INPUT_SIDE", "aligned_pairs", "equalised_pairs", "fewest_keypoints", "measure_agreement"]
+
+INPUT_SIDE = 64  # pixels
+WINDOW = 13  # pixels; side of the box of the local standardisation, twice
+COARSE_STEPS = (1.5, 1.5, 1.5)  # pixels, standard deviation of the smoothing in each Gauss-Newton step
+FINE_STEPS = (1.5, 0.7, 0.7)
+OUTLIER = 0.7  # residual, in local standard deviations, beyond which a pixel counts little
+MIN_COARSE = 0.7  # correlation after the first steps; of copies with a strong local equalisation 0.8
+FINE = (1.5, 0.6)  # pixels, the band of a difference of Gaussians: upper and lower standard deviation
+FINEST = 0.8  # pixels, the standard deviation above which the finest structure lies
+BLOCK = 8  # pixels; side of a block
+MIN_VALID = 0.75  # fraction of a block's pixels that both images show
+MIN_ENERGY = 0.02  # of a block's fine structure; less is noise of an even region
+EDGE = 1.5  # pixels; places nearer to the edge of the second image are not compared
+SMOOTH = 1.5  # pixels, standard deviation; what remains does not depend on how an image was resized
+TRIMMED = (0.1, 0.2)  # fractions of the pixels that may differ: letters, corners, the edge of a frame
+PAIRS = 32  # compared together; their images stay in a core's cache
+MIN_KEYPOINTS = 8  # of two images that are compared, among up to `FEW_IMAGES`
+FEW_IMAGES = 10_000
+# The images of CoronaHack (17 million pairs): two images of one patient have a median of at most 0.87, of different
+# patients of at most 0.84, but for one pair of neighbouring numbers with 0.90. Drawings are more alike, but differ in
+# their shading: of one patient, 95% correlate by less than 0.9993 without 10% of the pixels, of two by less than 0.997.
+MIN_MEDIAN, MIN_BLOCKS = 0.85, 12
+MIN_CORRELATIONS = (0.9991, 0.99955)  # without 10% and 20% of the pixels
+# a local equalisation changes the shading, but not the finest structure
+MIN_FINEST, MIN_MEDIAN_EQUALISED = 0.945, 0.93
+# The same of whole images with similar hashes, which are fewer: of 2,000 images of CoronaHack, different ones have at
+# most 0.56 and 0.77; copies with a strong equalisation have 0.88 and 0.93 or more, of drawings 0.85 and 0.89.
+MIN_FINEST_WHOLE, MIN_MEDIAN_WHOLE = 0.83, 0.87
+TURN = 1.5  # degrees; less is not called turned
+CROP = 0.02  # fraction of a side; corners that differ less are not called cropped
 
 
 class AlignedPair(NamedTuple):
-    """Two images that are copies of each other, possibly cropped or mirrored.
+    """Two images that are copies of each other, possibly cropped, turned, mirrored or inverted.
 
     Attributes:
         first: Position of one image, the smaller of the two positions.
         second: Position of the other image.
-        mirrored: Whether one image is the mirror image of the other.
-        cropped: Whether one image is a crop of the other that lacks more than 1% of a side.
-        correlation: Correlation of the aligned images at 32 x 32 pixels, -1 to 1.
+        kind: What differs most: mirrored, inverted, turned, cropped or near.
+        correlation: Correlation of the pixel intensities in the common part, -1 to 1; of the negative if inverted.
     """
 
     first: int
     second: int
-    mirrored: bool
-    cropped: bool
+    kind: str
     correlation: float
 
 
-def aligned_pairs(images: np.ndarray) -> list[AlignedPair]:
-    """Return the pairs of images that agree after cropping by up to about 5% per side, mirroring, or both.
-
-    Only the ranks of the pixel intensities are compared, so changes of brightness, contrast or gamma have no effect.
-    The time grows with the square of n, the memory in proportion to n.
-
-    Args:
-        images: `(n, 64, 64)` uint8, each squashed to a square.
-
-    Returns:
-        The pairs, sorted by their positions.
-    """
-    pairs: dict[tuple[int, int], AlignedPair] = {}
-    features = _features(images)
-    candidates = np.array(list(_candidates(features)), dtype=np.intp).reshape(-1, 3)
-    for start in range(0, len(candidates), PAIRS):
-        block = candidates[start : start + PAIRS]
-        for pair in _confirm_pairs(images, block, _initial_windows(features, block)):
-            known = pairs.setdefault((pair.first, pair.second), pair)
-            if pair.correlation > known.correlation:  # found in the other order too, or a symmetric image
-                pairs[pair.first, pair.second] = pair
-    return [pairs[key] for key in sorted(pairs)]
-
-
-class _Features(NamedTuple):
-    """Features of n images in d cosine coefficients, from the QR decomposition of each image's tangents.
+class Agreement(NamedTuple):
+    """How well the images of n pairs agree after alignment.
 
     Attributes:
-        bases: Orthonormal basis of the tangents, `(n, 5, d)` (Q, transposed).
-        triangles: Coefficients of the tangents in that basis, `(n, 5, 5)` (R).
-        units: Unit vector of the image, `(n, d)`.
+        maps: The improved maps, `(n, 2, 3)`.
+        blocks: Number of blocks of 8 x 8 pixels that were compared, `(n,)`.
+        median: Median over the blocks of the correlation of the fine structure, `(n,)`; 0 without a block.
+        finest: The same of the finest structure.
+        trimmed: Correlation of the smoothed intensities in the common part, without the 10% and without the 20% of the
+            pixels that differ most, `(n, 2)`.
+        correlation: Correlation of the intensities in the common part, `(n,)`.
     """
 
-    bases: np.ndarray
-    triangles: np.ndarray
-    units: np.ndarray
+    maps: np.ndarray
+    blocks: np.ndarray
+    median: np.ndarray
+    finest: np.ndarray
+    trimmed: np.ndarray
+    correlation: np.ndarray
 
 
-def _features(images: np.ndarray) -> _Features:
-    """Return the features of the images.
+def fewest_keypoints(images: int) -> int:
+    """Return how many keypoints must match before two images are compared: 8 up to 10,000 images, 15 for 100,000.
 
-    A basis spans the image and its derivatives by shift and stretch in both directions. The squared length of another
-    image's projection on it is the fraction of variance that small changes of the window explain (tangent distance,
-    Simard, LeCun and Denker 1993).
-    """
-    n, size = len(images), FREQUENCIES**2 - 1  # without the mean
-    features = _Features(*(np.zeros(shape, np.float32) for shape in ((n, 5, size), (n, 5, 5), (n, size))))
-    for start in range(0, n, ROWS):
-        rows = slice(start, start + ROWS)
-        smooth = _smooth(_ranks(_shrink(images[rows])), SMOOTH)
-        low = dctn(_tangents(smooth), axes=(2, 3), norm="ortho")[LOW].reshape(len(smooth), 5, -1)[:, :, 1:]
-        norm = np.linalg.norm(low[:, 0], axis=1, keepdims=True)
-        not_blank = norm > 1e-3 * SIDE  # a blank image has no direction: its features remain 0
-        features.units[rows] = np.divide(low[:, 0], norm, out=np.zeros_like(low[:, 0]), where=not_blank)
-        bases, features.triangles[rows] = np.linalg.qr(low.transpose(0, 2, 1))
-        features.bases[rows] = bases.transpose(0, 2, 1) * not_blank[:, :, None]
-    return features
-
-
-def _candidates(features: _Features) -> Iterator[tuple[int, int, int]]:
-    """Yield first, second and mirrored (0 or 1) of the pairs where the tangents of the first explain the second.
-
-    Both orders of a pair are candidates: keeping only the better explained one would miss 1 in 100 copies.
-    """
-    bases, units = features.bases.transpose(1, 0, 2), features.units.T
-    even, odd = bases[:, :, ~ODD].copy(), bases[:, :, ODD].copy()
-    even_units, odd_units = units[~ODD].copy(), units[ODD].copy()
-    for start in range(0, units.shape[1], ROWS):
-        for left in range(0, units.shape[1], COLUMNS):
-            rows, columns = slice(start, start + ROWS), slice(left, left + COLUMNS)
-            squares = products = np.zeros((), dtype=units.dtype)
-            for tangent in range(5):
-                plain = even[tangent, rows] @ even_units[:, columns]
-                turned = odd[tangent, rows] @ odd_units[:, columns]
-                products = products + plain * turned
-                plain *= plain
-                turned *= turned
-                squares = squares + plain + turned
-            for mirrored, sign in ((0, 2), (1, -2)):  # (even + odd)^2, and (even - odd)^2 of the mirror image
-                for row, column in zip(*np.nonzero(squares + sign * products > MIN_EXPLAINED), strict=True):
-                    if start + row != left + column:
-                        yield start + int(row), left + int(column), mirrored
-
-
-def _initial_windows(features: _Features, candidates: np.ndarray) -> np.ndarray:
-    """Estimate the window of the first image that shows the second: left, top, right, bottom on a scale of 0 to 1."""
-    first, second, mirrored = candidates.T
-    targets = features.units[second] * np.where(ODD & (mirrored[:, None] == 1), -1, 1)
-    # least squares by QR: R @ change = Q^T @ target; the small diagonal makes R of a blank image solvable
-    triangles = features.triangles[first] + 1e-6 * np.eye(5)
-    change = np.linalg.solve(triangles, features.bases[first] @ targets[:, :, None])[:, :, 0]
-    return _change_windows(np.tile(WHOLE, (len(candidates), 1)), change)
-
-
-def _confirm_pairs(images: np.ndarray, candidates: np.ndarray, window: np.ndarray) -> Iterator[AlignedPair]:
-    """Align the candidates, starting from the given windows, and yield the pairs that agree."""
-    whole, other = images[candidates[:, 0]], images[candidates[:, 1]]
-    mirrored = candidates[:, 2] == 1
-    other[mirrored] = other[mirrored, :, ::-1]
-    target = _shrink(other)
-    target_ranks = _ranks(target)
-    for min_correlation in MIN_STEP_CORRELATIONS:
-        view_ranks = _ranks(_window_views(whole, window))
-        keep = _band_correlation(view_ranks, target_ranks, COARSE) >= min_correlation
-        candidates, whole, target, target_ranks, window = (
-            values[keep] for values in (candidates, whole, target, target_ranks, window)
-        )
-        window = _gauss_newton_step(window, _smooth(view_ranks[keep], STEP_SMOOTH), _smooth(target_ranks, STEP_SMOOTH))
-    view = _window_views(whole, window)
-    view_ranks = _ranks(view)
-    agree = (_band_correlation(view_ranks, target_ranks, COARSE) > MIN_COARSE) & (
-        _band_correlation(view_ranks, target_ranks, FINE) > MIN_FINE
-    )
-    cropped = np.abs(window - WHOLE).max(axis=1, initial=0) > CROP
-    correlation = _correlation(view, target)
-    for (first, second, mirror), is_cropped, value in zip(
-        candidates[agree].tolist(), cropped[agree].tolist(), correlation[agree].tolist(), strict=True
-    ):
-        yield AlignedPair(min(first, second), max(first, second), bool(mirror), is_cropped, value)
-
-
-def _gauss_newton_step(window: np.ndarray, view: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the windows after one Gauss-Newton step of their views towards the target."""
-    tangents = _tangents(view).reshape(-1, 5, SIDE**2)
-    tangents -= tangents.mean(axis=2, keepdims=True)
-    gram = tangents @ tangents.transpose(0, 2, 1)
-    # damping relative to the trace (and 1e-9 for a blank view) keeps the matrix invertible
-    gram += (1e-6 * np.trace(gram, axis1=1, axis2=2)[:, None, None] + 1e-9) * np.eye(5, dtype=np.float32)
-    return _change_windows(window, np.linalg.solve(gram, tangents @ target.reshape(-1, SIDE**2, 1))[:, :, 0])
-
-
-def _change_windows(window: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """Return the windows after a change, within the allowed widths and positions.
+    Among 1,200 images of CoronaHack 192, 108 and 55 pairs have 8, 9 and 10 or more by chance: one more keypoint nearly
+    halves them. Their number grows with the square of the number of images. Two more keypoints for each doubling keep
+    the time for comparisons in bounds, and miss more of the copies that show less than the original.
 
     Args:
-        window: `(n, 4)`, left, top, right, bottom.
-        change: `(n, 5)`, coefficients of the tangents: contrast, shift across and down, stretch across and down.
+        images: Number of images.
     """
-    # shift and stretch are relative to the contrast; the lower bound avoids a division by 0 or a negative contrast
-    contrast = np.maximum(change[:, :1], 1e-3 * np.abs(change).max(axis=1, keepdims=True) + 1e-12)
-    change = np.clip(change[:, 1:] / contrast, MIN_WIDTH - 1, 1 - MIN_WIDTH)
-    width = window[:, 2:] - window[:, :2]
-    reach = (1 - MIN_WIDTH) / 2
-    middle = np.clip((window[:, 2:] + window[:, :2]) / 2 + change[:, :2] * width, 0.5 - reach, 0.5 + reach)
-    width = np.clip(width * (1 + change[:, 2:]), MIN_WIDTH, MAX_WIDTH)
-    return np.concatenate([middle - width / 2, middle + width / 2], axis=1).astype(np.float32)
+    return MIN_KEYPOINTS + max(0, round(2 * math.log2(max(images, 1) / FEW_IMAGES)))
 
 
-def _window_views(images: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """Return the content of each window as means over 32 x 32 cells; edge pixels are repeated beyond the image."""
-    across, down = _cell_weights(window[:, 0], window[:, 2]), _cell_weights(window[:, 1], window[:, 3])
-    return down @ images.astype(np.float32) @ across.transpose(0, 2, 1)
+def aligned_pairs(images: np.ndarray, keypoints: np.ndarray, owners: np.ndarray | None = None) -> list[AlignedPair]:
+    """Return the pairs of images that are copies of each other.
+
+    Args:
+        images: `(n, 64, 64)` uint8, each a view of an image, squashed to a square.
+        keypoints: `(n, 32)` of the type `KEYPOINT`, of the same views.
+        owners: The image that each view is of, `(n,)`; None if each is of another one.
+
+    Returns:
+        The pairs of images, sorted by their positions. Of two images with several views, the views that differ least.
+    """
+    owners = np.arange(len(images)) if owners is None else owners
+    matches = match_images(keypoints, min_count=fewest_keypoints(len(np.unique(owners))), owners=owners)
+    pairs: dict[tuple[int, int], AlignedPair] = {}
+    for start in range(0, len(matches.first), PAIRS):
+        part = Matches(*(values[start : start + PAIRS] for values in matches))
+        first, second = images[part.first], images[part.second]
+        second = np.where(part.inverted[:, None, None], 255 - second, second)
+        maps, coarse = _align(first, second, part.maps)
+        near = np.flatnonzero(coarse > MIN_COARSE)
+        part = Matches(*(values[near] for values in part))
+        agreement = measure_agreement(first[near], second[near], maps[near])
+        for row in np.flatnonzero(_are_copies(agreement)):
+            ends = int(owners[part.first[row]]), int(owners[part.second[row]])
+            kind = _kind(agreement.maps[row], inverted=bool(part.inverted[row]))
+            pair = AlignedPair(min(ends), max(ends), kind, float(agreement.correlation[row]))
+            pairs[pair[:2]] = max(
+                pair, pairs.get(pair[:2], pair), key=lambda pair: (pair.kind == "near", pair.correlation)
+            )
+    return [pairs[ends] for ends in sorted(pairs)]
 
 
-def _cell_weights(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return matrices `(n, 32, 64)` that average the pixels between two edges, given as fractions of the side."""
-    edges = (low[:, None] + (high - low)[:, None] * (np.arange(SIDE + 1) / SIDE)) * INPUT_SIDE
-    # length of each pixel left of an edge; the difference of two edges is what a cell covers of the pixel
-    covered = np.clip(edges[:, :, None] - np.arange(INPUT_SIDE), 0, 1)
-    covered[:, :, 0] += np.minimum(edges, 0)
-    covered[:, :, -1] += np.maximum(edges - INPUT_SIDE, 0)
-    weights = np.diff(covered, axis=1)
-    return (weights / weights.sum(axis=2, keepdims=True)).astype(np.float32)
+def equalised_pairs(images: np.ndarray, pairs: Sequence[tuple[int, int]]) -> list[AlignedPair]:
+    """Return the pairs of whole images that agree in fine detail, however the brightness was changed.
+
+    Args:
+        images: `(n, 64, 64)` uint8, squashed to a square.
+        pairs: Positions of the images to compare, the smaller one first.
+
+    Returns:
+        The pairs that are copies of each other, in the given order.
+    """
+    found = []
+    for start in range(0, len(pairs), PAIRS):
+        part = np.array(pairs[start : start + PAIRS])
+        first, second = images[part[:, 0]], images[part[:, 1]]
+        maps, coarse = _align(first, second, np.repeat(np.eye(2, 3)[None], len(part), axis=0))
+        agreement = measure_agreement(first, second, maps)
+        copies = (agreement.median > MIN_MEDIAN_WHOLE) & (agreement.finest > MIN_FINEST_WHOLE)
+        for row in np.flatnonzero(copies & (coarse > MIN_COARSE) & (agreement.blocks >= MIN_BLOCKS)):
+            kind = _kind(agreement.maps[row], inverted=False)
+            found.append(AlignedPair(int(part[row, 0]), int(part[row, 1]), kind, float(agreement.correlation[row])))
+    return found
 
 
-def _shrink(images: np.ndarray) -> np.ndarray:
-    """Return the images at half the size, as means of 2 x 2 pixels."""
-    return images.reshape(-1, SIDE, 2, SIDE, 2).mean(axis=(2, 4), dtype=np.float32)
+def _are_copies(agreement: Agreement) -> np.ndarray:
+    same_shading = (agreement.median > MIN_MEDIAN) & (agreement.trimmed > MIN_CORRELATIONS).all(axis=1)
+    equalised = (agreement.median > MIN_MEDIAN_EQUALISED) & (agreement.finest > MIN_FINEST)
+    return (same_shading | equalised) & (agreement.blocks >= MIN_BLOCKS)
 
 
-def _ranks(images: np.ndarray) -> np.ndarray:
-    """Replace each pixel intensity by its mean rank in the image, -0.5 to 0.5; equal intensities have equal ranks."""
-    levels = (images + 0.5).astype(np.uint8).reshape(-1, SIDE**2).astype(np.intp)
-    levels += 256 * np.arange(len(images))[:, None]  # one histogram for each image
-    counts = np.bincount(levels.ravel(), minlength=256 * len(images)).reshape(-1, 256)
-    ranks = (counts.cumsum(axis=1) - counts / 2) / SIDE**2 - 0.5
-    return ranks.astype(np.float32).ravel()[levels].reshape(-1, SIDE, SIDE)
+def _kind(affine: np.ndarray, *, inverted: bool) -> str:
+    """Name what differs most between two copies, from the map of one to the other."""
+    linear = affine[:, :2]
+    if np.linalg.det(linear) < 0:
+        return "mirrored"
+    if inverted:
+        return "inverted"
+    turn = np.rad2deg(np.arctan2(linear[1, 0] - linear[0, 1], linear[0, 0] + linear[1, 1]))
+    if abs(turn) > TURN:
+        return "turned"
+    return "cropped" if np.abs(_corners(affine) - _corners(np.eye(2, 3))).max() > CROP else "near"
 
 
-def _tangents(images: np.ndarray) -> np.ndarray:
-    """Return the images and their derivatives by shift and stretch, `(n, 5, 32, 32)`; a shift of 1 is a full side."""
-    down, across = np.gradient(images, axis=1) * SIDE, np.gradient(images, axis=2) * SIDE
-    return np.stack([images, across, down, across * CENTRES, down * CENTRES[:, None]], axis=1)
+def _corners(affine: np.ndarray) -> np.ndarray:
+    """Return where the corners of the first image are in the second one."""
+    return np.array([(x, y, 1) for x in (-0.5, 0.5) for y in (-0.5, 0.5)]) @ affine.T
 
 
-def _band_correlation(first: np.ndarray, second: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
-    """Correlate the images in a band of scales: without the coarse shape of the chest, which all patients share."""
-    coarse, fine = scale
-    return _correlation(*(_smooth(image - _smooth(image, coarse), fine) for image in (first, second)))
+def _align(images: np.ndarray, others: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the maps after the first steps, and the correlation of the locally standardised images, `(n,)`."""
+    first, second = (_smooth(standardise(pixels, WINDOW), COARSE_STEPS[0]) for pixels in (images, others))
+    for _ in COARSE_STEPS:
+        maps = _step(first, second, maps)
+    x, y = _positions(maps)
+    return maps, _correlate(first, _sample(second, x, y), _inside(x, y))
+
+
+def measure_agreement(images: np.ndarray, others: np.ndarray, maps: np.ndarray) -> Agreement:
+    """Improve the maps of pairs, and measure how well their images agree.
+
+    Args:
+        images: The first images, `(n, 64, 64)` uint8.
+        others: The second images, inverted if they are negatives of the first.
+        maps: From the first to the second, `(n, 2, 3)`, as `match_images` returns them.
+    """
+    first, second = standardise(images, WINDOW), standardise(others, WINDOW)
+    for deviation in FINE_STEPS:
+        maps = _step(_smooth(first, deviation), _smooth(second, deviation), maps)
+    x, y = _positions(maps)
+    valid = _inside(x, y)
+    first, second = np.where(valid, first, 0), np.where(valid, _sample(second, x, y), 0)
+    band, other_band = (_smooth(image, FINE[1]) - _smooth(image, FINE[0]) for image in (first, second))
+    blocks, median = _agree(band, other_band, valid)
+    _, finest = _agree(first - _smooth(first, FINEST), second - _smooth(second, FINEST), valid)
+    plain, other = images.astype(np.float32), _sample(others.astype(np.float32), x, y)
+    weight = _smooth(valid.astype(np.float32), SMOOTH) + 1e-6
+    a, b = (_smooth(np.where(valid, image, 0), SMOOTH) / weight for image in (plain, other))
+    trimmed = np.stack([_correlate(a, b, _without_outliers(a, b, valid, part)) for part in TRIMMED], axis=1)
+    return Agreement(maps, blocks, median, finest, trimmed, _correlate(plain, other, valid))
+
+
+def _without_outliers(first: np.ndarray, second: np.ndarray, valid: np.ndarray, part: float) -> np.ndarray:
+    """Return the valid pixels without the part that is farthest from a line between the intensities, `(n, h, w)`."""
+    n = len(first)
+    a, b, all_valid = (values.reshape(n, -1) for values in (first, second, valid))
+    kept = all_valid
+    for _ in range(3):
+        count = np.maximum(kept.sum(axis=1, keepdims=True), 1)
+        across, up = (values - (values * kept).sum(axis=1, keepdims=True) / count for values in (a, b))
+        slope = (across * up * kept).sum(axis=1) / np.maximum((across * across * kept).sum(axis=1), 1e-6)
+        residual = np.where(all_valid, np.abs(up - slope[:, None] * across), np.inf)
+        last = np.maximum(np.ceil((1 - part) * all_valid.sum(axis=1)).astype(np.intp) - 1, 0)
+        kept = all_valid & (residual <= np.take_along_axis(np.sort(residual, axis=1), last[:, None], axis=1))
+    return kept.reshape(valid.shape)
+
+
+def _positions(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the pixels of the first image are in the second one, in pixels, `(n, 64, 64)` each."""
+    centre = (np.arange(INPUT_SIDE) + 0.5) / INPUT_SIDE - 0.5
+    grid_y, grid_x = np.meshgrid(centre, centre, indexing="ij")
+    places = np.stack([grid_x, grid_y, np.ones_like(grid_x)]).reshape(3, -1)
+    moved = ((maps @ places + 0.5) * INPUT_SIDE - 0.5).astype(np.float32)
+    shape = (len(maps), INPUT_SIDE, INPUT_SIDE)
+    return moved[:, 0].reshape(shape), moved[:, 1].reshape(shape)
+
+
+def _inside(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    low, high = EDGE - 0.5, INPUT_SIDE - 0.5 - EDGE
+    return (x >= low) & (x <= high) & (y >= low) & (y <= high)
+
+
+def _sample(images: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Interpolate images linearly; the pixels at the edge are repeated outside."""
+    x, y = np.clip(x, 0, INPUT_SIDE - 1.001), np.clip(y, 0, INPUT_SIDE - 1.001)
+    column, row = x.astype(np.intp), y.astype(np.intp)
+    across, down = x - column, y - row
+    flat = images.reshape(len(images), -1)
+    start = (row * INPUT_SIDE + column).reshape(len(images), -1)
+    corner = [
+        np.take_along_axis(flat, start + step, axis=1).reshape(x.shape) for step in (0, 1, INPUT_SIDE, INPUT_SIDE + 1)
+    ]
+    top = corner[0] + across * (corner[1] - corner[0])
+    bottom = corner[2] + across * (corner[3] - corner[2])
+    return top + down * (bottom - top)
+
+
+def _step(first: np.ndarray, second: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Return the maps after a Gauss-Newton step with robust weights."""
+    n = len(maps)
+    x, y = _positions(maps)
+    valid = _inside(x, y).reshape(n, -1)
+    slope_y, slope_x = np.gradient(second, axis=(1, 2))
+    residual = (first - _sample(second, x, y)).reshape(n, -1)
+    slopes = [_sample(slope, x, y).reshape(n, -1) * INPUT_SIDE for slope in (slope_x, slope_y)]
+    weight = valid / (1 + (residual / OUTLIER) ** 2)
+    centre = ((np.arange(INPUT_SIDE) + 0.5) / INPUT_SIDE - 0.5).astype(np.float32)
+    place_y, place_x = (grid.ravel() for grid in np.meshgrid(centre, centre, indexing="ij"))
+    columns = [slope * factor for slope in slopes for factor in (place_x, place_y, np.float32(1))]
+    tangents = np.stack(columns, axis=1)  # (n, 6, 4096)
+    weighted = tangents * weight[:, None]
+    gram = weighted @ tangents.transpose(0, 2, 1)
+    gram += (1e-4 * np.trace(gram, axis1=1, axis2=2)[:, None, None] + 1e-6) * np.eye(6)
+    change = np.linalg.solve(gram, weighted @ residual[:, :, None])[:, :, 0].reshape(n, 2, 3)
+    return maps + np.clip(change, -0.08, 0.08)
+
+
+def _agree(first: np.ndarray, second: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the number of compared blocks, and the median of their correlations, `(n,)` each."""
+    n, cells = len(first), INPUT_SIDE // BLOCK
+    shape = (n, cells, BLOCK, cells, BLOCK)
+    a, b, v = (
+        values.reshape(shape).transpose(0, 1, 3, 2, 4).reshape(n, cells**2, -1) for values in (first, second, valid)
+    )
+    count = v.sum(axis=2)
+    a, b = a * v, b * v
+    a = (a - (a.sum(axis=2) / np.maximum(count, 1))[:, :, None]) * v
+    b = (b - (b.sum(axis=2) / np.maximum(count, 1))[:, :, None]) * v
+    energy = (a * a).sum(axis=2), (b * b).sum(axis=2)
+    usable = (count >= MIN_VALID * BLOCK**2) & (np.minimum(*energy) > MIN_ENERGY)
+    norm = np.sqrt(energy[0] * energy[1])
+    value = np.divide((a * b).sum(axis=2), norm, out=np.zeros_like(norm), where=usable)
+    ordered = np.sort(np.where(usable, value, np.inf), axis=1)
+    compared = usable.sum(axis=1)
+    median = ordered[np.arange(n), np.maximum((compared - 1) // 2, 0)]
+    return compared, np.where(compared, median, 0)
+
+
+def _correlate(first: np.ndarray, second: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return the correlation of two images where both are valid."""
+    n = len(first)
+    weight = valid.reshape(n, -1).astype(np.float32)
+    total = np.maximum(weight.sum(axis=1, keepdims=True), 1)
+    a, b = (image.reshape(n, -1) for image in (first, second))
+    a, b = ((values - (values * weight).sum(axis=1, keepdims=True) / total) * weight for values in (a, b))
+    norm = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    return np.divide((a * b).sum(axis=1), norm, out=np.zeros_like(norm), where=norm > 0)
 
 
 def _smooth(images: np.ndarray, deviation: float) -> np.ndarray:
     return gaussian_filter(images, (0, deviation, deviation), mode="nearest")
-
-
-def _correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    first, second = (image.reshape(-1, SIDE**2) for image in (first, second))
-    first, second = (image - image.mean(axis=1, keepdims=True) for image in (first, second))
-    norm = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    return np.divide((first * second).sum(axis=1), norm, out=np.zeros_like(norm), where=norm > 0)

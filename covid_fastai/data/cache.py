@@ -1,4 +1,4 @@
-"""Cache of results computed from image files: images at the model's input size, fingerprints.
+"""Cache of results computed from image files: images at the model's input size, fingerprints, features of the audit.
 
 A result is found by the sha256 of the image file. The same content is therefore found under any name and in any folder,
 and a changed file has a new result. The results of one kind are packed into a few files (`packed_records`), which
@@ -193,12 +193,12 @@ class Cache:
 
 
 def _identity(path: str | os.PathLike) -> tuple[int, ...]:
-    """Return size, time of change, inode and device of a file, which differ after a change of its content."""
+    """Return size, times of change, inode and device of a file, of which one differs after a change of its content."""
     status = os.stat(path)
-    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
 
 
-KINDS = ("grey", "prints")  # prefixes of the names of its folders
+KINDS = ("features", "grey", "lungs", "prints")  # prefixes of the names of its folders
 
 _caches: dict[Path, Cache] = {}  # one per folder, since a cache stores the keys of the files it has read
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from covid_fastai.data.fingerprints import duplicate_groups, fingerprint_images
 from covid_fastai.data.labels import MANY, suggest_exclusions, suggest_labels
 from covid_fastai.data.path_suggestions import NearbyFiles
 from covid_fastai.data.problems import ProblemLog, printable
+from covid_fastai.data.reach import Reach, is_url
 from covid_fastai.data.tasks import Task
 
 __all__ = ["RowChecker"]
@@ -38,7 +39,8 @@ class RowChecker:
     Attributes:
         faulty: The index of the rows that cannot be used.
         repeated: The index of rows that repeat an earlier row.
-        phash: The perceptual hash of each row's image, 32 bytes; empty if the image was not or could not be opened.
+        hashes: The `hashes` of each row's image, as `fingerprint_images` returns them; empty if it was not or could not
+            be opened.
         headers: For the rows whose file was opened, what `apply_headers` needs.
     """
 
@@ -46,7 +48,7 @@ class RowChecker:
         self.table, self.problems = table, problems
         self.faulty: set[int] = set()
         self.repeated: set[int] = set()
-        self.phash = pd.Series(b"", index=table.index)
+        self.hashes = pd.Series(b"", index=table.index)
         self.headers = pd.DataFrame(columns=["view", "notes", "not_radiograph"], dtype=str)
         self._unopened: set[int] = set()  # rows without a file that could be opened
         # in one conversion a column: iterating over pandas' strings takes twenty times as long
@@ -75,7 +77,7 @@ class RowChecker:
             if conflict:
                 self.report(index, "conflicting_label", reason=conflict, remedy="Correct one of the two in the data.")
             elif value:
-                remedy = "Correct it; a column with the names of labels is a label_column (--label-column)."
+                remedy = "Correct it; a column with the names of labels is a `label_column`."
                 self.report(index, "unknown_value", reason=value, remedy=remedy)
             elif not finding or not unknown:  # guard: empty_label
                 self.report(index, "empty_label", reason="it has no label", remedy=suggest(""))
@@ -89,15 +91,9 @@ class RowChecker:
     def check_files(self, root: Path | None) -> None:
         """Record names that are empty or not valid text, and files that are missing, not regular or outside `root`."""
         nearby = NearbyFiles(root)
-        inside = None if root is None else (os.path.join(root, ""), os.path.join(os.path.realpath(root), ""))
-
-        @cache  # a folder holds many files, and resolving each part of a path reads the disk
-        def real_folder(folder: str) -> str:
-            return os.path.realpath(folder)
-
-        common = cache(lambda: _common_folder(self.table["path"]))
-        for index, (path,) in self._rows("path"):
-            fault = _name_fault(path, inside, real_folder, common) or _file_fault(path, nearby)
+        reach = Reach(root, self.table["path"])
+        for index, (path, name) in self._rows("path", "name"):
+            fault = _name_fault(path) or reach.path_fault(path) or _file_fault(path, name, nearby)
             if fault is not None:
                 kind, reason, remedy = fault
                 # in an excluded row a missing file is only a warning; all other faults remain errors
@@ -134,7 +130,7 @@ class RowChecker:
         severity = "error" if (self.table.loc[values.index, "note"] == "").any() else "warning"
         remedy = "Keep the right row and remove the others"
         if kind == "label":
-            remedy += "; for several readers of an image, set readers='agreement' or 'majority' (--readers)"
+            remedy += "; for several readers of an image, set readers='agreement' or readers='majority'"
         for index in values.index:
             self.report(
                 index,
@@ -161,7 +157,7 @@ class RowChecker:
             table = table.sample(most, random_state=seed).sort_index()
         prints = fingerprint_images(table["path"].tolist(), workers=workers)
         prints.index = table.index
-        self.phash = prints["phash"].reindex(self.table.index, fill_value=b"")
+        self.hashes = prints["hashes"].reindex(self.table.index, fill_value=b"")
         opened = (prints["error"] == "") | (prints["not_radiograph"] != "")
         self.headers = prints.loc[opened, ["view", "notes", "not_radiograph"]]
         for index, error, hint in prints.loc[~opened, ["error", "hint"]].itertuples(name=None):
@@ -205,7 +201,7 @@ class RowChecker:
                     "same_picture",
                     severity="note",
                     reason=f"it is a duplicate of {other}{several}",
-                    remedy="Nothing: a split keeps them together.",
+                    remedy="Nothing to do: a split keeps them together.",
                 )
 
     def _rows(self, *names: str) -> Iterator[tuple[int, tuple[Any, ...]]]:
@@ -213,53 +209,24 @@ class RowChecker:
         return zip(self.table.index, values, strict=True)
 
 
-def _name_fault(
-    path: str, inside: tuple[str, str] | None, real_folder: Callable[[str], str], common: Callable[[], str]
-) -> tuple[str, str, str] | None:
-    """Return kind, reason and remedy if the file must not be opened because of its name; else None.
-
-    Args:
-        path: Absolute and normalised.
-        inside: The folder that contains all images, as named and as its real path, both with a final separator.
-        real_folder: Returns the real path of a folder.
-        common: Returns the folder that contains the files of all rows, `""` if there is none.
-    """
+def _name_fault(path: str) -> tuple[str, str, str] | None:
+    """Return kind, reason and remedy if a row names no file, or one that is not valid text; else None."""
     if not path:  # guard: empty_name
         return "empty_name", "it names no file", "Name its image, or remove the row."
     if "\0" in path or "\ufffd" in path or printable(path) != path:  # guard: bad_name
         return "bad_name", "its name is not valid text", "Rename the file."
-    folder, name = os.path.split(path)
-    # a link below the root may lead anywhere: whoever made the folder chose its target
-    if inside is not None and not path.startswith(inside[0]):
-        if not _real_path(real_folder(folder), name).startswith(inside[1]):  # guard: outside
-            folder = repr(common()) if common() else "a folder that contains all of them"
-            remedy = f"Name files in that folder, or give image_root={folder} (--image-root)."
-            return "outside_root", f"it lies outside of {inside[0]}", remedy
     return None
 
 
-def _common_folder(paths: pd.Series) -> str:
-    """Return the folder that contains all absolute paths; `""` if it is a root or does not exist."""
-    try:
-        folder = os.path.commonpath({os.path.dirname(path) for path in paths if os.path.isabs(path)})
-    except ValueError:  # none, or several drives
-        return ""
-    return folder if folder != os.path.dirname(folder) and os.path.isdir(folder) else ""
-
-
-def _real_path(folder: str, name: str) -> str:
-    """Return the real path of a file, given the real path of its folder."""
-    path = os.path.join(folder, name)
-    return os.path.realpath(path) if os.path.islink(path) or name in ("", ".", "..") else path
-
-
-def _file_fault(path: str, nearby: NearbyFiles) -> tuple[str, str, str] | None:
+def _file_fault(path: str, name: str, nearby: NearbyFiles) -> tuple[str, str, str] | None:
     """Return kind, reason and remedy if there is no regular file (reading a pipe would block); else None."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         if link := _broken_link(path):  # guard: broken_link
             return "missing_file", f"{link} is a link to {os.readlink(link)}, which does not exist", _link_remedy(link)
+        if is_url(name):
+            return "missing_file", "it is an address, and only files are read here", "Download it, and name the file."
         files = nearby.find_all(path)
         if len(files) > 1:  # guard: ambiguous
             reason = f"{len(files)} files have its name: {' and '.join(files[:3])}"

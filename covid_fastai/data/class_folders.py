@@ -16,6 +16,7 @@ from covid_fastai.data.image_files import (
     FolderReader,
     contains,
     has_image_suffix,
+    is_folder,
     is_link,
     is_masks_folder,
     is_visible,
@@ -23,6 +24,7 @@ from covid_fastai.data.image_files import (
 )
 from covid_fastai.data.problems import ProblemLog
 from covid_fastai.data.tasks import Task, canonical_finding
+from covid_fastai.errors import DataError
 
 __all__ = ["ClassFolder", "find_class_folders", "is_finer", "nearby_class_folders", "read_class_folders"]
 
@@ -193,7 +195,7 @@ def _folders_in(folder: Path, *, empty: bool = False) -> list[Path]:
     real = os.path.realpath(folder)
     children = []
     for entry in scan_folder(str(folder)):
-        if not is_visible(entry.name) or not entry.is_dir() or is_masks_folder(entry.name):
+        if not is_visible(entry.name) or not is_folder(entry) or is_masks_folder(entry.name):
             continue
         if is_link(entry) and contains(os.path.realpath(entry.path), real):
             continue  # a link to a folder that it lies in
@@ -203,7 +205,17 @@ def _folders_in(folder: Path, *, empty: bool = False) -> list[Path]:
 
 
 def _holds_file(folder: str) -> bool:
-    return any(any(map(is_visible, names)) for _, _, names in os.walk(os.path.realpath(folder)))
+    """Return whether a folder has a visible file at any depth, apart from what links lead to."""
+    folders = [os.path.realpath(folder)]  # os.walk calls itself, which Python limits to a thousand folders
+    while folders:
+        try:
+            entries = scan_folder(folders.pop())
+        except DataError:  # counted as without a file, as what cannot be listed
+            continue
+        if any(is_visible(entry.name) and not is_folder(entry) for entry in entries):
+            return True
+        folders += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return False
 
 
 def _snapshots(folder: Path) -> list[Path]:
@@ -221,7 +233,7 @@ def _leave_out_others(root: Path, folders: list[ClassFolder], reader: FolderRead
             path = Path(entry.path)
             if not is_visible(entry.name) or path in classes or path in parents:
                 continue
-            if entry.is_dir():
+            if is_folder(entry):
                 _leave_out_folder(entry, parent, reader)
             elif has_image_suffix(entry.name):
                 reader.leave_out("no_class", entry.path)

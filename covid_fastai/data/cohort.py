@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from covid_fastai.data.problems import PROBLEM_COLUMNS
 from covid_fastai.errors import DataError, UsageError
-from covid_fastai.files import write_csv, write_json
+from covid_fastai.files import unescape_cell, write_csv, write_json
+from covid_fastai.pseudonyms import restore_paths
 from covid_fastai.run_folder import RunFolder
 
 __all__ = [
@@ -53,6 +54,7 @@ class CohortInfo(BaseModel):
             `severity`, `reason` and `remedy`.
         leaked_fraction: After a split by image, the fraction of the validation patients who are in training too, 0 to
             1; None after a split by patient.
+        left_out: The columns of the data that the run which saved the cohort has left out.
 
     Raises:
         pydantic.ValidationError: A value has the wrong type, a class is repeated, or `positive` is not a class.
@@ -67,6 +69,7 @@ class CohortInfo(BaseModel):
     root: str = ""
     problems: tuple[dict[str, str | int | None], ...] = ()
     leaked_fraction: float | None = None
+    left_out: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
@@ -127,6 +130,8 @@ class Cohort(pd.DataFrame):
     finding         text   the label of the data, in this package's spelling
     note            text   the reason of an exclusion; "" for other rows
     in_pretraining  bool   whether an image of the group is in the pretraining data of the package's weights
+    lung_quality    text   with check_lungs: fine, cut off, one lung, none found, implausible or unreadable; "" for
+                           excluded rows; with lung_area and the box lung_left, lung_top, lung_right, lung_bottom
     fold            int    after fold_by_patient: the row's fold, -1 for rows that are never held out
     ```
 
@@ -136,7 +141,7 @@ class Cohort(pd.DataFrame):
         facts: The facts about the rows; None to keep those of `data`, if it is a cohort.
         **kwargs: As for a `DataFrame`.
 
-    Example:
+    Examples:
         >>> from covid_fastai import Cohort, CohortInfo
         >>> facts = CohortInfo(classes=("Normal", "COVID-19"), positive="COVID-19")
         >>> cohort = Cohort({"path": ["a.png", "b.png"], "label": ["Normal", "COVID-19"]}, facts=facts)
@@ -205,6 +210,11 @@ class Cohort(pd.DataFrame):
         copy = self.copy()
         copy._facts = facts
         return copy
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The columns of the data that the run which saved the cohort has left out; empty without facts."""
+        return () if self._facts is None else self._facts.left_out
 
     @property
     def patients_known(self) -> bool:
@@ -359,7 +369,7 @@ def load_cohort(folder: str | Path) -> Cohort:
     try:
         file = _CohortFile.model_validate_json(described.read_bytes())
         with open(rows, encoding="utf-8", newline="") as lines:
-            header, *cells = csv.reader(lines, strict=True)
+            header, *cells = ([*map(unescape_cell, row)] for row in csv.reader(lines, strict=True))
     except OSError as error:
         raise _unreadable(Path(error.filename), error.strerror or str(error)) from error
     except ValidationError as error:
@@ -380,7 +390,7 @@ def load_cohort(folder: str | Path) -> Cohort:
             columns[column.name] = _read_column(column, texts)
         except (ValueError, TypeError, KeyError) as error:
             raise _unreadable(rows, f"the column {column.name!r} is not {column.dtype}: {error}") from error
-    return Cohort(pd.DataFrame(columns), facts=file.info)
+    return Cohort(restore_paths(pd.DataFrame(columns), rows), facts=file.info)
 
 
 def _unreadable(path: Path, reason: str) -> DataError:

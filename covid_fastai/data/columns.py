@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import pandas as pd
 
 from covid_fastai.data.image_files import has_image_suffix
+from covid_fastai.data.left_out_columns import explain_left_out, left_out_of
 from covid_fastai.data.projections import is_unstated
 from covid_fastai.data.tasks import fold_text
 from covid_fastai.errors import DataError
@@ -95,13 +96,16 @@ def usual_columns(columns: Iterable[object], role: str) -> list[str]:
     return [column for name in ROLES[role] for column in folded.get(fold_text(name), ())]
 
 
-def suggest_column(column: str, table: pd.DataFrame) -> str:
+def suggest_column(column: str, table: pd.DataFrame, where: str) -> str:
     """Return the hint for a column that a table does not have: a similar name, if any, and all names.
 
     Args:
         column: The missing column.
         table: The table.
+        where: Its file; a run may have left the column out.
     """
+    if reason := explain_left_out(column, left_out_of(where)):
+        return f"{reason} {list_columns(table)}"
     folded = {fold_text(name): name for name in reversed(table.columns)}
     near = folded.get(fold_text(column)) or next(iter(difflib.get_close_matches(column, table.columns, n=1)), None)
     return f"{f'Did you mean {near!r}? ' if near else ''}{list_columns(table)}"
@@ -153,7 +157,7 @@ def choose_columns(
             advice = "" if named else " If these are values, write a first line with the names of the columns."
             raise DataError(
                 f"{where} has no column that is known to hold {content}.",
-                hint=f"Name it with {role}_column (--{_flag(role)}). {list_columns(table)}{advice}",
+                hint=f"Name it with `{role}_column`. {list_columns(table)}{advice}",
             )
     guessed = [f"{role} = {name!r}" for role, name in chosen.items() if name is not None and given.get(role) is None]
     if guessed:
@@ -175,8 +179,8 @@ def _find_column(table: pd.DataFrame, role: str, chosen: Mapping[str, str | None
             _check_agreement(table, first, other, role=role, where=where)
     if others and (role != "path" or _names_images(table[first])):
         logger.warning(
-            "%s: the column %r is used for the %s; %s has such a name too. Choose with %s_column (--%s).",
-            *(where, first, role, " and ".join(map(repr, others)), role, _flag(role)),
+            "%s: the column %r is used for the %s; %s has such a name too. Choose with `%s_column`.",
+            *(where, first, role, " and ".join(map(repr, others)), role),
         )
     return first
 
@@ -192,7 +196,7 @@ def _uncertain_path(table: pd.DataFrame, *, where: str) -> str | None:
     if column is not None:
         logger.warning(
             "%s: the column %r is used for the names of the image files; no column has a usual name. "
-            "Choose with path_column (--path-column), or give path_template (--path-template).",
+            "Choose with `path_column`, or give `path_template`.",
             *(where, column),
         )
     return column
@@ -221,17 +225,13 @@ def _contradiction(
     return DataError(
         f"{where} has two columns for the {role} that contradict each other: where {name!r} is {value!r}, {partner!r} "
         f"is {' and '.join(f'{text!r} (line {row})' for row, text in rows.items())}.",
-        hint=f"Name the right one with {role}_column (--{_flag(role)}): {names[0]!r} or {names[1]!r}.",
+        hint=f"Name the right one with `{role}_column`: {names[0]!r} or {names[1]!r}.",
     )
 
 
 def _unknown_column(table: pd.DataFrame, column: str, role: str, where: str) -> DataError:
-    hint = suggest_column(column, table)
+    hint = suggest_column(column, table, where)
     return DataError(f"{where} has no column {column!r} ({role}_column).", hint=hint)
-
-
-def _flag(role: str) -> str:
-    return f"{role}-column"
 
 
 _USUAL_NAMES = {fold_text(name) for names in (*ROLES.values(), UNCERTAIN_PATHS) for name in names}

@@ -75,7 +75,7 @@ def make_task(
         if task != DEFAULT:
             raise UsageError(
                 f"task={named.name!r} and classes={list(classes)} are mutually exclusive.",
-                hint="Omit one of the two; labels (--label) add labels to a task.",
+                hint="Omit one of the two; `labels` add labels to a task.",
             )
         return _new_task(_order(classes, positive), labels, positive)
     if task != DEFAULT or _names_classes_of(named, wanted, positive, columns):
@@ -191,8 +191,8 @@ def _order_by_meaning(names: Sequence[str], positive: str | None) -> tuple[str, 
     if len(names) < 2:
         raise UsageError(
             f"The options name only the class {names[0]!r}.",
-            hint=f"A task has two classes or more. Give positive={names[0]!r} (--positive) to separate it from normal "
-            "images, or classes (--classes).",
+            hint=f"A task has two classes or more. Give positive={names[0]!r} to separate it from normal "
+            "images, or `classes`.",
         )
     if positive is not None and len(names) == 2:
         return _order(names, positive)
@@ -200,7 +200,7 @@ def _order_by_meaning(names: Sequence[str], positive: str | None) -> tuple[str, 
     if len(names) == 2 and len(absent) != 1:
         raise UsageError(
             f"The classes are {names[0]!r} and {names[1]!r}; which is positive is not stated.",
-            hint=f"Give positive={names[1]!r} (--positive) or positive={names[0]!r}.",
+            hint=f"Give positive={names[1]!r} or positive={names[0]!r}.",
         )
     return tuple(sorted(names, key=lambda name: name not in absent[:1]))
 

@@ -8,14 +8,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import IntToFloatTensor, ItemGetter, Normalize
+from fastai.data.transforms import IntToFloatTensor, ItemGetter, Normalize, Transform
 from fastai.torch_core import num_distrib
 
 from covid_fastai.data.augmentation import augmentation as named_augmentation
@@ -32,7 +32,10 @@ from covid_fastai.options import (
     ImageSize,
     Mean,
     NumWorkers,
+    Option,
+    Region,
     StandardDeviation,
+    check_option,
     checked,
 )
 from covid_fastai.plotting import encode_png
@@ -50,6 +53,11 @@ __all__ = [
 logger = logging.getLogger("covid_fastai")
 
 RESIZE = "squash-bilinear-antialias"  # the method of `resize_image`; a model needs images resized the same way
+OWN = "own"  # what the facts call an augmentation that is a list of transforms
+OwnTransforms = Annotated[
+    Sequence[Transform],
+    Option("Write fastai's with brackets: [Flip(), Rotate(max_deg=7)].", allowed="a list of fastai transforms"),
+]
 MEAN, STD = 0.5, 0.25  # on the scale 0 to 1: round numbers close to those of chest radiographs
 
 
@@ -68,6 +76,7 @@ class LoaderFacts:
         balance: Method against class imbalance: `"none"`, `"loss"` or `"sampler"`.
         class_weights: Float tensor `(classes,)` with `balance="loss"`, else None.
         resize: Name of the resizing method.
+        region: What the model sees of each image: `"frame"` or `"lungs"`, as for `open_region`.
     """
 
     cohort: Cohort
@@ -80,6 +89,7 @@ class LoaderFacts:
     balance: str
     class_weights: torch.Tensor | None
     resize: str = RESIZE
+    region: Region = "frame"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options of the images and batches as plain values, without cohort and class weights."""
@@ -92,7 +102,8 @@ def radiograph_block(
     *,
     classes: Sequence[str],
     image_size: ImageSize = 224,
-    augmentation: Augmentation = "default",
+    region: Region = "frame",
+    augmentation: Augmentation | OwnTransforms = "standard",
     mean: Mean = MEAN,
     std: StandardDeviation = STD,
 ) -> DataBlock:
@@ -105,7 +116,8 @@ def radiograph_block(
     Args:
         classes: The vocabulary in this order; each class has a column `p_<class>` in the predictions.
         image_size: Side of the square that images are squashed to, pixels.
-        augmentation: A name in `AUGMENTATIONS`.
+        region: `"lungs"` crops each image to the box around its lungs, with a margin; `"frame"` does not.
+        augmentation: A name in `AUGMENTATIONS`, or a list of fastai batch transforms such as `Flip()`.
         mean: Mean pixel intensity for the normalisation, on the scale 0 to 1.
         std: Standard deviation for the normalisation, which fastai does not add for one-channel images.
 
@@ -118,20 +130,33 @@ def radiograph_block(
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise UsageError(f"classes={list(classes)!r}.", hint="Give two or more different names.")
     return DataBlock(
-        blocks=(_radiographs(image_size), CategoryBlock(vocab=list(classes), sort=False)),
+        blocks=(_radiographs(image_size, region), CategoryBlock(vocab=list(classes), sort=False)),
         dl_type=RadiographDL,
         get_items=_training_rows,
         splitter=_split_rows,
         get_x=ItemGetter("path"),
         get_y=ItemGetter("label"),
         item_tfms=ResizeRadiograph(image_size),
-        batch_tfms=[*named_augmentation(augmentation), _normalisation(mean, std)],
+        batch_tfms=[*_transforms(augmentation), _normalisation(mean, std)],
     )
 
 
-def _radiographs(image_size: int) -> TransformBlock:
+def _transforms(augmentation: Augmentation | OwnTransforms) -> list[Transform]:
+    """Return the transforms of an augmentation by its name, or check a list of the user's."""
+    if isinstance(augmentation, str):
+        return list(named_augmentation(check_option("augmentation", augmentation, Augmentation)))
+    if any(isinstance(transform, Normalize) for transform in augmentation):
+        raise UsageError("augmentation has a Normalize, and the images are normalised already.", hint="Leave it out.")
+    return list(augmentation)
+
+
+def _name_augmentation(augmentation: Augmentation | OwnTransforms) -> str:
+    return augmentation if isinstance(augmentation, str) else OWN
+
+
+def _radiographs(image_size: int, region: Region) -> TransformBlock:
     """Return a block like fastai's `ImageBlock` that opens images at the model's input size."""
-    return TransformBlock(type_tfms=OpenRadiograph(image_size), batch_tfms=IntToFloatTensor)
+    return TransformBlock(type_tfms=OpenRadiograph(image_size, region), batch_tfms=IntToFloatTensor)
 
 
 def _training_rows(cohort: pd.DataFrame) -> pd.DataFrame:
@@ -156,8 +181,9 @@ def build_dataloaders(
     cohort: pd.DataFrame,
     *,
     image_size: ImageSize = 224,
+    region: Region = "frame",
     batch_size: BatchSize = 32,
-    augmentation: Augmentation = "default",
+    augmentation: Augmentation | OwnTransforms = "standard",
     mean: Mean | None = None,
     std: StandardDeviation | None = None,
     balance: Balance = "none",
@@ -180,8 +206,11 @@ def build_dataloaders(
         cohort: Rows with `path`, `label` and `split`. The vocabulary is the cohort's classes; for a plain table,
             the sorted labels of the rows that are not excluded.
         image_size: Side of the square that images are squashed to, pixels, 32 to 1024.
+        region: `"lungs"` crops each image to the box around its lungs, with a margin of 6%; where the lungs are not
+            found, the whole image is used, and `measure_crops` tells on which. `"frame"` does not crop.
         batch_size: Images in a batch, 2 or more; reduced if there are fewer training images.
-        augmentation: A name in `AUGMENTATIONS`.
+        augmentation: A name in `AUGMENTATIONS`, or a list of fastai batch transforms for images `(n, 1, h, w)` in 0 to
+            1; in the facts, such a list is called `"own"`.
         mean: Mean pixel intensity for the normalisation, on the scale 0 to 1; None for 0.5. `build_learner` replaces
             mean and standard deviation by those of its pretrained weights.
         std: Standard deviation for the normalisation; None for 0.25.
@@ -215,7 +244,9 @@ def build_dataloaders(
     counts = _check_split(cohort, classes)
     training_counts = counts.T["train"]  # images by class
     batch_size, drop_last = _fitting_batch_size(int(training_counts.sum()), batch_size)
-    block = radiograph_block(classes=classes, image_size=image_size, augmentation=augmentation, mean=mean, std=std)
+    block = radiograph_block(
+        classes=classes, image_size=image_size, region=region, augmentation=augmentation, mean=mean, std=std
+    )
     items = _training_rows(cohort)
     weights = None
     if balance == "sampler":
@@ -243,9 +274,10 @@ def build_dataloaders(
         class_weights=_class_weights(training_counts) if balance == "loss" else None,
         classes=classes,
         image_size=image_size,
+        region=region,
         mean=mean,
         std=std,
-        augmentation=augmentation,
+        augmentation=_name_augmentation(augmentation),
         batch_size=batch_size,
         balance=balance,
     )
@@ -256,9 +288,10 @@ def empty_dataloaders(
     *,
     classes: Sequence[str],
     image_size: ImageSize = 224,
+    region: Region = "frame",
     mean: Mean = MEAN,
     std: StandardDeviation = STD,
-    augmentation: Augmentation = "default",
+    augmentation: Augmentation = "standard",
     batch_size: BatchSize = 32,
     device: Device | torch.device = "auto",
     path: str | Path = ".",
@@ -270,6 +303,7 @@ def empty_dataloaders(
     Args:
         classes: The vocabulary in its order.
         image_size: Side of the square that images are squashed to, pixels.
+        region: As in `build_dataloaders`.
         mean: Mean pixel intensity for the normalisation, on the scale 0 to 1.
         std: Standard deviation for the normalisation.
         augmentation: A name in `AUGMENTATIONS`, for test-time augmentation.
@@ -283,7 +317,9 @@ def empty_dataloaders(
         fastai `DataLoaders` with the `facts` of `build_dataloaders`. Iterating over the training or validation loader
         raises an error, since they contain no images.
     """
-    block = radiograph_block(classes=classes, image_size=image_size, augmentation=augmentation, mean=mean, std=std)
+    block = radiograph_block(
+        classes=classes, image_size=image_size, region=region, augmentation=augmentation, mean=mean, std=std
+    )
     # fastai infers the types of items from an item, so the loaders are made with a temporary image
     image = encode_png(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64))
     row = {"path": image, "label": classes[0]}
@@ -296,6 +332,7 @@ def empty_dataloaders(
         class_weights=None,
         classes=list(classes),
         image_size=image_size,
+        region=region,
         mean=mean,
         std=std,
         augmentation=augmentation,
@@ -384,7 +421,13 @@ def _fitting_batch_size(n: int, batch_size: int) -> tuple[int, bool]:
 
     In a distributed training each process has its share of the images, and a batch size of its own.
     """
-    n = math.ceil(n / max(1, num_distrib()))  # guard: fitting_share
+    processes, images = max(1, num_distrib()), n
+    n = math.ceil(images / processes)  # guard: fitting_share
+    if n < 2 and processes > 1:  # guard: share_of_one
+        raise DataError(
+            f"{images} training images are too few for {processes} processes: BatchNorm needs two images in each.",
+            hint="Start fewer processes, or use more images.",
+        )
     if n <= batch_size:  # guard: fitting_batch
         if n < batch_size:
             logger.info("batch_size is %d rather than %d: there are no more training images.", n, batch_size)

@@ -17,11 +17,13 @@ from covid_fastai.data.columns import is_usual_name
 from covid_fastai.data.headers import MOST, names_image, position_of_images
 from covid_fastai.data.table_formats import COMPRESSION_ERRORS, damaged, first_bytes, open_table
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.files import unescape_cell
 
 __all__ = ["BLANK", "DelimitedText", "check_encoding"]
 
 SEPARATORS = ",;\t|"
 BLANK = " "  # one or more blanks or tabs
+LONGEST_LINE = 10_000_000  # characters; a row of a thousand columns has some ten thousand
 SAMPLE = 200  # lines that show the separator
 # UTF-32 before UTF-16: the UTF-32 mark starts with the UTF-16 mark
 BYTE_ORDER_MARKS = {
@@ -111,7 +113,8 @@ class DelimitedText:
                 return
             line, lines_read = lines_read + 1 + self._skipped, reader.line_num  # a quoted value can span several lines
             if (values and values[0].strip()) or any(value.strip() for value in values):  # the first is faster
-                yield line, values
+                # an apostrophe stands before what a spreadsheet would run, here and in other programs' tables
+                yield line, [unescape_cell(value) if "'" in value else value for value in values]
 
     def _split_at_blanks(self) -> Iterator[tuple[int, list[str]]]:
         for number, line in enumerate(self._lines, start=1 + self._skipped):
@@ -122,7 +125,13 @@ class DelimitedText:
     def _decode(self, file: BinaryIO) -> Iterator[str]:
         try:
             with io.TextIOWrapper(file, encoding=self.encoding, newline="") as text:
-                for number, line in enumerate(text):
+                # a compressed file of a few KB can have a line of gigabytes
+                for number, line in enumerate(iter(lambda: text.readline(LONGEST_LINE), "")):
+                    if len(line) == LONGEST_LINE:  # guard: long_line
+                        raise DataError(
+                            f"{self.path}, line {number + 1}: it has {LONGEST_LINE:,} characters or more.",
+                            hint="Check that the file is a table with one row per image.",
+                        )
                     if "\0" in line:  # guard: nul_bytes
                         raise DataError(
                             f"{self.path} contains NUL bytes.",
@@ -156,7 +165,10 @@ def _split_line(line: str) -> list[str]:
     """Return the values of a line that are separated by blanks; quotation marks keep blanks in a value."""
     if '"' not in line:
         return line.split()
-    return next(csv.reader([re.sub(r'\s+(?=(?:[^"]*"[^"]*")*[^"]*$)', " ", line.strip())], delimiter=" "))
+    parts = line.strip().split('"')
+    outside = (len(parts) - 1) % 2  # of the quotation marks, as seen from the end of the line
+    parts[outside::2] = [re.sub(r"\s+", " ", part) for part in parts[outside::2]]
+    return next(csv.reader(['"'.join(parts)], delimiter=" "))
 
 
 def _choose_separator(sample: Sequence[str], known: Collection[str], folder: Path) -> str:
@@ -172,7 +184,8 @@ def _choose_separator(sample: Sequence[str], known: Collection[str], folder: Pat
         return max(present, key=lambda separator: (_same(widths[separator], widths[separator][0]), counts[separator]))
     if lines[1:] and not is_usual_name(lines[0]) and lines[0].strip() not in known and not names_image(lines[0]):
         # a title without separators above the table
-        common = {separator: Counter(widths[separator][1:]).most_common(1)[0][0] for separator in SEPARATORS}
+        rest = {separator: widths[separator][1:] or [1] for separator in SEPARATORS}  # a value can span all lines
+        common = {separator: Counter(rest[separator]).most_common(1)[0][0] for separator in SEPARATORS}
         best = max(
             SEPARATORS, key=lambda separator: _same(widths[separator], common[separator]) * (common[separator] > 1)
         )

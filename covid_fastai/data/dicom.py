@@ -8,10 +8,12 @@ header states about the image in `dicom_facts`.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import struct
 import sys
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -20,12 +22,14 @@ from PIL import Image
 
 from covid_fastai.data.dicom_facts import STATED, header_notes, read_part, read_view
 from covid_fastai.data.dicom_intensity import from_colour, from_grey
+from covid_fastai.data.file_structure import check_structure, jpeg_segments
 from covid_fastai.data.image_facts import MAX_BYTES, SUFFIXES, ImageFacts, check_size
 from covid_fastai.data.projections import not_radiograph
 from covid_fastai.errors import ImageError, NotRadiographError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.tag import BaseTag
 
 __all__ = ["TAGS", "as_part_10", "encode_dataset", "is_dataset", "read_dicom"]
 
@@ -35,12 +39,16 @@ GREY = {"MONOCHROME1", "MONOCHROME2"}
 COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 JPEG_12_BIT = "1.2.840.10008.1.2.4.51"
+JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 PLAIN = {"CS": re.compile(rb"[A-Za-z0-9_ \\]{0,64}"), "DS": re.compile(rb"[0-9+\-.eE \\]{0,400}")}  # PS3.5 6.2
 PLAIN |= {"IS": PLAIN["DS"], "UI": re.compile(rb"[0-9.]{0,64}")}
 # Elements that are absent if their text is blank: window, intercept and slope, VOI LUT function
 BLANK_IS_ABSENT = {0x00281050, 0x00281051, 0x00281052, 0x00281053, 0x00281056}
 MUST = {0x00080060, 0x00280004, 0x00280008}  # Modality, PhotometricInterpretation, NumberOfFrames: required to be valid
 JPEG_SIZES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of a frame header; 0xF7 is JPEG-LS
+MAX_ITEMS = 10_000  # of sequences, or fragments of an image; pydicom reads each in Python, nested ones in many steps
+ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # in both byte orders: PS3.5 7.5
+MAX_ELEMENTS = 10_000  # of a header, outside of sequences
 HEADER = 4096  # bytes, which contain the file meta information
 PREFIX = b"DICM"  # PS3.10 7.1, after a preamble of 128 bytes
 IMPLICIT, EXPLICIT, EXPLICIT_BIG = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2.2"
@@ -210,18 +218,29 @@ def encode_dataset(ds: Dataset, name: str) -> bytes:
 def _read_header(content: bytes, name: str) -> tuple[Dataset, dict[str, str]]:
     """Return the header without empty and damaged elements, and the text of the elements `STATED`."""
     try:
-        import pydicom
+        from pydicom.filereader import read_partial
+        from pydicom.tag import Tag
     except ImportError as error:  # guard: dicom_extra
         raise ImageError(
             f"{name} is a DICOM file, and pydicom is not installed.", hint="pip install 'covid_fastai[dicom]'"
         ) from error
+    elements = content
     if DEFLATED in content[:HEADER]:
-        _check_deflated(content, name)  # guard: deflate
+        elements = _inflate(content, name)  # guard: deflate
+    if max(map(elements.count, ITEM_TAGS)) > MAX_ITEMS:  # guard: dicom_items
+        raise _unreadable(name, f"it has more than {MAX_ITEMS:,} items")
     try:
-        ds = pydicom.dcmread(io.BytesIO(content), specific_tags=TAGS)
+        ds = read_partial(io.BytesIO(content), _element_counter(), specific_tags=[Tag(tag) for tag in TAGS])
+        return _clean(ds, name)
+    except ImageError:
+        raise
     # guard: dicom_header
     except Exception:  # noqa: BLE001 - invalid data make pydicom raise many types; its messages may quote the file
         raise _unreadable(name, "its header cannot be read") from None
+
+
+def _clean(ds: Dataset, name: str) -> tuple[Dataset, dict[str, str]]:
+    """Remove empty and damaged elements and those of `STATED`, whose text is returned beside the header."""
     stated = {keyword: _stated_text(ds, keyword) for keyword in STATED}
     for keyword in STATED:
         ds.pop(keyword, None)
@@ -236,6 +255,18 @@ def _read_header(content: bytes, name: str) -> tuple[Dataset, dict[str, str]]:
                 raise _unreadable(name, "an element of its header is damaged")
             del ds[tag]
     return ds, stated
+
+
+def _element_counter() -> Callable[[BaseTag, str | None, int], bool]:
+    """Return a function that pydicom calls for each element, and that raises after too many."""
+    numbers = itertools.count()
+
+    def count(tag: BaseTag, vr: str | None, length: int) -> bool:
+        if next(numbers) >= MAX_ELEMENTS:  # guard: dicom_elements
+            raise ValueError(f"more than {MAX_ELEMENTS:,} elements")
+        return False
+
+    return count
 
 
 def _stated_text(ds: Dataset, keyword: str) -> str:
@@ -257,21 +288,22 @@ def _modality(ds: Dataset) -> str:
     return modality if modality in RADIOGRAPHS else ""
 
 
-def _check_deflated(content: bytes, name: str) -> None:
-    """Decompress a deflated file up to a size limit, which pydicom does not have, and raise above it."""
+def _inflate(content: bytes, name: str) -> bytes:
+    """Return the elements of a deflated file, decompressed up to a size limit that pydicom does not have."""
     tag, length = content[132:140], content[140:144]
     if tag != b"\x02\x00\x00\x00UL\x04\x00":
         raise _unreadable(name, "its meta information has no length")
     begin = 144 + struct.unpack("<I", length)[0]
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        stream.decompress(content[begin:], MAX_BYTES)
+        elements = stream.decompress(content[begin:], MAX_BYTES)
     except zlib.error:
         raise _unreadable(name, "its compressed data are damaged") from None
     if not stream.eof:
         raise ImageError(
             f"{name} is too large to be a radiograph, or truncated.", hint=f"At most {MAX_BYTES:,} bytes are read."
         )
+    return elements
 
 
 def _check_kind(ds: Dataset, name: str) -> str:
@@ -323,8 +355,10 @@ def _decode(ds: Dataset, name: str, *, raw: bool) -> np.ndarray:
     if known and syntax.is_compressed:
         _check_frame(ds, name)  # guard: jpeg_frame
     try:
+        # guard: jpeg_2000
+        decoder = "pillow" if syntax in JPEG_2000 else ""  # GDCM ends the process at some damaged files
         # unused bits are kept in one channel, since padding is compared with all allocated bits
-        pixels = pixel_array(ds, correct_unused_bits=not raw)
+        pixels = pixel_array(ds, correct_unused_bits=not raw, decoding_plugin=decoder)
     except Exception as error:  # noqa: BLE001 - each decoder has its own errors; their messages may quote the file
         if syntax == JPEG_12_BIT and int(ds.BitsStored) > 8:  # guard: twelve_bit
             reason, hint = "12-bit JPEG is not supported by any available decoder", "Export it without compression."
@@ -358,13 +392,14 @@ def _decoder_hint(syntax: Any) -> str:
 
 
 def _check_frame(ds: Dataset, name: str) -> None:
-    """Raise if the size in a JPEG frame differs from the header's: decoders allocate memory for the former."""
+    """Raise if a frame has too many parts, or another size than the header: decoders allocate memory for its own."""
     from pydicom.encaps import get_frame
 
     try:
         frame = get_frame(ds.PixelData, 0, number_of_frames=1)
     except Exception:  # noqa: BLE001 - a broken sequence of fragments
         raise _unreadable(name, "its pixel data are damaged or truncated") from None
+    check_structure(frame, name)
     size = _frame_size(frame)
     if size is not None and size != (int(ds.Columns), int(ds.Rows)):
         raise _unreadable(name, "the size of its pixel data differs from that in its header")
@@ -377,13 +412,10 @@ def _frame_size(frame: bytes) -> tuple[int, int] | None:
         return right - left, low - top
     if frame[:2] != b"\xff\xd8":
         return None
-    offset = 2
-    while offset + 9 <= len(frame) and frame[offset] == 0xFF:  # segments up to the frame header: ITU-T T.81 B.2.2
-        marker, length = frame[offset + 1], struct.unpack(">H", frame[offset + 2 : offset + 4])[0]
-        if marker in JPEG_SIZES:
-            height, width = struct.unpack(">HH", frame[offset + 5 : offset + 9])
+    for marker, position in jpeg_segments(frame):  # up to the frame header: ITU-T T.81 B.2.2
+        if marker in JPEG_SIZES and position + 7 <= len(frame):
+            height, width = struct.unpack(">HH", frame[position + 3 : position + 7])
             return width, height
-        offset += 2 + length if marker != 0xFF else 1
     return None
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from covid_fastai.data.cohort import COHORT_COLUMNS, as_cohort
-from covid_fastai.data.images import describe_image, open_square
+from covid_fastai.data.images import describe_header, open_square
 from covid_fastai.errors import DataError, ImageError, UsageError
 from covid_fastai.options import Seed, checked
 from covid_fastai.plotting import COLOURS, class_colours
@@ -169,12 +169,13 @@ def plot_pictures(pictures: Sequence[np.ndarray | None], titles: Sequence[str], 
     return figure
 
 
-def plot_batch(dls: DataLoaders, *, images: int = 8) -> Figure:
+def plot_batch(dls: DataLoaders, *, images: int = 8, columns: int = 8) -> Figure:
     """Plot images of a training batch after augmentation, with the normalisation reversed.
 
     Args:
         dls: What `build_dataloaders` returned.
         images: Maximum number of images.
+        columns: Images per row.
 
     Returns:
         The figure.
@@ -183,7 +184,7 @@ def plot_batch(dls: DataLoaders, *, images: int = 8) -> Figure:
     mean, std = dls.facts.mean, dls.facts.std
     batch = np.asarray((x[:images, 0].detach().cpu() * std + mean) * 255).clip(0, 255)
     titles = [str(dls.vocab[int(label)]) for label in y[:images]]
-    return plot_pictures(list(batch), titles, columns=min(images, 8, len(batch)))
+    return plot_pictures(list(batch), titles, columns=min(columns, len(batch)))
 
 
 def header_facts(cohort: pd.DataFrame, *, most: int = 400, seed: int = 0) -> pd.DataFrame:
@@ -206,7 +207,7 @@ def header_facts(cohort: pd.DataFrame, *, most: int = 400, seed: int = 0) -> pd.
     facts = []
     for row in sample.to_dict("records"):
         try:
-            header = describe_image(row["path"])
+            header = describe_header(row["path"])
         except ImageError:
             continue  # read_cohort has recorded it as a problem
         size = Path(row["path"]).stat().st_size / 1e6

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from covid_fastai.data.file_structure import jpeg_segments
+
 __all__ = ["OTHER_KIND", "name_kind"]
 
 SNIFFED = 512  # bytes at the start that identify the real type of a file
@@ -52,10 +54,7 @@ def name_kind(content: bytes) -> str:
 
 def _jpeg_bits(content: bytes) -> int:
     """Return the bits per sample in the frame header of a JPEG (ITU-T T.81 B.2.2); 0 if it has none."""
-    position = 2
-    while position + 5 <= len(content) and content[position] == 0xFF:
-        marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
+    for marker, position in jpeg_segments(content):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return content[position + 4]
-        position += 2 + length if marker != 0xFF else 1
+            return content[position + 2] if position + 2 < len(content) else 0
     return 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from covid_fastai.data.image_files import FolderReader, has_image_suffix, stem_of
+from covid_fastai.data.reach import is_share
 from covid_fastai.data.split_names import SPLIT_FOLDERS
 from covid_fastai.data.tasks import SPELLINGS, canonical_finding, fold_text
 from covid_fastai.errors import DataError
@@ -174,7 +175,7 @@ def locate_files(names: Sequence[str], base: str | Path, *, search: bool) -> Loc
     base = os.fspath(base)
     # `a.png` and `./a.png` are one file
     stated = {name: os.path.normpath(os.path.join(base, name)) if name else "" for name in names}  # guard: one_spelling
-    folders = FolderNames()
+    folders = FolderNames(os.path.abspath(base))
     missing = [name for name, path in stated.items() if name and "\0" not in name and not folders.holds(path)]
     if not missing:
         return LocatedFiles([stated[name] for name in names])
@@ -220,9 +221,14 @@ def _key(name: str) -> str:
 
 
 class FolderNames:
-    """The names in folders; each folder is listed once."""
+    """The names in folders; each folder is listed once.
 
-    def __init__(self) -> None:
+    Args:
+        base: The folder of the data. Folders on other machines are not listed unless it is there as well.
+    """
+
+    def __init__(self, base: str | os.PathLike[str] | None) -> None:
+        self._base = os.fspath(base or "")
         self._names: dict[str, set[str]] = {}
         self._keys: dict[str, dict[str, list[str]]] = {}
 
@@ -257,7 +263,9 @@ class FolderNames:
         return Match(os.path.join(folder, other), (), (), exact, fold_name(other) != fold_name(name))
 
     def _in(self, folder: str) -> set[str]:
-        if folder not in self._names:
+        if folder not in self._names and is_share(folder, self._base):  # guard: share_listed
+            self._names[folder] = set()
+        elif folder not in self._names:
             try:
                 self._names[folder] = set(os.listdir(folder or os.sep))
             except OSError:

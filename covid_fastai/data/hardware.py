@@ -16,7 +16,7 @@ from fastai.torch_core import defaults
 from covid_fastai.errors import UnavailableError
 from covid_fastai.options import Device, check_option, refuse_option
 
-__all__ = ["fits_in_memory", "free_memory", "resolve_device", "resolve_workers"]
+__all__ = ["fits_in_memory", "free_memory", "resolve_device", "resolve_workers", "share_devices"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -25,6 +25,7 @@ CONTAINER_MEMORY = [  # files of the limit and the use of memory, bytes
     (_CGROUP / "memory.max", _CGROUP / "memory.current"),
     (_CGROUP / "memory/memory.limit_in_bytes", _CGROUP / "memory/memory.usage_in_bytes"),
 ]
+_sharing = {"cpu": 1, "gpu": 1}  # trainings that use the same device at the same time
 SMALL_ROWS, SMALL_BYTES = 500, 64 << 20  # below both, one process opens the images of an epoch in a few seconds
 
 
@@ -63,14 +64,26 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 def fits_in_memory(size: int, device: torch.device) -> bool:
     """Return whether data take less than a third of a device's free memory, so that they can stay there in a training.
 
-    The processes of a distributed training on one machine share the memory of the CPU.
+    The processes of a distributed training on one machine share the memory of the CPU, and folds that are trained at
+    the same time share that of every device (`share_devices`).
 
     Args:
         size: Bytes.
         device: The device.
     """
     processes = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    processes *= _sharing["gpu" if device.type == "cuda" else "cpu"]  # guard: shared_device
     return size * processes * 3 < free_memory(device)
+
+
+def share_devices(trainings: int, *, gpus: int) -> None:
+    """Note that this process is one of several trainings that go on at the same time on the same machine.
+
+    Args:
+        trainings: Their number.
+        gpus: The number of GPUs that they are distributed over; 0 if there are none.
+    """
+    _sharing.update(cpu=max(1, trainings), gpu=max(1, -(-trainings // max(1, gpus))))
 
 
 def free_memory(device: torch.device) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,7 +19,9 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "LeftOut",
     "contains",
+    "folders_below",
     "has_image_suffix",
+    "is_folder",
     "is_link",
     "is_masks_folder",
     "is_path_visible",
@@ -40,6 +42,7 @@ MASK_WORDS = {"mask", "masks"}
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")  # of "lung masks", "lung_masks" and "leftMask"
 MASK_FILE = re.compile(r"[-_ ](lung|lungs|lung_)?masks?$", re.IGNORECASE)
 EXAMPLES = 3
+DEPTH = 200  # folders in one another; more is a mistake, and would exceed what Python can call
 # The first bytes of the formats, for files without a suffix; DICOM has DICM at byte 128 (DICOM PS3.10, section 7.1).
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
 HEAD = 132  # bytes
@@ -130,9 +133,11 @@ class FolderReader:
         """
         root = os.fspath(folder)
         real = os.path.realpath(root)
-        yield from self._walk(root, real, root=(root, real), linked=False, folders=set())
+        yield from self._walk(root, real, root=(root, real), linked=False, folders=set(), depth=0)
 
-    def _walk(self, folder: str, real: str, *, root: tuple[str, str], linked: bool, folders: set[str]) -> Iterator[str]:
+    def _walk(
+        self, folder: str, real: str, *, root: tuple[str, str], linked: bool, folders: set[str], depth: int
+    ) -> Iterator[str]:
         """Yield the images of a folder whose real path is known.
 
         Args:
@@ -141,13 +146,15 @@ class FolderReader:
             root: The path and the real path of the folder that is being listed.
             linked: Whether a link leads to this folder.
             folders: The real paths of the folders that were reached by links.
+            depth: The number of folders between this one and the root.
         """
+        _check_depth(root[0], folder, depth)
         entries = scan_folder(folder)
         names = {entry.name for entry in entries}
         for entry in entries:
             if not is_visible(entry.name):
                 self.leave_out("hidden", entry.path)
-            elif entry.is_dir():
+            elif is_folder(entry):
                 by_link = linked or is_link(entry)
                 inner = os.path.realpath(entry.path) if by_link else os.path.join(real, entry.name)
                 if by_link and contains(inner, real):  # guard: link_loop
@@ -158,7 +165,9 @@ class FolderReader:
                     self.leave_out_masks(entry.path)
                 else:
                     folders |= {inner} if by_link else set()
-                    yield from self._walk(entry.path, inner, root=root, linked=by_link, folders=folders)
+                    yield from self._walk(
+                        entry.path, inner, root=root, linked=by_link, folders=folders, depth=depth + 1
+                    )
             elif not _is_image(entry.path):
                 self.leave_out(_kind_of_other(entry), entry.path)
             elif _is_mask_of(entry.name, names):
@@ -247,6 +256,42 @@ def scan_folder(folder: str) -> list[os.DirEntry]:
         raise DataError(f"{folder} cannot be listed: {error.strerror}.", hint="Check its permissions.") from error
 
 
+def folders_below(folder: str) -> Iterator[str]:
+    """Yield a folder and all visible folders below it, each once; links are followed after all other folders.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        DataError: A folder cannot be listed, or they are nested too deep.
+    """
+    reached: set[str] = set()
+    waiting, links = deque([(folder, os.path.realpath(folder), 0)]), deque[tuple[str, str, int]]()
+    while waiting or links:
+        current, real, depth = (waiting or links).popleft()
+        if real in reached or not os.path.isdir(current):
+            continue
+        _check_depth(folder, current, depth)
+        reached.add(real)
+        yield current
+        for entry in scan_folder(current):
+            if entry.name.startswith(".") or not is_folder(entry):
+                continue
+            if is_link(entry):
+                links.append((entry.path, os.path.realpath(entry.path), depth + 1))
+            else:
+                waiting.append((entry.path, os.path.join(real, entry.name), depth + 1))
+
+
+def _check_depth(root: str, folder: str, depth: int) -> None:
+    if depth > DEPTH:  # guard: deep_folders
+        start = os.path.relpath(folder, root)[:80]
+        raise DataError(
+            f"{root} has folders that are nested more than {DEPTH} deep, such as {start}...",
+            hint="Give a folder with the images, or move them up.",
+        )
+
+
 def is_visible(name: str) -> bool:
     """Return whether a file or folder is neither hidden nor the operating system's own."""
     return not name.startswith(".") and name.casefold() not in SYSTEM_FILES | SYSTEM_FOLDERS  # guard: system_files
@@ -302,6 +347,14 @@ def _is_image(path: str) -> bool:
     except OSError:
         return False
     return head[128:] == b"DICM" or head.startswith(MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Return whether an entry is a folder; a link that leads to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:  # guard: link_to_itself
+        return False
 
 
 def _kind_of_other(entry: os.DirEntry) -> str:

@@ -6,7 +6,6 @@ import io
 import os
 import stat
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,12 +15,14 @@ from PIL.TiffImagePlugin import TiffImageFile
 from covid_fastai.data.arrays import bits_of, samples_of_array
 from covid_fastai.data.dicom import as_part_10, encode_dataset, is_dataset, read_dicom
 from covid_fastai.data.file_kinds import OTHER_KIND, name_kind
+from covid_fastai.data.file_structure import check_exif, check_structure
 from covid_fastai.data.image_facts import FORMATS, MAX_BYTES, MAX_PIXELS, ImageFacts, check_size, name_notes
 from covid_fastai.data.intensity import samples_to_grey, to_grey
+from covid_fastai.data.problems import visible
 from covid_fastai.data.tiff import is_misread, read_samples, refuse_misread, starts_like_tiff
 from covid_fastai.errors import ImageError
 
-__all__ = ["Readable", "describe_image", "open_image", "open_square", "read_image", "resize_image"]
+__all__ = ["Readable", "describe_header", "describe_image", "open_image", "open_square", "read_image", "resize_image"]
 
 SPARE = 2  # decoded over requested pixels a side: 1 takes 18% less time and triples the difference
 MIN_STD = 1.0  # standard deviation of the pixel intensities, 0 to 255; below it the image is blank
@@ -118,6 +119,31 @@ def describe_image(source: Source) -> ImageFacts:
     return _read(source, None, "the image in memory")[1]
 
 
+def describe_header(source: Source) -> ImageFacts:
+    """Return the facts of an image file that its header states, without decoding what Pillow reads.
+
+    Args:
+        source: As for `open_image`.
+
+    Returns:
+        The facts; `notes` are those of `describe_image` for a file that has to be decoded, and otherwise empty.
+
+    Raises:
+        ImageError: As for `open_image`, but pixels that are damaged or blank are not noticed.
+    """
+    if isinstance(source, (Image.Image, Array)) or is_dataset(source):
+        return describe_image(source)
+    name, content = _content(source)
+    if as_part_10(content) is None:
+        with io.BytesIO(content) as file:
+            stored = _open_header(file, name, content)
+            if stored is not None:
+                with stored:
+                    _check_header(stored, name)
+                    return _stored_facts(stored)
+    return describe_image(source)
+
+
 def read_image(
     source: Source, *, image_size: int | None = None, name: str | None = None
 ) -> tuple[Image.Image, ImageFacts]:
@@ -165,6 +191,7 @@ def _read(source: Source, image_size: int | None, memory_name: str) -> tuple[Ima
     name, content = _content(source)
     if as_part_10(content) is not None:
         return _read_dicom(content, name)
+    check_structure(content, name)
     with io.BytesIO(content) as file:
         stored = _open_header(file, name, content)
         if stored is not None:
@@ -185,8 +212,8 @@ def _from_stored(stored: Image.Image, name: str, image_size: int | None) -> tupl
     _check_header(stored, name)
     if isinstance(stored, TiffImageFile) and is_misread(stored):
         refuse_misread(stored, name)
-    facts = ImageFacts(str(stored.format or "memory"), stored.mode, *_stored_size(stored), _bits(stored))
-    orientation = _orientation(stored)
+    facts = _stored_facts(stored)
+    orientation = _orientation(stored, name)
     if image_size is not None:
         _reduce(stored, image_size)
     try:
@@ -271,7 +298,8 @@ def _content(source: Source) -> tuple[str, bytes]:
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
             raise ImageError(f"{name} is {kind}, not a file.", hint="Give an image file.")
         _check_bytes(status.st_size, name)
-        return name, Path(source).read_bytes()
+        # a file of the kernel has no size, and may never end; guard: no_size
+        return name, _read_bytes(source, status.st_size, name) if status.st_size else b""
     except FileNotFoundError as error:
         if os.path.islink(source):  # guard: dead_link
             raise ImageError(
@@ -280,6 +308,15 @@ def _content(source: Source) -> tuple[str, bytes]:
         raise ImageError(f"{name} is missing.", hint="Correct the name, or download the file.") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ImageError(f"{name} cannot be read: {error}.", hint="Check the name and the permissions.") from error
+
+
+def _read_bytes(source: str | os.PathLike[str], size: int, name: str) -> bytes:
+    """Return the content of a file of a known size; one that grows meanwhile may never end."""
+    with open(source, "rb") as file:
+        content = file.read(size + 1)
+    if len(content) > size:  # guard: growing
+        raise ImageError(f"{name} grows while it is read.", hint="Wait until it is complete.")
+    return content
 
 
 def _file_content(file: Readable) -> tuple[str, bytes]:
@@ -303,7 +340,7 @@ def _check_bytes(size: int, name: str) -> None:
 
 
 def _printable(name: str | bytes) -> str:
-    return os.fsdecode(name).encode("utf-8", "backslashreplace").decode()  # guard: printable
+    return visible(os.fsdecode(name))  # guard: printable
 
 
 def _open_header(file: io.BytesIO, name: str, content: bytes) -> ImageFile.ImageFile | None:
@@ -333,6 +370,11 @@ def _check_header(stored: Image.Image, name: str) -> None:
         raise ImageError(f"{name} holds {frames} images.", hint="Save the image to use as a separate file.")
 
 
+def _stored_facts(stored: Image.Image) -> ImageFacts:
+    """Return the facts of an image that is not decoded yet."""
+    return ImageFacts(str(stored.format or "memory"), stored.mode, *_stored_size(stored), _bits(stored))
+
+
 def _stored_size(stored: Image.Image) -> tuple[int, int]:
     if isinstance(stored, TiffImageFile):
         return stored.tag_v2[TIFF_WIDTH], stored.tag_v2[TIFF_HEIGHT]  # `size` is the size after rotation
@@ -359,12 +401,24 @@ def _has_raw_16(stored: Image.Image) -> bool:
     return bool(tile) and ";16" in str(tile[0].args)
 
 
-def _orientation(stored: Image.Image) -> int:
+def _orientation(stored: Image.Image, name: str) -> int:
+    check_exif(_exif_data(stored), name)
     try:
         return int(stored.getexif().get(EXIF_ORIENTATION, 1))
     # guard: exif
     except Exception:  # noqa: BLE001 - damaged EXIF makes Pillow raise nearly anything; the pixels can still be read
         return 1
+
+
+def _exif_data(stored: Image.Image) -> bytes:
+    """Return the EXIF data of an opened image as the file has them; empty if there are none."""
+    try:
+        if stored.format == "PNG":
+            stored.load()  # EXIF data may follow the pixels
+        profile = stored.info.get("Raw profile type exif", "")  # ImageMagick's, in hexadecimal after three lines
+        return stored.info.get("exif") or bytes.fromhex("".join(profile.split("\n")[3:]))
+    except Exception:  # noqa: BLE001 - a damaged file makes Pillow raise nearly anything; decoding reports it
+        return b""
 
 
 def _check_not_blank(grey: Image.Image, name: str) -> None:

@@ -22,11 +22,22 @@ from safetensors.numpy import load_file
 from covid_fastai.data.dicom_facts import BURNED_IN, INVERSE, LATERAL, OTHER_PART, OTHER_VIEW
 from covid_fastai.data.dicom_intensity import NO_WINDOW_FITS
 from covid_fastai.data.images import Source, read_image
-from covid_fastai.data.lungs import find_lungs
+from covid_fastai.data.lungs import Lungs, judge_lungs
 from covid_fastai.errors import ImageError, ModelFormatError, UsageError
 from covid_fastai.options import WorkerCount, checked
 
-__all__ = ["InputRemark", "RemarkKind", "check_input", "check_inputs", "fit_look", "ood_score"]
+__all__ = [
+    "InputRemark",
+    "RemarkKind",
+    "SIDE",
+    "check_input",
+    "check_inputs",
+    "fit_look",
+    "is_withheld",
+    "ood_score",
+    "rank_pixels",
+    "shrink_picture",
+]
 
 LOOK = Path(__file__).with_name("input_check.safetensors")
 SIDE = 16  # pixels: shows lungs, heart and surrounding air, but no finding, and identifies no person
@@ -49,7 +60,11 @@ ORIENTATIONS = {
     "turned by 90 degrees to the right": lambda pixels: np.rot90(pixels, 1),
     "inverted": lambda pixels: 255 - pixels,
 }
-RemarkKind = Literal["unreadable", "colour", "header", "small", "frame", "turned", "inverted", "unlike", "lungs"]
+RemarkKind = Literal[
+    "unreadable", "colour", "header", "small", "frame", "turned", "inverted", "unlike", "lungs", "region", "population"
+]
+# remarks that make the predicted class unreliable: every answer then withholds it
+WITHHELD_AFTER: set[RemarkKind] = {"inverted", "turned", "unlike", "lungs", "population"}  # guard: withheld
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,8 @@ class InputRemark:
     """A property of an image that makes it unsuitable for a classifier of frontal chest radiographs.
 
     Attributes:
-        kind: One of `RemarkKind`; `"header"` is about the header of a DICOM file.
+        kind: One of `RemarkKind`; `"header"` is about the header of a DICOM file, `"region"` about a model that sees
+            crops to the lungs and got the whole image, `"population"` about a model that was made for other images.
         text: The property, as a sentence.
     """
 
@@ -107,6 +123,11 @@ def check_input(image: Source) -> list[InputRemark]:
     return _check(image)[0]
 
 
+def is_withheld(remarks: Iterable[InputRemark]) -> bool:
+    """Return whether a remark makes the predicted class unreliable, so that it is withheld."""
+    return bool(WITHHELD_AFTER & {remark.kind for remark in remarks})
+
+
 @checked
 def check_inputs(paths: Iterable[str | os.PathLike], *, workers: WorkerCount | None = None) -> pd.DataFrame:
     """Check many image files.
@@ -150,7 +171,7 @@ def ood_score(images: np.ndarray) -> np.ndarray:
         `(n,)`, 1 at the limit that 1 in 100 radiographs exceed.
     """
     look = _read_look()
-    return _distance(_ranks(images), look) / look.limit[0]
+    return _distance(rank_pixels(images), look) / look.limit[0]
 
 
 def fit_look(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -167,7 +188,7 @@ def fit_look(images: np.ndarray) -> dict[str, np.ndarray]:
     """
     if len(images) < 4 * SIDE**2:
         raise UsageError(f"{len(images)} images are too few for the reference.", hint=f"Give {4 * SIDE**2} or more.")
-    ranks = _ranks(images)
+    ranks = rank_pixels(images)
     mean = ranks.mean(axis=0)
     _, sizes, basis = np.linalg.svd(ranks - mean, full_matrices=False)
     # The variance outside the components, per remaining dimension; singular values are sqrt(n) standard deviations.
@@ -184,7 +205,7 @@ def shrink_picture(image: Image.Image) -> np.ndarray:
 
 
 def remark_picture(
-    grey: Image.Image, notes: Iterable[str] = (), *, size: tuple[int, int] | None = None
+    grey: Image.Image, notes: Iterable[str] = (), *, size: tuple[int, int] | None = None, lungs: Lungs | None = None
 ) -> tuple[list[InputRemark], float]:
     """Return the remarks of `check_input` and the out-of-distribution score of an opened image.
 
@@ -192,6 +213,7 @@ def remark_picture(
         grey: The image that `read_image` returned, mode `"L"`.
         notes: The notes of the facts that `read_image` returned.
         size: Width and height in the file, if the image was decoded at a reduced scale.
+        lungs: The lungs of the image, if they have been segmented.
 
     Returns:
         The remarks, and the out-of-distribution score, 1 at the limit of the reference.
@@ -215,9 +237,11 @@ def remark_picture(
         remarks.append(InputRemark(kind, f"The image seems to be {names[best]}."))
     elif scores[0] > 1:  # guard: unlike
         remarks.append(InputRemark("unlike", "The image does not look like a frontal chest radiograph."))
-    elif (lungs := find_lungs(grey)).quality in ("none found", "one lung"):  # guard: lungs_there
-        text = f"The two lungs of an upright frontal radiograph were not found. {lungs.remark}"
-        remarks.append(InputRemark("lungs", text))
+    else:
+        quality, remark = judge_lungs(grey) if lungs is None else (lungs.quality, lungs.remark)
+        if quality in ("none found", "one lung"):  # guard: lungs_there
+            text = f"The two lungs of an upright frontal radiograph were not found. {remark}"
+            remarks.append(InputRemark("lungs", text))
     return remarks, float(scores[0])
 
 
@@ -241,7 +265,7 @@ def _frame_fraction(pixels: np.ndarray) -> float:
     return 1 - inside
 
 
-def _ranks(images: np.ndarray) -> np.ndarray:
+def rank_pixels(images: np.ndarray) -> np.ndarray:
     """Return the ranks of the intensities in each image, -0.5 to 0.5, `(n, 256)`; exposure and gamma have no effect."""
     flat = np.asarray(images).reshape(-1, SIDE**2)
     ranks = np.empty(flat.shape)

@@ -129,7 +129,7 @@ class TableJoin:
             raise DataError(
                 f"No row of {where} has a partner in {self.path}: {key} is for example {value!r} (line {line}), "
                 f"{', '.join(self.right)} in the other table {' '.join(map(repr, others)) or 'always empty'}.",
-                hint="Give the columns with the same values: on='LEFT=RIGHT' (--on LEFT=RIGHT).",
+                hint="Give the columns with the same values: on='LEFT=RIGHT'.",
             )
         problems.add(
             "no_partner",
@@ -181,4 +181,4 @@ def _keys(table: pd.DataFrame, columns: list[str]) -> zip[tuple[str, ...]]:
 
 def _check_column(table: pd.DataFrame, column: str, where: str) -> None:
     if column not in table:
-        raise DataError(f"{where} has no column {column!r} to join on.", hint=suggest_column(column, table))
+        raise DataError(f"{where} has no column {column!r} to join on.", hint=suggest_column(column, table, where))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -30,6 +29,7 @@ VALUES |= dict.fromkeys(("", "nan", "na", "n/a", "none", "null", "<na>"), BLANK)
 SHOWN, MANY = 8, 20  # labels in a note, in an error
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
 _QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'" r'|"((?:[^"\\]|\\.)*)"')
+_QUOTED_LIST = re.compile(rf"(?:{_QUOTED.pattern.replace('*)', '*+)')}|[, \n\t])*+")
 
 
 class Meaning(NamedTuple):
@@ -198,7 +198,7 @@ def _quoted_list(text: str) -> list[str] | None:
     inner = text[1:-1].strip()
     if not inner and text[0] == "[":
         return []
-    if inner and not _QUOTED.sub("", inner).strip(", \n\t"):  # guard: quoted_list
+    if inner and _QUOTED_LIST.fullmatch(inner):  # guard: quoted_list
         quoted = [one or other for one, other in _QUOTED.findall(inner)]
         return [label.strip() for label in (re.sub(r"\\(.)", r"\1", part) for part in quoted) if label.strip()]
     return _parts(inner, ",") if text[0] == "[" and not re.search(r"['\"]", inner) else None
@@ -374,8 +374,7 @@ def suggest_labels(task: Task, label: str, *, similar: bool = True) -> str:
     if label == "":
         return f"Give it one, or remove the row; {_option('', '')} excludes rows without a label."
     if fold_label(label) in ("0", "1") and len(task.classes) == 2:
-        zero, one = (_option(number, name) for number, name in zip("01", task.classes, strict=True))
-        return f"State what the numbers mean, such as {zero} {one}."
+        return f"State what the numbers mean, such as {_options(dict(zip('01', task.classes, strict=True)))}."
     ways = " or ".join(_option(label, name) for name in task.classes[:4])
     remedy = f"Name its class with {ways}, or exclude it with {_option(label, '')}."
     if not similar or _NUMBER.fullmatch(label):  # -1 is not 1
@@ -399,10 +398,14 @@ def suggest_exclusions(counts: pd.Series) -> str:
     labels = dict.fromkeys(label for text in counts.index for label in str(text).split("|"))
     if len(labels) > MANY:
         return f"Unknown labels (rows): {listed} and others. {_option(OTHERS, '', pattern=True)} excludes all of them."
-    return f"Unknown labels (rows): {listed}. To exclude them: {' '.join(_option(label, '') for label in labels)}"
+    return f"Unknown labels (rows): {listed}. To exclude them: {_options(dict.fromkeys(labels, ''))}"
 
 
 def _option(label: str, name: str, *, pattern: bool = False) -> str:
-    """Return the option of the command line that gives a label or pattern a class, as a shell reads it."""
-    text = f"{label if pattern else escape_wildcards(label)}={name}"
-    return f"--label {shlex.quote(text) if label else repr(text)}"
+    """Return the option that gives a label or pattern a class."""
+    return f"labels={ {label: name} }" if pattern else _options({label: name})
+
+
+def _options(names: Mapping[str, str]) -> str:
+    """Return the option that gives each label a class."""
+    return f"labels={ {escape_wildcards(label): name for label, name in names.items()} }"

@@ -22,7 +22,7 @@ from covid_fastai.data.class_folders import (
 from covid_fastai.data.columns import ROLES, choose_columns
 from covid_fastai.data.derived_columns import DerivedColumns
 from covid_fastai.data.file_locations import locate_files
-from covid_fastai.data.image_files import IMAGE_SUFFIXES, is_visible, scan_folder
+from covid_fastai.data.image_files import IMAGE_SUFFIXES, is_folder, is_visible, scan_folder
 from covid_fastai.data.problems import ProblemLog, printable
 from covid_fastai.data.row_files import contradictions, locate_rows, note_rule
 from covid_fastai.data.split_names import SPLITS
@@ -31,8 +31,9 @@ from covid_fastai.data.table_formats import has_table_suffix
 from covid_fastai.data.tables import read_table
 from covid_fastai.data.tasks import Task, canonical_finding, fold_text
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.run_folder import RunFolder
 
-__all__ = ["Rows", "find_data", "read_rows"]
+__all__ = ["Rows", "find_data", "find_image_root", "read_rows"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -120,6 +121,7 @@ def read_rows(
             image_root=image_root,
             problems=problems,
         )
+    find_image_root(image_root)  # before a long table is read
     known = [name for name in columns.values() if name is not None]
     if isinstance(data, RecipeData):
         problems.rows += data.problems.rows
@@ -135,6 +137,7 @@ def read_rows(
                     path, columns=columns, label_columns=label_columns, derived=derived, image_root=image_root
                 )
                 return _from_folders(path.resolve(), folders, task=task, problems=problems)
+            _refuse_runs(path)
             path = _enter_lone_folders(path)
             parts = find_split_tables(_tables_in(path))
             table = read_split_tables(parts, encoding=encoding, known=known, problems=problems) if parts else None
@@ -154,7 +157,7 @@ def read_rows(
     return rows
 
 
-def find_data(data: str | os.PathLike) -> Path:
+def find_data(data: str | os.PathLike | None) -> Path:
     """Return the path of an existing data set.
 
     Args:
@@ -162,8 +165,10 @@ def find_data(data: str | os.PathLike) -> Path:
 
     Raises:
         DataError: The path does not exist, and the hint suggests another; or it is an archive.
-        UsageError: `data` is not a path.
+        UsageError: `data` is not a path, or None.
     """
+    if data is None:
+        raise UsageError("No data were given.", hint="Name a folder or CSV, or resume a run.")
     if not isinstance(data, (str, os.PathLike)):
         raise UsageError(f"data is a {type(data).__name__}.", hint="Give a folder, a CSV's path or a DataFrame.")
     path = Path(data).expanduser()
@@ -172,7 +177,7 @@ def find_data(data: str | os.PathLike) -> Path:
         hint = (
             f"Did you mean {path.parent / near[0]}?"
             if near
-            else f"{path.parent} has no file or folder of a similar name."
+            else f"Check its path: {path.parent.resolve()} has no file or folder of a similar name."
         )
         raise DataError(f"{path} does not exist.", hint=hint)
     if printable(str(path.resolve())) != str(path.resolve()):  # guard: root_name
@@ -208,7 +213,7 @@ def _from_table(
     coronahack = coronahack and columns["path"] is None and columns["label"] is None and not label_columns
     chosen = _choose_columns(table, columns, label_columns, where=str(path))
     rows = _role_columns(table, chosen)
-    base = _existing_folder(image_root) or path.resolve().parent
+    base = find_image_root(image_root) or path.resolve().parent
     if coronahack:
         rows["finding"], rows["conflict"] = _coronahack_findings(table)
         base, has_splits = _coronahack_images(base)
@@ -248,7 +253,7 @@ def _from_frame(
     derived.finish(problems, where="The table")
     chosen = _choose_columns(table, columns, label_columns, where="The table")
     rows = _role_columns(table, chosen)
-    base = _existing_folder(image_root)
+    base = find_image_root(image_root)
     located = locate_files(rows["name"].tolist(), base or Path.cwd(), search=base is not None)
     rows["path"] = located.paths
     note_rule(located, base, problems)
@@ -318,7 +323,15 @@ def _coronahack_images(folder: Path) -> tuple[Path, bool]:
     return next((base for base in (outer / CORONAHACK_IMAGES, outer) if base.is_dir()), folder), False
 
 
-def _existing_folder(folder: str | Path | None) -> Path | None:
+def find_image_root(folder: str | Path | None) -> Path | None:
+    """Return the folder that file names are relative to; None if it was not given.
+
+    Args:
+        folder: `image_root`.
+
+    Raises:
+        DataError: It is not a folder.
+    """
     if folder is None:
         return None
     path = Path(folder).expanduser().resolve()
@@ -371,7 +384,7 @@ def _only_table(root: Path, task: Task) -> Path:
         DataError: There is no table or there are several; the hint names what could be given in place of the folder.
     """
     entries = [entry for entry in scan_folder(str(root)) if is_visible(entry.name)]
-    names = ", ".join([entry.name for entry in entries if entry.is_dir()][:8]) or "none"
+    names = ", ".join([entry.name for entry in entries if is_folder(entry)][:8]) or "none"
     tables = list(map(str, _tables_in(root)))
     archives = [entry.path for entry in entries if is_archive_name(entry.name)]
     inner = nearby_class_folders(root, task=task, is_split=_is_split)
@@ -392,6 +405,19 @@ def _only_table(root: Path, task: Task) -> Path:
     )
 
 
+def _refuse_runs(folder: Path) -> None:
+    """Raise `DataError` if a folder is that of a run, or holds those of runs."""
+    if RunFolder(folder).is_run():
+        raise DataError(
+            f"{folder} is the folder of a run, not data.",
+            hint="Give the data that it was trained on, or use the run with audit, validate, predict, export or serve.",
+        )
+    inside = [path for path in sorted(folder.iterdir()) if RunFolder(path).is_run()]
+    if inside:
+        listed = ", ".join(map(str, inside[:4]))
+        raise DataError(f"{folder} holds the folders of runs, not data.", hint=f"Give one run, such as {listed}.")
+
+
 def _tables_in(root: Path) -> list[Path]:
     """Return the visible tables in a folder, known by their names."""
     return [Path(entry.path) for entry in scan_folder(str(root)) if _is_table(entry)]
@@ -402,14 +428,14 @@ def _enter_lone_folders(folder: Path) -> Path:
     inner = folder
     while not _tables_in(inner):
         entries = [entry for entry in scan_folder(str(inner)) if is_visible(entry.name)]
-        if len(entries) != 1 or not entries[0].is_dir():
+        if len(entries) != 1 or not is_folder(entries[0]):
             return folder
         inner = Path(entries[0].path)
     return inner
 
 
 def _is_table(entry: os.DirEntry) -> bool:
-    return is_visible(entry.name) and has_table_suffix(entry.name) and entry.is_file()
+    return is_visible(entry.name) and has_table_suffix(entry.name) and os.path.isfile(entry.path)
 
 
 def _names_in(folder: Path) -> list[str]:

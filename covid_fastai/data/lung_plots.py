@@ -13,20 +13,13 @@ from matplotlib.figure import Figure
 from covid_fastai.data.exploration import plot_pictures, shorten
 from covid_fastai.data.image_inputs import as_image_list, name_image
 from covid_fastai.data.images import Source, open_square
-from covid_fastai.data.lungs import MASK_SIZE, LungQuality, find_lungs, measure_lungs
+from covid_fastai.data.lung_tables import LUNG_MEASURES, framing_of_lungs, sample_lungs
+from covid_fastai.data.lungs import MASK_SIZE, LungQuality, find_lungs
 from covid_fastai.errors import DataError
 from covid_fastai.options import TopK, checked
 from covid_fastai.plotting import COLOURS, class_colours
 
-__all__ = ["LUNG_MEASURES", "lung_facts", "plot_lung_facts", "plot_lungs"]
-
-LUNG_MEASURES = {  # of `lung_facts`, and their axis labels
-    "area": "lung area (% of the image)",
-    "width": "width of the lungs' box (% of the image)",
-    "height": "height of the lungs' box (% of the image)",
-    "x": "centre of the box from the left (%)",
-    "y": "centre of the box from the top (%)",
-}
+__all__ = ["lung_facts", "plot_lung_facts", "plot_lungs"]
 
 
 @checked
@@ -63,38 +56,26 @@ def plot_lungs(images: Source | Sequence[Source] | pd.DataFrame, *, k: TopK = 8)
 
 
 def lung_facts(cohort: pd.DataFrame, *, most: int = 200, seed: int = 0) -> pd.DataFrame:
-    """Measure the lungs of a sample of each class; if area or place differ by class, they can act as shortcuts.
+    """Return the lungs of a cohort or of a sample of each class; if their place differs by class, it can be a shortcut.
 
     Args:
-        cohort: What `read_cohort` returned; excluded rows are omitted.
+        cohort: What `read_cohort` returned; excluded rows are omitted. With `check_lungs=True` its own columns are
+            used, for all images.
         most: Size of the random sample of each class, images.
         seed: Seed of the random sample.
 
     Returns:
-        One row per image: `path`, `label`, the columns of `measure_lungs`, and `area`, `width`, `height`, `x` and `y`
-        of the lungs in % of the image, NaN unless the quality is "fine" or "cut off".
+        One row per image that can be read: the columns of `sample_lungs`, and `area`, `width`, `height`, `x` and `y` of
+        the lungs in % of the image, NaN unless the quality is "fine" or "cut off".
 
     Raises:
-        DataError: No image of the sample can be read.
+        DataError: No image can be read.
     """
-    rows = cohort[cohort["split"] != "excluded"]
-    sample = rows.sample(frac=1, random_state=seed).groupby("label", sort=True).head(most).sort_index()
-    facts = measure_lungs(sample["path"])
-    facts.insert(1, "label", sample["label"].to_numpy())
+    facts = sample_lungs(cohort, most=most, seed=seed)
     facts = facts[facts["lung_quality"] != "unreadable"].reset_index(drop=True)  # read_cohort has reported them
     if facts.empty:
         raise DataError("No image of the cohort can be read.", hint="cohort.facts.problem_table() lists the reasons.")
-    usable = facts["lung_quality"].isin(["fine", "cut off"])
-    left, top, right, bottom = (
-        facts[f"lung_{side}"].where(usable) * 100 for side in ("left", "top", "right", "bottom")
-    )
-    return facts.assign(
-        area=facts["lung_area"].where(usable) * 100,
-        width=right - left,
-        height=bottom - top,
-        x=(left + right) / 2,
-        y=(top + bottom) / 2,
-    )
+    return facts.join(framing_of_lungs(facts))
 
 
 def plot_lung_facts(facts: pd.DataFrame, *, classes: Sequence[str] | None = None) -> Figure:
@@ -118,7 +99,7 @@ def plot_lung_facts(facts: pd.DataFrame, *, classes: Sequence[str] | None = None
         left += fractions[name].to_numpy()
     qualities.set(xlabel="images (%)", title="Segmentation", xlim=(0, 100))
     qualities.invert_yaxis()
-    qualities.legend(fontsize=7, frameon=False)
+    qualities.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3)
     for axes, (column, label) in zip(panels, LUNG_MEASURES.items(), strict=True):
         values = facts[column].dropna()
         bins = np.linspace(values.min() - 1, values.max() + 1, 25) if len(values) else 1
@@ -126,7 +107,8 @@ def plot_lung_facts(facts: pd.DataFrame, *, classes: Sequence[str] | None = None
             of_class = facts.loc[facts["label"] == name, column].dropna()
             weights = np.full(len(of_class), 100 / max(len(of_class), 1))
             axes.hist(of_class, bins=bins, weights=weights, color=colours[name], alpha=0.6, label=name)
-        axes.set(xlabel=label, ylabel="images of the class (%)")
+        axes.set_xlabel(label, fontsize=9)
+        axes.set_ylabel("images of the class (%)", fontsize=9)
     panels[0].legend(fontsize=8, frameon=False)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)

@@ -6,11 +6,14 @@ The model is `lungs.onnx`; `lungs.md` is its card, with its data, terms, metrics
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -19,6 +22,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from covid_fastai.data.cache import OPENER, keep
 from covid_fastai.data.image_inputs import as_image_list
 from covid_fastai.data.images import Source, open_square, resize_image
 from covid_fastai.data.mask_components import fill_holes, largest_component
@@ -31,15 +35,20 @@ __all__ = [
     "LungQuality",
     "LungShape",
     "Lungs",
+    "cached_lungs",
     "describe_lungs",
     "find_lungs",
+    "judge_lungs",
     "measure_lungs",
+    "model_version",
+    "open_model",
     "segment_lungs",
 ]
 
 MODEL = Path(__file__).with_name("lungs.onnx")
 GRID = 128  # pixels; side of the model's input and output
 MASK_SIZE = 256  # pixels; side of the masks
+FORMAT = 2  # of cached lungs; increase with every change of the rules of the qualities, or of what is stored
 READ_AHEAD = 4  # images per thread that wait for their results to be used
 
 EDGES = ("left", "top", "right", "bottom")
@@ -48,11 +57,13 @@ EDGES = ("left", "top", "right", "bottom")
 MIN_AREA = 0.01  # fraction of the image; each lung of 99 in 100 radiographs covers 4% or more
 MIN_RATIO = 0.2  # area of the smaller lung over that of the larger one
 MIN_CONFIDENCE = 0.88  # mean probability of the pixels; 1 in 300 frontal radiographs has less
+MIN_DETAIL = 0.04  # of the intensities' standard deviation; a wholly opaque lung has 0.07, others 0.24 or more
 MAX_ISLANDS = 0.25  # fraction of the segmented area
 MIN_OVERLAP = 0.5  # fraction of the height of the shorter lung
 MAX_CONTACT = 0.15  # fraction of the height of both lungs
 MARGIN = 2  # pixels of the grid; lungs that come so near to an edge of the image touch it
 MAX_EDGE = 0.03  # fraction of an edge of the image that is touched
+MAX_WIDENING = 1.02  # heart and diaphragm make the lower half narrower; upper parts of lungs alone have 1.1
 
 LungQuality = Literal["fine", "cut off", "one lung", "none found", "implausible"]
 LUNG_COLUMNS = ["lung_quality", "lung_area", "lung_left", "lung_top", "lung_right", "lung_bottom", "lung_remark"]
@@ -71,6 +82,7 @@ class LungShape:
         overlap: Rows that both lungs have, as a fraction of the rows of the shorter one.
         fill: Fraction of its own box that the less compact lung covers.
         widening: Mean width of the lungs in the lower half of their box, divided by that in the upper half.
+        detail: Standard deviation of the intensities in each lung, divided by that of the image; 1 if not known.
     """
 
     areas: tuple[float, float]
@@ -81,6 +93,7 @@ class LungShape:
     overlap: float
     fill: float
     widening: float
+    detail: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +103,8 @@ class Lungs:
     Attributes:
         masks: `(2, 256, 256)` bool, over the whole image squashed to a square: the lung on the left side of the image,
             which is the patient's right lung in the usual display, and the lung on the right side.
-        quality: `"fine"`; `"cut off"`, a lung reaches the edge of the image; `"one lung"`; `"none found"`; or
-            `"implausible"`, a shape that lungs do not have. Rely on the masks of the first two only.
+        quality: `"fine"`; `"cut off"`, the lungs reach the edge of the image or seem to go on beyond it; `"one lung"`;
+            `"none found"`; or `"implausible"`, a shape that lungs do not have. Rely on the masks of the first two only.
         remark: The reason, as a sentence; empty if the quality is `"fine"`.
         area: Fraction of the image that both lungs cover.
         box: Left, top, right and bottom of the box around both lungs, as fractions of the sides; None without a lung.
@@ -169,27 +182,75 @@ def find_lungs(grey: Image.Image) -> Lungs:
     Returns:
         The lungs; the same as those of `segment_lungs` for a file, up to the rounding of a reduced JPEG.
     """
-    pixels = np.asarray(resize_image(grey, GRID))
+    pixels = _model_input(grey)
+    return describe_lungs(_run_model(pixels), pixels)
+
+
+def judge_lungs(grey: Image.Image) -> tuple[LungQuality, str]:
+    """Return the quality and the remark of `find_lungs` alone, without enlarging the masks, in less time.
+
+    Args:
+        grey: As in `find_lungs`.
+    """
+    pixels = _model_input(grey)
+    return _judge(_clean(_run_model(pixels), pixels)[1])
+
+
+def _model_input(grey: Image.Image) -> np.ndarray:
+    return np.asarray(resize_image(grey, GRID))
+
+
+def _run_model(pixels: np.ndarray) -> np.ndarray:
+    """Return the probabilities of an image `(128, 128)`, `(2, 128, 128)`."""
     (probabilities,) = open_model().run(["lungs"], {"images": pixels[None, None]})
-    return describe_lungs(probabilities[0])
+    return probabilities[0]
 
 
-def describe_lungs(probabilities: np.ndarray) -> Lungs:
+def cached_lungs(path: str | os.PathLike[str]) -> Lungs:
+    """Segment the lungs of an image file as `segment_lungs` does, or return them from the cache.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The lungs.
+
+    Raises:
+        ImageError: As for `open_image`; errors are not cached.
+    """
+    return _unpack(keep(path, f"lungs-{OPENER}-{FORMAT}-{model_version()}", lambda source: _pack(_segment(source))))
+
+
+def describe_lungs(probabilities: np.ndarray, pixels: np.ndarray | None = None) -> Lungs:
     """Make masks of the model's output, remove islands, fill holes, and decide the quality.
 
     Args:
         probabilities: `(2, 128, 128)`, of the lung on the left and on the right side of the image.
+        pixels: The image at that size, which shows whether there is anything in a lung; None if it is not known.
 
     Returns:
         The lungs.
     """
-    found = probabilities > 0.5
-    kept = np.stack([largest_component(mask) for mask in found])
-    shape = _measure_shape(found, kept, probabilities)
+    kept, shape = _clean(probabilities, pixels)
     quality, remark = _judge(shape)
     masks = np.stack([_enlarge(lung, mask) for lung, mask in zip(probabilities, kept, strict=True)])
     masks[1] &= ~masks[0]  # two holes of one lung that the other fills; the lungs share no pixel
     return Lungs(masks, quality, remark, float(masks.mean() * 2), _box(masks[0] | masks[1]), shape)
+
+
+def _clean(probabilities: np.ndarray, pixels: np.ndarray | None) -> tuple[np.ndarray, LungShape]:
+    """Return the masks `(2, 128, 128)` without islands, and their measurements."""
+    found = probabilities > 0.5
+    kept = np.stack([largest_component(mask) for mask in found])
+    shape = _measure_shape(found, kept, probabilities)
+    return kept, shape if pixels is None else replace(shape, detail=_detail(kept, pixels))
+
+
+def _detail(kept: np.ndarray, pixels: np.ndarray) -> tuple[float, float]:
+    """Return the spread of the intensities in each lung, as a fraction of that in the image; 1 for a lung not found."""
+    whole = max(float(pixels.std()), 1e-6)
+    left, right = (float(pixels[lung].std()) / whole if lung.any() else 1.0 for lung in kept)
+    return left, right
 
 
 def _judge(shape: LungShape) -> tuple[LungQuality, str]:
@@ -203,6 +264,10 @@ def _judge(shape: LungShape) -> tuple[LungQuality, str]:
         return "implausible", f"{shape.islands:.0%} of the segmented area lies in islands."
     if smaller < MIN_AREA or smaller < MIN_RATIO * larger:  # guard: one_lung
         return "one lung", "One lung was found."
+    empty = sum(detail < MIN_DETAIL for detail in shape.detail)
+    if empty:  # the model expects two lungs, also where an image is painted over; guard: empty_lung
+        only = "One lung was found; the other one would lie" if empty == 1 else "The lungs would lie"
+        return ("one lung" if empty == 1 else "none found"), f"{only} where the image shows nothing."
     if shape.overlap < MIN_OVERLAP:
         return "implausible", f"The lungs lie side by side over only {shape.overlap:.0%} of the height of one."
     if shape.contact > MAX_CONTACT:
@@ -210,6 +275,8 @@ def _judge(shape: LungShape) -> tuple[LungQuality, str]:
     edges = [name for name, edge in zip(EDGES, shape.edges, strict=True) if edge > MAX_EDGE]
     if edges:  # guard: lung_edge
         return "cut off", f"The lungs reach the {' and the '.join(edges)} edge of the image."
+    if shape.widening > MAX_WIDENING:  # the model lets them end before the edge; guard: upper_lungs
+        return "cut off", "The lungs are wider below than above, as where the image ends within them."
     return "fine", ""
 
 
@@ -282,10 +349,30 @@ def _segment(source: Source) -> Lungs:
 
 def _measure(path: str) -> list[object]:
     try:
-        lungs = _segment(path)
+        lungs = cached_lungs(path)
     except ImageError as error:
         return ["unreadable", *[float("nan")] * 5, str(error)]
     return [lungs.quality, lungs.area, *(lungs.box or [float("nan")] * 4), lungs.remark]
+
+
+def _pack(lungs: Lungs) -> bytes:
+    """Return lungs as bytes, about 1.5 kB: the masks with one bit per pixel, and the rest as JSON."""
+    fields = {"quality": lungs.quality, "remark": lungs.remark, "area": lungs.area, "box": lungs.box}
+    text = json.dumps({**fields, "shape": asdict(lungs.shape)})
+    return zlib.compress(np.packbits(lungs.masks).tobytes() + text.encode())
+
+
+def _unpack(content: bytes) -> Lungs:
+    content = zlib.decompress(content)
+    n_bytes = 2 * MASK_SIZE * MASK_SIZE // 8
+    bits = np.unpackbits(np.frombuffer(content[:n_bytes], dtype=np.uint8))
+    fields = json.loads(content[n_bytes:])
+    measured = fields.pop("shape")
+    measured |= {name: tuple(measured[name]) for name in ("areas", "edges", "detail")}
+    shape = LungShape(**measured)
+    box = fields.pop("box")
+    masks = bits.reshape(2, MASK_SIZE, MASK_SIZE).astype(bool)
+    return Lungs(masks, box=None if box is None else tuple(box), shape=shape, **fields)
 
 
 def _map(function: Callable, images: Sequence, workers: int | None) -> Iterator:
@@ -304,12 +391,27 @@ def _map(function: Callable, images: Sequence, workers: int | None) -> Iterator:
 
 
 @cache
+def model_version() -> str:
+    """Return the beginning of the sha256 of the model's file, by which results are cached."""
+    return hashlib.sha256(_read_model()).hexdigest()[:8]
+
+
+def _read_model() -> bytes:
+    try:
+        return MODEL.read_bytes()
+    except OSError as error:
+        reason = f"{MODEL} cannot be used: {error.strerror}."
+        raise ModelFormatError(reason, hint="Reinstall the package.") from error
+
+
+@cache
 def open_model() -> onnxruntime.InferenceSession:
     """Open the model once; one thread per image, since images are segmented in threads."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal errors only; other errors are raised as exceptions
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    content = _read_model()
     try:
-        return onnxruntime.InferenceSession(MODEL.read_bytes(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # missing, damaged, or of another version; onnxruntime's errors have no common base
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # damaged, or of another version; onnxruntime's errors have no common base
         raise ModelFormatError(f"{MODEL} cannot be used: {error}.", hint="Reinstall the package.") from error

@@ -19,11 +19,12 @@ from covid_fastai.data.dicom_rows import apply_headers
 from covid_fastai.data.fingerprints import join_groups
 from covid_fastai.data.labels import assign_labels, note_labels
 from covid_fastai.data.layouts import Rows, read_rows
+from covid_fastai.data.lung_tables import STORED, add_lungs
 from covid_fastai.data.official_splits import read_official_split
 from covid_fastai.data.patient_ids import join_patients, patients_from_paths, patients_of_pattern
 from covid_fastai.data.patients import image_facts, patient_key, source_of_patient
 from covid_fastai.data.pretraining_overlap import Manifest, mark_pretraining_overlap, package_manifests, read_manifest
-from covid_fastai.data.problems import ProblemLog, count_kinds, printable
+from covid_fastai.data.problems import ProblemLog, count_kinds, no_row_left, printable
 from covid_fastai.data.projections import (
     is_unstated,
     not_frontal,
@@ -93,6 +94,7 @@ def read_cohort(
     seed: Seed = 42,
     on_problem: OnProblem = "error",
     check_images: CheckImages = True,
+    check_lungs: Switch = False,
     exclude_pretraining_overlap: Switch = True,
     workers: WorkerCount | None = None,
 ) -> Cohort:
@@ -150,6 +152,9 @@ def read_cohort(
             excludes the image, as text that is burned in does); or the size of a random sample, which estimates the
             number of unreadable files and finds duplicates and headers within the sample only. The search for
             duplicates compares every two images: 6,000 take three seconds, 100,000 a quarter of an hour.
+        check_lungs: Whether to segment the lungs of every image that is used, about 15 ms of a core each, and to add
+            the columns `lung_quality`, `lung_area`, `lung_left`, `lung_top`, `lung_right` and `lung_bottom`
+            (`measure_lungs` describes them). `data.lung_tables.count_lungs` counts them by class and source.
         exclude_pretraining_overlap: Whether to exclude the images that the package's own weights were trained on from
             evaluation. This holds for any choice of weights, so that all are compared on the same images. Such an
             image, and any other image of its patient, is `in_pretraining`: a split keeps it in training, and in the
@@ -223,13 +228,15 @@ def read_cohort(
         with suggest_recipe(data):
             problems.raise_errors(rows.data)  # guard: raise_errors
     if table.empty:
-        raise DataError(f"{rows.data}: no row is left.", hint="See the details.", details=problems.errors())
+        raise no_row_left(rows.data, problems.errors())
     table["group"] = join_groups(table["patient"], duplicates)
     table["in_pretraining"] = _mark_pretraining(table, manifests)
     table = _exclude_pretraining_from_test(table, problems)
     table = _exclude_test_patients_from_training(table, problems)
     if negatives_per_positive is not None:
         table = _sample_negatives(table, task, ratio=negatives_per_positive, seed=seed)
+    if check_lungs:
+        table = add_lungs(table, workers=workers)
     cohort = Cohort(_order_columns(table, rows.extras), facts=_cohort_info(table, task, rows, problems))
     _log_cohort(cohort)
     return cohort
@@ -393,7 +400,7 @@ def _check(
     if limit:
         duplicates = checker.check_images(workers=workers, most=limit, seed=seed)
         table = apply_headers(
-            table.assign(phash=checker.phash),
+            table.assign(hashes=checker.hashes),
             checker.headers,
             frontal_only=task.frontal_only,
             report=checker.report,
@@ -418,7 +425,7 @@ def _check(
 
 def _mark_pretraining(table: pd.DataFrame, manifests: Sequence[Manifest]) -> pd.Series:
     """Return for each row whether any image of its group is in the pretraining data."""
-    overlap = mark_pretraining_overlap(table, table.get("phash"), manifests)
+    overlap = mark_pretraining_overlap(table, table.get("hashes"), manifests)
     return table["group"].isin(set(table.loc[overlap, "group"]))
 
 
@@ -481,7 +488,8 @@ def _sample_negatives(table: pd.DataFrame, task: Task, *, ratio: float, seed: in
 
 def _order_columns(table: pd.DataFrame, extras: pd.DataFrame) -> pd.DataFrame:
     """Order the columns; a column of the data that has the name of a cohort column gets the suffix `_given`."""
-    cohort_columns = table[[*COHORT_COLUMNS, *(name for name in FACTS if name in table and name not in extras)]]
+    lungs = [name for name in STORED if name in table]
+    cohort_columns = table[[*COHORT_COLUMNS, *lungs, *(name for name in FACTS if name in table and name not in extras)]]
     names: dict[str, str] = {}
     for name in extras.columns.intersection(cohort_columns.columns):
         names[name] = f"{name}_given"
@@ -508,7 +516,7 @@ def _log_cohort(cohort: Cohort) -> None:
     for split, rows in counts.groupby("split", sort=False):
         column = "note" if split == "excluded" else "label"
         sums = rows.groupby(column, sort=False)["images"].sum()
-        logger.info("%s: %s.", str(split).capitalize(), "; ".join(f"{name} {n}" for name, n in sums.items()))
+        logger.info("%s: %s.", str(split).capitalize(), "; ".join(f"{n} {name}" for name, n in sums.items()))
     if cohort["in_pretraining"].any():
         logger.info(
             "In the pretraining data of the package's weights, directly or by patient: %d images. Never evaluated on.",

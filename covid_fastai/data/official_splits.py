@@ -177,8 +177,7 @@ def _named_column(values: pd.Series, column: str) -> _Source:
     if k := _fold_count(stated):
         raise UsageError(
             f"split_column={column!r} holds the numbers of {k} folds, which are no split into training and test.",
-            hint=f"Leave it out; to cross-validate on these folds, set split='official' and folds={k} "
-            f"(--split official --folds {k}).",
+            hint=f"Leave it out; to cross-validate on these folds, set split='official' and folds={k}.",
         )
     return _Source(f"the column {column!r}", _possible(values, SPLITS))
 
@@ -257,7 +256,7 @@ def _add_fault(row: pd.Series, index: Any, sources: list[_Source], problems: Pro
         stated = [f"{source.name} says {_describe(source.possible[index])}" for source in sources]
         stated = [text for text, source in zip(stated, sources, strict=True) if source.possible[index] != ANY]
         kind, reason = "conflicting_split_sources", f"two sources of the split disagree: {'; '.join(stated)}"
-        remedy = "Correct one of them, or name the column that counts (--split-column)."
+        remedy = "Correct one of them, or name the column that counts with `split_column`."
     problems.add(kind, row=row["row"], path=row["path"] or row["name"], reason=reason, remedy=remedy)
 
 
@@ -271,6 +270,6 @@ def _note_folds(extras: pd.DataFrame, problems: ProblemLog) -> None:
     if column is not None:
         k = _fold_count(extras[column])
         reason = f"the column {column!r} holds the numbers of {k} folds, which are not used"
-        remedy = f"Nothing; --split official --folds {k} cross-validates on them."
+        remedy = f"Nothing; split='official' with folds={k} cross-validates on them."
         logger.info("%s%s.", reason[0].upper(), reason[1:])
         problems.add("folds_not_used", severity="note", reason=reason, remedy=remedy)

@@ -24,7 +24,7 @@ class NearbyFiles:
     def __init__(self, root: str | Path | None):
         self._root = None if root is None else os.fspath(root)
         self._index = FileIndex(root)
-        self._names = FolderNames()
+        self._names = FolderNames(root)
 
     def find(self, path: str) -> str:
         """Return the suggested path; `""` if no file or several files match."""

@@ -43,7 +43,8 @@ def fill_template(template: str, table: pd.DataFrame, *, where: str) -> list[str
             continue
         if column not in table:
             raise UsageError(
-                f"path_template={template!r}: {where} has no column {column!r}.", hint=suggest_column(column, table)
+                f"path_template={template!r}: {where} has no column {column!r}.",
+                hint=suggest_column(column, table, where),
             )
         texts = table[column].str.strip().tolist()
         values.append([format(value, specification) if value else "" for value in texts])

@@ -82,7 +82,7 @@ def patients_from_paths(names: pd.Series) -> pd.Series:
         if (above.groupby(parts[1]).nunique() > 1).any():  # guard: one_folder_above
             logger.warning(
                 "Paths have the form %s, but the same patient's folder lies below several folders, such as %s: the "
-                "patients are not known. If it is one person, set patient_pattern (--patient-pattern).",
+                "patients are not known. If it is one person, set `patient_pattern`.",
                 *(form, ", ".join(repr(text) for text in sorted(above.unique())[:2])),
             )
             continue

@@ -26,6 +26,7 @@ from scipy.ndimage import gaussian_filter
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.files import make_folder, write_csv, write_json
 from covid_fastai.options import Finding, Hospital, PhantomSize, Probability, Seed, Severity, Shortcut, Switch, checked
+from covid_fastai.pseudonyms import NUMBERED, SYNTHETIC
 
 __all__ = [
     "Anatomy",
@@ -296,12 +297,14 @@ def _expose(rng: np.random.Generator, density: np.ndarray, hospital: str) -> np.
 
 
 def is_synthetic(path: str | Path) -> bool:
-    """Return whether an image has the name of one that `write_phantom` generated.
+    """Return whether an image has the name of one that `write_phantom` generated, or the number of such a one.
 
     Args:
         path: The image's path; only its name is read.
     """
-    return re.fullmatch(r"phantom-p\d{4,}-\d+\.\w+", os.path.basename(path)) is not None
+    name = os.path.basename(path)
+    is_number = NUMBERED.fullmatch(name) is not None and SYNTHETIC in name
+    return is_number or re.fullmatch(r"phantom-p\d{4,}-\d+\.\w+", name) is not None
 
 
 @checked

@@ -20,7 +20,7 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_safetensors
 
-from covid_fastai.data.fingerprints import HASH_SIDE, MAX_DISTANCE, fingerprint_images
+from covid_fastai.data.fingerprints import HASH_BYTES, MAX_DISTANCE, fingerprint_images
 from covid_fastai.data.patients import patient_key
 from covid_fastai.data.projections import is_unstated
 from covid_fastai.errors import DataError, ModelFormatError, ResourceError
@@ -39,7 +39,6 @@ MANIFEST_FOLDER = Path(__file__).parents[1] / "model"  # next to the weights; th
 SUFFIX = ".manifest.safetensors"
 FORMAT = 1
 KEY = "manifest"  # one entry: safetensors does not fix the order of several, and the sha256 would change
-HASH_BYTES = HASH_SIDE**2 // 8
 NAME_BYTES = 8  # of a sha256: 10,000 names and 10,000 other names have a false match in one of 10^11 cases
 TENSORS = {"phash": HASH_BYTES, "name": NAME_BYTES, "patient": NAME_BYTES}  # bytes per image
 BARE_NUMBER = r"[\d.]*"
@@ -162,14 +161,17 @@ def package_manifests() -> list[Path]:
 def mark_pretraining_overlap(table: pd.DataFrame, hashes: pd.Series | None, manifests: Iterable[Manifest]) -> pd.Series:
     """Return for each row whether its image, or another image of its patient, is in the pretraining data.
 
-    A row overlaps if its image's hash is at most `MAX_DISTANCE` of 256 bits from one in a manifest; if its file name is
-    in a manifest and is one that `patient_key` knows (any data set can have a `1.png`); or if its patient, from the
-    table or the file name, is in a manifest. A mirrored or cropped copy under another name is not recognised.
+    A row overlaps if a hash of its image is at most `MAX_DISTANCE` of 256 bits from one in a manifest; if its file name
+    is in a manifest and is one that `patient_key` knows (any data set can have a `1.png`); or if its patient, from the
+    table or the file name, is in a manifest. A copy under another name is recognised if it was inverted, mirrored or
+    turned by right angles, and often if it was framed. One that was cropped, turned by another angle or equalised
+    locally is not: that needs the pixels of both images, which a manifest does not hold. `python -m benchmarks.copies`
+    measures the fractions.
 
     Args:
         table: One row per image: `path`, `patient` and optionally `patient_known`.
-        hashes: The images' perceptual hashes from `fingerprint_images`, 32 bytes each, with the table's index; empty
-            for an image that was not opened. None to compare names and patients only.
+        hashes: `hashes` or `phash` from `fingerprint_images`, with the table's index; empty for an image that was not
+            opened. None to compare names and patients only.
         manifests: The manifests of the pretraining data.
 
     Returns:
@@ -186,9 +188,11 @@ def mark_pretraining_overlap(table: pd.DataFrame, hashes: pd.Series | None, mani
         names = np.concatenate([manifest.names for manifest in manifests])
         overlap |= np.isin(_numbers(_names(table).where(by_name != "", "")), names[names != 0])
         if hashes is not None:
-            phash = hashes.reindex(table.index)
-            rows = np.flatnonzero(~overlap & phash.map(lambda value: isinstance(value, bytes) and value != b""))
-            overlap[rows] = _near_any(phash.iloc[rows].tolist(), np.concatenate([m.hashes for m in manifests]))
+            own = hashes.reindex(table.index)
+            rows = np.flatnonzero(~overlap & own.map(lambda value: isinstance(value, bytes) and value != b""))
+            values = own.iloc[rows].tolist()
+            near = _near_any(values, np.concatenate([manifest.hashes for manifest in manifests]))
+            overlap[np.repeat(rows, [len(value) // HASH_BYTES for value in values])[near]] = True
     return pd.Series(overlap, index=table.index, name="in_pretraining")
 
 
@@ -240,7 +244,7 @@ def _numbers(texts: pd.Series) -> np.ndarray:
 
 
 def _near_any(hashes: Sequence[bytes], others: np.ndarray) -> np.ndarray:
-    """Return for each hash whether the Hamming distance to any of `others` is at most `MAX_DISTANCE`."""
+    """Return for each hash, 32 bytes, whether the Hamming distance to any of `others` is at most `MAX_DISTANCE`."""
     hash_words = np.frombuffer(b"".join(hashes), dtype=np.uint64).reshape(-1, HASH_BYTES // 8)
     words = np.ascontiguousarray(others.view(np.uint64).T)
     near = np.zeros(len(hash_words), dtype=bool)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from covid_fastai.errors import DataError
 
-__all__ = ["PROBLEM_COLUMNS", "ProblemLog", "SEVERITIES"]
+__all__ = ["CONTROLS", "PROBLEM_COLUMNS", "ProblemLog", "SEVERITIES", "count_kinds", "no_row_left", "printable"]
+__all__ += ["visible"]
 
 PROBLEM_COLUMNS = ["row", "path", "kind", "severity", "reason", "remedy"]
 SEVERITIES = ("error", "warning", "note")  # a row with an error is not used; a note is for information
+# What a terminal obeys (C0 and C1), and what turns the text around it: line separators, marks of the direction.
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 SHOWN = 8  # faults in the message; the details have all of them
 
 
@@ -42,7 +46,7 @@ class ProblemLog:
             severity: One of `SEVERITIES`.
         """
         row = None if row is None else int(row)
-        values = (row, printable(path), kind, severity, printable(reason), printable(remedy))
+        values = (row, printable(path), kind, severity, visible(reason), visible(remedy))
         self.rows.append(dict(zip(PROBLEM_COLUMNS, values, strict=True)))
 
     def errors(self) -> list[dict[str, Any]]:
@@ -55,17 +59,32 @@ class ProblemLog:
         errors = self.errors()
         if not errors:
             return
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in errors:
-            groups.setdefault((row["kind"], row["reason"]), []).append(row)
-        lines = [f"  {_where(rows)}{rows[0]['reason']}. {rows[0]['remedy']}" for rows in list(groups.values())[:SHOWN]]
-        lines += ["  ..."] if len(groups) > SHOWN else []
         faults = "1 fault" if len(errors) == 1 else f"{len(errors)} faults"
         raise DataError(
-            "\n".join([f"{data} has {faults}: {count_kinds(errors)}.", *lines, ""]),
+            "\n".join([f"{data} has {faults}: {count_kinds(errors)}.", *_list_faults(errors), ""]),
             hint=" ".join(['Fix them, or set on_problem="skip" to leave out those rows and list them.', *self.hints]),
             details=errors,
         )
+
+
+def no_row_left(data: str | Path, errors: list[dict[str, Any]]) -> DataError:
+    """Return the error for data of which every row is left out, with the first reasons.
+
+    Args:
+        data: The name of the data.
+        errors: The faulty rows, as in `DataError.details`.
+    """
+    lines = [f"{data}: no row is left, since all of them have a fault: {count_kinds(errors)}.", *_list_faults(errors)]
+    return DataError("\n".join([*lines, ""]), hint="Fix the rows.", details=errors)
+
+
+def _list_faults(errors: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each of the first faults of different kinds or reasons."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in errors:
+        groups.setdefault((row["kind"], row["reason"]), []).append(row)
+    lines = [f"  {_where(rows)}{rows[0]['reason']}. {rows[0]['remedy']}" for rows in list(groups.values())[:SHOWN]]
+    return lines + (["  ..."] if len(groups) > SHOWN else [])
 
 
 def count_kinds(rows: list[dict[str, Any]]) -> str:
@@ -79,8 +98,22 @@ def printable(text: str) -> str:
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def visible(text: str, *, lines: bool = False) -> str:
+    """Return a text with escapes for all that a terminal obeys or hides: a file name can have any characters.
+
+    Args:
+        text: A name, or text that contains names.
+        lines: Whether newlines and tabs stay, as in text of several lines.
+    """
+    return CONTROLS.sub(lambda found: _escape(found[0], lines), printable(text))  # guard: control_characters
+
+
+def _escape(character: str, lines: bool) -> str:
+    return character if lines and character in "\n\t" else character.encode("unicode_escape").decode()
+
+
 def _where(rows: list[dict[str, Any]]) -> str:
     """Return the line and file of the first of the rows with the same fault, and the number of further rows."""
     first, more = rows[0], f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-    parts = [f"line {first['row']}" if first["row"] is not None else "", os.path.basename(first["path"])]
+    parts = [f"line {first['row']}" if first["row"] is not None else "", visible(os.path.basename(first["path"]))]
     return ", ".join(part for part in parts if part) + more + ": "

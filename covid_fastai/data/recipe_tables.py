@@ -55,7 +55,7 @@ def apply_recipe(name: str, data: object, options: Mapping[str, Any]) -> tuple[R
     if recipe.finding and all(merged[option] in (None, DEFAULT) for option in (*CLASSES, "labels")):
         raise UsageError(
             f"{recipe.title} has many findings, and no class was named.",
-            hint=f"Such as positive='Pneumonia' (--positive Pneumonia), or classes= (--classes). {recipe.notes}",
+            hint=f"Such as positive='Pneumonia', or `classes`. {recipe.notes}",
         )
     root = recipe.require(data).resolve()
     logger.info("Recipe %s: %s. %s", recipe.name, recipe.title, recipe.notes)

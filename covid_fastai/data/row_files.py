@@ -12,6 +12,7 @@ from covid_fastai.data.class_folders import is_finer
 from covid_fastai.data.file_locations import LocatedFiles, locate_files, split_path
 from covid_fastai.data.image_files import is_masks_folder, is_visible
 from covid_fastai.data.problems import ProblemLog
+from covid_fastai.data.reach import is_share
 from covid_fastai.data.split_names import SPLIT_FOLDERS, SPLITS
 from covid_fastai.data.tasks import SPELLINGS, canonical_finding, fold_text
 
@@ -36,7 +37,8 @@ def _folder_of(names: list[str], base: Path) -> Path:
     sample = [name for name in names if name][:20]
 
     def count_files(folder: Path) -> int:
-        return sum(os.path.exists(os.path.join(folder, name)) for name in sample if "\0" not in name)
+        paths = [os.path.join(folder, name) for name in sample if "\0" not in name]
+        return sum(os.path.exists(path) for path in paths if not is_share(path, folder))
 
     if not sample or count_files(base):
         return base

@@ -52,7 +52,7 @@ def is_listed(names: Sequence[str], file: Path) -> np.ndarray:
         if entry and image_of.setdefault(entry, name) != name:  # guard: ambiguous_list
             raise DataError(
                 f"{file} lists {entry!r}, a name that several images have, such as {names[number]!r}.",
-                hint="Name the column of the split (--split-column), or write paths in the list, or remove it.",
+                hint="Name the column with `split_column`, or write paths in the list, or remove it.",
             )
         listed[number] = bool(entry) or name in ends
     return listed

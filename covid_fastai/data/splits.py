@@ -138,7 +138,7 @@ def split_officially(cohort: pd.DataFrame) -> Cohort:
         []
     """
     cohort = _checked(cohort)
-    hint = "Set split='patient' (--split patient), which selects a validation part by patient."
+    hint = "Set split='patient', which selects a validation part by patient."
     if not (cohort["split"] == "valid").any():
         raise DataError("The data have no validation part of their own: no row of the split is named valid.", hint=hint)
     split = cohort.with_facts(leaked_fraction=None)
@@ -216,7 +216,7 @@ def fold_officially(cohort: pd.DataFrame, *, folds: Folds) -> Cohort:
         UsageError: The data have another number of folds.
     """
     cohort = _checked(cohort)
-    rows, by_patient = _training_rows(cohort), "Set split='patient' (--split patient), which makes folds by patient."
+    rows, by_patient = _training_rows(cohort), "Set split='patient', which makes folds by patient."
     column = find_fold_column(cohort.loc[rows.index])
     if column is None:
         raise DataError("The data have no column of fold numbers, such as fold or kfold.", hint=by_patient)
@@ -308,7 +308,7 @@ def _log_resplit(cohort: pd.DataFrame) -> None:
     if n := int((cohort["split"] == "valid").sum()):
         logger.warning(
             "%d images of the validation part are divided anew, together with the training images, so that no patient "
-            "is on both sides. split='official' (--split official) keeps the validation part of the data.",
+            "is on both sides. split='official' keeps the validation part of the data.",
             n,
         )
 

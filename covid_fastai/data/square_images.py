@@ -12,8 +12,9 @@ from fastai.data.core import Datasets, TfmdDL
 from fastai.data.transforms import Categorize, ItemGetter, ToTensor
 from fastai.torch_core import TensorCategory
 
-from covid_fastai.data.cache import square_pixels
+from covid_fastai.data.cached_regions import region_pixels
 from covid_fastai.data.fastai_types import OpenRadiograph, ResizeRadiograph, TensorRadiograph
+from covid_fastai.options import Region
 
 __all__ = ["SquareImages", "square_images"]
 
@@ -28,6 +29,7 @@ class SquareImages:
         labels: The class of each image as its position in the vocabulary; None if the data set has no labels.
         image_size: Side of the square, pixels.
         device: Device on which every opened image stays, `n * image_size**2` bytes; None to open an image each time.
+        region: The part of each image, as for `open_region`.
     """
 
     def __init__(
@@ -36,10 +38,13 @@ class SquareImages:
         labels: Sequence[int] | None,
         image_size: int,
         device: torch.device | None = None,
+        region: Region = "frame",
     ):
         self.paths, self.image_size, self.device = paths, image_size, device
+        self.region: Region = region
         self.labels = None if labels is None else torch.tensor(labels)
         self._pixels: torch.Tensor | None = None
+        self._kept_labels: torch.Tensor | None = None
         self._is_kept = np.zeros(len(paths), dtype=bool)
 
     def has_items_of(self, other: SquareImages) -> bool:
@@ -48,7 +53,8 @@ class SquareImages:
             same_labels = self.labels is other.labels
         else:
             same_labels = torch.equal(self.labels, other.labels)
-        same_images = self.image_size == other.image_size and self.device == other.device
+        same_images = self.image_size == other.image_size and self.region == other.region
+        same_images = same_images and self.device == other.device
         return same_labels and same_images and self.paths == other.paths
 
     def open(self, position: int) -> torch.Tensor:
@@ -59,7 +65,7 @@ class SquareImages:
         """
         if self._is_kept[position]:
             return self._kept()[position]
-        image = torch.from_numpy(square_pixels(self.paths[position], self.image_size).copy())[None]
+        image = torch.from_numpy(region_pixels(self.paths[position], self.image_size, self.region)[0].copy())[None]
         if self.device is None:
             return image
         kept = self._kept()[position]
@@ -72,13 +78,20 @@ class SquareImages:
         return bool(self._is_kept[np.asarray(positions, dtype=int)].all())
 
     def kept_batch(self, positions: Sequence[int]) -> tuple[torch.Tensor, ...]:
-        """Return the batch of images that have been kept."""
-        index = torch.tensor(positions)
-        return self._with_labels(self._kept()[index.to(self._kept().device)], index)
+        """Return the batch of images that have been kept, with its labels beside them; nothing waits for the device."""
+        kept = self._kept()
+        index = torch.tensor(positions).to(kept.device, non_blocking=kept.device.type != "mps")
+        images = TensorRadiograph(kept[index])
+        if self.labels is None:
+            return (images,)
+        if self._kept_labels is None:
+            self._kept_labels = self.labels.to(kept.device)
+        return images, TensorCategory(self._kept_labels[index])
 
     def batch(self, positions: Sequence[int], images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Return the batch of opened images `(n, 1, h, w)`, uint8, with their labels `(n,)`, if there are any."""
-        return self._with_labels(torch.stack(list(images)), torch.tensor(positions))
+        stacked = TensorRadiograph(torch.stack(list(images)))
+        return (stacked,) if self.labels is None else (stacked, TensorCategory(self.labels[torch.tensor(positions)]))
 
     def _kept(self) -> torch.Tensor:
         with _ALLOCATION:
@@ -86,11 +99,6 @@ class SquareImages:
                 shape = (len(self.paths), 1, self.image_size, self.image_size)
                 self._pixels = torch.empty(shape, dtype=torch.uint8, device=self.device)
         return self._pixels
-
-    def _with_labels(self, images: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if self.labels is None:
-            return (TensorRadiograph(images),)
-        return TensorRadiograph(images), TensorCategory(self.labels[index])
 
 
 def square_images(loader: TfmdDL, *, device: torch.device | None = None) -> SquareImages | None:
@@ -119,7 +127,7 @@ def square_images(loader: TfmdDL, *, device: torch.device | None = None) -> Squa
         if names is None or type(categorize) is not Categorize or not set(names) <= set(categorize.vocab.o2i):
             return None  # fastai's error for an unknown label comes with its item
         labels = [categorize.vocab.o2i[name] for name in names]
-    return SquareImages(paths, labels, opener.image_size, device)
+    return SquareImages(paths, labels, opener.image_size, device, opener.region)
 
 
 def _column(items, getter: list) -> list | None:

@@ -36,6 +36,7 @@ Reader = Literal["text", "workbook", "parquet", "feather"]
 HEAD = 4096  # bytes that show the format
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".parquet", ".feather")
 COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+LARGEST = 1 << 30  # bytes of what is unpacked in memory
 MAX_LAYERS = 3  # of compression, such as a .gz in a .xz
 COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
@@ -160,6 +161,11 @@ def open_table(path: Path) -> OpenTable:
         UnavailableError: Its compression needs a package that is not installed.
     """
     with contextlib.ExitStack() as opened:
+        if path.exists() and not path.is_file():  # opening a pipe waits for its other end; guard: table_fifo
+            kind = "a folder" if path.is_dir() else "a pipe, socket or device"
+            raise DataError(
+                f"{path} is {kind}, not a file.", hint="Give a table, or write its content to a file first."
+            )
         try:
             file = opened.enter_context(open(path, "rb"))
         except OSError as error:
@@ -211,7 +217,10 @@ def _recognise(file: BinaryIO, path: Path, opened: contextlib.ExitStack) -> tupl
     reader = _reader_of(head)
     if reader != "text" and compression:  # these formats are read from several places of the file
         try:
-            file = io.BytesIO(file.read())
+            content = file.read(LARGEST + 1)
+            if len(content) > LARGEST:  # guard: table_unpacked
+                raise DataError(f"{path} unpacks to more than {LARGEST:,} bytes.", hint="Decompress it first.")
+            file = io.BytesIO(content)
         except (OSError, *COMPRESSION_ERRORS) as error:
             raise damaged(path, error) from None
     other = _other_format(head, file if not compression or reader != "text" else None)

@@ -31,7 +31,8 @@ def read_table(
 
     The format is recognised by the content: text with commas, semicolons, tabs, bars or blanks between the values, an
     Excel workbook (.xlsx), Parquet or Feather, each also compressed (gzip, bzip2, xz, zstd). No value becomes a
-    number or a missing value: `001`, `NA` and `None` stay text. A list without a header has columns by position.
+    number or a missing value: `001`, `NA` and `None` stay text. Only an apostrophe before what a spreadsheet would run
+    as a formula is taken away from text, as `write_csv` put it there. A list without a header has columns by position.
 
     Args:
         path: The file.

@@ -47,6 +47,7 @@ _BOOLEANS = {"true": "1", "false": "0"}
 _WILDCARDS = re.compile(r"\[([*?])\]|([*?])")  # [*] and [?] stand for the characters themselves
 OTHERS = "*"  # the pattern of every label that nothing else names
 EXCLUDED_BY_OPTION = "excluded by the option labels"
+MOST_CLASSES = 100  # every one has its metrics and curves; a thousand take minutes, and no page shows them
 LONGEST_CLASS = 100  # characters; the limit of a saved model's config.json
 
 
@@ -185,6 +186,11 @@ class Task:
                 f"{where}: classes={list(self.classes)} are not two or more different names.",
                 hint="Name two classes or more, each once.",
             )
+        if len(self.classes) > MOST_CLASSES:  # guard: most_classes
+            raise UsageError(
+                f"{where} has {len(self.classes):,} classes, more than {MOST_CLASSES}.",
+                hint='Join rare labels in one class, such as labels={"rare*": "Other"}, or exclude them.',
+            )
         for name in self.classes:
             if len(name) > LONGEST_CLASS or not name.isprintable() or name != name.strip() or "$" in name:
                 raise UsageError(
@@ -249,7 +255,7 @@ class Task:
             meanings = " and ".join(f"{pattern!r} ({label or 'excluded'})" for pattern, label in matching.items())
             raise UsageError(
                 f"The label {finding!r} matches the patterns {meanings}.",
-                hint="Name the label itself in labels (--label), or make the patterns narrower.",
+                hint="Name the label itself in `labels`, or make the patterns narrower.",
             )
         rank = 2 if matching else 1
         if not matching and OTHERS in self.patterns:
@@ -350,4 +356,5 @@ def get_task(task: str | Task | Mapping[str, Any]) -> Task:
         return TASKS[task]
     near = difflib.get_close_matches(str(task).casefold(), TASKS, n=1)
     meant = f"Did you mean {near[0]!r}? " if near else ""
-    raise UsageError(f"There is no task {task!r}.", hint=f"{meant}Tasks: {', '.join(TASKS)}; or give a Task.")
+    listed = ", ".join(TASKS)
+    raise UsageError(f"There is no task {task!r}.", hint=f"{meant}Tasks: {listed}. Make another one with `classes`.")

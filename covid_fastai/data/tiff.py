@@ -110,7 +110,9 @@ def read_samples(content: bytes, name: str) -> tuple[np.ndarray, int, bool]:
                 raise ImageError(f"{name} holds {frames} images.", hint="Save the image to use as a separate file.")
             _check_kind(page, name)
             _check_segments(content, page, name)
-            samples = page.asarray()
+            samples = _ordered(page.asarray(), page)
+            if samples.ndim not in (2, 3) or samples.shape[:2] != (page.imagelength, page.imagewidth):
+                raise ValueError("its header contradicts itself")  # guard: sample_shape
     except ImageError:
         raise
     except Exception as error:  # a damaged file makes tifffile raise nearly anything
@@ -118,7 +120,7 @@ def read_samples(content: bytes, name: str) -> tuple[np.ndarray, int, bool]:
             f"{name}: the image data are damaged or truncated ({str(error).rstrip('.')}).",
             hint="Download the file again, or leave it out.",
         ) from error
-    return _ordered(samples, page), page.bitspersample, page.photometric == WHITE_IS_ZERO
+    return samples, page.bitspersample, page.photometric == WHITE_IS_ZERO
 
 
 def _kind(stored: TiffImageFile) -> tuple[int, int, int]:

@@ -19,6 +19,8 @@ logger = logging.getLogger("covid_fastai")
 
 EXACT = 10**15  # Excel keeps 15 digits of a number
 CHUNK = 1 << 20  # bytes
+LARGEST = 1 << 30  # bytes of an unpacked workbook; a million rows of ten columns have half of that
+LAST_ROW, LAST_COLUMN = 1 << 20, 1 << 14  # of a sheet
 LAST_EXACT = 2**53  # the integers below it are exact as float
 
 
@@ -49,14 +51,20 @@ def read_workbook(file: BinaryIO, path: Path, *, problems: ProblemLog) -> Iterat
             hint="pip install 'covid_fastai[tables]', or save the sheet as CSV.",
         ) from None
     try:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+        if size > LARGEST:  # guard: workbook_size
+            raise DataError(f"{path} unpacks to {size:,} bytes.", hint=f"Save it as CSV; {LARGEST:,} are allowed.")
         workbook = openpyxl.load_workbook(file, read_only=True, data_only=True)
-    except Exception as error:
+        sheet = _only_sheet(workbook, path)
+        merged = _inspect_sheet(file, sheet._worksheet_path, path=path, title=sheet.title)
+        yield from _fill_merged(_rows(sheet, problems, path), merged)
+    except DataError:
+        raise
+    except Exception as error:  # a damaged workbook makes openpyxl raise nearly anything, also in its last row
         raise DataError(
             f"{path} cannot be read as an Excel workbook: {error}.", hint="Save it again as .xlsx."
         ) from error
-    sheet = _only_sheet(workbook, path)
-    merged = _inspect_sheet(file, sheet._worksheet_path, path=path, title=sheet.title)
-    yield from _fill_merged(_rows(sheet, problems, path), merged)
 
 
 def number_text(value: float) -> str:
@@ -85,7 +93,7 @@ def _only_sheet(workbook: Any, path: Path) -> Any:
     visible = [sheet for sheet in workbook.worksheets if sheet.sheet_state == "visible"]
     for sheet in visible:
         sheet.reset_dimensions()  # some programs write a wrong size, which would cut rows off
-    filled = [sheet for sheet in visible if any(_filled(row) for row in sheet.iter_rows(values_only=True))]
+    filled = [sheet for sheet in visible if any(map(_filled, _cells_of_rows(sheet, path, values_only=True)))]
     if len(filled) > 1:  # guard: several_sheets
         titles = ", ".join(repr(sheet.title) for sheet in filled)
         raise DataError(
@@ -100,13 +108,21 @@ def _only_sheet(workbook: Any, path: Path) -> Any:
     return filled[0]
 
 
+def _cells_of_rows(sheet: Any, path: Path, *, values_only: bool) -> Iterator[Sequence[Any]]:
+    """Yield the cells of each row; openpyxl adds the rows that are missing before a row, whatever its number."""
+    for number, cells in enumerate(sheet.iter_rows(max_row=LAST_ROW + 1, values_only=values_only), start=1):
+        if number > LAST_ROW:  # guard: workbook_rows
+            raise DataError(f"{path} has a row beyond row {LAST_ROW:,}.", hint="Save it again as .xlsx, or as CSV.")
+        yield cells
+
+
 def _filled(row: Sequence[Any]) -> bool:
     return any(value is not None and str(value).strip() for value in row)
 
 
 def _rows(sheet: Any, problems: ProblemLog, path: Path) -> Iterator[tuple[int, list[str]]]:
     rounded: set[int] = set()
-    for number, cells in enumerate(sheet.iter_rows(), start=1):
+    for number, cells in enumerate(_cells_of_rows(sheet, path, values_only=False), start=1):
         values = [_cell_text(cell) for cell in cells]
         for column, cell in enumerate(cells):
             value = cell.value
@@ -137,8 +153,8 @@ def _cell_text(cell: Any) -> str:
     return text.zfill(len(shown)) if value == int(value) and re.fullmatch("0{2,}", shown) else text
 
 
-def _inspect_sheet(file: BinaryIO, part: str, *, path: Path, title: str) -> dict[tuple[int, int], tuple[int, int]]:
-    """Check the formulas of a sheet, and return the cells that are merged below another one, with that cell."""
+def _inspect_sheet(file: BinaryIO, part: str, *, path: Path, title: str) -> dict[int, dict[int, int]]:
+    """Check the formulas of a sheet, and return its merged cells: by their first row, the last row of each column."""
     ranges: list[tuple[str, ...]] = []
     formulas, tail = False, b""
     with zipfile.ZipFile(file) as archive:
@@ -151,18 +167,21 @@ def _inspect_sheet(file: BinaryIO, part: str, *, path: Path, title: str) -> dict
                 tail = text[max(len(text) - 64, matches[-1].end() if matches else 0) :]
         if formulas:
             _check_formulas(archive.read(part.lstrip("/")), path=path, title=title)
-    cells = {}
+    merged: dict[int, dict[int, int]] = {}
     for left, top, _, bottom in ranges:
         column = _column_number(left)
-        cells.update({(row, column): (int(top), column) for row in range(int(top) + 1, int(bottom) + 1)})
-    if cells:
+        if column >= LAST_COLUMN or int(bottom) > LAST_ROW:  # guard: merged_range
+            raise DataError(f"{path} has merged cells outside of a sheet.", hint="Save it again as .xlsx, or as CSV.")
+        if int(bottom) > int(top):
+            merged.setdefault(int(top), {})[column] = int(bottom)
+    if merged:
         logger.info("%s: cells that are merged over several rows have the value of the first in each row.", path)
-    return cells
+    return merged
 
 
 def _check_formulas(text: bytes, *, path: Path, title: str) -> None:
     """Raise if a formula has no stored value, as in a workbook that a program wrote and nobody opened."""
-    for match in re.finditer(rb"<c ([^>]*)><f[^>]*(?:/>|>[^<]*</f>)(?:<v ?/>|<v></v>)?</c>", text):
+    for match in re.finditer(rb"<c ([^<>]*)><f[^<>]*(?:/>|>[^<]*</f>)(?:<v ?/>|<v></v>)?</c>", text):
         if b't="str"' not in match[1]:
             cell = re.search(rb'r="([A-Z]+\d+)"', match[1])
             name = cell[1].decode() if cell else "a cell"
@@ -181,18 +200,18 @@ def _column_number(letters: str) -> int:
 
 
 def _fill_merged(
-    rows: Iterator[tuple[int, list[str]]], merged: dict[tuple[int, int], tuple[int, int]]
+    rows: Iterator[tuple[int, list[str]]], merged: dict[int, dict[int, int]]
 ) -> Iterator[tuple[int, list[str]]]:
-    first: dict[tuple[int, int], str] = {}
-    wanted = set(merged.values())
-    columns = {column for _, column in wanted}
+    shown: dict[int, tuple[int, str]] = {}  # by the column: the last row that has this text
     for number, values in rows:
-        for column in columns:
-            if (number, column) in wanted and column < len(values):
-                first[number, column] = values[column]
-            if (number, column) in merged:
+        for column, (last, text) in list(shown.items()):
+            if number > last:
+                del shown[column]
+            else:
                 values += [""] * (column + 1 - len(values))
-                values[column] = first.get(merged[number, column], "")
+                values[column] = text
+        for column, last in merged.get(number, {}).items():
+            shown[column] = last, values[column] if column < len(values) else ""
         while values and not values[-1].strip():
             values.pop()
         if values:

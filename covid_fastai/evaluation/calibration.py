@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 
 from covid_fastai.errors import DataError
-from covid_fastai.evaluation.bootstrap import BINS, cross_fit_folds, equal_mass_bins, resample_patients
+from covid_fastai.evaluation.bootstrap import BINS, cross_fit_folds, equal_mass_bins
 from covid_fastai.evaluation.calibration_curve import calibration_curve
 from covid_fastai.evaluation.formatting import ResultDisplay, format_estimate
 from covid_fastai.evaluation.intervals import wilson
@@ -25,6 +25,7 @@ from covid_fastai.evaluation.prediction_table import (
     has_label_and_prediction,
     read_predictions,
 )
+from covid_fastai.evaluation.resamples import Resamples
 from covid_fastai.evaluation.weighted_metrics import (
     SMALLEST_P,
     list_weighted_metrics,
@@ -282,7 +283,7 @@ def _compare_metrics(before: Evaluation, after: Evaluation, *, n_resamples: int,
     """Return the rows of `Calibration.table`; differences are of the same patients."""
     rows = []
     tables = [score_units(result.predictions, positive=result.positive).table for result in (before, after)]
-    weights = resample_patients(tables[0]["patient"], tables[0]["label"], n_resamples=n_resamples, seed=seed)
+    resamples = Resamples(tables[0]["patient"], tables[0]["label"], n_resamples, seed)
     metrics_before, metrics_after = (
         {metric.metric: metric for metric in list_weighted_metrics(units, before.classes, before.positive)}
         for units in tables
@@ -291,7 +292,7 @@ def _compare_metrics(before: Evaluation, after: Evaluation, *, n_resamples: int,
         for when, result in (("before", before), ("after", after)):
             rows.append({**result.row(name), "when": when})
         values = before.value(name), after.value(name)
-        low, high, method = difference_interval(metrics_after[name], metrics_before[name], values, None, weights)
+        low, high, method = difference_interval(metrics_after[name], metrics_before[name], values, None, resamples)
         bounds = {"value": values[1] - values[0], "low": low, "high": high}
         rows.append({**rows[-1], "when": "difference", **bounds, "method": method})
     return rows

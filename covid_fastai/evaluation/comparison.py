@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,7 +16,6 @@ from scipy.stats import binomtest, t
 
 from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import UsageError
-from covid_fastai.evaluation.bootstrap import resample_patients
 from covid_fastai.evaluation.formatting import (
     SIGNED,
     ResultDisplay,
@@ -28,16 +27,12 @@ from covid_fastai.evaluation.formatting import (
 )
 from covid_fastai.evaluation.intervals import Z, wilson
 from covid_fastai.evaluation.metric_intervals import difference_interval
-from covid_fastai.evaluation.metrics import Evaluation, evaluate, score_units
-from covid_fastai.evaluation.pairing import PairedPredictions, pair_predictions
-from covid_fastai.evaluation.prediction_table import PROBABILITY, PredictionOptions
+from covid_fastai.evaluation.metrics import Evaluation, evaluate_table, score_units
+from covid_fastai.evaluation.pairing import PairedPredictions, pair_predictions, pair_tables
+from covid_fastai.evaluation.prediction_table import PROBABILITY, PredictionOptions, choose_positive, class_columns
+from covid_fastai.evaluation.resamples import Resamples
 from covid_fastai.evaluation.runs import Run
-from covid_fastai.evaluation.weighted_metrics import (
-    LOWER_IS_BETTER,
-    WeightedMetric,
-    compute_in_blocks,
-    list_weighted_metrics,
-)
+from covid_fastai.evaluation.weighted_metrics import LOWER_IS_BETTER, WeightedMetric, list_weighted_metrics
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import NResamples, Probability, Seed, check_option, checked
 from covid_fastai.plotting import class_colours
@@ -47,6 +42,7 @@ __all__ = [
     "Comparison",
     "cohen_kappa",
     "compare",
+    "compare_aucs",
     "corrected_t",
     "list_disagreements",
     "measure_agreement",
@@ -54,6 +50,7 @@ __all__ = [
 ]
 
 COLUMNS = ["model", "metric", "class", "reference_value", "value", "difference", "low", "high", "n", "unit", "method"]
+AUC_COLUMNS = ["model", "auc", "auc_low", "auc_high", "reference_auc", "difference", "low", "high", "n"]
 TEST_COLUMNS = ["model", "metric", "class", "difference", "low", "high", "p", "folds"]
 
 
@@ -203,37 +200,88 @@ def compare(
         raise UsageError(
             f"{len(thresholds)} thresholds for {len(models)} models.", hint="Give one threshold, or one per model."
         )
-    evaluations, units = {}, {}
-    for (name, table), value in zip(paired.tables.items(), thresholds, strict=True):
-        if not paired.same_folds:  # the AUC within folds needs the same folds in all tables
-            table = table.assign(fold=0)
-        evaluations[name] = evaluate(table, positive=positive, threshold=value, n_resamples=n_resamples, seed=seed)
-        units[name] = score_units(table, positive=evaluations[name].positive, threshold=value).table
+    options = {"positive": positive, "n_resamples": n_resamples, "seed": seed}
+    evaluations, units, table = _compare_tables(paired, thresholds, **options)
     reference, *others = paired.tables
-    result, reference_units = evaluations[reference], units[reference]
-    weights = resample_patients(
-        reference_units["patient"], reference_units["label"], n_resamples=n_resamples, seed=seed
-    )
-    metrics = {name: list_weighted_metrics(table, result.classes, result.positive) for name, table in units.items()}
-    resampled = [compute_in_blocks(metric.compute, weights) for metric in metrics[reference]]
-    rows, tests, agreement = [], [], []
+    result, tests, agreement = evaluations[reference], [], []
     for name in others:
-        for metric, reference_metric, reference_resampled in zip(
-            metrics[name], metrics[reference], resampled, strict=True
-        ):
-            row = _difference_row(metric, reference_metric, reference_resampled, weights)
-            rows.append({"model": name, **row})
-        agreement.append({"model": name, **measure_agreement(reference_units, units[name], result.classes)})
+        agreement.append({"model": name, **measure_agreement(units[reference], units[name], result.classes)})
         tests += [{"model": name, **row} for row in _test_folds(paired, reference, name, evaluations, thresholds)]
     return Comparison(
         names=list(paired.tables),
-        table=pd.DataFrame(rows, columns=COLUMNS),
+        table=table,
         fold_tests=pd.DataFrame(tests, columns=TEST_COLUMNS),
         agreement=pd.DataFrame(agreement, columns=AGREEMENT_COLUMNS),
         cases=list_disagreements(units, result.classes, result.positive),
         evaluations=evaluations,
         notes=paired.notes,
     )
+
+
+def compare_aucs(
+    reference: pd.DataFrame,
+    others: Mapping[str, pd.DataFrame],
+    *,
+    positive: str | None,
+    n_resamples: int,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare the AUC of other tables with that of a reference, as `compare` does, and compute nothing else.
+
+    Args:
+        reference: What `read_predictions` returned.
+        others: Such tables of other models, by name.
+        positive: As in `compare`.
+        n_resamples: As in `compare`.
+        seed: As in `compare`.
+
+    Returns:
+        One row per other model: `model`, `auc` with `auc_low` and `auc_high`, `reference_auc`, and `difference`, the
+        AUC minus that of the reference, with `low`, `high` and `n`, all of the patients of all tables.
+    """
+    paired = pair_tables({"": reference, **others})
+    thresholds = [0.5] * len(paired.tables)  # which no AUC depends on
+    options = {"positive": positive, "n_resamples": n_resamples, "seed": seed}
+    evaluations, _, table = _compare_tables(paired, thresholds, metrics=["auc"], **options)
+    rows = []
+    for name in others:
+        auc = evaluations[name].row("auc")
+        differences = table[(table["model"] == name) & (table["class"] == auc["class"])]
+        row = as_rows(differences.rename(columns={"reference_value": "reference_auc"}))[0]
+        rows.append({**row, "auc": auc["value"], "auc_low": auc["low"], "auc_high": auc["high"]})
+    return pd.DataFrame(rows, columns=AUC_COLUMNS)
+
+
+def _compare_tables(
+    paired: PairedPredictions,
+    thresholds: Sequence[float],
+    *,
+    positive: str | None,
+    n_resamples: int,
+    seed: int,
+    metrics: Collection[str] | None = None,
+) -> tuple[dict[str, Evaluation], dict[str, pd.DataFrame], pd.DataFrame]:
+    """Return the evaluation and the `Scores.table` of each model, and `Comparison.table`, of all or of some metrics."""
+    evaluations, units = {}, {}
+    positive = choose_positive(class_columns(next(iter(paired.tables.values()))), positive)
+    for (name, table), value in zip(paired.tables.items(), thresholds, strict=True):
+        if not paired.same_folds:  # the AUC within folds needs the same folds in all tables
+            table = table.assign(fold=0)
+        scores = score_units(table, positive=positive, threshold=value)
+        options = {"threshold": value, "n_resamples": n_resamples, "seed": seed, "metrics": metrics}
+        evaluations[name] = evaluate_table(table, positive=positive, scores=scores, **options)
+        units[name] = scores.table
+    reference, *others = paired.tables
+    classes, about = evaluations[reference].classes, units[reference]
+    resamples = Resamples(about["patient"], about["label"], n_resamples, seed)
+    listed = {name: list_weighted_metrics(table, classes, positive) for name, table in units.items()}
+    rows = [
+        {"model": name, **_difference_row(metric, reference_metric, resamples)}
+        for name in others
+        for metric, reference_metric in zip(listed[name], listed[reference], strict=True)
+        if metrics is None or metric.metric in metrics
+    ]
+    return evaluations, units, pd.DataFrame(rows, columns=COLUMNS)
 
 
 def corrected_t(differences: np.ndarray, test_to_train: float) -> tuple[float, float, float]:
@@ -301,30 +349,22 @@ def plot_comparison(comparison: Comparison) -> Figure:
     return figure
 
 
-def _difference_row(
-    metric: WeightedMetric,
-    reference: WeightedMetric,
-    reference_resampled: np.ndarray,
-    weights: np.ndarray,
-) -> dict[str, Any]:
+def _difference_row(metric: WeightedMetric, reference: WeightedMetric, resamples: Resamples) -> dict[str, Any]:
     """Return a row of `Comparison.table`: the difference with the interval that suits its metric.
 
     Args:
         metric: The metric of the model.
         reference: The same metric of the reference.
-        reference_resampled: The metric of the reference in each bootstrap resample, `(d,)`.
-        weights: How often each unit is in each resample, `(d, n)`.
+        resamples: Bootstrap resamples of the units.
     """
-    equal_weights = np.ones((1, weights.shape[1]))  # the data themselves: each unit once
+    equal_weights = np.ones((1, len(metric.included)))  # the data themselves: each unit once
     n = int(metric.included.sum())
     values = [float(each.compute(equal_weights)[0]) if n else math.nan for each in (reference, metric)]
     difference, low, high = values[1] - values[0], math.nan, math.nan
     if n == 0 or not math.isfinite(difference):
         method = "no unit of some class"
     else:
-        low, high, method = difference_interval(
-            metric, reference, (values[0], values[1]), None, weights, reference_resampled=reference_resampled
-        )
+        low, high, method = difference_interval(metric, reference, (values[0], values[1]), None, resamples)
     row = (metric.metric, metric.of, *values, difference, low, high, n, "patient", method)
     return dict(zip(COLUMNS[1:], row, strict=True))
 

@@ -172,19 +172,23 @@ def net_benefit(
     Returns:
         As `decision_curve`, without `positive`, `prevalence` and `n`.
     """
-    acted_on = scores[:, None] >= thresholds
     odds = thresholds / (1 - thresholds)  # the harm of a false positive in units of the benefit of a true positive
+    positives, negatives = int(of_class.sum()), int((~of_class).sum())
+    # those whose score is the threshold or more are acted on
+    true, false = (
+        len(kind) - np.searchsorted(np.sort(kind), thresholds) for kind in (scores[of_class], scores[~of_class])
+    )
     if prevalence is None:
-        prevalence = float(of_class.mean())
-        value, low, high = _difference_of_fractions(acted_on & of_class[:, None], acted_on & ~of_class[:, None], odds)
+        n = positives + negatives
+        prevalence = positives / n
+        value, low, high = _difference_of_fractions(true, false, n, odds)
         # acting on all minus the model: its false negatives count 1, its true negatives minus the odds
-        missed, spared = ~acted_on & of_class[:, None], ~acted_on & ~of_class[:, None]
-        loss, loss_low, loss_high = _difference_of_fractions(missed, spared, odds)
+        loss, loss_low, loss_high = _difference_of_fractions(positives - true, negatives - false, n, odds)
     else:
         prevalence = float(prevalence)
         cost = (1 - prevalence) * odds  # of a false positive rate of 1
-        true_rate, true_low, true_high = _rates_with_bounds(acted_on[of_class])
-        false_rate, false_low, false_high = _rates_with_bounds(acted_on[~of_class])
+        true_rate, true_low, true_high = _rates_with_bounds(true, positives)
+        false_rate, false_low, false_high = _rates_with_bounds(false, negatives)
         value = prevalence * true_rate - cost * false_rate
         # the bounds of a difference of independent rates: root of the sum of squared distances to their own bounds
         low = value - np.hypot(prevalence * (true_rate - true_low), cost * (false_high - false_rate))
@@ -237,28 +241,30 @@ def plot_decision_curve(curves: pd.DataFrame | Mapping[str, pd.DataFrame]) -> Fi
     return figure
 
 
-def _rates_with_bounds(acted_on: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the rate of each column and its Wilson bounds, `(thresholds,)` each.
+def _rates_with_bounds(counts: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rate at each threshold and its Wilson bounds, `(thresholds,)` each.
 
     Args:
-        acted_on: Whether each patient is acted on at each threshold, bool `(n, thresholds)`.
+        counts: The number of patients at each threshold.
+        n: The number of which they are a fraction.
     """
-    rates = acted_on.mean(axis=0)
-    low, high = np.transpose([wilson(rate, len(acted_on)) for rate in rates])
+    rates = counts / n
+    low, high = np.transpose([wilson(rate, n) for rate in rates])
     return rates, low, high
 
 
 def _difference_of_fractions(
-    first: np.ndarray, second: np.ndarray, factor: np.ndarray
+    first: np.ndarray, second: np.ndarray, n: int, factor: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the fraction of one kind of patients minus a factor times that of another kind, with its bounds.
 
     Args:
-        first: Whether each patient is of one kind at each threshold, bool `(n, thresholds)`.
-        second: Whether each patient is of the other kind; nobody is of both.
+        first: The number of patients of one kind at each threshold, `(thresholds,)`.
+        second: The number of patients of the other kind; nobody is of both.
+        n: The number of all patients.
         factor: The factor of the second fraction at each threshold, `(thresholds,)`.
     """
-    (p, p_low, p_high), (q, q_low, q_high) = _rates_with_bounds(first), _rates_with_bounds(second)
+    (p, p_low, p_high), (q, q_low, q_high) = _rates_with_bounds(first, n), _rates_with_bounds(second, n)
     # the counts are multinomial: a patient of one kind is not of the other
     product = np.maximum((1 - p) * (1 - q), 1e-12)
     correlation = np.where((p < 1) & (q < 1), -np.sqrt(p * q / product), 0.0).clip(-1, 0)

@@ -20,6 +20,8 @@ __all__ = [
     "format_metric",
     "format_metric_name",
     "format_p_value",
+    "list_sources",
+    "quote_source",
 ]
 
 MISSING = "–"  # stands for a number that is None, NaN or infinite
@@ -73,6 +75,17 @@ def format_metric_name(metric: str, of: str = "") -> str:
     """Return the usual name of a metric, followed by its class in brackets if it is that of one class."""
     name = NAMES.get(metric, metric.replace("_", " "))
     return f"{name} ({of})" if of else name
+
+
+def quote_source(name: str) -> str:
+    """Return the name of an image source in quotation marks, so that it is not taken for a word of the sentence."""
+    return f'"{name}"'
+
+
+def list_sources(names: Iterable[str]) -> str:
+    """Return image sources as the end of a noun phrase, such as `sources "cohen" and "kermany"`."""
+    *others, last = map(quote_source, names)
+    return f"sources {', '.join(others)} and {last}" if others else f"source {last}"
 
 
 class ResultDisplay:

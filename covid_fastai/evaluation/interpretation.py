@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from covid_fastai.data.exploration import SHOWN, plot_pictures, shorten
 from covid_fastai.data.images import open_square
@@ -22,12 +23,14 @@ from covid_fastai.evaluation.prediction_table import (
     read_predictions,
 )
 from covid_fastai.options import TopK, checked
+from covid_fastai.plotting import COLOURS
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
 
 __all__ = ["confusion_matrix", "open_for_display", "plot_confusion_matrix", "plot_top_losses", "top_losses"]
 
+DARKEST_CELL = 0.6  # opacity of a cell with all patients of its class, on which text is legible
 LOSSES = ["path", "patient", "label", "predicted", "probability", "loss"]
 
 
@@ -106,11 +109,12 @@ def plot_confusion_matrix(source: Learner | Evaluation | pd.DataFrame | str | Pa
     side = 2.2 + 0.9 * len(counts)
     figure = Figure(figsize=(side, side - 0.4), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(fractions.fillna(0), cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlim=(-0.5, len(counts) - 0.5), ylim=(len(counts) - 0.5, -0.5), aspect="equal")
     for (row, column), fraction in np.ndenumerate(fractions.to_numpy(dtype=float)):
+        opacity = 0 if np.isnan(fraction) else DARKEST_CELL * fraction
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=COLOURS[0], alpha=opacity, lw=0))
         count = "n = 0" if np.isnan(fraction) else str(counts.iat[row, column])
-        text = f"{count}\n{format_metric(fraction, spec=PERCENT)}"
-        axes.text(column, row, text, ha="center", va="center", color="white" if fraction > 0.5 else "black")
+        axes.text(column, row, f"{count}\n{format_metric(fraction, spec=PERCENT)}", ha="center", va="center")
     row_labels = [f"{name}\nn = {sums[name]}" for name in counts.index]
     axes.set(xticks=range(len(counts)), xticklabels=counts.columns, yticks=range(len(counts)), yticklabels=row_labels)
     unit = f" ({source.unit}s)" if isinstance(source, Evaluation) else " (images)"

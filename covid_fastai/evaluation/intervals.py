@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import norm, rankdata
+from scipy.stats import norm, rankdata, t
 
 __all__ = [
     "LEVEL",
@@ -15,6 +15,7 @@ __all__ = [
     "auc_interval",
     "calibration_interval",
     "clustered_proportion",
+    "corrected_phi",
     "delong",
     "newcombe_auc",
     "newcombe_difference",
@@ -117,6 +118,14 @@ def delong(
     Returns:
         The areas `(models,)`, with ties counting half, and their covariance `(models, models)`.
     """
+    areas, kinds, cross = _delong_parts(scores, of_class, clusters, strata)
+    return areas, kinds[0] + kinds[1] + cross
+
+
+def _delong_parts(
+    scores: np.ndarray, of_class: np.ndarray, clusters: np.ndarray | None, strata: np.ndarray | None
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Return the areas, and the covariance in parts: of the units of the class, of the others, and between both."""
     scores = np.atleast_2d(scores)
     members = _strata_of_both_kinds(of_class, strata)
     pairs = np.array([of_class[units].sum() * (~of_class[units]).sum() for units in members], dtype=float)
@@ -151,8 +160,8 @@ def delong(
     n_clusters = len(np.unique(codes[counted]))
     # the cross term is 0 unless a cluster has units of both kinds
     cross = positive_sums @ negative_sums.T * n_clusters / max(n_clusters - 1, 1)
-    within = corrections[0] * positive_sums @ positive_sums.T + corrections[1] * negative_sums @ negative_sums.T
-    return areas, within + cross + cross.T
+    kinds = [correction * sums @ sums.T for correction, sums in zip(corrections, cluster_sums, strict=True)]
+    return areas, kinds, cross + cross.T
 
 
 def _strata_of_both_kinds(of_class: np.ndarray, strata: np.ndarray | None) -> list[np.ndarray]:
@@ -167,11 +176,13 @@ def _strata_of_both_kinds(of_class: np.ndarray, strata: np.ndarray | None) -> li
 def auc_interval(
     scores: np.ndarray, of_class: np.ndarray, clusters: np.ndarray | None = None, strata: np.ndarray | None = None
 ) -> tuple[float, float, str]:
-    """Compute the interval of an area under the ROC curve: DeLong's, on the scale of log odds.
+    """Compute the interval of an area under the ROC curve: DeLong's variance, with Student's t on log odds.
 
     DeLong's interval on the scale of the area, and bootstrap percentiles on any scale, are too short if the area is
-    near 1 and patients are few. If the area is 0 or 1, or only one unit is of the class or of the others, the variance
-    cannot be estimated, and the interval is that of `newcombe_auc`.
+    near 1 and patients are few; that of the normal distribution is too short if few units are of the class. The degrees
+    of freedom are Welch's, of the variances of both kinds of units (Brunner and Munzel, Biometrical Journal 2000). If
+    the area is 0 or 1, or only one unit is of the class or of the others, the variance cannot be estimated, and the
+    interval is that of `newcombe_auc`.
 
     Args:
         scores: Scores of the class, `(n,)`.
@@ -182,17 +193,18 @@ def auc_interval(
     Returns:
         The lower and the upper bound, and the name of the method.
     """
-    areas, covariance = delong(scores, of_class, clusters, strata)
-    area, variance = float(areas[0]), float(covariance[0, 0])
+    areas, kinds, cross = _delong_parts(scores, of_class, clusters, strata)
+    parts = [float(kind[0, 0]) for kind in kinds]
+    area, variance = float(areas[0]), sum(parts) + float(cross[0, 0])
     counted = np.concatenate(_strata_of_both_kinds(of_class, strata))
     masks = [counted[of_class[counted]], counted[~of_class[counted]]]
     counts = [len(mask) if clusters is None else len(np.unique(clusters[mask])) for mask in masks]
     if min(counts) < 2 or not 0 < area < 1 or variance <= 0:
         return *newcombe_auc(area, *counts), "Newcombe"
     centre = math.log(area / (1 - area))
-    half_width = (
-        Z * math.sqrt(variance) / (area * (1 - area))
-    )  # delta method: the logit's derivative is 1 / (A (1 - A))
+    degrees = sum(parts) ** 2 / sum(part**2 / (count - 1) for part, count in zip(parts, counts, strict=True))
+    # delta method: the logit's derivative is 1 / (A (1 - A))
+    half_width = float(t.ppf(0.5 + LEVEL / 2, degrees)) * math.sqrt(variance) / (area * (1 - area))
     # exp overflows beyond 700
     low, high = (1 / (1 + math.exp(-min(max(x, -700), 700))) for x in (centre - half_width, centre + half_width))
     method = "DeLong, log odds" if clusters is None or sum(counts) == len(counted) else "DeLong, clustered"
@@ -281,17 +293,28 @@ def newcombe_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, f
     Returns:
         The lower and the upper bound of the first minus the second.
     """
-    n = len(first)
+    n, p, q = len(first), float(first.mean()), float(second.mean())
+    (p_low, p_high), (q_low, q_high) = wilson(p, n), wilson(q, n)
+    sides = (p - p_low, p_high - p), (q - q_low, q_high - q)
+    below, above = recover_difference(*sides, corrected_phi(first, second))
+    return p - q - below, p - q + above
+
+
+def corrected_phi(first: np.ndarray, second: np.ndarray) -> float:
+    """Compute the correlation of two proportions of the same units, with Newcombe's continuity correction.
+
+    Args:
+        first: Whether each unit is in the first numerator, 0 or 1 `(n,)`.
+        second: Whether each unit is in the second numerator, 0 or 1 `(n,)`.
+
+    Returns:
+        The phi coefficient of the 2 x 2 table, corrected where it is positive; 0 if a proportion is 0 or 1.
+    """
     a, b, c, d = (float(((first == x) & (second == y)).sum()) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0)))
-    p, q = (a + b) / n, (a + c) / n
-    # the phi coefficient of the 2 x 2 table, with Newcombe's continuity correction where it is positive
     margins = (a + b) * (c + d) * (a + c) * (b + d)
     determinant = a * d - b * c
-    corrected = max(determinant - n / 2, 0.0) if determinant > 0 else determinant
-    phi = corrected / math.sqrt(margins) if margins > 0 else 0.0
-    (p_low, p_high), (q_low, q_high) = wilson(p, n), wilson(q, n)
-    below, above = recover_difference((p - p_low, p_high - p), (q - q_low, q_high - q), phi)
-    return p - q - below, p - q + above
+    corrected = max(determinant - len(first) / 2, 0.0) if determinant > 0 else determinant
+    return corrected / math.sqrt(margins) if margins > 0 else 0.0
 
 
 def ratio_interval(first: float, n_first: float, second: float, n_second: float) -> tuple[float, float]:

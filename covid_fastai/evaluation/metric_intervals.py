@@ -20,11 +20,13 @@ from covid_fastai.evaluation.intervals import (
     auc_interval,
     calibration_interval,
     clustered_proportion,
+    corrected_phi,
     newcombe_difference,
     recover_difference,
     wilson,
 )
-from covid_fastai.evaluation.weighted_metrics import SMALLEST_P, WeightedMetric, compute_in_blocks
+from covid_fastai.evaluation.resamples import Resamples, correlate
+from covid_fastai.evaluation.weighted_metrics import SMALLEST_P, WeightedMetric
 
 __all__ = [
     "average_precision_interval",
@@ -43,7 +45,7 @@ LONGEST = 300.0  # log units; exp of more than 709 overflows
 
 
 def metric_interval(
-    metric: WeightedMetric, value: float, clusters: np.ndarray | None, weights: np.ndarray, *, seed: int = 0
+    metric: WeightedMetric, value: float, clusters: np.ndarray | None, resamples: Resamples, *, seed: int = 0
 ) -> tuple[float, float, str]:
     """Compute the interval of a metric, by the method that suits it.
 
@@ -51,7 +53,7 @@ def metric_interval(
         metric: The metric.
         value: Its value; finite.
         clusters: The cluster of each unit, such as the patient of an image, `(n,)`; None if units are independent.
-        weights: How often each unit is in each bootstrap resample, `(d, n)`.
+        resamples: Bootstrap resamples of the units.
         seed: Seed of the random numbers of the calibration error's interval.
 
     Returns:
@@ -67,10 +69,10 @@ def metric_interval(
         return 2 * low / (1 + low), 2 * high / (1 + high), f"{method}, transformed"
     if metric.parts:
         parts = [(float(part.compute(np.ones((1, len(part.included))))[0]), part) for part in metric.parts]
-        bounds = [metric_interval(part, estimate, clusters, weights)[:2] for estimate, part in parts]
+        bounds = [metric_interval(part, estimate, clusters, resamples)[:2] for estimate, part in parts]
         correlation = np.eye(len(parts))  # recalls of different classes are of different units
         if metric.metric != "balanced_accuracy":
-            correlation = _correlate([compute_in_blocks(part.compute, weights) for part in metric.parts])
+            correlation = resamples.correlate(metric.parts)
         low, high = combine_intervals([estimate for estimate, _ in parts], bounds, correlation)
         return low, high, "recovered from the classes"
     if metric.metric in AUCS:
@@ -86,7 +88,8 @@ def metric_interval(
     assert metric.gaps is not None and metric.bins is not None
     if clusters is not None:  # the outcomes of a patient's images are not independent: whole patients are resampled
         gaps = metric.gaps(np.ones((1, len(metric.included))))[0]
-        return *calibration_interval(gaps, compute_in_blocks(metric.gaps, weights)), "bootstrap, inverted"
+        method = "bootstrap, inverted" if resamples.are_drawn else "normal noise of patients, inverted"
+        return *calibration_interval(gaps, resamples.resample_gaps([metric])[0]), method
     return *bernoulli_calibration_interval(*metric.bins, seed=seed), "Bernoulli noise, inverted"
 
 
@@ -95,9 +98,7 @@ def difference_interval(
     reference: WeightedMetric,
     values: tuple[float, float],
     clusters: np.ndarray | None,
-    weights: np.ndarray,
-    *,
-    reference_resampled: np.ndarray | None = None,
+    resamples: Resamples,
 ) -> tuple[float, float, str]:
     """Compute the interval of a metric minus the reference's on the same units.
 
@@ -110,8 +111,7 @@ def difference_interval(
         reference: The same metric of the reference.
         values: The values of the reference and of the model; finite.
         clusters: As in `metric_interval`.
-        weights: As in `metric_interval`.
-        reference_resampled: The metric of the reference in each resample, `(d,)`; None to compute it.
+        resamples: As in `metric_interval`.
 
     Returns:
         The lower and the upper bound, and the name of the method.
@@ -127,17 +127,21 @@ def difference_interval(
     if metric.metric in AUCS and metric.scores is not None and reference.scores is not None:
         assert metric.of_class is not None
         return auc_difference(metric.scores, reference.scores, metric.of_class, clusters, metric.strata)
-    if _is_same(metric, reference):  # not: the same value, such as an F1 of 0 for two models without a true positive
+    # the same classes for these units do not make two models the same: their F1s may differ for other patients
+    if metric.jaccard is None and _is_same(metric, reference):
         return 0.0, 0.0, "the same predictions"
-    first = metric_interval(metric, values[1], clusters, weights)[:2]
-    second = metric_interval(reference, values[0], clusters, weights)[:2]
+    first = metric_interval(metric, values[1], clusters, resamples)[:2]
+    second = metric_interval(reference, values[0], clusters, resamples)[:2]
     if metric.losses is not None and reference.losses is not None:
         units = np.arange(len(metric.losses))
-        samples = [losses[units, metric.truth] for losses in (metric.losses, reference.losses)]
+        correlations = correlate([losses[units, metric.truth] for losses in (metric.losses, reference.losses)])
     else:
-        other = compute_in_blocks(reference.compute, weights) if reference_resampled is None else reference_resampled
-        samples = [compute_in_blocks(metric.compute, weights), other]
-    correlation = float(_correlate(samples)[0, 1])
+        correlations = resamples.correlate([metric, reference])
+    correlation = float(correlations[0, 1])
+    if metric.jaccard is not None and reference.jaccard is not None:
+        # few units differ: resamples have them all alike too often
+        union = metric.jaccard.included | reference.jaccard.included
+        correlation = min(correlation, corrected_phi(metric.jaccard.hit[union], reference.jaccard.hit[union]))
     below, above = recover_difference(
         (values[1] - first[0], first[1] - values[1]), (values[0] - second[0], second[1] - values[0]), correlation
     )
@@ -244,8 +248,10 @@ def bernoulli_calibration_interval(
     error, probability = float(np.abs(predicted - events).sum()) / n, predicted / sizes
     # the true probability of each bin for each factor, (factors, bins)
     true = np.clip(probability - FACTORS[:, None] * (predicted - events) / sizes, 0, 1)
-    samples = rng.binomial(sizes.astype(int), true, size=(N_SAMPLES, *true.shape))
-    errors = np.sort(np.abs(predicted - samples).sum(axis=2) / n, axis=0)  # (samples, factors)
+    # the samples of one probability follow each other, (factors, bins, samples): NumPy then prepares each only once
+    counts, probabilities = sizes.astype(int)[:, None], true[:, :, None]
+    samples = rng.binomial(counts, probabilities, size=(*true.shape, N_SAMPLES))
+    errors = np.sort(np.abs(predicted[:, None] - samples).sum(axis=1) / n, axis=1).T  # (samples, factors)
     tail = int((1 - LEVEL) / 2 * N_SAMPLES)
     # 1e-12: a float's rounding
     accepted = (errors[tail] - 1e-12 <= error) & (error <= errors[-1 - tail] + 1e-12)
@@ -281,21 +287,6 @@ def _is_same(metric: WeightedMetric, reference: WeightedMetric) -> bool:
     else:
         pairs = [(metric.scores, reference.scores), (metric.losses, reference.losses)]
     return all(np.array_equal(first, second) for first, second in pairs if first is not None and second is not None)
-
-
-def _correlate(samples: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the correlations of metrics over resamples, `(k, k)`; 0 where a metric does not vary."""
-    table = np.stack(samples)
-    table = table[:, np.isfinite(table).all(axis=0)]
-    if table.shape[1] < 2:
-        return np.eye(len(samples))
-    centred = table - table.mean(axis=1, keepdims=True)
-    norms = np.sqrt((centred**2).sum(axis=1))
-    # differences up to this are a float's rounding
-    scale = np.where(norms > 1e-9, norms, np.inf)
-    correlation = centred @ centred.T / scale[:, None] / scale
-    np.fill_diagonal(correlation, 1.0)
-    return correlation
 
 
 def _recalibrate(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
@@ -13,7 +13,6 @@ import pandas as pd
 
 from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import DataError, UsageError
-from covid_fastai.evaluation.bootstrap import resample_patients
 from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric, format_metric_name
 from covid_fastai.evaluation.metric_intervals import metric_interval
 from covid_fastai.evaluation.prediction_table import (
@@ -24,6 +23,7 @@ from covid_fastai.evaluation.prediction_table import (
     has_label_and_prediction,
     read_predictions,
 )
+from covid_fastai.evaluation.resamples import Resamples
 from covid_fastai.evaluation.weighted_metrics import (
     LOWER_IS_BETTER,
     SMALLEST_P,
@@ -40,9 +40,11 @@ __all__ = [
     "Scores",
     "as_evaluation",
     "evaluate",
+    "evaluate_table",
     "find_row",
     "score_units",
     "summarise_metrics",
+    "summarise_repeats",
 ]
 
 DIGITS = 12  # of a patient's mean probability
@@ -209,7 +211,8 @@ def evaluate(
     Boyd's, and the Brier score and log loss Student's t on the log scale. Balanced accuracy and means over classes
     combine the intervals of the classes. The interval of the calibration error inverts a test. If images are counted,
     the patients are clusters: proportions, AUC and losses have a variance between patients, and the calibration error
-    that of a bootstrap which resamples patients class by class, with all their images.
+    that of a bootstrap which resamples patients class by class, with all their images. With more than 20,000 patients
+    or images, the limits of the bootstrap for large samples take the place of resamples (`Resamples`).
     `benchmarks/coverage.md` tells how often the intervals include the truth.
 
     Args:
@@ -242,15 +245,47 @@ def evaluate(
         '0.71 (0.53 to 0.85), n = 28'
     """
     table = read_predictions(predictions, split=split, positive=positive, **reading)
+    options = {"threshold": threshold, "n_resamples": n_resamples, "seed": seed, "unit": unit}
+    return evaluate_table(table, positive=positive, **options)
+
+
+def evaluate_table(
+    table: pd.DataFrame,
+    *,
+    positive: str | None = None,
+    threshold: float = 0.5,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    unit: str = "patient",
+    metrics: Collection[str] | None = None,
+    scores: Scores | None = None,
+) -> Evaluation:
+    """Evaluate a table that has been read and checked, as `evaluate` does.
+
+    Args:
+        table: What `read_predictions` returned.
+        positive: As in `evaluate`.
+        threshold: As in `evaluate`.
+        n_resamples: As in `evaluate`.
+        seed: As in `evaluate`.
+        unit: As in `evaluate`.
+        metrics: The metrics that are needed, such as `{"auc"}`; None for all of them.
+        scores: What `score_units` returned for the table with these options; None to compute it.
+
+    Returns:
+        The evaluation.
+    """
     classes = class_columns(table)
     positive = choose_positive(classes, positive)
-    scores = score_units(table, positive=positive, threshold=threshold, unit=unit)
+    scores = score_units(table, positive=positive, threshold=threshold, unit=unit) if scores is None else scores
     units = scores.table
     confusion = pd.crosstab(units["label"], units["predicted"]).reindex(classes, fill_value=0)
     confusion = confusion.reindex(columns=classes, fill_value=0)
-    weights = resample_patients(units["patient"], units["label"], n_resamples=n_resamples, seed=seed)
+    resamples = Resamples(units["patient"], units["label"], n_resamples, seed)
     rows = [
-        _metric_row(metric, units, weights, unit=unit) for metric in list_weighted_metrics(units, classes, positive)
+        _metric_row(metric, units, resamples, unit=unit)
+        for metric in list_weighted_metrics(units, classes, positive)
+        if metrics is None or metric.metric in metrics
     ]
     evaluated = has_label_and_prediction(table)
     return Evaluation(
@@ -373,7 +408,25 @@ def summarise_metrics(metrics: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _metric_row(metric: WeightedMetric, units: pd.DataFrame, weights: np.ndarray, *, unit: str) -> dict[str, Any]:
+def summarise_repeats(repeats: pd.DataFrame) -> pd.DataFrame:
+    """Return how much metrics change from repeat to repeat of a cross-validation, as formatted text.
+
+    Args:
+        repeats: The rows of `Evaluation.metrics` of each repeat, with a column `repeat`.
+
+    Returns:
+        `metric`, `mean`, `standard deviation` (between repeats), `lowest`, `highest`, `repeats` (those with a value).
+    """
+    rows = []
+    for (metric, of), values in repeats.groupby(["metric", "class"], sort=False, dropna=False)["value"]:
+        numbers = {"mean": values.mean(), "standard deviation": values.std()}
+        numbers |= {"lowest": values.min(), "highest": values.max()}
+        texts = {name: format_metric(value) for name, value in numbers.items()}
+        rows.append({"metric": format_metric_name(str(metric), str(of)), **texts, "repeats": int(values.count())})
+    return pd.DataFrame(rows)
+
+
+def _metric_row(metric: WeightedMetric, units: pd.DataFrame, resamples: Resamples, *, unit: str) -> dict[str, Any]:
     """Return a row of `Evaluation.metrics`: the metric with the interval that suits it."""
     n = int(metric.included.sum())
     equal_weights = np.ones((1, len(units)))  # the data themselves: each unit once
@@ -385,5 +438,5 @@ def _metric_row(metric: WeightedMetric, units: pd.DataFrame, weights: np.ndarray
         method = "no unit of some class"
     else:
         clusters = None if unit == "patient" else units["patient"].to_numpy()
-        low, high, method = metric_interval(metric, value, clusters, weights)
+        low, high, method = metric_interval(metric, value, clusters, resamples)
     return dict(zip(COLUMNS, (metric.metric, metric.of, value, low, high, n, unit, method), strict=True))

@@ -14,9 +14,12 @@ from covid_fastai.data.file_locations import locate_files
 from covid_fastai.data.fingerprints import fingerprint_images
 from covid_fastai.data.layouts import find_data
 from covid_fastai.data.pretraining_overlap import mark_pretraining_overlap, read_manifest
+from covid_fastai.data.pseudonymise import check_key, real_paths, relink
+from covid_fastai.data.reach import Reach
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.runs import Run, read_run
-from covid_fastai.files import write_csv
+from covid_fastai.files import read_csv, write_csv
+from covid_fastai.pseudonyms import read_private
 from covid_fastai.run_folder import RunFolder
 
 __all__ = ["move_images", "record_move", "require_images"]
@@ -36,13 +39,16 @@ def require_images(run: Run) -> None:
     Raises:
         DataError: Images are missing; the hint says how to give their new place.
     """
+    if run.is_pseudonymised:
+        check_key(run.folder)  # guard: key_beside
     cohort = run.cohort
+    root = read_private(run.path).get("root") or cohort.facts.root
     used = cohort.loc[cohort["split"] != "excluded", "path"]
     missing = [path for path in used if not os.path.isfile(path)]
     if missing:  # guard: moved_images
         raise DataError(
             f"{len(missing)} of {len(used)} images of the run {run.path} are missing, such as {missing[0]}. They were "
-            f"read from {cohort.facts.root or os.path.dirname(missing[0])}.",
+            f"read from {root or os.path.dirname(missing[0])}.",
             hint="Restore them. If they have moved, name the folder that now holds them: "
             f"covid-fastai audit {run.path} --data FOLDER, or audit_run({str(run.path)!r}, data=FOLDER). Their new "
             "paths are then written into the tables of the run.",
@@ -63,13 +69,15 @@ def move_images(run: str | Path | Run, data: str | Path) -> Run:
         The run, read again.
 
     Raises:
-        DataError: There is no such folder, an image is not in it, or it holds other images under the same names.
+        DataError: There is no such folder, an image is not in it or lies outside of it, or it holds other images under
+            the same names.
     """
     run = run if isinstance(run, Run) else read_run(run)
     cohort, place = run.cohort, find_data(data).resolve()
     place = place if place.is_dir() else place.parent
-    old = cohort.facts.root
-    names = [_relative(path, old) for path in cohort["path"]]
+    key = real_paths(run.folder) if run.is_pseudonymised else None
+    old = cohort.facts.root if key is None else read_private(run.path)["root"]
+    names = [_relative(path, old) for path in (cohort if key is None else key)["path"]]
     located = locate_files(names, place, search=True)
     used = cohort["split"] != "excluded"  # the file of an excluded row may have been missing from the beginning
     gone = [
@@ -80,9 +88,22 @@ def move_images(run: str | Path | Run, data: str | Path) -> Run:
             f"{len(gone)} of {int(used.sum())} images of the run {run.path} are not in {place}, such as {gone[0]}.",
             hint=f"Give the folder that now has the content of {old or 'the data'}.",
         )
+    reach = Reach(place)
+    outside = [path for path, needed in zip(located.paths, used, strict=True) if needed and reach.path_fault(path)]
+    if outside:  # guard: moved_outside
+        raise DataError(
+            f"{len(outside)} of {int(used.sum())} images of the run {run.path} lie outside of {place}, such as "
+            f"{outside[0]}.",
+            hint="Give the folder that contains all images of the run.",
+        )
     if located.rule:
         logger.info("%s.", located.rule)
     moved = as_cohort(cohort.assign(path=located.paths)).with_facts(root=str(place))
+    if key is not None:  # only its links change
+        _compare_content(run.folder, moved)
+        relink(run.folder, key, located.paths, root=str(place))
+        run.folder.log("images moved", images=len(key))
+        return read_run(run.path)
     record_move(run.folder, cohort, moved)
     save_cohort(moved, run.path)  # last: if anything fails before, the call can be repeated
     return read_run(run.path)
@@ -132,7 +153,7 @@ def _compare_content(folder: RunFolder, cohort: Cohort) -> None:
 
 
 def _replace_in_table(file: Path, paths: Mapping[str, str]) -> None:
-    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    table = read_csv(file, dtype=str, keep_default_na=False)
     for name in table.columns.intersection(list(PATH_COLUMNS)):
         table[name] = [paths.get(path, path) for path in table[name].tolist()]
     write_csv(file, table)

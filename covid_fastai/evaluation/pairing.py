@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Unpack
 
 import pandas as pd
 
+from covid_fastai.data.pseudonymise import real_names
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.prediction_table import (
     PROBABILITY,
@@ -20,7 +21,7 @@ from covid_fastai.evaluation.prediction_table import (
 )
 from covid_fastai.evaluation.runs import Run, read_run
 
-__all__ = ["PairedPredictions", "pair_predictions"]
+__all__ = ["PairedPredictions", "pair_predictions", "pair_tables"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +69,27 @@ def pair_predictions(
             labels for the same image.
     """
     if len(models) < 2:
-        raise UsageError(f"{len(models)} models cannot be compared.", hint="Give two or more.")
+        raise UsageError("A comparison needs two models or more.", hint="Give a second one: a table or a run.")
     names = _derive_names(models) if names is None else [str(name) for name in names]
     if len(names) != len(models) or len(set(names)) < len(names):
         raise UsageError(f"names={names!r} for {len(models)} models.", hint="Give each model a unique name.")
     tables = {name: _read_table(model, positive, split, reading) for name, model in zip(names, models, strict=True)}
+    return pair_tables(tables)
+
+
+def pair_tables(tables: Mapping[str, pd.DataFrame]) -> PairedPredictions:
+    """Select the images, or else the patients, of tables that have been read, as `pair_predictions` does.
+
+    Args:
+        tables: What `read_predictions` returned, by the names of the models.
+
+    Returns:
+        The matched tables, with notes on what was left out of each.
+
+    Raises:
+        DataError: As for `pair_predictions`.
+    """
+    names = list(tables)
     classes = class_columns(tables[names[0]])
     for name, table in tables.items():
         if set(class_columns(table)) != set(classes):
@@ -84,20 +101,26 @@ def pair_predictions(
     usable, notes = {}, []
     for name, table in tables.items():
         # the order of the classes is that of the first table
-        table = pd.concat([table.drop(columns=columns), table[columns]], axis=1)
+        table = table[_replace([str(column) for column in table], columns)]
         complete = has_label_and_prediction(table)
         if not complete.all():
             notes.append(f"{name}: {int((~complete).sum())} of {len(complete)} rows have no label or no prediction.")
         usable[name] = table[complete]
     keyed, method = _key_by_image(usable)
     if keyed is None:
-        tables, matching_notes = _match_by_patient(usable)
+        matched, matching_notes = _match_by_patient(usable)
     else:
-        tables, matching_notes = _match_by_image(keyed)
+        matched, matching_notes = _match_by_image(keyed)
         matching_notes = [*matching_notes, *([method] if method else [])]
-    if not all(table["patient_known"].all() for table in tables.values()):
+    if not all(table["patient_known"].all() for table in matched.values()):
         notes.append(UNKNOWN_PATIENTS)
-    return PairedPredictions(tables, keyed is not None and _same_folds(tables), [*notes, *matching_notes])
+    return PairedPredictions(matched, keyed is not None and _same_folds(matched), [*notes, *matching_notes])
+
+
+def _replace(names: Sequence[str], ordered: Sequence[str]) -> list[str]:
+    """Return names with those of `ordered` in that order, at the places that they have together."""
+    rest = iter(ordered)
+    return [next(rest) if name in ordered else name for name in names]
 
 
 def _derive_names(models: Sequence[str | Path | pd.DataFrame | Run]) -> list[str]:
@@ -119,9 +142,11 @@ def _read_table(
     """Read the predictions of a split; without one, those of a run are of its held-out patients."""
     if isinstance(model, (str, Path)) and Path(model).is_dir():
         model = read_run(model)
-    if not isinstance(model, Run):
-        return read_predictions(model, positive=positive, split=split, **reading)
-    return read_predictions(model.predictions, split=split or "valid")
+    if isinstance(model, Run):
+        table = read_predictions(model.predictions, split=split or "valid")
+        return real_names(table, model.folder.predictions)
+    table = read_predictions(model, positive=positive, split=split, **reading)
+    return table if isinstance(model, pd.DataFrame) else real_names(table, model)  # guard: paired_by_name
 
 
 def _key_by_image(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame] | None, str]:

@@ -12,7 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from covid_fastai.errors import UsageError
-from covid_fastai.evaluation.bootstrap import precision_at, resample_patients, sensitivity_at
+from covid_fastai.evaluation.bootstrap import (
+    LARGEST_DRAWN,
+    precision_at,
+    resample_by_score,
+    resample_patients,
+    sensitivity_at,
+)
 from covid_fastai.evaluation.formatting import format_estimate
 from covid_fastai.evaluation.metrics import Evaluation, as_evaluation, score_units
 from covid_fastai.evaluation.prediction_table import PROBABILITY
@@ -33,6 +39,7 @@ __all__ = [
 TRAIN, VALID = COLOURS[:2]
 BAND_RESAMPLES = 500  # enough for the two percentiles of a plotted band
 GRID = np.linspace(0, 1, 201)
+MOST_DOTS = 2000  # of a class; more would cover each other, and a page with all of them would be megabytes larger
 
 
 def plot_history(history: pd.DataFrame | Learner) -> Figure:
@@ -71,7 +78,9 @@ def plot_history(history: pd.DataFrame | Learner) -> Figure:
     panels[0].set_ylim(bottom=0)
     panels[0].legend(frameon=False)
     for axes, name in zip(panels[1:], metrics, strict=True):
-        axes.set(title=f"Validation {name}", ylim=(0, 1.03))
+        axes.set(title=f"Validation {name}")
+        if history[name].between(0, 1).all():  # a metric of the user's may have other values
+            axes.set_ylim(0, 1.03)
     frozen = int((folds[0]["phase"] == "frozen").sum())
     for axes in panels:
         _label_axes(axes, xlabel="epoch")
@@ -173,6 +182,8 @@ def plot_precision_recall(evaluation: Evaluation, *, seed: Seed = 0) -> Figure:
 def plot_probabilities(evaluation: Evaluation) -> Figure:
     """Plot the predicted probabilities by true class, one dot per patient, with the threshold.
 
+    Of a class with more than 2,000 patients, 2,000 are drawn at random, which the figure states.
+
     Args:
         evaluation: What `evaluate` returned.
 
@@ -188,15 +199,21 @@ def plot_probabilities(evaluation: Evaluation) -> Figure:
     axes = figure.subplots()
     rng = np.random.default_rng(0)  # random heights keep dots from overlapping
     for height, name in enumerate(classes):
-        p = units.loc[units["label"] == name, PROBABILITY + (evaluation.positive or name)]
+        p = units.loc[units["label"] == name, PROBABILITY + (evaluation.positive or name)].to_numpy()
+        if len(p) > MOST_DOTS:
+            p = rng.choice(p, MOST_DOTS, replace=False)
         axes.scatter(p, height + rng.uniform(-0.3, 0.3, len(p)), s=10, color=colours[name], alpha=0.55, lw=0)
     if evaluation.threshold is not None:
         axes.axvline(evaluation.threshold, color="#555555", lw=0.8, ls="--")
-    ticks = [f"{name}\nn = {(units['label'] == name).sum()}" for name in classes]
+    counts = units["label"].value_counts().reindex(classes, fill_value=0)
+    ticks = [f"{name}\nn = {counts[name]}" for name in classes]
+    title = f"One dot per {evaluation.unit}"
+    if counts.max() > MOST_DOTS:
+        title += f",\n{MOST_DOTS} of a class at most, drawn at random"
     axes.set(yticks=range(len(classes)), yticklabels=ticks, xlim=(-0.02, 1.02))
     axes.invert_yaxis()
     label = f"probability of {evaluation.positive or 'the true class'}"
-    _label_axes(axes, xlabel=label, title=f"One dot per {evaluation.unit}")
+    _label_axes(axes, xlabel=label, title=title)
     return figure
 
 
@@ -207,15 +224,25 @@ def _curves(evaluation: Evaluation, compute, *, seed: int):
     """
     units = _units(evaluation)
     colours = class_colours(evaluation.classes)
-    weights = resample_patients(units["patient"], units["label"], n_resamples=BAND_RESAMPLES, seed=seed).astype(float)
     equal_weights = np.ones((1, len(units)))  # the data themselves: each unit once
     for name in [evaluation.positive] if evaluation.positive else evaluation.classes:
         of_class = (units["label"] == name).to_numpy()
         if of_class.all() or not of_class.any():
             continue
         scores = units[PROBABILITY + name].to_numpy()
-        low, high = np.quantile(compute(GRID, scores, of_class, weights), [0.025, 0.975], axis=0)
+        resampled = compute(GRID, *_resample(scores, of_class, units, seed=seed))
+        low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
         yield name, colours[name], compute(GRID, scores, of_class, equal_weights)[0], low, high
+
+
+def _resample(
+    scores: np.ndarray, of_class: np.ndarray, units: pd.DataFrame, *, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return scores, classes and weights of resamples; of many units those of groups of units."""
+    options = {"n_resamples": BAND_RESAMPLES, "seed": seed}
+    if len(units) > LARGEST_DRAWN:
+        return resample_by_score(scores, of_class, units["patient"], units["label"], **options)
+    return scores, of_class, resample_patients(units["patient"], units["label"], **options).astype(float)
 
 
 def _history_of(learn: Learner) -> pd.DataFrame:

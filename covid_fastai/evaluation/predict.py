@@ -17,7 +17,9 @@ from covid_fastai.data.images import open_image
 from covid_fastai.data.radiograph_loader import RadiographDL
 from covid_fastai.errors import DataError, ImageError, UsageError
 from covid_fastai.evaluation.prediction_table import PROBABILITY
+from covid_fastai.model.callbacks import BatchLog
 from covid_fastai.model.distributed import alone
+from covid_fastai.model.learner_facts import check_seen_region, remember_training
 from covid_fastai.model.precision import full_precision
 
 __all__ = ["predict"]
@@ -55,7 +57,7 @@ def predict(
         without a prediction), `prediction` (the most probable class) and `status` (`ok`, `unreadable` or `failed`).
 
     Raises:
-        UsageError: No row has this split.
+        UsageError: No row has this split, or a loaded model got loaders that show another region of each image.
         DataError: The table has no column `path`, or a label that is not a class of the model.
 
     Examples:
@@ -65,6 +67,7 @@ def predict(
         >>> [name for name in predictions if name.startswith("p_")]
         ['p_Normal', 'p_COVID-19']
     """
+    check_seen_region(learn)
     rows = _select_rows(learn, cohort, split)
     classes = [str(name) for name in learn.dls.vocab]
     unknown = sorted(set(rows["label"]) - set(classes) - {""})
@@ -115,6 +118,7 @@ def _select_rows(learn: Learner, cohort: Any, split: str | None) -> pd.DataFrame
 
 def _predict_probabilities(learn: Learner, paths: pd.Series, *, tta: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the probabilities of the images, `(n, classes)`, and which of them cannot be read, bool `(n,)`."""
+    remember_training(learn)
     loader = learn.dls.test_dl(pd.DataFrame({"path": paths.tolist()}), with_labels=False)
     own = isinstance(loader, RadiographDL)  # else an unreadable image raises the error of the user's loaders
     unreadable = loader.mark_unreadable() if own else torch.zeros(len(paths), dtype=torch.bool)
@@ -123,8 +127,16 @@ def _predict_probabilities(learn: Learner, paths: pd.Series, *, tta: bool) -> tu
             with no_random(TTA_SEED):
                 probabilities = learn.tta(dl=loader)[0]
         else:
-            probabilities = learn.get_preds(dl=loader)[0]
-    return probabilities.detach().cpu().double().numpy().copy(), unreadable.numpy()
+            probabilities = learn.get_preds(dl=loader, cbs=BatchLog("Batches predicted"))[0]
+    values = probabilities.detach().cpu().double().numpy().copy()
+    sums = values[np.isfinite(values).all(axis=1)].sum(axis=1)
+    if not np.allclose(sums, 1, atol=1e-3):  # guard: not_probabilities
+        raise UsageError(
+            f"The outputs of this learner are not probabilities: those of an image sum to {sums[0]:.3g}.",
+            hint="Its loss has no softmax as activation. Set learn.loss_func = LossOfLogits(loss), from "
+            "covid_fastai.model.own_parts, or use CrossEntropyLossFlat().",
+        )
+    return values, unreadable.numpy()
 
 
 def _log_reason(path: str) -> None:

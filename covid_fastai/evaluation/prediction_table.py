@@ -11,14 +11,17 @@ from typing import Any, Literal, TypedDict, get_args
 import numpy as np
 import pandas as pd
 
-from covid_fastai.data.columns import choose_columns
+from covid_fastai.data.columns import choose_columns, usual_columns
 from covid_fastai.data.derived_columns import DerivedColumns
-from covid_fastai.data.problems import ProblemLog, count_kinds
+from covid_fastai.data.problems import ProblemLog, count_kinds, no_row_left
 from covid_fastai.data.projections import is_unstated
-from covid_fastai.data.tables import as_rows, read_table
+from covid_fastai.data.reach import Reach, is_url
+from covid_fastai.data.tables import read_table
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.score_columns import PROBABILITY, add_class_columns
 from covid_fastai.options import OnProblem, checked
+from covid_fastai.pseudonyms import restore_paths
+from covid_fastai.run_folder import RunFolder
 
 __all__ = [
     "PROBABILITY",
@@ -85,12 +88,12 @@ def read_predictions(
 
     Args:
         source: A table with `label` and a column `p_<class>` for each class (0 to 1, sum 1), the negative class first;
-            or a file of any format that `read_table` reads. Other systems' tables may have `prob_<class>`,
-            `score_<class>` and the like, or one column with the probability of the positive class. The columns `path`,
-            `patient`, `patient_known`, `split`, `fold`, `source`, `view` and `status` are optional, and may have the
-            other usual names that `read_cohort` knows (`patient_id`, `Patient ID`). Without `patient`, each row counts
-            as a separate patient; so does a row with an empty `patient` and a `patient_known` of False, or with a
-            patient such as `unknown`.
+            or a file of any format that `read_table` reads, or the folder of a run. Other systems' tables may have
+            `prob_<class>`, `score_<class>` and the like, or one column with the probability of the positive class. The
+            columns `path`, `patient`, `patient_known`, `split`, `fold`, `source`, `view` and `status` are optional, and
+            may have the other usual names that `read_cohort` knows (`patient_id`, `Patient ID`). Without `patient`,
+            each row counts as a separate patient; so does a row with an empty `patient` and a `patient_known` of False,
+            or with a patient such as `unknown`.
         split: Only the rows of this split; None for a table whose labelled rows are of one split.
         every_split: Whether to return the rows of all splits.
         positive: The class that one score is the probability of, and that comes last of two in a table of
@@ -102,7 +105,7 @@ def read_predictions(
         split_column: The column with the split.
         source_column: The column with the hospital or collection.
         view_column: The column with the projection.
-        image_root: The folder that paths are relative to; None to leave them as they are.
+        image_root: The folder that paths are relative to, and must lie below; None to leave them as they are.
         path_template: The path made from columns of the row, as in `read_cohort`.
         join: Another table with further columns, such as labels, as in `read_cohort`.
         on: The key of `join`.
@@ -124,6 +127,8 @@ def read_predictions(
         0      p0  COVID-19   COVID-19     ok
         1      p0  COVID-19   COVID-19     ok
     """
+    if not isinstance(source, pd.DataFrame) and RunFolder(source).predictions.is_file():
+        source = RunFolder(source).predictions
     name = "The table" if isinstance(source, pd.DataFrame) else str(source)
     given = {"path": path_column, "label": label_column, "patient": patient_column, "split": split_column}
     given |= {"source": source_column, "view": view_column}
@@ -142,7 +147,7 @@ def read_predictions(
         derived.finish(problems, where=name)
     table = _with_usual_names(table, given, name)
     if image_root is not None and "path" in table:
-        table["path"] = [os.path.join(image_root, path) if path else "" for path in table["path"].astype(str)]
+        table = _place_below(table, image_root, name, on_problem)
     if "label" in table:
         table = add_class_columns(table, score_column=score_column, positive=positive, where=name)
     columns = [str(column) for column in table if str(column).startswith(PROBABILITY)]
@@ -151,7 +156,7 @@ def read_predictions(
             f"{name} has no {'column label' if 'label' not in table else 'two columns p_<class>'}; it has "
             f"{', '.join(str(column) for column in table if column != ROW) or 'none'}.",
             hint="Give one row per image: label, p_<negative class>, p_<positive class>, and patient if it is known; "
-            "or name the columns with label_column (--label-column) and score_column (--score-column).",
+            "or name the columns with `label_column` and `score_column`.",
         )
     if table.empty:
         raise DataError(f"{name} has no rows.", hint="Give at least one prediction.")
@@ -165,7 +170,7 @@ def read_predictions(
         faulty = {fault["row"] for fault in faults}
         table = table[[number not in faulty for number in numbers]].reset_index(drop=True)
         if table.empty:
-            raise DataError(f"{name}: no row is left.", hint="See the details.", details=faults)
+            raise no_row_left(name, faults)
     elif faults:
         word = "line" if is_file else "row"
         listed = "; ".join(f"{word} {fault['row']}: {fault['reason']}" for fault in faults[:3])
@@ -187,10 +192,31 @@ def _with_usual_names(table: pd.DataFrame, given: Mapping[str, str | None], name
     A column of a role's own name gives way to a given one, and gets the suffix `_given`.
     """
     roles = [role for role in PREDICTION_ROLES if role not in table or given.get(role) not in (None, role)]
-    chosen = choose_columns(_as_texts(table), given, where=name, required=(), roles=roles)
+    # only columns that may be chosen are compared as text
+    texts = {column for role in roles for column in (given.get(role), *usual_columns(table.columns, role))}
+    compared = table.assign(**{str(column): _as_texts(table[[column]])[column] for column in table if column in texts})
+    chosen = choose_columns(compared, given, where=name, required=(), roles=roles)
     columns = {role: table[column] for role, column in chosen.items() if column is not None}
     table = table.rename(columns={role: f"{role}_given" for role in columns if role in table})
     return table.assign(**columns)
+
+
+def _place_below(table: pd.DataFrame, root: str | Path, name: str, on_problem: OnProblem) -> pd.DataFrame:
+    """Return the rows with the paths of their files below a folder; addresses stay as they are, and none is opened."""
+    names = table["path"].astype(str).tolist()
+    paths = [os.path.join(root, path) if path and not is_url(path) else path for path in names]
+    reach, problems, outside = Reach(root, paths), ProblemLog(), []
+    for row, path in zip(table[ROW].tolist(), paths, strict=True):
+        fault = None if not path or is_url(path) else reach.path_fault(path)
+        outside.append(fault is not None)
+        if fault is not None:  # guard: predictions_outside
+            kind, reason, remedy = fault
+            problems.add(kind, row=row, path=path, reason=reason, remedy=remedy)
+    if on_problem == "error":
+        problems.raise_errors(name)
+    elif errors := problems.errors():
+        logger.warning("%s: %d rows are left out: %s.", name, len(errors), count_kinds(errors))
+    return table.assign(path=paths)[[not fault for fault in outside]]
 
 
 def _as_texts(table: pd.DataFrame) -> pd.DataFrame:
@@ -218,7 +244,7 @@ def _choose_split(table: pd.DataFrame, split: str | None, name: str) -> pd.DataF
     if split is None and len(counts) > 1:
         raise DataError(
             f"{name} has labelled rows of several splits: {listed}.",
-            hint=f"Give the rows of one split, or split={str(counts.index[-1])!r} (--split) to evaluate.",
+            hint=f"Give the rows of one split, or split={str(counts.index[-1])!r} to evaluate.",
         )
     if split is None:
         return table
@@ -275,7 +301,7 @@ def _read_file(
         str(name): column if name in stay and not str(name).startswith(PROBABILITY) else _typed(column, name == "fold")
         for name, column in table.items()
     }
-    return pd.DataFrame(values, index=table.index).assign(**{ROW: table.index})
+    return restore_paths(pd.DataFrame(values, index=table.index), path).assign(**{ROW: table.index})
 
 
 def _typed(column: pd.Series, blank: bool) -> pd.Series:
@@ -295,14 +321,15 @@ def _typed(column: pd.Series, blank: bool) -> pd.Series:
 
 def _complete_columns(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table with all columns of `predict`, in their order and with their types."""
-    numbers = pd.Series(range(1, len(table) + 1), index=table.index).map("row {}".format)
+    numbers = [f"row {number}" for number in range(1, len(table) + 1)] if "path" not in table else ""
     if "patient" not in table:
         table["patient_known"] = False
     defaults = {"path": numbers, "patient": "", "patient_known": True, "split": "valid", "fold": 0, "source": ""}
     for name, value in {**defaults, "view": "", "status": "ok"}.items():
         if name not in table:
             table[name] = value
-    table["patient_known"] = table["patient_known"].map(_as_flag)
+    if table["patient_known"].dtype != bool:
+        table["patient_known"] = table["patient_known"].map(_as_flag)
     for name in ("path", "label", "patient", "split", "source", "view", "status"):
         table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str)
     table["status"] = table["status"].replace("", "ok")
@@ -329,29 +356,38 @@ def _as_flag(value: Any) -> Any:
 def _find_faults(table: pd.DataFrame, columns: list[str], numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield the first fault of each faulty row."""
     classes = class_columns(table)
-    values = table[columns].to_numpy(dtype=float)
-    for number, row, p in zip(numbers, as_rows(table), values, strict=True):
-        reason = remedy = ""
-        if row["status"] not in STATUSES:
-            reason, remedy = f"status {row['status']!r} is unknown", f"Choose one of {', '.join(STATUSES)}."
-        elif row["label"] not in ("", *classes):
-            reason, remedy = f"label {row['label']!r} has no column p_<class>", f"Classes: {', '.join(classes)}."
-        elif not isinstance(row["patient_known"], bool):
-            reason, remedy = f"patient_known is {row['patient_known']!r}", "Give True or False."
-        elif row["patient"] == "":
-            reason, remedy = "patient is empty", "Give one, or set patient_known to False."
-        elif row["status"] == "ok" and not np.isfinite(p).all():
-            reason, remedy = "a probability is missing or not a number", "Give it, or the status 'failed'."
-        elif row["status"] == "ok" and ((p < 0).any() or (p > 1).any()):
-            reason, remedy = "a probability is not between 0 and 1", "Give probabilities, not logits or percent."
-        elif row["status"] == "ok" and abs(p.sum() - 1) > SUM_TOLERANCE:
-            reason, remedy = f"the probabilities sum to {p.sum():.4g}", "Give probabilities that sum to 1."
-        if reason:
-            yield {
-                "row": number,
-                "path": row["path"],
-                "kind": "prediction",
-                "severity": "error",
-                "reason": reason,
-                "remedy": remedy,
-            }
+    p = table[columns].to_numpy(dtype=float)
+    is_ok, known = table["status"].eq("ok").to_numpy(), table["patient_known"]
+    with np.errstate(invalid="ignore"):
+        outside, sums = ((p < 0) | (p > 1)).any(axis=1), p.sum(axis=1)
+        faulty = {
+            "status": ~table["status"].isin(STATUSES).to_numpy(),
+            "label": ~table["label"].isin(["", *classes]).to_numpy(),
+            "known": np.zeros(len(table), dtype=bool)
+            if known.dtype == bool
+            else np.array([not isinstance(value, bool | np.bool_) for value in known]),
+            "patient": table["patient"].eq("").to_numpy(),
+            "missing": is_ok & ~np.isfinite(p).all(axis=1),
+            "range": is_ok & outside,
+            "sum": is_ok & (np.abs(sums - 1) > SUM_TOLERANCE),
+        }
+    for position in np.flatnonzero(np.logical_or.reduce([*faulty.values()])).tolist():
+        row = table.iloc[position]
+        kind = next(name for name, rows in faulty.items() if rows[position])
+        reason, remedy = {
+            "status": (f"status {row['status']!r} is unknown", f"Choose one of {', '.join(STATUSES)}."),
+            "label": (f"label {row['label']!r} has no column p_<class>", f"Classes: {', '.join(classes)}."),
+            "known": (f"patient_known is {row['patient_known']!r}", "Give True or False."),
+            "patient": ("patient is empty", "Give one, or set patient_known to False."),
+            "missing": ("a probability is missing or not a number", "Give it, or the status 'failed'."),
+            "range": ("a probability is not between 0 and 1", "Give probabilities, not logits or percent."),
+            "sum": (f"the probabilities sum to {sums[position]:.4g}", "Give probabilities that sum to 1."),
+        }[kind]
+        yield {
+            "row": numbers[position],
+            "path": row["path"],
+            "kind": "prediction",
+            "severity": "error",
+            "reason": reason,
+            "remedy": remedy,
+        }

@@ -1,9 +1,8 @@
-"""Read a run from its folder, and list runs."""
+"""Read the files of a run from its folder; `audit/runs.py` adds the verdict."""
 
 from __future__ import annotations
 
 import json
-import math
 import platform
 import sys
 from collections.abc import Iterable
@@ -16,17 +15,17 @@ from typing import Any
 import pandas as pd
 
 from covid_fastai.data.cohort import Cohort, load_cohort
-from covid_fastai.errors import DataError, UsageError
+from covid_fastai.errors import DataError
 from covid_fastai.evaluation.formatting import ResultDisplay
-from covid_fastai.evaluation.metrics import LOWER_IS_BETTER, Evaluation
+from covid_fastai.evaluation.metrics import Evaluation
 from covid_fastai.evaluation.prediction_table import read_predictions
+from covid_fastai.files import read_csv
 from covid_fastai.run_folder import FINISHED, TEST_EVALUATED, RunFolder
 
-__all__ = ["Run", "collect_versions", "count_test_evaluations", "list_runs", "read_run", "warn_of_selection"]
+__all__ = ["Run", "collect_versions", "count_test_evaluations", "read_run"]
 
 PACKAGES = ("covid_fastai", "fastai", "fastcore", "torch", "torchvision", "timm", "numpy", "pandas", "scipy")
 PACKAGES += ("scikit-learn", "matplotlib", "pillow", "safetensors")
-RUN_COLUMNS = ["run", "task", "arch", "started", "status", "metric", "value", "low", "high", "n", "unit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +47,11 @@ class Run(ResultDisplay):
     def config(self) -> dict[str, Any]:
         """`data`, `config` (the fields of `TrainConfig`), and `python` and `command`, which repeat the run."""
         return self._json(RunFolder.config)
+
+    @property
+    def is_pseudonymised(self) -> bool:
+        """Whether numbers stand for the names of files and patients in the run; their key lies beside it."""
+        return bool((self.config.get("config") or {}).get("pseudonymise"))
 
     @cached_property
     def versions(self) -> dict[str, Any]:
@@ -93,6 +97,13 @@ class Run(ResultDisplay):
     def metrics(self) -> Evaluation:
         """The evaluation of the held-out patients: `.value("auc")`, `.metrics`, `.confusion`."""
         return self.evaluations["valid"]
+
+    @cached_property
+    def repeats(self) -> pd.DataFrame:
+        """The rows of `metrics.metrics` by `repeat` of a cross-validation; empty if it was done once."""
+        if not self.folder.repeats.is_file():
+            return pd.DataFrame()
+        return self._table(RunFolder.repeats).fillna({"class": ""})
 
     @cached_property
     def record(self) -> list[dict[str, Any]]:
@@ -142,7 +153,7 @@ class Run(ResultDisplay):
     def _table(self, name: str, *, text: bool = False) -> pd.DataFrame:
         path = self._file(name)
         try:
-            return pd.read_csv(path, **({"dtype": str, "keep_default_na": False} if text else {}))
+            return read_csv(path, **({"dtype": str, "keep_default_na": False} if text else {}))
         except ValueError as error:
             raise DataError(f"{path} is not a valid CSV: {error}.", hint="Restore it, or train again.") from error
 
@@ -158,78 +169,13 @@ def read_run(folder: str | Path) -> Run:
 
     Raises:
         DataError: The folder is not that of a run.
-
-    Examples:
-        >>> result = read_run(run)
-        >>> len(result.history), result.metrics.classes
-        (1, ['Normal', 'COVID-19'])
     """
     folder = Path(folder)
     if not RunFolder(folder).is_run():
-        raise DataError(f"{folder} is not the folder of a run.", hint="Give a folder that train_classifier wrote.")
+        raise DataError(
+            f"{folder} is not the folder of a run.", hint="Give the folder of a training, such as one in runs."
+        )
     return Run(folder)
-
-
-def list_runs(root: str | Path = "runs", *, metric: str = "auc") -> pd.DataFrame:
-    """List the runs in a folder with a metric and its interval, the best first.
-
-    Runs with different seeds, data or tasks are evaluated on different held-out patients. If their intervals overlap,
-    the order may be due to chance.
-
-    Args:
-        root: The folder that contains the folders of the runs.
-        metric: The metric to sort by, such as `"auc"`, `"sensitivity"`, `"log_loss"`.
-
-    Returns:
-        The columns `run` (folder), `task`, `arch`, `started` (UTC), `status`, `metric`, `value`, `low`, `high`, `n`,
-        `unit`; runs without this metric are last.
-
-    Raises:
-        DataError: There is no such folder.
-        UsageError: Some runs were evaluated, but none has this metric.
-
-    Examples:
-        >>> list_runs(run.parent)[["task", "status"]]
-            task    status
-        0  covid  finished
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"There is no folder {root}.", hint="Give the folder that contains the runs, or train first.")
-    rows, known = [], set()
-    for folder in sorted(path.parent for path in root.glob(f"*/{RunFolder.record}")):
-        run = Run(folder)
-        config = run.config.get("config") or {}
-        row = dict.fromkeys(RUN_COLUMNS)
-        row |= {"run": str(folder), "task": run.config.get("task", ""), "metric": metric}
-        row |= {"arch": config.get("arch", ""), "started": run.record[0].get("time", "") if run.record else ""}
-        row |= {"status": run.status, "value": math.nan, "low": math.nan, "high": math.nan, "n": 0, "unit": ""}
-        if run.folder.metrics.is_file():
-            names = set(run.metrics.metrics["metric"])
-            known |= names
-            if metric in names:
-                estimate = run.metrics.row(metric)
-                row |= {name: estimate[name] for name in ("value", "low", "high", "n", "unit")}
-        rows.append(row)
-    if known and metric not in known:
-        raise UsageError(f"No run has the metric {metric!r}.", hint=f"Metrics: {', '.join(sorted(known))}.")
-    table = pd.DataFrame(rows, columns=RUN_COLUMNS)
-    return table.sort_values("value", ascending=metric in LOWER_IS_BETTER, kind="stable").reset_index(drop=True)
-
-
-def warn_of_selection(table: pd.DataFrame) -> str:
-    """Return a sentence on the optimism of the best of several runs; "" for fewer than two evaluated runs.
-
-    Args:
-        table: What `list_runs` returned.
-    """
-    count = int(table["value"].notna().sum())
-    if count < 2:
-        return ""
-    return (
-        f"The best of {count} runs is optimistic: its value was selected on the patients that it was evaluated on, and "
-        "its interval does not include that choice. Evaluate the chosen run on other patients."
-    )
 
 
 def count_test_evaluations(run: Run) -> dict[str, int]:
@@ -242,13 +188,13 @@ def count_test_evaluations(run: Run) -> dict[str, int]:
         The number of evaluations by the name of each run that made one. Other runs count if their data have the same
         path.
     """
-    data, counts = run.config.get("data"), {}
+    data, counts = run.folder.read_options().get("data"), {}
     folders = [path.parent for path in run.path.resolve().parent.glob(f"*/{RunFolder.record}")]
     for folder in sorted({run.path.resolve(), *folders}):
         other = Run(folder)
         evaluations = sum(event["event"] == TEST_EVALUATED for event in other.record)
         # a run that was interrupted before it wrote its options has not evaluated anything
-        if evaluations and (folder == run.path.resolve() or (data and other.config.get("data") == data)):
+        if evaluations and (folder == run.path.resolve() or (data and other.folder.read_options().get("data") == data)):
             counts[folder.name] = evaluations
     return counts
 

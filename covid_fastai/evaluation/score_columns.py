@@ -46,11 +46,12 @@ def add_class_columns(
         DataError: The column does not exist, or labels do not show which class is positive.
         UsageError: `positive` is no label.
     """
-    table = table.assign(label=[as_label(value) for value in table["label"]])
+    table = table.assign(label=_as_labels(table["label"]))
     if score_column is not None:
         if score_column not in table:
             raise DataError(
-                f"{where} has no column {score_column!r} (score_column).", hint=suggest_column(score_column, table)
+                f"{where} has no column {score_column!r} (score_column).",
+                hint=suggest_column(score_column, table, where),
             )
         return _from_score(table, score_column, name=None, positive=positive, where=where)
     if any(str(name).startswith(PROBABILITY) for name in table):
@@ -65,8 +66,7 @@ def add_class_columns(
         if _is_negative(name) and positive is None:
             raise DataError(
                 f"{where}: {prefixed[0]!r} is the probability of the negative class.",
-                hint="Give a column with the probability of the positive class, and name it with score_column "
-                "(--score-column).",
+                hint="Give a column with the probability of the positive class, and name it with `score_column`.",
             )
         return _from_score(table, prefixed[0], name=name, positive=positive, where=where)
     usual = {fold_text(name) for name in SCORES}
@@ -77,9 +77,18 @@ def add_class_columns(
     if scores:
         raise DataError(
             f"{where} has several columns that may be the score: {', '.join(map(repr, scores))}.",
-            hint="Name the probability of the positive class with score_column (--score-column).",
+            hint="Name the probability of the positive class with `score_column`.",
         )
     return table
+
+
+def _as_labels(values: pd.Series) -> pd.Series:
+    """Return labels as text; `as_label` of each value."""
+    if (
+        pd.api.types.infer_dtype(values, skipna=False) == "string"
+    ):  # equal numbers, such as 1 and True, are other labels
+        return values.map({text: as_label(text) for text in values.unique()})
+    return pd.Series([as_label(value) for value in values], index=values.index)
 
 
 def as_label(value: Any) -> str:
@@ -109,7 +118,7 @@ def _rename(table: pd.DataFrame, classes: dict[str, str], positive: str | None, 
         if len(negative) != 1:
             raise DataError(
                 f"{where}: which of {' and '.join(map(repr, classes.values()))} is the positive class is not known.",
-                hint=f"Name it with positive (--positive), such as {classes[names[1]]!r}.",
+                hint=f"Name it with `positive`, such as {classes[names[1]]!r}.",
             )
         names.sort(key=lambda name: name not in negative)
     elif len(names) == 2:
@@ -172,6 +181,6 @@ def _positive_label(labels: Sequence[str], *, name: str | None, positive: str | 
     if stated is None:
         raise DataError(
             f"{where}: which label the score is the probability of is not known; the labels are {listed}.",
-            hint=f"Name it with positive (--positive){f', such as {labels[-1]!r}' if labels else ''}.",
+            hint=f"Name it with `positive`{f', such as {labels[-1]!r}' if labels else ''}.",
         )
     raise UsageError(f"positive={stated!r} is no label of {where}.", hint=f"Its labels: {listed}.")

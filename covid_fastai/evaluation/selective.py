@@ -14,7 +14,12 @@ from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from covid_fastai.errors import DataError, UsageError
-from covid_fastai.evaluation.bootstrap import cross_fit_folds, resample_patients
+from covid_fastai.evaluation.bootstrap import (
+    LARGEST_DRAWN,
+    cross_fit_folds,
+    resample_by_score,
+    resample_patients,
+)
 from covid_fastai.evaluation.formatting import ResultDisplay, format_estimate, format_metric
 from covid_fastai.evaluation.intervals import percentile_interval, wilson
 from covid_fastai.evaluation.metrics import COLUMNS, find_row, score_units, summarise_metrics
@@ -41,6 +46,7 @@ __all__ = [
 ]
 
 COVERAGES = (0.8, 0.9, 1.0)
+MOST_ROWS = 2000  # of the curve of many patients
 TESTS = 10  # numbers of answers that are tested for a target risk
 CONFIDENCE = 0.95  # of the guarantee of a target risk
 CURVE = ["coverage", "certainty", "answered", "errors", "risk", "low", "high"]
@@ -54,7 +60,7 @@ class RiskCoverage(ResultDisplay):
     Attributes:
         curve: One row per certainty, the highest first: `coverage` (fraction of patients with at least this certainty),
             `certainty`, `answered` (number of these patients), `errors` among them, `risk` (their error rate) with
-            `low` and `high` (95%, Wilson).
+            `low` and `high` (95%, Wilson). Of more than 20,000 certainties, some 2,000 rows at equal steps of coverage.
         points: `accuracy` with `low` and `high` if the most certain `fraction` of patients (0.8, 0.9, 1) is answered.
             Patients with equal certainty are answered together, so that `coverage` may be higher than `fraction`.
         metrics: `aurc` (area under the curve: the mean risk over all coverages), `error_rate` (of all patients; the
@@ -131,14 +137,13 @@ def risk_coverage(
     units = certain_units(table, uncertainty=uncertainty, positive=positive, threshold=threshold)
     certainty, error = units["certainty"].to_numpy(), units["error"].to_numpy()
     order, ends = _sort_by_certainty(certainty)
+    ends = _thin_out(ends)
     answered, errors = ends + 1, np.cumsum(error[order])[ends].astype(int)
     low, high = np.transpose([wilson(e / n, n) for e, n in zip(errors, answered, strict=True)])
     columns = (answered / len(units), certainty[order][ends], answered, errors, errors / answered, low, high)
     curve = pd.DataFrame(dict(zip(CURVE, columns, strict=True)))
-    weights = resample_patients(units["patient"], units["label"], n_resamples=n_resamples, seed=seed)
-    return RiskCoverage(
-        curve, _accuracy_at_coverages(curve), _risk_coverage_metrics(certainty, error, weights), uncertainty
-    )
+    metrics = _risk_coverage_metrics(units, n_resamples=n_resamples, seed=seed)
+    return RiskCoverage(curve, _accuracy_at_coverages(curve), metrics, uncertainty)
 
 
 @checked
@@ -239,6 +244,17 @@ def _sort_by_certainty(certainty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, np.flatnonzero(np.append(np.diff(certainty[order]) != 0, True))
 
 
+def _thin_out(ends: np.ndarray) -> np.ndarray:
+    """Return the positions of the rows of a curve: all, or of many those at equal steps and at COVERAGES."""
+    if len(ends) <= LARGEST_DRAWN:
+        return ends
+    n = ends[-1] + 1
+    coverages = np.union1d(np.linspace(1 / n, 1, MOST_ROWS), COVERAGES)
+    # 1e-9: a float's rounding, as in `_accuracy_at_coverages`
+    rows = np.searchsorted((ends + 1) / n, coverages - 1e-9)
+    return ends[np.unique(rows)]
+
+
 def _accuracy_at_coverages(curve: pd.DataFrame) -> pd.DataFrame:
     """Return `RiskCoverage.points`: the accuracy at the highest certainty that reaches each of COVERAGES."""
     rows = []
@@ -249,22 +265,19 @@ def _accuracy_at_coverages(curve: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=POINTS)
 
 
-def _risk_coverage_metrics(certainty: np.ndarray, error: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
+def _risk_coverage_metrics(units: pd.DataFrame, *, n_resamples: int, seed: int) -> pd.DataFrame:
     """Return the area, the error rate and their difference, with intervals."""
-    order, ends = _sort_by_certainty(certainty)
-
-    def compute(weights: np.ndarray) -> np.ndarray:
-        """Return area, error rate and gain of each resample, `(d, 3)`.
-
-        Each patient's certainty is a threshold, and the area is the mean of their risks (Geifman et al., ICLR 2019).
-        """
-        wrong = np.cumsum(weights[:, order] * error[order], axis=1)[:, ends]
-        answered = np.cumsum(weights[:, order], axis=1)[:, ends]
-        risk = np.divide(wrong, answered, out=np.zeros_like(wrong), where=answered > 0)
-        area = (np.diff(answered, axis=1, prepend=0) * risk).sum(axis=1) / answered[:, -1]
-        return np.stack([area, risk[:, -1], risk[:, -1] - area], axis=1)
-
-    value, resampled = compute(np.ones((1, len(error))))[0], compute_in_blocks(compute, weights)
+    certainty, error = units["certainty"].to_numpy(), units["error"].to_numpy()
+    value = _areas(certainty, error, np.ones((1, len(error))))[0]
+    options = {"n_resamples": n_resamples, "seed": seed}
+    if len(units) <= LARGEST_DRAWN:
+        weights = resample_patients(units["patient"], units["label"], **options)
+        resampled = compute_in_blocks(lambda block: _areas(certainty, error, block), weights)
+    else:
+        order, wrong, counts = resample_by_score(certainty, error > 0, units["patient"], units["label"], **options)
+        resampled = compute_in_blocks(lambda block: _areas(order, wrong, block), counts)
+        # the area of the groups differs slightly from that of the units
+        resampled += value - _areas(order, wrong, counts.mean(axis=0, keepdims=True))[0]
     rows, n = [], len(error)
     for number, name in enumerate(("aurc", "error_rate", "gain")):
         low, high, method = math.nan, math.nan, "all resamples equal"
@@ -275,6 +288,19 @@ def _risk_coverage_metrics(certainty: np.ndarray, error: np.ndarray, weights: np
             low, high, method = min(low, value[number]), max(high, value[number]), "bootstrap"
         rows.append({"metric": name, "value": float(value[number]), "low": low, "high": high, "n": n, "method": method})
     return pd.DataFrame(rows)
+
+
+def _areas(certainty: np.ndarray, error: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return area, error rate and gain of each resample, `(d, 3)`.
+
+    Each patient's certainty is a threshold, and the area is the mean of their risks (Geifman et al., ICLR 2019).
+    """
+    order, ends = _sort_by_certainty(certainty)
+    wrong = np.cumsum(weights[:, order] * error[order], axis=1)[:, ends]
+    answered = np.cumsum(weights[:, order], axis=1)[:, ends]
+    risk = np.divide(wrong, answered, out=np.zeros_like(wrong), where=answered > 0)
+    area = (np.diff(answered, axis=1, prepend=0) * risk).sum(axis=1) / answered[:, -1]
+    return np.stack([area, risk[:, -1], risk[:, -1] - area], axis=1)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from covid_fastai.data.cohort import Cohort
+from covid_fastai.data.left_out_columns import explain_left_out
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.formatting import ResultDisplay, format_estimate
 from covid_fastai.evaluation.intervals import auc_interval, wilson
@@ -125,7 +127,8 @@ def evaluate_subgroups(
     evaluated = has_label_and_prediction(table)
     options = {"classes": classes, "positive": positive, "threshold": threshold}
     rows = _evaluate_group("", "all", table[evaluated], **options)
-    for column in _group_columns(joined, by, notes):
+    left_out = cohort.left_out if isinstance(cohort, Cohort) else ()
+    for column in _group_columns(joined, by, notes, left_out):
         values = _as_group_names(joined[column])
         order = list(AGE_BANDS) if column == "age_band" else []
         for group in sorted(values[evaluated].unique(), key=lambda name: (name == UNKNOWN, _sort_key(name, order))):
@@ -212,13 +215,16 @@ def _join_cohort(table: pd.DataFrame, cohort: pd.DataFrame | None) -> tuple[pd.D
     )
 
 
-def _group_columns(joined: pd.DataFrame, by: Sequence[str] | None, notes: list[str]) -> list[str]:
+def _group_columns(
+    joined: pd.DataFrame, by: Sequence[str] | None, notes: list[str], left_out: Sequence[str]
+) -> list[str]:
     """Return the columns to group by; default columns may be missing, which is noted."""
     if by is not None:
         missing = [name for name in by if name not in joined]
         if missing:
             known = ", ".join(str(name) for name in joined if name not in ("path", "label", "prediction", "status"))
-            raise UsageError(f"There is no column {missing[0]!r}.", hint=f"Columns: {known}.")
+            reason = explain_left_out(missing[0], left_out)
+            raise UsageError(f"There is no column {missing[0]!r}.", hint=f"{reason} Columns: {known}.".strip())
         return list(by)
     columns = [name for name in DEFAULT_COLUMNS if name in joined and _as_group_names(joined[name]).ne(UNKNOWN).any()]
     if len(columns) < len(DEFAULT_COLUMNS):

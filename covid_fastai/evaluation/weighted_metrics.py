@@ -16,6 +16,12 @@ from covid_fastai.evaluation.bootstrap import (
     roc_auc,
     roc_auc_within,
 )
+from covid_fastai.evaluation.influence import (
+    auc_influence,
+    average_precision_influence,
+    f1_influence,
+    mean_influence,
+)
 from covid_fastai.evaluation.prediction_table import PROBABILITY
 
 __all__ = [
@@ -55,6 +61,8 @@ class WeightedMetric:
         of: The class; "" for all classes together, `"macro"` for the mean over the classes.
         compute: Maps weights `(d, n)` to the metric of each resample, `(d,)`.
         included: Whether each unit counts, bool `(n,)`.
+        influence: Returns the derivative of a finite metric by the weight of each unit, at equal weights, `(n,)`; None
+            for the calibration error, which has none.
         hit: For a proportion, whether each unit is in its numerator, 0 or 1 `(n,)`; else None.
         jaccard: For F1, the proportion TP / (TP + FP + FN), of which it is a function; else None.
         parts: For a mean over classes, the metric of each class; else empty.
@@ -65,6 +73,7 @@ class WeightedMetric:
         probabilities: For a mean loss, the probabilities of the classes, `(n, classes)`; else None.
         truth: For a mean loss, the number of the true class of each unit, `(n,)`; else None.
         gaps: For the calibration error, maps weights `(d, n)` to the signed gap of each bin, `(d, bins)`; else None.
+        gap_terms: For the calibration error, the bin and the gap of each unit, `(n,)` each; else None.
         bins: For the calibration error, the number of units, the sum of the probabilities and the number of events of
             each bin, `(bins,)` each; else None.
     """
@@ -73,6 +82,7 @@ class WeightedMetric:
     of: str
     compute: Callable[[np.ndarray], np.ndarray]
     included: np.ndarray
+    influence: Callable[[], np.ndarray] | None
     hit: np.ndarray | None = None
     jaccard: Jaccard | None = None
     parts: tuple[WeightedMetric, ...] = ()
@@ -83,6 +93,7 @@ class WeightedMetric:
     probabilities: np.ndarray | None = None
     truth: np.ndarray | None = None
     gaps: Callable[[np.ndarray], np.ndarray] | None = None
+    gap_terms: tuple[np.ndarray, np.ndarray] | None = None
     bins: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
 
@@ -121,7 +132,8 @@ def list_weighted_metrics(units: pd.DataFrame, classes: list[str], positive: str
     for metric, if_true in (("brier", errors), ("log_loss", losses)):
         observed = if_true[np.arange(len(truth)), truth]
         about: dict[str, Any] = {"losses": if_true, "probabilities": p, "truth": truth}
-        metrics.append(WeightedMetric(metric, "", lambda w, x=observed: _mean(w, x), all_units, **about))
+        compute, influence = lambda w, x=observed: _mean(w, x), lambda x=observed: mean_influence(x, all_units)
+        metrics.append(WeightedMetric(metric, "", compute, all_units, influence, **about))
     probability, outcome = probability_and_outcome(units, classes, positive)
     metrics.append(_calibration_error(probability, outcome, all_units))
     return metrics
@@ -139,9 +151,21 @@ def _metrics_of_class(
         _proportion("specificity", name, ~called, ~of_class),
         *_aucs(name, p[:, k], of_class, folds),
         WeightedMetric(
-            "average_precision", name, lambda w: average_precision(p[:, k], of_class, w), everyone, **ranking
+            "average_precision",
+            name,
+            lambda w: average_precision(p[:, k], of_class, w),
+            everyone,
+            lambda: average_precision_influence(p[:, k], of_class),
+            **ranking,
         ),
-        WeightedMetric("f1", name, lambda w: _f1(w, of_class, called), everyone, jaccard=either),
+        WeightedMetric(
+            "f1",
+            name,
+            lambda w: _f1(w, of_class, called),
+            everyone,
+            lambda: f1_influence(of_class, called),
+            jaccard=either,
+        ),
     ]
 
 
@@ -149,14 +173,18 @@ def _aucs(name: str, scores: np.ndarray, of_class: np.ndarray, folds: np.ndarray
     """Return the AUC; with folds that within folds and that of all folds together."""
     everyone = np.ones(len(scores), dtype=bool)
     ranking: dict[str, Any] = {"scores": scores, "of_class": of_class}
-    pooled = lambda w: roc_auc(scores, of_class, w)  # noqa: E731
+    pooled = (lambda w: roc_auc(scores, of_class, w), everyone, lambda: auc_influence(scores, of_class))
     # folds of one patient each have no pair to order: their AUC is the pooled one
     if folds is None or not any(0 < of_class[folds == fold].mean() < 1 for fold in np.unique(folds)):
-        return [WeightedMetric("auc", name, pooled, everyone, **ranking)]
-    within = lambda w: roc_auc_within(scores, of_class, folds, w)  # noqa: E731
+        return [WeightedMetric("auc", name, *pooled, **ranking)]
+    within = (
+        lambda w: roc_auc_within(scores, of_class, folds, w),
+        everyone,
+        lambda: auc_influence(scores, of_class, folds),
+    )
     return [
-        WeightedMetric("auc", name, within, everyone, **ranking, strata=folds),
-        WeightedMetric("auc_pooled", name, pooled, everyone, **ranking),
+        WeightedMetric("auc", name, *within, **ranking, strata=folds),
+        WeightedMetric("auc_pooled", name, *pooled, **ranking),
     ]
 
 
@@ -164,7 +192,12 @@ def _mean_of_classes(metric: str, of: str, parts: list[WeightedMetric]) -> Weigh
     """Return the mean of a metric over the classes."""
     everyone = np.ones(len(parts[0].included), dtype=bool)
     return WeightedMetric(
-        metric, of, lambda w: np.mean([part.compute(w) for part in parts], axis=0), everyone, parts=tuple(parts)
+        metric,
+        of,
+        lambda w: np.mean([part.compute(w) for part in parts], axis=0),
+        everyone,
+        lambda: np.mean([part.influence() for part in parts if part.influence is not None], axis=0),
+        parts=tuple(parts),
     )
 
 
@@ -174,7 +207,8 @@ def _balanced_accuracy(truth: np.ndarray, predicted: np.ndarray) -> WeightedMetr
     recalls = [_proportion("sensitivity", "", predicted == k, truth == k) for k in present]
     if len(present) < 2:
         everyone = np.ones(len(truth), dtype=bool)
-        return WeightedMetric("balanced_accuracy", "", lambda w: np.full(len(w), np.nan), everyone)
+        undefined = (lambda w: np.full(len(w), np.nan), everyone, lambda: np.full(len(truth), np.nan))
+        return WeightedMetric("balanced_accuracy", "", *undefined)
     return _mean_of_classes("balanced_accuracy", "", recalls)
 
 
@@ -183,7 +217,17 @@ def _calibration_error(probability: np.ndarray, outcome: np.ndarray, everyone: n
     gaps = lambda w: calibration_gaps(probability, outcome, w)  # noqa: E731
     number = equal_mass_bins(probability) if len(probability) else np.zeros(0, dtype=int)
     sums = (np.bincount(number).astype(float), np.bincount(number, probability), np.bincount(number, outcome))
-    return WeightedMetric("ece", "", lambda w: np.abs(gaps(w)).sum(axis=1), everyone, gaps=gaps, bins=sums)
+    terms = (number, probability - outcome)
+    return WeightedMetric(
+        "ece",
+        "",
+        lambda w: np.abs(gaps(w)).sum(axis=1),
+        everyone,
+        None,
+        gaps=gaps,
+        gap_terms=terms,
+        bins=sums,
+    )
 
 
 def probability_and_outcome(
@@ -223,7 +267,8 @@ def compute_in_blocks(compute: Callable[[np.ndarray], np.ndarray], weights: np.n
 def _proportion(metric: str, of: str, hit: np.ndarray, included: np.ndarray) -> WeightedMetric:
     """Return the fraction of the included units that are hits, as a weighted metric."""
     hit = hit.astype(float)
-    return WeightedMetric(metric, of, lambda w: _mean(w[:, included], hit[included]), included, hit=hit)
+    compute, influence = lambda w: _mean(w[:, included], hit[included]), lambda: mean_influence(hit, included)
+    return WeightedMetric(metric, of, compute, included, influence, hit=hit)
 
 
 def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:

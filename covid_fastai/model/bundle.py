@@ -8,7 +8,6 @@ import hashlib
 import os
 import platform
 import shutil
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +19,19 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from covid_fastai.data.dataloaders import empty_dataloaders
+from covid_fastai.data.dataloaders import OWN, empty_dataloaders
 from covid_fastai.data.hardware import resolve_device
+from covid_fastai.data.regions import region_version
 from covid_fastai.errors import DivergenceError, ModelFormatError, ResourceError, UsageError
-from covid_fastai.files import REPLACED_SUFFIX, atomic_write, make_folder, restore_folder, unfinished_prefix, write_json
+from covid_fastai.files import (
+    REPLACED_SUFFIX,
+    atomic_write,
+    make_folder,
+    make_unfinished_folder,
+    restore_folder,
+    unfinished_prefix,
+    write_json,
+)
 from covid_fastai.model.bundle_config import (
     CONFIG_FILE,
     FORMAT,
@@ -33,21 +41,30 @@ from covid_fastai.model.bundle_config import (
     WEIGHTS_FILE,
     BundleConfig,
     check_golden,
+    check_region,
     golden_image,
     golden_sha256,
     read_config,
     read_verified,
+    require_weights,
     seal_config,
     unusable_model,
 )
 from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE
 from covid_fastai.model.hub import find_model
-from covid_fastai.model.learner import body_and_head, body_features, build_learner, linear_head, unwrapped
+from covid_fastai.model.learner import (
+    body_and_head,
+    body_features,
+    build_learner,
+    has_linear_head,
+    linear_head,
+    unwrapped,
+)
 from covid_fastai.model.learner_facts import facts_of, require_facts
 from covid_fastai.model.norms import plain_norms
 from covid_fastai.model.onnx_export import OPSET, export_onnx
-from covid_fastai.model.predictor import open_session
-from covid_fastai.model.weights import Weights, empty_body
+from covid_fastai.model.session import ModelSession, check_graph, read_onnx
+from covid_fastai.model.weights import Weights, check_arch, empty_body
 from covid_fastai.options import Device, OpenFraction, SavedTemperature, checked
 
 __all__ = ["load_model", "save_model"]  # guard: no_pickle, no_archive, telemetry
@@ -81,8 +98,8 @@ def save_model(
             the last layer of the saved model, so that every reader gives calibrated probabilities; the learner itself
             is not changed.
         training_manifest: The manifest of the training images; its sha256 is saved.
-        onnx: Whether to write `model.onnx`. It takes some seconds and as much disk space as the weights; without it,
-            the model cannot be used by `Predictor`.
+        onnx: Whether to write `model.onnx`. It takes as much disk space as the weights, and some seconds for other
+            architectures than ResNets; without it, the model cannot be used by `Predictor`.
 
     Returns:
         The folder.
@@ -99,9 +116,17 @@ def save_model(
         ['config.json', 'model.safetensors']
     """
     folder = Path(folder)
-    require_facts(learn)
+    facts, _, data = require_facts(learn)
     model = copy.deepcopy(unwrapped(learn.model)).float().cpu()
-    plain_norms(model, _empty_model(learn))  # guard: plain_norms
+    if not has_linear_head(model):
+        raise UsageError(
+            "Only a model with this package's head is saved without pickle, and this one has "
+            f"{', '.join(_layers(model))}.",
+            hint="Build it with build_learner, or with vision_learner(dls, resnet18, n_in=1, "
+            "custom_head=linear_head(512, classes=2)) and linear_head from covid_fastai.model.learner.",
+        )
+    empty = _empty_model(facts.arch, image_size=data.image_size, classes=len(data.classes))
+    plain_norms(model, empty)  # guard: plain_norms
     nonfinite = _first_nonfinite(model.state_dict())  # guard: save_nan
     if nonfinite:
         raise DivergenceError(
@@ -134,7 +159,7 @@ def load_model(folder: str | Path, *, revision: str | None = None, device: Devic
     """Load a model that `save_model` wrote, and verify that its outputs are the same as when it was saved.
 
     No code from the folder is executed: the weights are plain tensors, and each field of the JSON is checked. The ONNX
-    file is not run, but its sha256 is verified.
+    file is not run, but its sha256 is verified and its graph is checked.
 
     Args:
         folder: A folder with `model.safetensors`, `config.json`, and `model.onnx` if it was saved; a run; or, if there
@@ -160,11 +185,14 @@ def load_model(folder: str | Path, *, revision: str | None = None, device: Devic
     """
     folder = find_model(folder, revision=revision)
     config = read_config(folder / CONFIG_FILE)
+    require_weights(folder)
+    check_region(config, folder / CONFIG_FILE)
     state = _read_state(folder / WEIGHTS_FILE, config.sha256)
     if config.onnx is not None:
-        read_verified(folder / ONNX_FILE, config.onnx.sha256)
+        read_onnx(folder / ONNX_FILE, config)
+    _check_tensors(config, state, folder)  # before the model takes memory
     learn = _build(config, folder / CONFIG_FILE, device=device)
-    _load_weights(learn.model, state, folder / WEIGHTS_FILE)
+    learn.model.load_state_dict(state, strict=True)
     check_golden(config, _self_test(learn.model, config.image_size, mean=config.mean, std=config.std), folder)
     facts_of(learn).bundle = config
     return learn
@@ -214,13 +242,14 @@ def _sha256(content: bytes) -> str:
 
 def _export_onnx_checked(model: nn.Module, fields: dict[str, Any], path: Path) -> bytes:
     """Export the model to ONNX, add its facts to `fields`, and check that its outputs are those of the model."""
-    content = export_onnx(model, **{name: fields[name] for name in ("classes", "image_size", "mean", "std")})
+    content = export_onnx(model, **{name: fields[name] for name in ("classes", "image_size", "mean", "std", "region")})
     fields["onnx"] = {"sha256": _sha256(content), "opset": OPSET, "input": ONNX_INPUT, "outputs": list(ONNX_OUTPUTS)}
     try:
-        open_session(content, BundleConfig.model_validate(seal_config(fields)), path)
+        config = BundleConfig.model_validate(seal_config(fields))
+        ModelSession(content, check_graph(content, config, path), config, path, threads=None)
     except ModelFormatError as error:
         raise UsageError(
-            f"The outputs of the exported ONNX model differ from those of the model: {error.message}",
+            f"The exported ONNX model cannot be used in place of the model: {error.message}",
             hint="Use another architecture, other versions of torch and onnxruntime, or onnx=False.",
         ) from error
     return content
@@ -241,7 +270,9 @@ def _describe(learn: Learner, model: nn.Module) -> dict[str, Any]:
         "classes": list(data.classes),
         "positive": data.cohort.facts.positive,
         "task": data.cohort.facts.task,
-        **{name: getattr(data, name) for name in ("image_size", "resize", "mean", "std", "augmentation", "batch_size")},
+        **{name: getattr(data, name) for name in ("image_size", "resize", "region")},
+        "segmentation": region_version(data.region),
+        **{name: getattr(data, name) for name in ("mean", "std", "augmentation", "batch_size")},
         "weights": {**weights.to_dict(), "origin": origin},
         "versions": {
             "python": platform.python_version(),
@@ -254,11 +285,10 @@ def _describe(learn: Learner, model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _empty_model(learn: Learner) -> nn.Module:
-    """Return a model as `build_learner` makes it, without values."""
-    facts, _, data = require_facts(learn)
-    head = linear_head(*body_features(facts.arch, image_size=data.image_size), classes=len(data.classes))
-    return nn.Sequential(empty_body(facts.arch), head)
+def _empty_model(arch: str, *, image_size: int, classes: int) -> nn.Module:
+    """Return a model as `build_learner` makes it, whose body has no values."""
+    head = linear_head(*body_features(arch, image_size=image_size), classes=classes)
+    return nn.Sequential(empty_body(arch), head)
 
 
 def _version(package: str) -> str:
@@ -288,8 +318,7 @@ def _make_temporary_folder(folder: Path) -> Path:
     """Make a temporary folder next to the final one, so that it is on the same disk."""
     make_folder(folder.parent)
     try:
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=unfinished_prefix(folder)))
-        temporary.chmod(0o755)  # mkdtemp makes it 0700, which other users of a shared folder could not enter
+        temporary = make_unfinished_folder(folder)
     except OSError as error:
         raise ResourceError(
             f"{folder} cannot be written: {error.strerror}.", hint="Choose a folder that you may write to."
@@ -332,24 +361,30 @@ def _read_state(path: Path, sha256: str) -> dict[str, torch.Tensor]:
 
 def _build(config: BundleConfig, path: Path, *, device: str | torch.device) -> Learner:
     """Build the learner that the config describes, with random weights and without images."""
-    names = ("classes", "positive", "task", "image_size", "mean", "std", "augmentation", "batch_size")
+    names = ("classes", "positive", "task", "image_size", "region", "mean", "std", "augmentation", "batch_size")
     options = {name: getattr(config, name) for name in names}
+    if options["augmentation"] == OWN:  # its transforms are not saved: code is never read from a model
+        options["augmentation"] = "none"
     device = resolve_device(device)  # outside of the try: a missing device is not an error of the file
     try:
         dls = empty_dataloaders(device=device, **options)
         weights = Weights(**config.weights.model_dump(), state=None)
         learn = build_learner(dls, arch=config.arch, weights=weights)
     except UsageError as error:
-        hint = "Check that it was saved by this version of covid_fastai."
-        raise unusable_model(path, error.message.rstrip("."), hint) from error
+        raise _not_buildable(path, error) from error
     if _layers(learn.model) != config.head:
         raise unusable_model(path, f"its head is {config.head}, this version builds {_layers(learn.model)}")
     return learn
 
 
-def _load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Load the weights into the model; every name, shape and data type must be the same."""
-    expected = model.state_dict()
+def _check_tensors(config: BundleConfig, state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Check that every name, shape and data type of the weights is that of the model that the config describes."""
+    path = folder / WEIGHTS_FILE
+    try:
+        check_arch(config.arch)
+        expected = _empty_model(config.arch, image_size=config.image_size, classes=len(config.classes)).state_dict()
+    except UsageError as error:
+        raise _not_buildable(folder / CONFIG_FILE, error) from error
     unmatched = sorted(expected.keys() ^ state.keys())
     if unmatched:  # guard: odd_tensors
         raise unusable_model(path, f"{len(unmatched)} tensors are missing or too many, such as {unmatched[0]!r}")
@@ -360,7 +395,11 @@ def _load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: Path) 
     nonfinite = _first_nonfinite(state)  # guard: load_nan
     if nonfinite:
         raise unusable_model(path, f"{nonfinite!r} has NaN or infinite values", "Use a model whose training finished.")
-    model.load_state_dict(state, strict=True)
+
+
+def _not_buildable(path: Path, error: UsageError) -> ModelFormatError:
+    hint = "Check that it was saved by this version of covid_fastai."
+    return unusable_model(path, error.message.rstrip("."), hint)
 
 
 def _first_nonfinite(state: dict[str, torch.Tensor]) -> str:

@@ -11,33 +11,41 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from covid_fastai.data.regions import region_version
 from covid_fastai.errors import ModelFormatError, UsageError
 
 __all__ = [
     "BundleConfig",
     "CONFIG_FILE",
     "FORMAT",
+    "LARGEST_CONFIG",
+    "LARGEST_WEIGHTS",
     "ONNX_FILE",
     "ONNX_INPUT",
     "ONNX_OUTPUTS",
     "Sha256",
     "WEIGHTS_FILE",
+    "check_fingerprint",
     "check_golden",
+    "check_region",
     "describe_faults",
     "golden_image",
     "golden_sha256",
+    "parse_config",
     "read_bytes",
     "read_config",
     "read_verified",
+    "require_weights",
     "seal_config",
     "unusable_model",
 ]
 
-FORMAT = 2  # increased whenever an older version would read the new files wrongly
+FORMAT = 3  # increased whenever an older version would read the new files wrongly
 WEIGHTS_FILE, CONFIG_FILE, ONNX_FILE = "model.safetensors", "config.json", "model.onnx"
 ONNX_INPUT, ONNX_OUTPUTS = "images", ("probabilities", "logits", "maps")
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's zip file; a pickle
 GOLDEN_TOLERANCE = 1e-3  # relative; another CPU or version changes a logit by about 1e-6, a wrong mean by 1e-2
+INT8_TOLERANCE = 0.05  # relative; where a value is rounded the other way, it changes by a whole step of the integers
 LARGEST_CONFIG = 1 << 20  # bytes; a thousand classes need a tenth of that
 LARGEST_WEIGHTS = 2 << 30  # bytes; ResNet-50 has 90 MiB
 
@@ -74,13 +82,22 @@ class _Golden(_Strict):
     probabilities: list[Probability] = Field(min_length=2, max_length=1000)
 
 
+class _Quantized(_Strict):
+    """How `model.onnx` was rewritten in 8-bit integers, and its own outputs for the image of the self-test."""
+
+    type: Literal["int8"]
+    calibration_images: Annotated[int, Field(ge=1)]
+    golden: _Golden
+
+
 class _Onnx(_Strict):
-    """The facts about `model.onnx`: its hash, version, input and outputs."""
+    """The facts about `model.onnx`: its hash, version, input and outputs; None as `quantized` for 32 bits."""
 
     sha256: Sha256
     opset: Annotated[int, Field(ge=1, le=1000)]
     input: Literal["images"]  # uint8 (n, 1, image_size, image_size), intensities 0 to 255
     outputs: list[Literal["probabilities", "logits", "maps"]] = Field(min_length=3, max_length=3)
+    quantized: _Quantized | None = None
 
 
 class BundleConfig(_Strict):
@@ -97,6 +114,8 @@ class BundleConfig(_Strict):
         task: The task's name.
         image_size: Side of the square input, pixels.
         resize: The method that resizes an image to `image_size`.
+        region: What the model sees of an image: the whole `"frame"`, or a crop to the `"lungs"`, made as in training.
+        segmentation: The version of the lung segmentation that decides the crops; empty for the whole frame.
         mean: Mean of the pixel intensities on the scale 0 to 1, which normalisation subtracts.
         std: Standard deviation of the pixel intensities, by which normalisation divides.
         augmentation: A name in `AUGMENTATIONS`, for further training and for test-time augmentation.
@@ -114,7 +133,7 @@ class BundleConfig(_Strict):
         fingerprint: The sha256 of all other fields, which detects a changed field.
     """
 
-    format: Literal[2]
+    format: Literal[3]
     covid_fastai: Name
     # guard: arch_name
     arch: Annotated[
@@ -127,6 +146,8 @@ class BundleConfig(_Strict):
     task: Text
     image_size: Annotated[int, Field(ge=32, le=1024)]
     resize: Literal["squash-bilinear-antialias"]
+    region: Literal["frame", "lungs"]
+    segmentation: Annotated[str, Field(max_length=60, pattern=r"^(lungs-[a-z0-9\-]+)?$")]
     mean: Mean
     std: Std
     augmentation: Annotated[str, Field(max_length=30, pattern=r"^[a-z0-9\-]+$")]  # the loaders check the name
@@ -148,13 +169,56 @@ class BundleConfig(_Strict):
             raise ValueError("a class is listed twice")
         if self.positive is not None and self.positive not in self.classes:
             raise ValueError(f"positive={self.positive!r} is not one of the classes")
+        if (self.region == "frame") != (self.segmentation == ""):
+            raise ValueError("region and segmentation do not match")
         if self.threshold is not None and (self.positive is None or len(self.classes) != 2):
             raise ValueError("a threshold needs two classes, one of them positive")
         if not len(self.golden.probabilities) == len(self.golden.logits) == len(self.classes):  # guard: classes_match
             raise ValueError("golden and classes differ in number")
+        quantized = self.onnx.quantized if self.onnx else None
+        if quantized and not len(quantized.golden.probabilities) == len(quantized.golden.logits) == len(self.classes):
+            raise ValueError("golden of the 8-bit integers and classes differ in number")
         if (self.weights.mean, self.weights.std, self.weights.arch) != (self.mean, self.std, self.arch):
             raise ValueError("mean, std or arch differ from those of weights")
         return self
+
+
+def check_region(config: BundleConfig, path: Path) -> None:
+    """Raise unless this version makes the crops that the model was trained on.
+
+    Args:
+        config: The configuration of the model.
+        path: The model's path, for the message.
+
+    Raises:
+        ModelFormatError: The lung segmentation has changed since.
+    """
+    if config.segmentation != region_version(config.region):  # guard: other_segmentation
+        raise unusable_model(
+            path,
+            f"it sees crops of the lung segmentation {config.segmentation}, and this version of covid_fastai has "
+            f"{region_version(config.region)}",
+            f"Install covid_fastai {config.covid_fastai}, with which it was saved, or train it again.",
+        )
+
+
+def check_fingerprint(config: BundleConfig, fingerprint: str | None, folder: Path) -> None:
+    """Raise if a model is not the one that the caller has read before.
+
+    Args:
+        config: The configuration of the model that is there now.
+        fingerprint: The fingerprint that it had; None if any model is right.
+        folder: The folder of the model, for the message.
+
+    Raises:
+        ModelFormatError: The fingerprints differ.
+    """
+    if fingerprint is not None and config.fingerprint != fingerprint:  # guard: exchanged
+        raise ModelFormatError(
+            f"{folder} has the model {config.fingerprint[:16]}, and {fingerprint[:16]} was read from it before: it was "
+            "exchanged while it was in use.",
+            hint="Start again, so that all answers are those of one model.",
+        )
 
 
 def golden_image(image_size: int) -> np.ndarray:
@@ -178,27 +242,35 @@ def golden_sha256(image_size: int) -> str:
     return hashlib.sha256(golden_image(image_size).tobytes()).hexdigest()
 
 
-def check_golden(config: BundleConfig, outputs: Mapping[str, Sequence[float]], path: Path) -> None:
+def check_golden(
+    config: BundleConfig, outputs: Mapping[str, Sequence[float]], path: Path, *, of_onnx: bool = False
+) -> None:
     """Compare the model's outputs for the golden image with its outputs when it was saved.
 
     Args:
         config: The configuration of the model.
         outputs: `logits` and `probabilities`, one value per class.
         path: The model's path, for the message.
+        of_onnx: Whether `model.onnx` gave the outputs, which in 8-bit integers has outputs of its own.
 
     Raises:
         ModelFormatError: The outputs differ, or the golden image does.
     """
-    if golden_sha256(config.image_size) != config.golden.image_sha256:
+    golden, tolerance = config.golden, GOLDEN_TOLERANCE
+    hint = f"It was saved with {config.versions}; try those versions, or train again."
+    if of_onnx and config.onnx is not None and config.onnx.quantized is not None:
+        golden, tolerance = config.onnx.quantized.golden, INT8_TOLERANCE
+        hint = "This processor computes its 8-bit integers differently: export the model without `quantize`."
+    if golden_sha256(config.image_size) != golden.image_sha256:
         raise unusable_model(path, "the image of its self-test is not the one that this version draws")
     for name in ("logits", "probabilities"):
-        pairs = list(zip(outputs[name], getattr(config.golden, name), strict=True))
+        pairs = list(zip(outputs[name], getattr(golden, name), strict=True))
         # relative for large logits, absolute for values below 1
-        if not all(abs(a - b) <= GOLDEN_TOLERANCE * max(1, abs(b)) for a, b in pairs):  # guard: golden
+        if not all(abs(a - b) <= tolerance * max(1, abs(b)) for a, b in pairs):  # guard: golden
             raise unusable_model(
                 path,
                 f"its self-test gives {name} {[round(a, 4) for a, _ in pairs]}, not {[round(b, 4) for _, b in pairs]}",
-                f"It was saved with {config.versions}; try those versions, or train again.",
+                hint,
             )
 
 
@@ -241,7 +313,8 @@ def read_bytes(path: Path, largest: int) -> bytes:
         # guard: pickle_named
         pickles = sorted(other.name for other in path.parent.glob("*.pkl")) if path.parent.is_dir() else []
         reason = f"{', '.join(pickles)} is a pickle, which is never loaded" if pickles else "there is no such file"
-        raise unusable_model(path, reason, "Name a folder that save_model has written.")
+        hint = "Give the folder of a finished run, or of a model that export or save_model has written."
+        raise unusable_model(path, reason, hint)
     try:
         with open(path, "rb") as file:
             content = file.read(largest + 1)
@@ -270,14 +343,40 @@ def read_verified(path: Path, sha256: str) -> bytes:
     return content
 
 
+def require_weights(folder: Path) -> None:
+    """Raise if a saved model has an ONNX file and no weights to train further, as a model of the package.
+
+    Raises:
+        ModelFormatError: There are no weights.
+    """
+    if not (folder / WEIGHTS_FILE).exists() and (folder / ONNX_FILE).is_file():  # guard: onnx_only
+        raise ModelFormatError(
+            f"{folder.name} comes without {WEIGHTS_FILE}, so it cannot be loaded for training, exported or pushed.",
+            hint="It can predict: Predictor, and covid-fastai predict, serve and batch.",
+        )
+
+
 def read_config(path: Path) -> BundleConfig:
     """Read and check a `config.json`.
 
     Raises:
         ModelFormatError: The file is missing, not JSON or of another format, or a field is not allowed or was changed.
     """
+    return parse_config(read_bytes(path, LARGEST_CONFIG), path)
+
+
+def parse_config(content: bytes, path: Path) -> BundleConfig:
+    """Check the content of a `config.json`.
+
+    Args:
+        content: The bytes of the file.
+        path: The file, for messages.
+
+    Raises:
+        ModelFormatError: As in `read_config`.
+    """
     try:
-        raw = json.loads(read_bytes(path, LARGEST_CONFIG).decode("utf-8"), parse_constant=_refuse_constant)
+        raw = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # guard: no_json
         raise unusable_model(path, f"it is not JSON ({error})") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("format"), int) or isinstance(raw["format"], bool):
@@ -285,7 +384,7 @@ def read_config(path: Path) -> BundleConfig:
     if raw["format"] > FORMAT:  # guard: newer_format
         raise ModelFormatError(
             f"{path} has format {raw['format']} and needs a newer covid_fastai; this one reads format {FORMAT}.",
-            hint="pip install --upgrade covid_fastai",
+            hint="Install a newer version of covid_fastai.",
         )
     if raw["format"] < FORMAT:
         raise unusable_model(

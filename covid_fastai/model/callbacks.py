@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
@@ -19,11 +18,13 @@ from fastai.learner import AvgSmoothLoss, Learner
 from fastai.torch_core import get_model, num_distrib, rank_distrib, to_detach
 
 from covid_fastai.errors import DivergenceError
-from covid_fastai.model.checkpoint import Checkpoint, random_states, restore_random, save_checkpoint
+from covid_fastai.model.checkpoint import Checkpoint, CheckpointWriter, random_states, restore_random, save_checkpoint
 from covid_fastai.model.distributed import lowest_anywhere
 from covid_fastai.model.learner_facts import facts_of
+from covid_fastai.progress import FIRST, INTERVAL, ProgressLog
 
 __all__ = [
+    "BatchLog",
     "CheckpointCallback",
     "EpochLog",
     "FROZEN",
@@ -96,6 +97,37 @@ class Record:
         steps = checkpoint.part("steps.")
         rows = [dict(row) for row in checkpoint.facts["history"]]
         return cls(rows, steps["phase"].tolist(), steps["learning_rate"].tolist(), list(steps["train_loss"]))
+
+
+class BatchLog(Callback):
+    """Log the progress of long epochs and predictions.
+
+    Args:
+        work: What the batches are of; empty for the number of the epoch.
+    """
+
+    order, run_valid = 56, True
+
+    def __init__(self, work: str = ""):
+        self.work = work
+
+    def before_train(self):
+        """Begin the training part of an epoch."""
+        self._begin("training")
+
+    def before_validate(self):
+        """Begin the validation part of an epoch, or a prediction."""
+        self._begin("validation")
+
+    def after_batch(self):
+        """Count a batch."""
+        self.progress.advance()
+
+    def _begin(self, part: str) -> None:
+        work = self.work or f"Batches of epoch {self.epoch + 1} of {self.n_epoch}, {part}"
+        self.progress = ProgressLog(
+            work, len(self.dl), first=FIRST if self.work else INTERVAL
+        )  # an epoch has its own line
 
 
 class EpochLog(Callback):
@@ -231,11 +263,11 @@ class CheckpointCallback(Callback):
 
     order = 95  # last, so that the checkpoint has the effects of all other callbacks
 
-    def __init__(self, record: Record, phase: Phase, folder: Path, config: dict[str, Any]):
-        self.record, self.phase, self.folder, self.config = record, phase, folder, config
+    def __init__(self, writer: CheckpointWriter, record: Record, phase: Phase, folder: Path, config: dict[str, Any]):
+        self.writer, self.record, self.phase, self.folder, self.config = writer, record, phase, folder, config
 
     def after_epoch(self):
-        """Write the checkpoint, in the main process, with the random states of all."""
+        """Begin to write the checkpoint, in the main process, with the random states of all."""
         if not self.learn.final_record:
             return
         random = random_states(self.learn)
@@ -243,13 +275,14 @@ class CheckpointCallback(Callback):
             return
         done = self.epoch + 1
         save_checkpoint(
+            self.writer,
             self.learn,
             self.folder,
             phase=self.phase.name,
             done=done,
             epoch=self.phase.before + done,
             config=self.config,
-            history=copy.deepcopy(self.record.history),
+            history=self.record.history,
             steps=self.record.tensors(),
             random=random,
         )

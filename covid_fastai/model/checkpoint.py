@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from covid_fastai.model.random_states import read_random_states, restore_random_
 
 __all__ = [
     "Checkpoint",
+    "CheckpointWriter",
     "check_room",
     "clear_checkpoints",
     "list_checkpoints",
@@ -64,6 +66,7 @@ class Checkpoint:
 
 
 def save_checkpoint(
+    writer: CheckpointWriter,
     learn: Learner,
     folder: str | Path,
     *,
@@ -74,10 +77,11 @@ def save_checkpoint(
     history: list[dict[str, Any]],
     steps: Mapping[str, torch.Tensor],
     random: Sequence[bytes],
-) -> Path:
-    """Write the state after an epoch, and remove all but the last two checkpoints.
+) -> None:
+    """Begin to write the state after an epoch; then all but the last two checkpoints are removed.
 
     Args:
+        writer: Writes it, while the training goes on.
         learn: The learner in training, between two epochs.
         folder: An existing folder.
         phase: The phase's name.
@@ -88,11 +92,8 @@ def save_checkpoint(
         steps: Values of each step so far, as tensors with one dimension.
         random: The random states of every process, from `random_states`.
 
-    Returns:
-        The JSON file; the tensors are in a file of the same name that ends in `.safetensors`.
-
     Raises:
-        ResourceError: The disk is full or the folder cannot be written to; earlier checkpoints are unchanged.
+        ResourceError: The checkpoint before this one could not be written; earlier ones are unchanged.
     """
     facts: dict[str, Any] = {"phase": phase, "done": done, "epoch": epoch, "config": dict(config), "history": history}
     facts["random"], tensors = _join_random_states(random)
@@ -105,16 +106,67 @@ def save_checkpoint(
     facts["scaler"] = scaler.state_dict() if scaler is not None else {}
 
     target = Path(folder) / f"epoch-{epoch:04d}.json"
-    content = save_safetensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    writer.write(target, facts, {key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+
+
+class CheckpointWriter:
+    """Write checkpoints in a thread, one at a time: the next epoch does not wait for the disk.
+
+    At the end of a `with` block every checkpoint is on the disk, also after an error or an interrupt.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def write(self, target: Path, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Copy the values, and write them after the checkpoint before them.
+
+        Args:
+            target: The JSON file; the tensors are in a file of the same name that ends in `.safetensors`.
+            facts: Values that JSON can hold.
+            tensors: Tensors on the CPU.
+
+        Raises:
+            ResourceError: The checkpoint before this one could not be written.
+        """
+        self.wait()
+        content = save_safetensors(dict(tensors))  # a copy: the training changes the tensors
+        self._pending = self._thread.submit(_write, target, _canonical(facts), content)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on the disk.
+
+        Raises:
+            ResourceError: The disk is full or the folder cannot be written to; earlier checkpoints are unchanged.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except ResourceError as error:
+            if kind is None:
+                raise
+            logger.warning("%s %s", error.message, error.hint)  # the first error is the one to raise
+        finally:
+            self._thread.shutdown()
+
+
+def _write(target: Path, facts: str, content: bytes) -> None:
+    """Write the tensors and then the facts, a text of JSON, so that a checkpoint with a JSON file is complete."""
     with atomic_write(target.with_suffix(".safetensors"), mode="wb") as file:
         file.write(content)
-    facts |= {"format": FORMAT, "tensors_sha256": hashlib.sha256(content).hexdigest()}
-    text = _canonical(facts)
-    with atomic_write(target) as file:  # last, so that a checkpoint with a JSON file is complete
-        file.write(json.dumps({"sha256": _sha256(text), "checkpoint": json.loads(text)}))
-    for old in list_checkpoints(folder)[N_CHECKPOINTS:]:
+    complete = json.loads(facts) | {"format": FORMAT, "tensors_sha256": hashlib.sha256(content).hexdigest()}
+    with atomic_write(target) as file:
+        file.write(json.dumps({"sha256": _sha256(_canonical(complete)), "checkpoint": complete}))
+    for old in list_checkpoints(target.parent)[N_CHECKPOINTS:]:
         _remove(old)
-    return target
 
 
 def _join_random_states(states: Sequence[bytes]) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:

@@ -16,9 +16,10 @@ from typing import cast
 
 import torch
 from fastai.learner import Learner
-from fastai.torch_core import get_model, num_distrib, rank_distrib
+from fastai.torch_core import defaults, get_model, num_distrib, rank_distrib
 from torch import distributed
 
+from covid_fastai.data.hardware import resolve_device
 from covid_fastai.errors import ResourceError, UnavailableError, UsageError
 
 __all__ = [
@@ -36,6 +37,17 @@ __all__ = [
 
 TIMEOUT = timedelta(minutes=10)  # of a training step of the other processes; torch's default for GPUs
 PATIENCE = timedelta(days=7)  # of the wait for the main process, which reads and judges; a dead process shows at once
+OTHER_WAYS = {  # of accelerate, by the variable with which `accelerate launch` asks for them
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+NOT_USED = {  # options of `accelerate launch` that are not used: the variable, its name, and what it says by default
+    "ACCELERATE_MIXED_PRECISION": ("mixed precision", "no", "precision= has the number format"),
+    "ACCELERATE_DYNAMO_BACKEND": ("dynamo backend", "no", "the model is not compiled"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient accumulation", "1", "each batch is a step; see batch_size="),
+}
 FAILURE = "covid_fastai/failure"  # the key under which a process that fails leaves its reason
 
 logger = logging.getLogger("covid_fastai")
@@ -58,6 +70,7 @@ def join_processes(device: str = "auto") -> Iterator[int]:
 
     Raises:
         UnavailableError: accelerate is not installed, or there are fewer GPUs than processes on this machine.
+        UsageError: The processes cannot train together on this device, or were started for another way of training.
         ResourceError: Another process has ended.
     """
     if num_distrib() < 2 or distributed.is_initialized():
@@ -68,7 +81,8 @@ def join_processes(device: str = "auto") -> Iterator[int]:
     except ImportError as error:
         hint = "pip install 'covid_fastai[distributed]'"
         raise UnavailableError("Distributed training needs accelerate, which is not installed.", hint=hint) from error
-    on_gpu = device != "cpu" and torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true"
+    _check_launch()
+    on_gpu = _on_gpus(device)
     if on_gpu:
         local = int(os.environ.get("LOCAL_RANK", 0))
         if local >= torch.cuda.device_count():
@@ -89,13 +103,54 @@ def join_processes(device: str = "auto") -> Iterator[int]:
         if _is_lost(error):
             raise ResourceError(
                 f"Another process of this training has ended: {_failure() or str(error).splitlines()[0][:200]}",
-                hint="Read its error message, then start all processes again with --resume.",
+                hint="Read its error message, then start all processes again with `resume`.",
             ) from error
         _leave_reason(error)
         raise
     finally:
         os.environ["WORLD_SIZE"] = str(world)
         _leave(finished=finished)
+
+
+def _is_set(variable: str) -> bool:
+    """Return whether an environment variable is true, as accelerate reads it."""
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "y", "t", "on")
+
+
+def _check_launch() -> None:
+    """Raise if `accelerate launch` has started the processes for another way of training than a model in each."""
+    asked = [name for variable, name in OTHER_WAYS.items() if _is_set(variable)]
+    if asked:  # guard: other_ways
+        raise UsageError(
+            f"accelerate was asked for {' and '.join(asked)}, which this package does not support.",
+            hint="Every process trains a whole model: start them with accelerate launch --multi_gpu, or with torchrun.",
+        )
+
+
+def _on_gpus(device: str) -> bool:
+    """Return whether the processes compute on GPUs, each on its own; raise if they cannot train together on a device.
+
+    Args:
+        device: As for `join_processes`.
+    """
+    kind, _, number = device.partition(":")
+    without = _is_set("ACCELERATE_USE_CPU") or defaults.use_cuda is False
+    if kind in ("auto", "cuda") and torch.cuda.is_available() and not without:
+        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE") or num_distrib())
+        if number and neighbours > 1:  # guard: one_gpu_each
+            raise UsageError(
+                f"device={device!r} is one GPU, and this machine has {neighbours} processes of the training.",
+                hint="Use device='cuda': each process takes its own.",
+            )
+        return True
+    found = resolve_device(device)
+    if found.type != "cpu":  # guard: joined_on_cpu
+        why = ", and accelerate was told to use CPUs" if found.type == "cuda" else ""
+        raise UsageError(
+            f"Several processes train on NVIDIA GPUs or on CPUs; device={device!r} is {found} here{why}.",
+            hint="Use device='cpu', or one process.",
+        )
+    return False
 
 
 def _leave(*, finished: bool) -> None:
@@ -110,7 +165,10 @@ def _leave(*, finished: bool) -> None:
 def _leave_reason(error: Exception) -> None:
     """Leave the reason of a failure where the other processes find it; the first one counts."""
     text = f"process {rank_distrib()}: {error}"
-    distributed.distributed_c10d._get_default_store().compare_set(FAILURE, "", text[:1000])
+    try:
+        distributed.distributed_c10d._get_default_store().compare_set(FAILURE, "", text[:1000])
+    except RuntimeError:  # DistNetworkError: the process that kept the store has ended, and the others see that
+        logger.info("The other processes could not be told the reason.")
 
 
 def _failure() -> str:
@@ -236,16 +294,18 @@ def data_parallel(learn: Learner) -> Iterator[None]:
         return
     from covid_fastai.model.distributed_trainer import CPUDistributedTrainer  # needs accelerate, which is an extra
 
-    if (asked := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
-        logger.warning("accelerate's mixed precision %s is not used: precision= has the number format.", asked)
+    for variable, (name, default, why) in NOT_USED.items():
+        if (asked := os.environ.get(variable, default)).lower() != default:
+            logger.warning("accelerate's %s %s is not used: %s.", name, asked, why)
     trainer = CPUDistributedTrainer(synchronise_norms=_device().type == "cuda", cpu=_device().type == "cpu")
     learn.add_cb(trainer)
     try:
         yield
-    finally:  # also after an error: fastai would leave the model wrapped
+    finally:  # also after an error: fastai would leave the model and the loaders wrapped
         learn.remove_cb(trainer)
         learn.model = get_model(learn.model)
         trainer.restore_norms()
+        trainer.restore_loaders(learn.dls)  # guard: unwrapped_loaders
         os.environ["WORLD_SIZE"] = "1"  # only the main process goes on, and fastai would wait for the others
 
 

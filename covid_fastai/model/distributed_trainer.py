@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
+from accelerate.utils import GradientAccumulationPlugin
+from fastai.data.core import DataLoaders
 from fastai.distributed import DistributedDL, DistributedTrainer
 from torch import distributed
 
@@ -36,7 +38,8 @@ class _CPUDistributedDL(DistributedDL):
 class CPUDistributedTrainer(DistributedTrainer):
     """fastai's `DistributedTrainer`, with loaders that also work on CPUs, and BatchNorm restored after each fit.
 
-    The number format is `precision`'s: accelerate would add the one of `accelerate launch --mixed_precision`.
+    The number format is `precision`'s, and a step is that of one batch: accelerate would add `--mixed_precision`,
+    `--gradient_accumulation_steps` and `--dynamo_backend` of `accelerate launch`.
 
     Args:
         synchronise_norms: Whether BatchNorm uses the statistics of the batches of all processes during a fit.
@@ -44,7 +47,10 @@ class CPUDistributedTrainer(DistributedTrainer):
     """
 
     def __init__(self, *, synchronise_norms: bool, **kwargs):
-        super().__init__(sync_bn=False, mixed_precision="no", **kwargs)  # guard: one_autocast
+        # what is not given here, accelerate reads from the environment that `accelerate launch` has made
+        # guard: one_step
+        plain = {"gradient_accumulation_plugin": GradientAccumulationPlugin(num_steps=1), "dynamo_backend": "no"}
+        super().__init__(sync_bn=False, mixed_precision="no", **plain, **kwargs)  # guard: one_autocast
         self.synchronise_norms, self.norms = synchronise_norms, []
 
     def before_fit(self):
@@ -62,6 +68,11 @@ class CPUDistributedTrainer(DistributedTrainer):
         """Put the BatchNorm layers back, which are also those of the saved model; nothing to do a second time."""
         restore_norms(self.norms)
         self.norms = []
+
+    @staticmethod
+    def restore_loaders(dls: DataLoaders) -> None:
+        """Put the loaders of this process alone back; nothing to do where a fit has ended without an error."""
+        dls.loaders = [loader.dl if isinstance(loader, DistributedDL) else loader for loader in dls.loaders]
 
     def _wrap_dl(self, dl):
         return dl if isinstance(dl, DistributedDL) else _CPUDistributedDL(dl, device=self.learn.model.device)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from covid_fastai.config import TrainConfig
-from covid_fastai.data.delimited import check_encoding
 from covid_fastai.data.hardware import resolve_device
-from covid_fastai.data.metadata import check_positive
-from covid_fastai.data.recipe_tables import task_of_config
+from covid_fastai.model.choices import check_choices
 from covid_fastai.model.distributed import batch_per_process
 from covid_fastai.model.learner import body_features
 from covid_fastai.model.precision import choose_precision
@@ -34,13 +32,9 @@ def check_environment(config: TrainConfig) -> None:
         >>> check_environment(TrainConfig(weights=None, device="cpu"))
         >>> check_environment(TrainConfig(weights="my.pth"))
         Traceback (most recent call last):
-        covid_fastai.errors.UsageError: The weights 'my.pth' do not exist. Known: auto, imagenet, cxr, a file, None.
+        covid_fastai.errors.UsageError: The weights 'my.pth' do not exist. Known: auto, ...
     """
-    task = task_of_config(config)
-    if config.negatives_per_positive is not None:
-        check_positive(task)
-    if config.encoding is not None:
-        check_encoding(config.encoding)
+    check_choices(config)
     choose_precision(config.precision, resolve_device(config.device))
     batch_per_process(config.batch_size)
     resolve_weights(config.weights, arch=config.arch)

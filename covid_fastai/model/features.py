@@ -20,6 +20,7 @@ from torch import nn
 
 from covid_fastai.model.learner import pooled_features
 from covid_fastai.model.random_states import seeded
+from covid_fastai.progress import logged
 
 __all__ = ["FeatureLoader", "features_of_frozen_body", "needs_body"]
 
@@ -161,7 +162,8 @@ class FeatureLoader(GetAttr):
         try:
             body.eval()
             with seeded(seed), torch.no_grad():  # guard: same_views
-                for images, target in self.loader.new(shuffle=False, drop_last=False):
+                loader = self.loader.new(shuffle=False, drop_last=False)
+                for images, target in logged(loader, "Batches through the frozen body", len(loader)):
                     with self._autocast():
                         output = body(images).float()
                     features.append(pooled_features(output))  # what the head's pooling would compute

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import fastai.callback.progress  # gives Learner no_bar
 import fastai.callback.schedule  # gives Learner fine_tune, fit_one_cycle and lr_find
@@ -17,21 +17,24 @@ from fastai.callback.core import Callback
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.data.transforms import Normalize
+from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.layers import Flatten
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.vision.learner import TimmBody, vision_learner
+from fastcore.foundation import L
 from torch import nn
 
-from covid_fastai.data.dataloaders import loader_facts
+from covid_fastai.data.dataloaders import OWN, loader_facts
 from covid_fastai.errors import UsageError
 from covid_fastai.model.learner_facts import LearnerFacts, facts_of
 from covid_fastai.model.norms import BATCH_NORMS
 from covid_fastai.model.optimiser import FusedAdam
-from covid_fastai.model.precision import FullPrecision, precision_callbacks
-from covid_fastai.model.weights import ARCHITECTURES, TIMM_PREFIX, Weights, empty_body, resolve_weights
+from covid_fastai.model.own_parts import check_loss, describe_part
+from covid_fastai.model.precision import FullPrecision, choose_precision, precision_callbacks
+from covid_fastai.model.weight_names import TIMM_PREFIX
+from covid_fastai.model.weights import ARCHITECTURES, Weights, empty_body, resolve_weights
 from covid_fastai.options import Arch, Balance, GradientNorm, LabelSmoothing, Precision, WeightDecay, checked
 
 __all__ = [
@@ -41,6 +44,7 @@ __all__ = [
     "body_and_head",
     "body_features",
     "build_learner",
+    "has_linear_head",
     "linear_head",
     "map_weights",
     "pooled_features",
@@ -66,6 +70,9 @@ def build_learner(
     precision: Precision = "auto",
     callbacks: Sequence[Callback] = (),
     label_smoothing: LabelSmoothing = 0.0,
+    loss_func: Callable[..., torch.Tensor] | None = None,
+    metrics: Sequence[Any] | Any = accuracy,
+    opt_func: Callable[..., Any] | None = None,
 ) -> Learner:
     """Build a fastai learner: a body for one grey channel with verified weights, and a linear head.
 
@@ -74,7 +81,8 @@ def build_learner(
 
     Args:
         dls: Loaders of grey images, from `build_dataloaders`.
-        arch: `"resnet18"`, `"resnet34"`, `"resnet50"`, or `"timm/<name>"` for a convolutional network of timm.
+        arch: `"resnet18"`, `"resnet34"`, `"resnet50"`, or `"timm/<name>"` for a convolutional network of timm; or
+            the function, such as torchvision's `resnet34`.
         weights: `"auto"`, `"imagenet"`, `"cxr"`, a file, or None for random weights; see `resolve_weights`.
         path: The folder that the learner may write to, such as the run's; None for the current folder.
         balance: `"loss"` weights the classes in the loss by `dls.facts.class_weights`; `"sampler"` has no effect here
@@ -85,6 +93,10 @@ def build_learner(
             Predictions are always computed in 32 bits.
         callbacks: fastai callbacks that remain on the learner.
         label_smoothing: The fraction of the target that is distributed over all classes, 0 to below 1.
+        loss_func: A loss of logits `(n, classes)` and class indices `(n,)`, such as fastai's `FocalLossFlat()`; None
+            for the cross-entropy. Not with `balance="loss"` or `label_smoothing`.
+        metrics: fastai metrics of each epoch, or functions of predictions and targets.
+        opt_func: Makes the optimiser, such as fastai's `ranger`; None for Adam with decoupled weight decay.
 
     Returns:
         The learner. `learn.facts` has the architecture's name and the facts about the initial weights.
@@ -106,7 +118,9 @@ def build_learner(
         raise UsageError(
             f"The loaders have fewer than two classes: {list(dls.vocab)}.", hint="A classifier needs two or more."
         )
-    mixed = precision_callbacks(precision, torch.device(getattr(dls, "device", None) or "cpu"))
+    device = torch.device(getattr(dls, "device", None) or "cpu")
+    chosen = choose_precision(precision, device)
+    mixed = precision_callbacks(chosen.precision, device)
     found = resolve_weights(weights, arch=arch)
     _log_weights(found)
     loaders = loader_facts(dls)
@@ -120,9 +134,9 @@ def build_learner(
         pretrained=False,
         normalize=False,
         custom_head=head,
-        opt_func=FusedAdam,
-        loss_func=_loss(dls, balance=balance, label_smoothing=label_smoothing),
-        metrics=accuracy,
+        opt_func=FusedAdam if opt_func is None else opt_func,
+        loss_func=_loss(dls, loss_func, balance=balance, label_smoothing=label_smoothing),
+        metrics=metrics,
         path=Path("." if path is None else path),
         model_dir=MODEL_DIR,
         wd=weight_decay,
@@ -136,7 +150,12 @@ def build_learner(
     if getattr(dls.device, "type", "cpu") in ("cpu", "cuda"):
         # measured on 2 CPU cores with ResNet-18, 64 to 224 pixels: a training step takes 16 to 27% less time
         learn.model.to(memory_format=torch.channels_last)
-    learn.facts = LearnerFacts(arch, dataclasses.replace(found, state=None))
+    own = {"loss_func": loss_func, "opt_func": opt_func} | ({} if metrics is accuracy else {"metrics": metrics})
+    if loaders and loaders.augmentation == OWN:
+        steps = dls.train.after_batch.fs
+        own["augmentation"] = [step for step in steps if not isinstance(step, (IntToFloatTensor, Normalize))]
+    found = dataclasses.replace(found, state=None)
+    learn.facts = LearnerFacts(arch, found, precision=chosen, parts=_describe_parts(own))
     _normalise(dls, found)
     return learn
 
@@ -179,6 +198,16 @@ def pooled_features(output: torch.Tensor) -> torch.Tensor:
     return output if output.ndim == 2 else output.mean((2, 3), keepdim=True)
 
 
+def has_linear_head(model: nn.Module) -> bool:
+    """Return whether a model is a body and a head of `linear_head`, which class activation maps explain exactly."""
+    if not isinstance(model, nn.Sequential) or len(model) != 2 or not isinstance(model[1], nn.Sequential):
+        return False
+    types = [type(layer) for layer in model[1].children()]
+    types = [nn.BatchNorm1d if kind is nn.SyncBatchNorm else kind for kind in types]  # as on several GPUs
+    end = [nn.BatchNorm1d, nn.Dropout, nn.Linear]
+    return types in ([nn.AdaptiveAvgPool2d, Flatten, *end], end)
+
+
 def map_weights(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """Fold a model's linear head into the weights of its class activation maps.
 
@@ -190,8 +219,18 @@ def map_weights(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 
     Returns:
         `weight` of shape `(classes, features)` and `bias` of shape `(classes,)`.
+
+    Raises:
+        UsageError: The head is not linear.
     """
     _, head = body_and_head(model)
+    if not has_linear_head(model):  # guard: linear_head
+        layers = ", ".join(type(layer).__name__ for layer in head.children())
+        raise UsageError(
+            f"The head of this model is not linear ({layers}), so that it has no class activation map.",
+            hint="Use grad_cam, or build the learner with this package's head: vision_learner(dls, resnet18, n_in=1, "
+            "custom_head=linear_head(512, classes=2)), from covid_fastai.model.learner.",
+        )
     norm, linear = cast(nn.BatchNorm1d, head[-3]), cast(nn.Linear, head[-1])
     assert norm.running_mean is not None and norm.running_var is not None  # as `linear_head` makes it
     # BatchNorm at inference is x * scale + shift, which the linear layer absorbs
@@ -320,7 +359,21 @@ def body_features(arch: str, *, image_size: int) -> tuple[int, bool]:
     return features, body.needs_pool
 
 
-def _loss(dls: DataLoaders, *, balance: str, label_smoothing: float) -> CrossEntropyLossFlat:
+def _describe_parts(own: dict[str, Any]) -> dict[str, str]:
+    """Return the names of the parts that the user brought."""
+    given = {name: part for name, part in own.items() if part is not None}
+    listed = {name: part if isinstance(part, (list, tuple, L)) else [part] for name, part in given.items()}
+    return {name: ", ".join(map(describe_part, parts)) for name, parts in listed.items()}
+
+
+def _loss(dls: DataLoaders, loss_func: Callable | None, *, balance: str, label_smoothing: float) -> Callable:
+    if loss_func is not None:
+        if balance == "loss" or label_smoothing:
+            other = "balance='loss'" if balance == "loss" else f"label_smoothing={label_smoothing}"
+            raise UsageError(
+                f"loss_func and {other} are mutually exclusive.", hint="Weight or smooth the classes in your loss."
+            )
+        return check_loss(loss_func, classes=len(dls.vocab), device=dls.device)
     weight, loaders = None, loader_facts(dls)
     found = loaders.class_weights if loaders else None
     if balance == "loss":

@@ -16,6 +16,8 @@ from torch import nn
 from covid_fastai.errors import UsageError
 from covid_fastai.model.bundle_config import ONNX_INPUT, ONNX_OUTPUTS
 from covid_fastai.model.learner import body_and_head, map_weights
+from covid_fastai.model.onnx_resnet import is_plain_resnet, write_resnet
+from covid_fastai.options import Region
 
 if TYPE_CHECKING:
     import onnx
@@ -25,13 +27,15 @@ __all__ = ["OPSET", "export_graph", "export_onnx"]
 OPSET = 20  # torch's exporter writes it without conversion; ONNX Runtime and ONNX Runtime Web read it since 1.17
 
 
-def export_onnx(model: nn.Module, *, classes: Sequence[str], image_size: int, mean: float, std: float) -> bytes:
+def export_onnx(
+    model: nn.Module, *, classes: Sequence[str], image_size: int, mean: float, std: float, region: Region = "frame"
+) -> bytes:
     """Export a model of `build_learner` to ONNX, including its weights and its normalisation.
 
-    The graph takes `images`, uint8 `(n, 1, image_size, image_size)` with intensities of 0 to 255 as `open_image` and
-    `resize_image` return them, for any n. It returns `probabilities` and `logits`, `(n, classes)`, and `maps`, the
-    class activation maps `(n, classes, h, w)`: the mean of a map over its cells, plus a constant of the class, is the
-    logit. For a body without feature maps, the maps have one cell. The same model always gives the same bytes, which
+    The graph takes `images`, uint8 `(n, 1, image_size, image_size)` with intensities of 0 to 255 as `open_region`
+    returns them, for any n. It returns `probabilities` and `logits`, `(n, classes)`, and `maps`, the class activation
+    maps `(n, classes, h, w)`: the mean of a map over its cells, plus a constant of the class, is the logit. For a body
+    without feature maps, the maps have one cell. The same model always gives the same bytes, which
     contain no path and no name of the machine.
 
     Args:
@@ -40,6 +44,7 @@ def export_onnx(model: nn.Module, *, classes: Sequence[str], image_size: int, me
         image_size: Side of the square input, pixels.
         mean: Mean of the pixel intensities on the scale 0 to 1, which normalisation subtracts.
         std: Standard deviation of the pixel intensities, by which normalisation divides.
+        region: What the model sees of an image; stored in the metadata, since the graph does not crop.
 
     Returns:
         The bytes of the file.
@@ -49,7 +54,13 @@ def export_onnx(model: nn.Module, *, classes: Sequence[str], image_size: int, me
     """
     graph = _OnnxGraph(copy.deepcopy(model).float().cpu(), mean=mean, std=std)
     graph.eval().to(memory_format=torch.contiguous_format)  # channels_last would be exported as transpositions
-    metadata = {"classes": json.dumps(list(classes)), "use": "research only"}
+    metadata = {"classes": json.dumps(list(classes)), "region": region, "use": "research only"}
+    if is_plain_resnet(graph.body):
+        proto = write_resnet(
+            graph.body, graph.weight, graph.bias, image_size=image_size, mean=mean, std=std, opset=OPSET
+        )
+        _add_metadata(proto, metadata)
+        return proto.SerializeToString(deterministic=True)
     try:
         proto = export_graph(graph, image_size=image_size, output_names=ONNX_OUTPUTS, metadata=metadata)
     except torch.onnx.OnnxExporterError as error:
@@ -93,9 +104,13 @@ def export_graph(
     assert program is not None  # as `dynamo=True` returns it
     proto = program.model_proto
     _remove_source_info(proto)
+    _add_metadata(proto, metadata)
+    return proto
+
+
+def _add_metadata(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
-    return proto
 
 
 class _OnnxGraph(nn.Module):

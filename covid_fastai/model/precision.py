@@ -2,40 +2,64 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
+from torch import nn
 
 from covid_fastai.errors import UsageError
 from covid_fastai.options import Precision, check_option
 
 __all__ = [
     "FullPrecision",
+    "PrecisionChoice",
     "TrainingPrecision",
     "bf16_instructions",
     "choose_precision",
     "full_precision",
+    "measure_bf16",
     "precision_callbacks",
 ]
 
 SHORTER = ("tf32", "bf16")  # formats in which torch may multiply 32-bit numbers
+BF16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # of an x86 processor, as torch names them
+ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # environment variables that oneDNN reads
+ONEDNN_UNLIMITED = {"", "ALL", "DEFAULT"}
+MEASURED_PAIRS = 4  # the first also prepares oneDNN
+CLEARLY_FASTER = 1.2  # between 1.4 and 2.9 with AVX512-BF16, 0.6 at most where it is emulated
+LEAST_SIMILARITY = 0.99  # of two gradients; bfloat16 rounds to three digits
 
 
-def choose_precision(precision: str, device: torch.device) -> str:
+class PrecisionChoice(NamedTuple):
+    """The number format of a training, and why it was chosen.
+
+    Attributes:
+        precision: `"fp32"`, `"fp16"` or `"bf16"`.
+        reason: A short text, such as `"AVX512-BF16"`.
+    """
+
+    precision: str
+    reason: str
+
+
+def choose_precision(precision: str, device: torch.device) -> PrecisionChoice:
     """Return the number format of a training.
+
+    `"auto"` is bfloat16 on a CUDA device of Ampere or later (it needs no loss scaling), float16 on an older CUDA
+    device, and float32 on other accelerators. On a CPU it is bfloat16 if that is faster: with AMX or AVX512-BF16, and
+    without both not on other x86 processors. `measure_bf16` decides where the flags of the processor do not tell: they
+    cannot be read, or oneDNN was told not to use all instructions (`ONEDNN_MAX_CPU_ISA`).
 
     Args:
         precision: `"auto"`, `"fp32"`, `"fp16"` or `"bf16"`.
         device: The device that computes.
-
-    Returns:
-        `"fp32"`, `"fp16"` or `"bf16"`. `"auto"` is bfloat16 on a CUDA device of Ampere or later (it needs no loss
-        scaling), float16 on an older CUDA device, bfloat16 on a CPU that multiplies it in hardware (with AMX or
-        AVX512-BF16; `python -m benchmarks step` measures the gain), and float32 elsewhere.
 
     Raises:
         UsageError: The format does not exist, or the device does not support it.
@@ -45,23 +69,89 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if precision == "fp16" and kind != "cuda" or precision == "bf16" and kind not in ("cuda", "cpu"):
         raise UsageError(f"The device {kind} does not support precision={precision!r}.", hint="Use 'auto' or 'fp32'.")
     if precision != "auto":
-        return precision
+        return PrecisionChoice(precision, "as given")
     if kind == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"  # 8 is Ampere
-    return "bf16" if kind == "cpu" and bf16_instructions() else "fp32"
+        ampere = torch.cuda.get_device_capability(device)[0] >= 8
+        return PrecisionChoice("bf16", "Ampere or later") if ampere else PrecisionChoice("fp16", "before Ampere")
+    if kind != "cpu":
+        return PrecisionChoice("fp32", f"on {kind}")
+    if not _flags_tell():  # guard: flags_tell
+        return measure_bf16()
+    instructions = bf16_instructions()
+    return PrecisionChoice("bf16" if instructions else "fp32", instructions or "neither AMX nor AVX512-BF16")
 
 
 def bf16_instructions() -> str:
     """Return the instructions with which this CPU multiplies bfloat16; empty if there are none, or none are known."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    names = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
-    return next((name for flag, name in names.items() if capabilities.get(flag)), "")
+    return next((name for flag, name in BF16_FLAGS.items() if capabilities.get(flag)), "")
+
+
+def _flags_tell() -> bool:
+    """Return whether the flags of the processor are known, and oneDNN uses whatever they name."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    limits = {os.environ.get(name, "").upper() for name in ONEDNN_LIMITS} - ONEDNN_UNLIMITED
+    in_use = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+    return BF16_FLAGS.keys() <= capabilities.keys() and not limits and in_use
+
+
+@functools.cache
+def measure_bf16() -> PrecisionChoice:
+    """Choose between float32 and bfloat16 by the time of a step of two convolutions on this CPU; once in a process.
+
+    It takes a tenth of a second, and up to half a second where bfloat16 is emulated. bfloat16 has to be clearly faster
+    and to give the same gradient, apart from rounding. The processor time of one thread is compared, which other
+    programs on the machine hardly change.
+    """
+    seconds = {False: 0.0, True: 0.0}
+    gradients: dict[bool, torch.Tensor] = {}
+    with _one_thread():
+        for _ in range(MEASURED_PAIRS):
+            for shorter in seconds:
+                begun = time.thread_time()
+                gradients[shorter] = _convolution_step(shorter)
+                seconds[shorter] += time.thread_time() - begun
+            if seconds[True] > 3 * seconds[False]:
+                break  # emulated: no further pair would change the answer
+    similarity = float(torch.nn.functional.cosine_similarity(gradients[False], gradients[True], dim=0))
+    if not similarity > LEAST_SIMILARITY:  # guard: bf16_gradient
+        return PrecisionChoice("fp32", f"the gradient in bf16 is another one (cosine {similarity:.3f})")
+    measured = f"convolutions took {1000 * seconds[False]:.0f} ms in fp32, {1000 * seconds[True]:.0f} ms in bf16"
+    faster = seconds[False] > CLEARLY_FASTER * seconds[True]
+    return PrecisionChoice("bf16" if faster else "fp32", measured)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute in the calling thread only during a `with` block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _convolution_step(shorter: bool) -> torch.Tensor:
+    """Compute forward and backward pass of a fixed small block; return the gradient of its first layer."""
+    side, channels = 24, 64
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2)]
+        images = torch.randn(2, channels, side, side).to(memory_format=torch.channels_last)
+    block = nn.Sequential(layers[0], nn.BatchNorm2d(channels), nn.ReLU(), layers[1])
+    block.to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=shorter):
+        output = block(images)
+    output.float().square().mean().backward()
+    gradient = layers[0].weight.grad
+    assert gradient is not None
+    return gradient.flatten()
 
 
 def precision_callbacks(precision: str, device: torch.device) -> list[Callback]:
-    """Return the callbacks for training in a number format; an empty list for 32 bits."""
-    chosen = choose_precision(precision, device)
-    return [] if chosen == "fp32" else [TrainingPrecision(chosen, device.type)]
+    """Return the callbacks for training in a number format that was chosen; an empty list for 32 bits."""
+    return [] if precision == "fp32" else [TrainingPrecision(precision, device.type)]
 
 
 class TrainingPrecision(MixedPrecision):

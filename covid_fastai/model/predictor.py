@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,31 +15,32 @@ import pandas as pd
 
 from covid_fastai.data.image_facts import ImageFacts
 from covid_fastai.data.image_inputs import as_image_list, name_image
-from covid_fastai.data.images import Source, read_image, resize_image
-from covid_fastai.data.input_check import InputRemark, remark_picture
+from covid_fastai.data.images import Source, read_image
+from covid_fastai.data.input_check import InputRemark, is_withheld, remark_picture
+from covid_fastai.data.lungs import find_lungs
 from covid_fastai.data.problems import printable
+from covid_fastai.data.regions import CROP_COLUMNS, FRAME, Crop, crop_of, crop_square, decoded_size
 from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import ImageError, UsageError
 from covid_fastai.model.bundle_config import (
     CONFIG_FILE,
     ONNX_FILE,
     ONNX_INPUT,
-    ONNX_OUTPUTS,
     BundleConfig,
-    check_golden,
-    golden_image,
+    check_fingerprint,
+    check_region,
     read_config,
-    read_verified,
-    unusable_model,
 )
+from covid_fastai.model.card import read_findings
 from covid_fastai.model.hub import find_model
-from covid_fastai.options import WorkerCount, checked
-from covid_fastai.runtime import onnxruntime
+from covid_fastai.model.session import BATCH, ModelSession, read_onnx
+from covid_fastai.options import Region, WorkerCount, checked
+from covid_fastai.progress import logged
 
-__all__ = ["Examination", "Predictor", "open_session"]
+__all__ = ["Examination", "Predictor", "classify"]
 
-BATCH = 16  # images per forward pass
 AHEAD = 2 * BATCH  # resized images that may wait for a forward pass
+OUTSIDE = "The image does not look like those of the population that this model was made for."
 DECODERS = 4  # maximum of decoding threads; each holds a full image of up to 50 megapixels
 
 
@@ -52,6 +52,7 @@ class _ReadImage:
     reason: str
     remarks: tuple[InputRemark, ...] = ()
     facts: ImageFacts | None = None
+    crop: Crop = FRAME
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,43 +61,52 @@ class Examination:
 
     Attributes:
         row: The row that `Predictor.predict` returns, by column.
-        maps: The class activation maps `(classes, h, w)`, in logits; NaN if the status is not `ok`.
+        maps: The class activation maps `(classes, h, w)` of the crop, in logits; NaN if the status is not `ok`.
         remarks: The remarks of the input check.
         facts: The facts of the file; None if it cannot be read.
+        crop: The part of the image that the model saw.
     """
 
     row: dict[str, Any]
     maps: np.ndarray
     remarks: tuple[InputRemark, ...]
     facts: ImageFacts | None
+    crop: Crop = FRAME
 
 
 class Predictor:
     """Predict images with a saved model, without torch or fastai.
 
     The constructor verifies everything that could change a prediction: the files' sha256, the format, the order of the
-    classes, and the outputs for an image that the code draws. A predictor does not change afterwards, so several
-    threads may share it.
+    classes, and the outputs for an image that the code draws. That shows that the model is unchanged since it was
+    saved, not who saved it. Its graph is checked before it runs (see `covid_fastai.model.session`). A predictor does
+    not change afterwards, so several threads may share it.
 
         predictor = Predictor("runs/first/model")
         table = predictor.predict(["a.png", "b.jpeg"])
 
     Args:
-        folder: A folder of `save_model`, a run, or `"user/model"` on the Hugging Face Hub (see `find_model`).
-            `config.json` and `model.onnx` are read; `model.safetensors` is not needed.
+        folder: A folder of `save_model`, a run, the name of a model of the package such as `"pneumonia-children"`, or
+            `"user/model"` on the Hugging Face Hub (see `find_model`). `config.json`, `model.onnx` and, if it is there,
+            `findings.json` are read; `model.safetensors` is not needed.
         threads: CPU cores that decode and compute one prediction; None for all. Use 1 if several threads or processes
             predict at the same time.
         revision: The commit, tag or branch of a model on the Hub.
+        fingerprint: The fingerprint that the model must have, as in `predictor.config.fingerprint`; None for any.
 
     Attributes:
         config: The configuration of the model, from `config.json`.
+        findings: What the model is for and what its evaluation showed, from `findings.json`; `findings.sentences()`
+            belongs beside its answers.
         classes: The classes in the order of the probabilities.
         image_size: Side of the square that images are resized to, pixels.
+        region: What the model sees of an image: the whole `"frame"`, or a crop to the `"lungs"`.
         map_shape: `(h, w)` of the class activation maps.
 
     Raises:
-        ModelFormatError: A file is missing, damaged, changed, a pickle or of a newer format, or the outputs are not
-            those of the model when it was saved; the message names the file and the reason.
+        ModelFormatError: A file is missing, damaged, changed, a pickle or of a newer format, the outputs are not
+            those of the model when it was saved, or its graph is not allowed; the message names the file and the
+            reason. Or the model has another fingerprint.
         UsageError: The value of `threads` is not allowed.
 
     Examples:
@@ -107,18 +117,26 @@ class Predictor:
     """
 
     @checked
-    def __init__(self, folder: str | Path, *, threads: WorkerCount | None = None, revision: str | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        threads: WorkerCount | None = None,
+        revision: str | None = None,
+        fingerprint: str | None = None,
+    ):
         folder = find_model(folder, revision=revision)
         self.config = read_config(folder / CONFIG_FILE)
-        if self.config.onnx is None:
-            hint = "Load it with load_model, and save it with save_model."
-            raise unusable_model(folder / ONNX_FILE, "the model was saved without it", hint)
-        content = read_verified(folder / ONNX_FILE, self.config.onnx.sha256)  # guard: onnx_there
-        self._session = open_session(content, self.config, folder / ONNX_FILE, threads=threads)
+        check_fingerprint(self.config, fingerprint, folder)
+        check_region(self.config, folder / CONFIG_FILE)
+        self.findings = read_findings(folder, self.config)
+        content, graph = read_onnx(folder / ONNX_FILE, self.config)
+        self._session = ModelSession(content, graph, self.config, folder / ONNX_FILE, threads=threads)
         self._decoders = min(DECODERS, threads or os.cpu_count() or 1)
         self.classes = list(self.config.classes)
         self.image_size = self.config.image_size
-        self.map_shape = tuple(self._session.get_outputs()[ONNX_OUTPUTS.index("maps")].shape[2:])
+        self.region: Region = self.config.region
+        self.map_shape, self._batch = self._session.map_shape, self._session.batch
 
     def predict(
         self, images: Source | Sequence[Source] | pd.DataFrame, *, names: Sequence[str] | None = None
@@ -133,10 +151,16 @@ class Predictor:
 
         Returns:
             The columns `path`, `p_<class>` for each class (0 to 1, sum 1; NaN without a prediction), `prediction` (the
-            most probable class; with a threshold, the positive class at or above it), `status` (`ok`, `unreadable`, or
-            `failed` if the model's output is NaN or infinite), `reason` (empty for `ok`) and `remark`, the reasons of
-            `covid_fastai.data.input_check` to doubt that the image is an upright frontal chest radiograph; empty
-            if there are none. A remark changes no other column.
+            most probable class; with a threshold, the positive class at or above it; empty if withheld), `withheld`
+            (whether a remark makes the class unreliable: the image seems turned or inverted, is no frontal chest
+            radiograph, has no two lungs, or is outside of the model's population), `status` (`ok`, `unreadable`, or
+            `failed` if the model's output is NaN or infinite), `reason` (empty for `ok`), `remark`, the reasons of
+            `covid_fastai.data.input_check` to doubt that the image is an upright frontal chest radiograph, or one of
+            the model's population (empty if there are none), and `model_verdict`, in a
+            few words what the evaluation of the model showed (`Findings.short`), the same in each row. A model with a
+            stated purpose adds it as `model_purpose`. With `region="lungs"` also `region`, what the model saw:
+            `"lungs"`, or `"frame"` where the lungs were not found; and `region_left`, `region_top`, `region_right` and
+            `region_bottom`, the edges of the crop as fractions of the image's width and height.
 
         Raises:
             UsageError: The numbers of `names` and images differ.
@@ -155,7 +179,8 @@ class Predictor:
 
         Returns:
             The table of `predict`, and the maps, float32 `(n, classes, h, w)`, in logits; NaN if the status is not
-            `ok`. The evidence for a class against the others is its map minus the mean of the other maps.
+            `ok`. A map covers what the model saw: the whole image, or its crop (see `predict`). The
+            evidence for a class against the others is its map minus the mean of the other maps.
 
         Raises:
             UsageError: As in `predict`.
@@ -175,7 +200,8 @@ class Predictor:
         """
         read_images: deque[_ReadImage] = deque()
         table, maps = self._predict([image], None if name is None else [name], maps=True, read_images=read_images)
-        return Examination(as_rows(table)[0], maps[0], read_images[0].remarks, read_images[0].facts)
+        read = read_images[0]
+        return Examination(as_rows(table)[0], maps[0], read.remarks, read.facts, read.crop)
 
     def _predict(
         self,
@@ -192,12 +218,13 @@ class Predictor:
         elif len(names) != len(images):
             raise UsageError(f"There are {len(names)} names for {len(images)} images.", hint="Give one name per image.")
         reasons: dict[int, str] = {}
-        remarks = [""] * len(images)
+        remarks, withheld = [""] * len(images), [False] * len(images)
         read_images = deque(maxlen=0) if read_images is None else read_images  # maxlen=0 keeps nothing
+        crops: list[Crop | None] = [None] * len(images)
         p = np.full((len(images), len(self.classes)), np.nan)
         shape = (len(images) if maps else 0, len(self.classes), *self.map_shape)
         class_maps = np.full(shape, np.nan, dtype=np.float32)
-        for numbers, pixels in self._batches(images, names, reasons, remarks, read_images):
+        for numbers, pixels in self._batches(images, names, reasons, remarks, withheld, crops, read_images):
             outputs = self._session.run(["probabilities", *(["maps"] if maps else [])], {ONNX_INPUT: pixels})
             p[numbers] = outputs[0]
             if maps:
@@ -212,7 +239,11 @@ class Predictor:
         for number, name in enumerate(self.classes):
             table[f"p_{name}"] = p[:, number]
         reason = [reasons.get(number, "") for number in range(len(images))]
-        return table.assign(prediction=self._classify(p), status=status, reason=reason, remark=remarks), class_maps
+        withheld = np.array(withheld, dtype=bool) & (status == "ok")
+        classes = np.where(withheld, "", np.array(classify(p, self.config), dtype=object))
+        table = table.assign(prediction=classes, withheld=withheld, status=status, reason=reason, remark=remarks)
+        table = table.assign(**self.findings.columns())
+        return (table if self.region == "frame" else _with_crops(table, crops)), class_maps
 
     def _batches(
         self,
@@ -220,6 +251,8 @@ class Predictor:
         names: Sequence[str],
         reasons: dict[int, str],
         remarks: list[str],
+        withheld: list[bool],
+        crops: list[Crop | None],
         read_images: deque[_ReadImage],
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield positions and pixels `(n, 1, size, size)` of the readable images; add the others to `reasons`.
@@ -227,15 +260,18 @@ class Predictor:
         The batches do not depend on the number of threads, so the results do not depend on it either.
         """
         numbers, pixels = [], []
-        for number, image in enumerate(self._read(images, names)):
+        reading = logged(self._read(images, names), "Images predicted", len(images))
+        for number, image in enumerate(reading):
             read_images.append(image)
             remarks[number] = " ".join(remark.text for remark in image.remarks)
+            withheld[number] = is_withheld(image.remarks)  # guard: withheld_in_tables
             if image.pixels is None:
                 reasons[number] = image.reason
             else:
+                crops[number] = image.crop
                 numbers.append(number)
                 pixels.append(image.pixels)
-            if len(numbers) == BATCH or (numbers and number == len(images) - 1):
+            if len(numbers) == self._batch or (numbers and number == len(images) - 1):
                 yield numbers, np.stack(pixels)[:, None]
                 numbers, pixels = [], []
 
@@ -255,69 +291,34 @@ class Predictor:
     def _read_image(self, image: Source, name: str) -> _ReadImage:
         """Read, check and resize one image; an unreadable one has the reason."""
         try:
-            grey, facts = read_image(image, image_size=self.image_size, name=name)
+            grey, facts = read_image(image, image_size=decoded_size(self.image_size, self.region), name=name)
         except ImageError as error:  # guard: predict_row
             return _ReadImage(None, str(error))
-        remarks, _ = remark_picture(grey, facts.notes, size=(facts.width, facts.height))
-        return _ReadImage(np.asarray(resize_image(grey, self.image_size)), "", tuple(remarks), facts)
-
-    def _classify(self, p: np.ndarray) -> list[str]:
-        """Return the predicted class of each row of probabilities; empty for rows with NaN."""
-        known = np.all(np.isfinite(p), axis=1)
-        predicted = np.where(known[:, None], p, 0).argmax(axis=1)
-        if self.config.threshold is not None:
-            assert self.config.positive is not None  # the config requires it together with a threshold
-            positive = self.classes.index(self.config.positive)
-            predicted = np.where(p[:, positive] >= self.config.threshold, positive, 1 - positive)
-        return [self.classes[number] if ok else "" for number, ok in zip(predicted, known, strict=True)]
+        lungs = None if self.region == "frame" else find_lungs(grey)
+        crop = FRAME if lungs is None else crop_of(lungs)
+        remarks, _ = remark_picture(grey, facts.notes, size=(facts.width, facts.height), lungs=lungs)
+        population = self.findings.population
+        if population is not None and not is_withheld(remarks) and population.excludes(grey):  # guard: other_population
+            remarks.append(InputRemark("population", OUTSIDE))
+        if crop.reason:  # guard: frame_said
+            said = any(remark.kind == "lungs" for remark in remarks)  # that they were not found, and why
+            remarks.append(InputRemark("region", "So the whole image is used, not a crop." if said else crop.reason))
+        return _ReadImage(np.asarray(crop_square(grey, self.image_size, crop)), "", tuple(remarks), facts, crop)
 
 
-def open_session(
-    content: bytes, config: BundleConfig, path: Path, *, threads: int | None = None
-) -> onnxruntime.InferenceSession:
-    """Open an ONNX file, and verify that it is the model that the config describes.
-
-    Args:
-        content: The bytes of the file.
-        config: The configuration of the model.
-        path: The file, for messages.
-        threads: CPU cores that the session uses; None for all.
-
-    Returns:
-        The session, on the CPU.
-
-    Raises:
-        ModelFormatError: The file cannot be read, or its inputs, outputs, classes or self-test do not match the config.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # fatal errors only; other errors are raised as exceptions
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a dozen exception types without a common base
-        raise unusable_model(
-            path, f"onnxruntime {onnxruntime.__version__} cannot read it ({str(error)[:200]})"
-        ) from error
-    _check_signature(session, config, path)
-    logits, probabilities = session.run(
-        ["logits", "probabilities"], {ONNX_INPUT: golden_image(config.image_size)[None, None]}
-    )
-    check_golden(config, {"logits": logits[0].tolist(), "probabilities": probabilities[0].tolist()}, path)
-    return session
+def classify(p: np.ndarray, config: BundleConfig) -> list[str]:
+    """Return the class that a model predicts for each row of probabilities `(n, classes)`; empty for rows with NaN."""
+    known = np.all(np.isfinite(p), axis=1)
+    predicted = np.where(known[:, None], p, 0).argmax(axis=1)
+    if config.threshold is not None:
+        assert config.positive is not None  # the config requires it together with a threshold
+        positive = config.classes.index(config.positive)
+        predicted = np.where(p[:, positive] >= config.threshold, positive, 1 - positive)
+    return [config.classes[number] if ok else "" for number, ok in zip(predicted, known, strict=True)]
 
 
-def _check_signature(session: onnxruntime.InferenceSession, config: BundleConfig, path: Path) -> None:
-    """Check the inputs, outputs and classes of an ONNX model against the config."""
-    size, n_classes = config.image_size, len(config.classes)
-    inputs = [(node.name, node.type, node.shape[1:]) for node in session.get_inputs()]
-    if inputs != [(ONNX_INPUT, "tensor(uint8)", [1, size, size])]:
-        raise unusable_model(path, f"it takes {inputs}, not {ONNX_INPUT} of 8 bits and {size} pixels")
-    outputs = [(node.name, node.shape[1]) for node in session.get_outputs()]
-    if outputs != [(name, n_classes) for name in ONNX_OUTPUTS]:  # guard: onnx_form
-        raise unusable_model(path, f"it gives {outputs}, not {', '.join(ONNX_OUTPUTS)} of {n_classes} classes")
-    classes = session.get_modelmeta().custom_metadata_map.get("classes", "none")
-    if classes != json.dumps(config.classes):  # guard: class_order
-        raise unusable_model(
-            path, f"its classes are {classes}, those of {CONFIG_FILE} are {json.dumps(config.classes)}"
-        )
+def _with_crops(table: pd.DataFrame, crops: Sequence[Crop | None]) -> pd.DataFrame:
+    """Add the columns of a model that sees crops to the lungs; empty and NaN for an image that was not read."""
+    used = ["" if crop is None else crop.used("lungs") for crop in crops]
+    edges = np.array([[np.nan] * 4 if crop is None else crop[:4] for crop in crops], dtype=float).reshape(-1, 4)
+    return table.assign(region=used, **dict(zip(CROP_COLUMNS, edges.T, strict=True)))

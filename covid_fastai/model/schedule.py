@@ -24,6 +24,7 @@ from covid_fastai.files import make_folder, write_csv
 from covid_fastai.model.callbacks import (
     FROZEN,
     UNFROZEN,
+    BatchLog,
     CheckpointCallback,
     EpochLog,
     HistoryRecorder,
@@ -36,6 +37,7 @@ from covid_fastai.model.callbacks import (
 )
 from covid_fastai.model.checkpoint import (
     Checkpoint,
+    CheckpointWriter,
     check_room,
     clear_checkpoints,
     list_checkpoints,
@@ -68,6 +70,17 @@ __all__ = ["ProgressiveResizing", "fit", "is_out_of_memory"]
 
 logger = logging.getLogger("covid_fastai")
 
+OUT_OF_MEMORY = (  # texts of errors, in small letters
+    *("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "insufficient memory"),
+    "invalid buffer size",  # MPS: a tensor is larger than the device allows
+)
+OUT_OF_MEMORY += (  # of libraries that allocate on their own; guard: library_memory
+    *("_alloc_failed", "allocation_failed", "statusallocfailed", "status_memory_error"),  # CUDA's, cuDNN 9's, ROCm's
+    *("out_of_device_memory", "out_of_host_memory", "error_out_of_resources"),  # SYCL's
+    # where not even their first buffer finds room
+    *("cublas_status_not_initialized", "cudnn_status_not_initialized"),
+    "unable to find an engine to execute",  # torch passes over each algorithm of cuDNN that finds no room
+)
 HALVINGS = 3  # of the batch size; with less than an eighth of it, BatchNorm's statistics are too noisy
 PRETRAINED_LR_RATIO = 100.0  # as in fastai's fine_tune: pretrained first layers need the smallest changes
 CYCLES = {  # fraction of steps in the warm-up, and the divisor of the peak rate that it starts from
@@ -164,6 +177,7 @@ def fit(
         make_folder(plan.out.path)
         log_model(learn, plan.out)
     initial, batch_size = _InitialState(learn), learn.dls.train.bs
+    processes = num_distrib()  # `data_parallel` leaves this process alone, also after an error; guard: oom_alone
     for halvings in range(HALVINGS + 1):
         try:
             with data_parallel(learn):
@@ -172,9 +186,9 @@ def fit(
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):  # guard: oom
                 raise
-            if halvings == HALVINGS or learn.dls.train.bs < 4 or num_distrib() > 1:  # guard: oom_end
+            if halvings == HALVINGS or learn.dls.train.bs < 4 or processes > 1:  # guard: oom_end
                 raise ResourceError(
-                    f"Out of memory with a batch size of {learn.dls.train.bs}.",
+                    f"Out of memory with a batch size of {learn.dls.train.bs}: {_words_of_memory(error)}",
                     hint="Use a smaller batch_size or image_size, or another device.",
                 ) from error
         # outside of `except`, since the error refers to the tensors that filled the memory
@@ -213,18 +227,25 @@ class _InitialState:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if torch.backends.mps.is_available():
+            torch.mps.empty_cache()
         get_model(learn.model).load_state_dict(self.weights)
         restore_random_states(learn, *self.random)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means out of memory: CUDA's has a type; the others are known by their text.
+    """Return whether an error means out of memory: torch's own has a type; the others are known by their text."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _tells_of_memory(str(error))
 
-    The libraries of CUDA allocate on their own and report it as a status, such as `CUBLAS_STATUS_ALLOC_FAILED`.
-    """
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
-    words += ("status_alloc_failed",)  # guard: library_memory
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error).lower() for word in words)
+
+def _tells_of_memory(text: str) -> bool:
+    return any(word in text.lower() for word in OUT_OF_MEMORY)
+
+
+def _words_of_memory(error: BaseException) -> str:
+    """Return the line of an error that tells of memory; fastai adds lines to the errors of callbacks."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if _tells_of_memory(line)), lines[-1])[:200].rstrip(".") + "."
 
 
 def _fit_phases(learn: Learner, plan: _Plan, *, resume: bool) -> None:
@@ -237,18 +258,19 @@ def _fit_phases(learn: Learner, plan: _Plan, *, resume: bool) -> None:
     record = Record.of(checkpoint)
     guard = NonFiniteGuard(learn, checkpoint.facts["epoch"] if checkpoint else 0) if plan.stop_on_divergence else None
     try:
-        with _logging_only(learn), smooth_loss_on_device(learn):
+        with _logging_only(learn), smooth_loss_on_device(learn), CheckpointWriter() as writer:
             for phase in plan.phases:
                 done = _done(phase, checkpoint)
                 if done < phase.epochs:
                     callbacks = [
                         HistoryRecorder(record, phase, done),
                         EpochLog(phase.before, sum(p.epochs for p in plan.phases), phase.name),
+                        BatchLog(),
                     ]
                     callbacks += [guard] if guard else []
                     callbacks += plan.resizing if phase.name == UNFROZEN else []
                     if plan.out is not None:
-                        callbacks.append(CheckpointCallback(record, phase, plan.out.checkpoints, config))
+                        callbacks.append(CheckpointCallback(writer, record, phase, plan.out.checkpoints, config))
                     with _without_body(learn, plan.views) if phase.name == FROZEN else nullcontext([]) as feeding:
                         _run(learn, phase, done=done, checkpoint=checkpoint, callbacks=[*callbacks, *feeding])
     except DivergenceError as error:
@@ -261,8 +283,9 @@ def _fit_phases(learn: Learner, plan: _Plan, *, resume: bool) -> None:
             learn.training_precision.leave()  # guard: leave
         record.publish(learn)
         if plan.out is not None and is_main_process():  # also the epochs before an error
-            write_csv(plan.out.history, facts_of(learn).history)
-            write_csv(plan.out.steps, facts_of(learn).steps)
+            for file, table in ((plan.out.history, facts_of(learn).history), (plan.out.steps, facts_of(learn).steps)):
+                if table is not None:  # `publish` has just written both
+                    write_csv(file, table)
 
 
 def _plan(learn, frozen_epochs, unfrozen_epochs, learning_rate, unfrozen_learning_rate, lr_ratio) -> list[Phase]:
@@ -328,6 +351,8 @@ def _describe(learn: Learner, phases: list[Phase]) -> dict[str, Any]:
         "weight_decay": learn.wd,
         "batch_size": learn.dls.train.bs * max(1, num_distrib()),
     }
+    if learner.parts:  # a run that was begun with other parts is not continued
+        facts["parts"] = learner.parts
     facts |= {"weights": (weights.sha256 or weights.name) if weights else "", "images": learn.dls.train.n}
     facts |= {"classes": [str(name) for name in getattr(learn.dls, "vocab", [])]}
     if cohort is not None:

@@ -25,6 +25,7 @@ from covid_fastai.model.weight_files import (
     read_safetensors,
     read_torch_file,
 )
+from covid_fastai.model.weight_names import TIMM_PREFIX, check_package_weights, find_weights_file
 from covid_fastai.options import Arch, check_option
 
 __all__ = ["ARCHITECTURES", "Weights", "check_arch", "empty_body", "resolve_weights"]
@@ -32,8 +33,6 @@ __all__ = ["ARCHITECTURES", "Weights", "check_arch", "empty_body", "resolve_weig
 logger = logging.getLogger("covid_fastai")
 
 ARCHITECTURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}  # name -> channels of the last feature maps
-TIMM_PREFIX = "timm/"
-NAMES = ("auto", "imagenet", "cxr")
 PACKAGE_FOLDER = Path(__file__).parent  # holds cxr-resnet18.safetensors, its .json and its manifest
 IMAGENET_GREY = (0.449, 0.226)  # torchvision's mean and std, each averaged over the three channels
 NEUTRAL_GREY = (0.5, 0.25)  # maps 0..1 to -2..2; for random weights, and for files without mean and std
@@ -108,7 +107,7 @@ def resolve_weights(weights: str | Path | Weights | None, *, arch: str) -> Weigh
         return _package_weights(arch)
     if weights in ("auto", "imagenet"):
         return _timm_weights(arch) if arch.startswith(TIMM_PREFIX) else _imagenet_weights(arch)
-    return _file_weights(Path(weights), arch)
+    return _file_weights(weights, arch)
 
 
 def check_arch(arch: str) -> None:
@@ -138,11 +137,6 @@ def empty_body(arch: str) -> nn.Module:
         return create_body(getattr(torchvision.models, arch)(), n_in=1, pretrained=False, cut=-2)
 
 
-def _suggest(word: str, candidates, known) -> str:
-    near = difflib.get_close_matches(word, candidates, n=1)
-    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-
-
 def _random_weights(arch: str) -> Weights:
     mean, std = NEUTRAL_GREY
     return Weights("random", None, mean, std, "random initialisation", "", arch)
@@ -150,8 +144,7 @@ def _random_weights(arch: str) -> Weights:
 
 def _package_weights(arch: str) -> Weights:
     """Return this package's own weights, which are installed with it."""
-    if arch != "resnet18":
-        raise UsageError(f"The package's own weights are for resnet18, not {arch}.", hint="Use weights='imagenet'.")
+    check_package_weights(arch)
     path = PACKAGE_FOLDER / f"cxr-{arch}.safetensors"
     if not path.exists():
         raise ModelFormatError(
@@ -191,19 +184,11 @@ def _imagenet_url(arch: str) -> str:
     return torchvision.models.get_model_weights(arch).DEFAULT.url
 
 
-def _file_weights(path: Path, arch: str) -> Weights:
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if not path.is_file():
-        raise UsageError(
-            f"The weights {str(path)!r} do not exist.", hint=_suggest(str(path), NAMES, [*NAMES, "a file", "None"])
-        )
+def _file_weights(weights: str | Path, arch: str) -> Weights:
+    path = find_weights_file(weights, arch=arch)
     if arch.startswith(TIMM_PREFIX):
         return _timm_file(path, arch, name="file")
-    readers = {".safetensors": read_safetensors, ".pth": read_torch_file, ".pt": read_torch_file}
-    if path.suffix not in readers:
-        raise UsageError(f"{path} is not a weights file.", hint=f"Its name must end in {', '.join(readers)}.")
-    state, sha256 = readers[path.suffix](path)
+    state, sha256 = (read_safetensors if path.suffix == ".safetensors" else read_torch_file)(path)
     facts = read_facts(facts_file(path))
     if facts.get("sha256", sha256) != sha256:
         raise ModelFormatError(f"{path} is damaged: its sha256 is not the one in its JSON file.", hint="Copy it again.")
@@ -300,10 +285,6 @@ def _timm_weights(arch: str) -> Weights:
 
 def _timm_file(path: Path, arch: str, *, name: str) -> Weights:
     """Read a timm `.safetensors` file; timm sums the channels of the stem and drops the classifier."""
-    if path.suffix != ".safetensors":
-        raise UsageError(
-            f"{path} is not a .safetensors file, which timm's architectures need.", hint="Convert the file."
-        )
     _, sha256 = read_safetensors(path)
     timm_name = arch.removeprefix(TIMM_PREFIX)
     try:

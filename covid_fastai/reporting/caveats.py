@@ -11,15 +11,17 @@ import pandas as pd
 from covid_fastai.data.cohort import Cohort, as_cohort
 from covid_fastai.data.metadata import IN_PRETRAINING
 from covid_fastai.data.phantom import is_synthetic
+from covid_fastai.evaluation.formatting import list_sources
 from covid_fastai.evaluation.metrics import Evaluation
 from covid_fastai.evaluation.runs import Run, count_test_evaluations
-from covid_fastai.run_folder import BATCH_HALVED
+from covid_fastai.run_folder import BATCH_HALVED, CROPPED, RunFolder
 
 __all__ = ["Caveat", "FEW", "cohort_caveats", "limits", "result_caveats", "run_caveats", "source_table"]
 
 FEW = 30  # held-out patients of a class; below it, Wilson's interval for a proportion of 0.9 is wider than 0.2
+MANY_WHOLE = 0.01  # of the images; on radiographs of children and adults, the lungs are not found in 0.5 to 2%
 NAMED = 5  # patients that a caveat names
-OWN_FRACTION = 0.95  # of a class's images from collections that hardly occur in the other classes: confounded
+OWN_FRACTION = 0.95  # of a class's images from sources with hardly any images of the other classes
 TOO_GOOD = "The results are too good by an unknown amount."
 
 
@@ -74,7 +76,7 @@ def result_caveats(result: Evaluation, *, missing: int = 0) -> list[Caveat]:
 
     Args:
         result: The evaluation.
-        missing: Number of images that do not exist at their paths.
+        missing: Number of images that do not exist at their paths, or may not be opened.
 
     Returns:
         The caveats, alarms first.
@@ -87,8 +89,8 @@ def result_caveats(result: Evaluation, *, missing: int = 0) -> list[Caveat]:
             Caveat(
                 "caution",
                 "The predictions were not tested for shortcuts.",
-                f"{missing} images do not exist at the paths in the table. It is unknown whether the classes can be "
-                "separated without the lungs.",
+                f"{missing} images do not exist at the paths in the table, or lie outside of its folder. It is unknown "
+                "whether the classes can be separated without the lungs.",
             )
         )
     return _alarms_first(caveats)
@@ -99,14 +101,14 @@ def _alarms_first(caveats: Iterable[Caveat]) -> list[Caveat]:
 
 
 def source_table(cohort: pd.DataFrame) -> pd.DataFrame | None:
-    """Count the images of the task by collection and class; None if no collection is known."""
+    """Count the images of the task by source and class; None if no source is known."""
     cohort = as_cohort(cohort)
     rows = cohort[cohort["split"].isin(["train", "valid", "test"])]
     if rows["source"].replace("unknown", "").eq("").all():
         return None
     counts = pd.crosstab(rows["source"].replace("", "unknown"), rows["label"])
     order = [name for name in cohort.facts.classes if name in counts] or list(counts)
-    return counts[order].reset_index().rename(columns={"source": "collection or hospital"}).rename_axis(columns=None)
+    return counts[order].reset_index().rename(columns={"source": "image source"}).rename_axis(columns=None)
 
 
 def limits(cohort: pd.DataFrame, result: Evaluation, *, external: bool = False) -> list[str]:
@@ -122,11 +124,11 @@ def limits(cohort: pd.DataFrame, result: Evaluation, *, external: bool = False) 
     """
     elsewhere = "is reported under external data" if external else "was not measured"
     sentences = [
-        "The held-out patients come from the same collections as the training patients. The performance at other "
+        "The held-out patients come from the same image sources as the training patients. The performance at other "
         f"hospitals {elsewhere}.",
-        "The prevalence of each class is that of the collections, not that of a clinic. Precision and accuracy depend "
+        "The prevalence of each class is that of these data, not that of a clinic. Precision and accuracy depend "
         "on it.",
-        "The intervals describe the variation between patients of these collections. They do not include the variation "
+        "The intervals describe the variation between patients of these sources. They do not include the variation "
         "between training runs and seeds, wrong labels, or choices made after the held-out results were known.",
         "The labels are those of the data. The images were not read again.",
     ]
@@ -172,6 +174,15 @@ def _of_run(run: Run) -> Iterator[Caveat]:
             f"Out of memory: the batch size was reduced from {halved[0]['asked']} to {halved[-1]['batch_size']}.",
             "The learning rates are those of the larger batches.",
         )
+    for event in [event for event in run.record if event["event"] == CROPPED][-1:]:
+        if event["whole_images"] >= MANY_WHOLE * event["images"]:
+            yield Caveat(
+                "caution",
+                f"On {event['whole_images']} of {event['images']} images the lungs were not found.",
+                "The model was given these images whole, the others cropped to the lungs: "
+                + ", ".join(f"{n} of {of} of {name}" for name, (n, of) in event.get("by_class", {}).items())
+                + f" ({RunFolder.crops} lists them). If this is more frequent in one class, it is a shortcut.",
+            )
     counts = count_test_evaluations(run)
     evaluations, others = sum(counts.values()), [name for name in counts if name != run.path.resolve().name]
     if evaluations > 1:  # guard: touches
@@ -242,12 +253,13 @@ def _of_pretraining(run: Run, weights: Mapping[str, Any]) -> Iterator[Caveat]:
             "It is unknown whether some of them are in other collections that contain images of the NIH."
         )
         same_patients = "They are excluded for any choice of weights, so that all models have the same patients."
-        yield Caveat(
-            "caution",
-            f"{not_evaluated:,} images were excluded from evaluation: they, or other images of their patients, are in "
-            "the pretraining data of this package's weights.",
-            unknown_overlap if package_weights else same_patients,
-        )
+        title = "No image is known to be in the pretraining data of this package's weights."
+        if not_evaluated:
+            title = (
+                f"{not_evaluated:,} images were excluded from evaluation: they, or other images of their patients, are "
+                "in the pretraining data of this package's weights."
+            )
+        yield Caveat("caution", title, unknown_overlap if package_weights else same_patients)
 
 
 def _of_cohort(cohort: Cohort) -> Iterator[Caveat]:
@@ -269,12 +281,12 @@ def _of_cohort(cohort: Cohort) -> Iterator[Caveat]:
         rare_in_others = fractions.drop(index=name).max() < 1 - OWN_FRACTION
         from_own = by_source[rare_in_others].sum()
         if from_own >= OWN_FRACTION:  # guard: own_source
-            own_sources = ", ".join(by_source[rare_in_others & (by_source > 0)].index[:3])
+            own_sources = list_sources(by_source[rare_in_others & (by_source > 0)].index[:3])
             yield Caveat(
                 "alarm",
-                f"Class and source are confounded: {name}.",
-                f"{100 * from_own:.0f}% of its images come from {own_sources}, where the other classes have hardly any "
-                "images. Any difference between the collections (age, machine, projection, file format) separates "
-                "the classes without the lungs. A high AUC shows only that the collections can be separated.",
+                f"Class and image source go together: {name}.",
+                f"{100 * from_own:.0f}% of its images come from the image {own_sources}, where the other classes have "
+                "hardly any images. Any difference between the sources (age, machine, projection, file format) "
+                "separates the classes without the lungs. A high AUC shows only that the sources can be separated.",
             )
             return

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from scipy.stats import mannwhitneyu
 
 from covid_fastai.audit.baselines import ShortcutAudit
 from covid_fastai.audit.leaks import LeakAudit, plot_leak_groups
-from covid_fastai.data.cohort import as_cohort
+from covid_fastai.data.cohort import Cohort, as_cohort
 from covid_fastai.data.exploration import (
     header_facts,
     plot_class_counts,
@@ -20,7 +20,9 @@ from covid_fastai.data.exploration import (
     plot_samples,
     shorten,
 )
-from covid_fastai.data.lung_plots import LUNG_MEASURES, lung_facts, plot_lung_facts
+from covid_fastai.data.lung_plots import lung_facts, plot_lung_facts
+from covid_fastai.data.lung_tables import compare_framing, count_lungs
+from covid_fastai.data.pseudonymise import DATA, numbered_page
 from covid_fastai.errors import DataError
 from covid_fastai.reporting.caveats import cohort_caveats, source_table
 from covid_fastai.reporting.html import draw_chart, write_page
@@ -28,32 +30,43 @@ from covid_fastai.reporting.report import count_problems, count_rows, describe_s
 
 __all__ = ["write_audit", "write_exploration"]
 
-FEWEST_LUNGS = 10  # images of a group; below it an AUC says little
+logger = logging.getLogger("covid_fastai")
 
 
-def write_exploration(cohort: pd.DataFrame, out: str | Path = "exploration.html") -> Path:
+def write_exploration(
+    cohort: pd.DataFrame, out: str | Path = "exploration.html", *, pseudonymise: bool = False
+) -> Path:
     """Write a page that describes the patients and the images of a cohort, the first two steps of the article.
 
     Args:
         cohort: Result of `read_cohort`.
         out: Path of the page; its folder must exist.
+        pseudonymise: Whether numbers stand for files and patients. The key lies beside the page, in a folder that only
+            its owner can read.
 
     Returns:
         The file.
 
     Raises:
         DataError: No image of the cohort can be read.
-        ResourceError: The file cannot be written.
+        ResourceError: The file cannot be written, or the key of an earlier page is there.
     """
-    cohort = as_cohort(cohort)
+    facts = as_cohort(cohort).facts
+    files = {name: word for name, word in ((facts.data, DATA), (facts.root, "IMAGES")) if name}
+    with numbered_page(as_cohort(cohort), out, numbered=pseudonymise, files=files) as rows:
+        return _write_exploration(as_cohort(rows), Path(out))
+
+
+def _write_exploration(cohort: Cohort, out: Path) -> Path:
     rows, classes = cohort[cohort["split"] != "excluded"], cohort.facts.classes
     if rows.empty:
         raise DataError("All rows of the cohort are excluded.", hint="Choose another task.")
+    logger.info("Reading files, lungs and samples for the page.")
     facts, lungs = header_facts(cohort), lung_facts(cohort)
     lead = f"The task {cohort.facts.task} uses {len(rows):,} images of {rows['patient'].nunique():,} patients; "
     lead += f"{len(cohort) - len(rows):,} images are excluded."
     return write_page(
-        Path(out),
+        out,
         "exploration.html",
         title=f"{' or '.join(classes)}: exploration of the data",
         data=cohort.facts.data,
@@ -67,7 +80,8 @@ def write_exploration(cohort: pd.DataFrame, out: str | Path = "exploration.html"
             draw_chart(plot_missing_values(cohort), "Empty cells by column"),
         ],
         samples=draw_chart(plot_samples(cohort), f"Sample radiographs of {', '.join(classes)}", kind="png", wide=True),
-        lung_text=_lung_text(lungs, classes),
+        lung_text=_lung_text(lungs, classes, of_all="lung_quality" in cohort),
+        lung_counts=count_lungs(lungs),
         lungs=draw_chart(plot_lung_facts(lungs, classes=classes), "Area and place of the lungs by class", wide=True),
         header_text=_header_text(facts),
         headers=draw_chart(plot_header_facts(facts, classes=classes), "Format, mode and size of the files", wide=True),
@@ -122,26 +136,12 @@ def _header_text(facts: pd.DataFrame) -> str:
     return ". ".join(descriptions) + ". Differences between the classes allow a model to be right without the lungs."
 
 
-def _lung_text(facts: pd.DataFrame, classes: Sequence[str]) -> str:
-    """Describe the lungs of the sample: where they were not found, and the measure that separates the classes best."""
+def _lung_text(facts: pd.DataFrame, classes: Sequence[str], *, of_all: bool) -> str:
+    """Describe the lungs: where they were not found, and the measure that separates the classes best."""
     usable = facts["area"].notna()
-    text = f"The lungs were segmented in a sample of {len(facts):,} images. "
+    text = f"The lungs were segmented in {'all' if of_all else 'a sample of'} {len(facts):,} images. "
     if failed := int((~usable).sum()):
         reasons = facts.loc[~usable, "lung_quality"].value_counts()
         kinds = ", ".join(f"{n} {quality}" for quality, n in reasons.items())
         text += f"On {failed:,} of them they were not found ({kinds}); these are not in the histograms. "
-    separations = {}
-    for column, label in LUNG_MEASURES.items():
-        for name in classes:
-            of_class = facts["label"] == name
-            groups = facts.loc[usable & of_class, column], facts.loc[usable & ~of_class, column]
-            if min(map(len, groups)) >= FEWEST_LUNGS:
-                auc = mannwhitneyu(*groups).statistic / (len(groups[0]) * len(groups[1]))
-                separations[label, name] = max(auc, 1 - auc)
-    if not separations:
-        return text + f"There are too few images for a comparison of the classes (fewer than {FEWEST_LUNGS})."
-    (label, name), auc = max(separations.items(), key=lambda item: item[1])
-    text += (
-        f"The measure that differs most is the {label.split(' (')[0]}: alone it separates {name} from the other images "
-    )
-    return text + f"with AUC {auc:.2f} (0.5 is chance). The framing of an image can act as a shortcut."
+    return text + compare_framing(facts, classes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from covid_fastai.data.download import TERMS
@@ -34,6 +36,7 @@ def build_datasheet(facts: RunFacts) -> str:
         "Sources": _sources(facts),
         "Excluded rows": _excluded(facts),
         "Patients": _patients(facts),
+        "Columns": _columns(facts),
         "Files": _files(facts),
         "Copies": _copies(facts),
         "Problems": _problems(facts),
@@ -121,6 +124,30 @@ def _patients(facts: RunFacts) -> str:
     )
     note += "class, is a possible shortcut."
     return "\n\n".join(["\n".join(lines), *([note] if tables else []), *tables])
+
+
+def _columns(facts: RunFacts) -> str:
+    """Name the columns that the run keeps and those that it leaves out; values are not shown."""
+    cohort = facts.cohort
+    text = f"`{RunFolder.cohort}` has the columns {_names(cohort.columns)}. "
+    left_out = (
+        f"These columns of the data were left out: {_names(cohort.left_out)}."
+        if cohort.left_out
+        else "No column was left out."
+    )
+    text += f"{left_out} A run keeps what it needs, and the columns that `keep_columns` (`--keep-columns`) names."
+    if facts.run.is_pseudonymised:
+        text += (
+            " The names of files and patients are replaced by numbers, in every file of the run. Their key lies in a "
+            "folder of its own beside the run, which only its owner can read: do not share it together with the run. "
+            "Text that is part of an image is not replaced."
+        )
+    return text
+
+
+def _names(columns: Iterable[object]) -> str:
+    names = (" ".join(str(name).split()) for name in columns)
+    return ", ".join("`" + name.replace("`", "'") + "`" for name in names)
 
 
 def _crosstab(facts: RunFacts, column: str) -> pd.DataFrame | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from covid_fastai.audit.plain_words import say_plainly
 from covid_fastai.evaluation.formatting import format_metric
 from covid_fastai.evaluation.runs import Run, read_run
 from covid_fastai.files import atomic_write
-from covid_fastai.model.card import write_card
+from covid_fastai.model.card import as_inert_markdown, write_card
 from covid_fastai.notices import RESEARCH_USE
-from covid_fastai.reporting.caveats import limits, run_caveats
+from covid_fastai.reporting.caveats import Caveat, limits, run_caveats
 from covid_fastai.reporting.datasheet import build_datasheet
 from covid_fastai.reporting.guidelines import ITEMS, SOURCES, Item
 from covid_fastai.reporting.run_facts import SPLIT_TITLES, RunFacts, describe_metric, markdown_table
@@ -23,7 +24,7 @@ OTHER_DOCUMENTS = (
     f"The run's folder also holds `{RunFolder.datasheet}` (the data) and `{RunFolder.reporting_items}` (CLAIM 2024 and "
     "TRIPOD+AI)."
 )
-NO_AUDIT = "Not audited: it was not tested whether the model uses the lungs or differences between the collections."
+NO_AUDIT = "Not audited: it was not tested whether the model uses the lungs or differences between the image sources."
 
 
 def write_documents(run: str | Path | Run) -> dict[str, Path]:
@@ -58,22 +59,31 @@ def write_documents(run: str | Path | Run) -> dict[str, Path]:
 
 def _write(path: Path, text: str) -> Path:
     with atomic_write(path) as file:
-        file.write(text)
+        file.write(as_inert_markdown(text))
     return path
 
 
 def _write_card(facts: RunFacts, folder: Path, *, fold: str) -> Path:
     result = facts.result
+    level = facts.audit.verdict.level if facts.audit else None
+    plain = say_plainly(level, result.classes, result.positive, synthetic=facts.is_synthetic)
     which = f" (fold {fold} of {facts.folds})" if fold else ""
-    alarms = [f"{caveat.title} {caveat.text}" for caveat in run_caveats(facts.run) if caveat.level == "alarm"]
+    alarms = [f"{caveat.title} {caveat.text}" for caveat in run_caveats(facts.run) if _is_limit(caveat)]
     return write_card(
         folder,
         facts.models[folder],
         title=f"{' or '.join(result.classes)}{which}",
+        headline=plain.headline,
+        level=level or "",
+        synthetic=facts.is_synthetic,
         verdict=_verdict(facts),
         limits=[*alarms, *limits(facts.cohort, result, external=bool(facts.external))],
         metrics=_metrics(facts, fold=fold),
     )
+
+
+def _is_limit(caveat: Caveat) -> bool:
+    return caveat.level == "alarm" or "synthetic" in caveat.title
 
 
 def _verdict(facts: RunFacts) -> str:

@@ -153,8 +153,10 @@ def preprocessing(facts: RunFacts) -> Answer | None:
     if facts.model is None:
         return None
     model = facts.model
+    cropped = f" of the box around the lungs with a margin (segmentation {model.segmentation})"
     text = (
-        f"One greyscale channel, {model.image_size} x {model.image_size} pixels ({model.resize}), intensities from 0 "
+        f"One greyscale channel, {model.image_size} x {model.image_size} pixels{cropped * (model.region == 'lungs')} "
+        f"({model.resize}), intensities from 0 "
     )
     text += f"to 1 normalised with mean {model.mean:g} and standard deviation {model.std:g}."
     return Answer(f"model's {CONFIG_FILE}", text)
@@ -238,7 +240,7 @@ def counts(facts: RunFacts) -> Answer | None:
 def differences(facts: RunFacts) -> Answer | None:
     if not facts.evaluated:
         return None
-    text = "Held-out patients are a random sample of the same collections."
+    text = "Held-out patients are a random sample of the same image sources."
     if not facts.external:
         return Answer(RunFolder.cohort, text, "data of another setting")
     return Answer("external/", f"{text} External data: {', '.join(facts.external)}.", "how the settings differ")

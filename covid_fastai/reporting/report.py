@@ -4,38 +4,40 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from PIL import Image
 
-from covid_fastai.audit.audit import Audit, audit_predictions, read_audit
+from covid_fastai.audit.audit import Audit, audit_predictions
 from covid_fastai.audit.baselines import ShortcutAudit, plot_shortcuts
 from covid_fastai.data.cohort import Cohort, save_cohort
 from covid_fastai.data.exploration import plot_batch, plot_class_counts, shorten
+from covid_fastai.data.kept_columns import keep_columns
 from covid_fastai.data.metadata import summarise_cohort
+from covid_fastai.data.phantom import is_synthetic
 from covid_fastai.data.problems import SEVERITIES
+from covid_fastai.data.pseudonymise import numbered_page
+from covid_fastai.data.reach import Reach
+from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.formatting import PERCENT, format_interval, format_metric
-from covid_fastai.evaluation.interpretation import open_for_display, plot_confusion_matrix, top_losses
 from covid_fastai.evaluation.metrics import Evaluation, evaluate
 from covid_fastai.evaluation.moved_images import move_images, require_images
-from covid_fastai.evaluation.plots import (
-    plot_history,
-    plot_learning_rate,
-    plot_precision_recall,
-    plot_probabilities,
-    plot_roc,
-)
-from covid_fastai.evaluation.prediction_table import has_label_and_prediction
+from covid_fastai.evaluation.plots import plot_history, plot_learning_rate
+from covid_fastai.evaluation.prediction_table import PROBABILITY, has_label_and_prediction
 from covid_fastai.evaluation.runs import Run, collect_versions, read_run
-from covid_fastai.files import write_csv, write_json
-from covid_fastai.plotting import as_data_uri, embed_image, save_figure
+from covid_fastai.files import read_csv, write_csv, write_json
+from covid_fastai.plotting import as_data_uri, save_figure
+from covid_fastai.reporting.cases import describe_cases, describe_images
 from covid_fastai.reporting.caveats import limits, result_caveats, run_caveats, source_table
-from covid_fastai.reporting.html import draw_chart, write_page
-from covid_fastai.reporting.run_facts import SPLIT_TITLES, count_shared_patients
+from covid_fastai.reporting.conclusion import describe_conclusion
+from covid_fastai.reporting.external_section import describe_external
+from covid_fastai.reporting.html import draw_chart, put_on_black, write_page
+from covid_fastai.reporting.result_section import describe_result
+from covid_fastai.reporting.run_facts import SPLIT_TITLES, RunFacts, count_shared_patients
 from covid_fastai.run_folder import RunFolder
 from covid_fastai.saliency.region_fraction import BOX_NAME, summarise_saliency_fraction
 
@@ -46,8 +48,8 @@ __all__ = [
     "count_problems",
     "count_rows",
     "describe_audit",
-    "describe_result",
     "describe_shortcuts",
+    "folder_of_images",
     "render_report",
     "write_evaluation",
     "write_report",
@@ -55,7 +57,7 @@ __all__ = [
 
 logger = logging.getLogger("covid_fastai")
 
-CASES = 12  # held-out images with the largest loss that are shown
+EXAMPLES = 6  # held-out images that are shown with their class activation map
 VERDICT_TEXT = {
     "good": "The conditions and their results are listed below. Results at other hospitals may still differ.",
     "caution": "No condition failed, but not every condition is met. The conditions are listed below.",
@@ -78,7 +80,9 @@ def write_report(learn: Learner, result: Evaluation) -> Path:
     """
     folder = RunFolder(learn.path)
     _write_missing(learn, result, folder)
-    save_figure(folder.batch_picture, plot_batch(learn.dls))
+    batch = plot_batch(learn.dls, columns=4)
+    put_on_black(batch)
+    save_figure(folder.batch_picture, batch)
     return render_report(folder.path)
 
 
@@ -99,11 +103,12 @@ def render_report(folder: str | Path, *, data: str | Path | None = None) -> Path
     """
     run = read_run(folder) if data is None else move_images(folder, data)
     _warn_if_moved(run)
+    logger.info("Writing the report.")
     fields = run.config.get("config") or {}
-    cohort, result = run.cohort, run.metrics
+    facts, cohort, result = RunFacts(run), run.cohort, run.metrics
     folds = run.config.get("folds")
     how = (
-        f"Each patient was predicted by the one of {folds} models that was not trained on them."
+        f"Each patient was predicted by a model that was not trained on them (cross-validation, {folds} models)."
         if folds
         else "The model was not trained on these patients."
     )
@@ -111,17 +116,26 @@ def render_report(folder: str | Path, *, data: str | Path | None = None) -> Path
         run.folder.report,
         "run.html",
         files=RunFolder,
-        title=f"{_task_title(fields.get('task'), result)}: model evaluation",
+        title=_task_title(fields.get("task"), result),
         name=run.path.resolve().name,
         started=run.record[0].get("time", "").replace("T", " ").replace("Z", " UTC") if run.record else "",
         minutes=_minutes(run.history),
-        device=run.built.get("device", ""),
-        heading="Performance on held-out patients",
+        device=_device(run.built),
+        heading="Held-out patients of the same image sources",
         caveats=run_caveats(run),
-        audit=describe_audit(read_audit(run.path)),
+        audit=describe_audit(facts.audit),
+        **describe_conclusion(
+            result,
+            facts.audit,
+            synthetic=facts.is_synthetic,
+            external=[source for stored in facts.external.values() for source in stored["same_source"]],
+            outdated=facts.audit_is_older,
+        ),
+        external=describe_external(facts.external),
         **_describe_saliency(run),
         metrics={SPLIT_TITLES.get(split, split): result.summary() for split, result in run.evaluations.items()},
-        **describe_result(result, how=how),
+        **describe_result(result, how=how, repeats=run.repeats),
+        **describe_cases(result, run.folder),
         split_text=_split_text(cohort, fields),
         counts=count_rows(cohort),
         sources=source_table(cohort),
@@ -130,8 +144,9 @@ def render_report(folder: str | Path, *, data: str | Path | None = None) -> Path
         training_text=_training_text(run, run.built, fields),
         training_figures=_training_figures(run),
         settings=pd.DataFrame([{"setting": key, "value": _plain(value)} for key, value in fields.items()]),
-        limits=limits(cohort, result),
+        limits=limits(cohort, result, external=bool(facts.external)),
         python=run.config.get("python"),
+        own_parts="; ".join(f"{name}: {part}" for name, part in run.built.get("parts", {}).items()),
         command=run.config.get("command"),
         versions=_versions(run.versions),
         record=_record(run),
@@ -146,7 +161,12 @@ def _warn_if_moved(run: Run) -> None:
 
 
 def write_evaluation(
-    predictions: str | Path | pd.DataFrame | Evaluation, out: str | Path = "evaluation.html", **options: Any
+    predictions: str | Path | pd.DataFrame | Evaluation,
+    out: str | Path = "evaluation.html",
+    *,
+    image_root: str | Path | None = None,
+    pseudonymise: bool = False,
+    **options: Any,
 ) -> Path:
     """Evaluate predictions of any model and write a page with metrics, shortcut tests and the worst cases.
 
@@ -154,8 +174,13 @@ def write_evaluation(
     gives a verdict.
 
     Args:
-        predictions: A predictions table or CSV, or the result of `evaluate` for one.
+        predictions: A predictions table or CSV, the folder of a run, or the result of `evaluate` for one.
         out: Path of the page; its folder must exist.
+        image_root: The folder that contains all images, and that the paths in a CSV are relative to. None for the
+            folder of the CSV; images of a run or a table in memory may then lie anywhere. No image outside of it is
+            opened.
+        pseudonymise: Whether numbers stand for files and patients. The key lies beside the page, in a folder that only
+            its owner can read.
         **options: Options of `evaluate`.
 
     Returns:
@@ -164,25 +189,53 @@ def write_evaluation(
     Raises:
         UsageError: The value of an option is not allowed.
         DataError: The table is faulty.
-        ResourceError: The file cannot be written.
+        ResourceError: The file cannot be written, or the key of an earlier page is there.
     """
-    result = predictions if isinstance(predictions, Evaluation) else evaluate(predictions, **options)
+    root = folder_of_images(predictions) if isinstance(predictions, (str, Path)) and image_root is None else image_root
+    if isinstance(predictions, Evaluation):
+        result = predictions
+    else:
+        result = evaluate(predictions, image_root=image_root, **options)
+    paths = result.predictions["path"].tolist()
+    reach = Reach(root, paths)
+    # guard: evaluation_outside
+    faults = {path: fault for path in dict.fromkeys(paths) if (fault := reach.path_fault(path)) is not None}
+    files = {str(root): "IMAGES"} if root is not None else {}
+    with numbered_page(result.predictions, out, numbered=pseudonymise, files=files) as rows:
+        patients = dict(zip(result.predictions["patient"], rows["patient"], strict=True))
+        two_labels = [patients.get(patient, patient) for patient in result.two_labels]
+        unopened = {path for path, given in zip(rows["path"], paths, strict=True) if given in faults}
+        if any(map(os.path.isabs, faults)):
+            remedy = next(iter(faults.values()))[2]
+            logger.warning("%d images lie outside of %s and are not opened. %s", len(unopened), root, remedy)
+        return _write_evaluation(replace(result, predictions=rows, two_labels=two_labels), Path(out), unopened)
+
+
+def folder_of_images(predictions: str | Path) -> Path | None:
+    """Return the folder below which the images of predictions are opened: that of a table; None for those of a run."""
+    return None if Path(predictions).is_dir() else Path(predictions).parent
+
+
+def _write_evaluation(result: Evaluation, out: Path, unopened: Collection[str]) -> Path:
+    """Write the page of an evaluation; paths in `unopened` are treated as missing."""
     rows = result.predictions
     evaluated = rows[has_label_and_prediction(rows)]
-    exists = evaluated["path"].map(os.path.isfile)
-    caveats = result_caveats(result, missing=int((~exists).sum()))
-    audit = audit_predictions(rows, positive=result.positive) if exists.all() else None
+    missing = [path for path in evaluated["path"].tolist() if path in unopened or not os.path.isfile(path)]
+    caveats = result_caveats(result, missing=len(missing))
+    audit = None if missing else audit_predictions(rows, positive=result.positive)
     return write_page(
-        Path(out),
+        out,
         "evaluation.html",
         title=f"{' or '.join(result.classes)}: evaluation of predictions",
         heading="Agreement of the predictions with the labels",
         caveats=caveats,
         audit=describe_audit(audit),
+        **describe_conclusion(result, audit, synthetic=len(rows) > 0 and all(map(is_synthetic, rows["path"]))),
         saliency=None,
-        saliency_figure=None,
+        examples=[],
         metrics={"Predictions": result.summary()},
         **describe_result(result, how="It is unknown whether the model was trained on any of them."),
+        **describe_cases(result, unopened=unopened),
         limits=limits(rows, result),
     )
 
@@ -232,6 +285,7 @@ def describe_audit(audit: Audit | None) -> dict[str, Any] | None:
                 format_interval(low, high)
                 for low, high in zip(audit.altered["auc_low"], audit.altered["auc_high"], strict=True)
             ],
+            "lungs not found": [_describe_boxes(row) for row in as_rows(audit.altered)],
         }
     )
     batch_effect = "; ".join(
@@ -248,6 +302,13 @@ def describe_audit(audit: Audit | None) -> dict[str, Any] | None:
     }
 
 
+def _describe_boxes(row: Mapping[str, Any]) -> str:
+    """Return on how many of the altered images the box took the place of the lungs."""
+    if row["images"] == 0:
+        return ""
+    return "not stated" if row["images"] != row["images"] else f"{row['boxes']:.0f} of {row['images']:.0f} images"
+
+
 def describe_shortcuts(shortcuts: ShortcutAudit) -> dict[str, Any]:
     """Return texts, a table and a figure of baselines without a network, by name, for a page."""
     return _baselines(shortcuts.summary(), shortcuts, None)
@@ -256,11 +317,16 @@ def describe_shortcuts(shortcuts: ShortcutAudit) -> dict[str, Any]:
 def _baselines(table: pd.DataFrame, shortcuts: ShortcutAudit, network: Mapping[str, Any] | None) -> dict[str, Any]:
     table["baseline"] = table["baseline"] + ": " + table.pop("input")
     alt = "AUC of baselines that see little or nothing of the lungs" + (", and of the network" if network else "")
-    figure = draw_chart(plot_shortcuts(shortcuts, network=network), alt, wide=True)
+    figure = draw_chart(plot_shortcuts(shortcuts, network=network), alt)
     return {"baselines": table, "notes": shortcuts.notes()[:-1], "figure": figure}
 
 
 # texts of the report
+
+
+def _device(built: Mapping[str, Any]) -> str:
+    """Return device and number format of a training; runs of older versions did not record the format."""
+    return " in ".join(str(built[key]) for key in ("device", "precision") if key in built)
 
 
 def _split_text(cohort: pd.DataFrame, fields: Mapping[str, Any]) -> str:
@@ -285,7 +351,10 @@ def _training_text(run: Run, built: Mapping[str, Any], fields: Mapping[str, Any]
     )
     folds = f"{run.config['folds']} models, one per fold: " if run.config.get("folds") else ""
     size = f", on greyscale images of {fields['image_size']}×{fields['image_size']} pixels" if fields else ""
-    return f"{folds}{arch}, initialised with {start}{size}. One-cycle learning rates{': ' + plan if plan else ''}."
+    if fields.get("region") == "lungs":
+        size += ", cropped to the lungs"
+    own = "".join(f" Own {name}: {part}." for name, part in built.get("parts", {}).items())
+    return f"{folds}{arch}, initialised with {start}{size}. One-cycle learning rates{': ' + plan if plan else ''}.{own}"
 
 
 def _versions(versions: Mapping[str, Any]) -> str:
@@ -304,13 +373,15 @@ def _record(run: Run) -> pd.DataFrame:
 
 def _minutes(history: pd.DataFrame) -> str:
     seconds = float(history["seconds"].sum())
+    if history["seconds"].isna().all():
+        return ""
     return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
 
 
 def _task_title(task: Any, result: Evaluation) -> str:
     if isinstance(task, Mapping):
         return str(task.get("title") or task.get("name"))
-    return " or ".join(result.classes)
+    return f"Chest radiographs: {' or '.join(result.classes)}"
 
 
 def _plain(value: Any) -> str:
@@ -321,20 +392,20 @@ def _plain(value: Any) -> str:
 
 
 def _data_figures(run: Run, cohort: Cohort) -> list[dict[str, Any]]:
-    charts = [draw_chart(plot_class_counts(cohort), "Images and patients by class and part", wide=True)]
+    charts = [draw_chart(plot_class_counts(cohort), "Images and patients by class and part")]
     if run.folder.batch_picture.is_file():
         source = as_data_uri(run.folder.batch_picture.read_bytes(), "image/png")
         text = "A training batch after augmentation, as given to the model"
-        charts.append({"source": source, "alt": text, "caption": text + ".", "wide": True})
+        charts.append({"source": source, "alt": text, "caption": text + ".", "wide": False})
     return charts
 
 
 def _describe_saliency(run: Run) -> dict[str, Any]:
-    """Return the table and the figure of the class activation maps; None for those that were not written."""
-    table, figure, note = None, None, ""
+    """Return the table of the class activation maps, None if it was not written, and some of the maps."""
+    table, note = None, ""
     if run.folder.saliency.is_file():
         missing = {name: [""] for name in ("inside", "box", "border")}
-        fractions = pd.read_csv(run.folder.saliency, keep_default_na=False, na_values=missing)
+        fractions = read_csv(run.folder.saliency, keep_default_na=False, na_values=missing)
         n_box = int(fractions["lung"].str.startswith(BOX_NAME).sum())
         if n_box:  # guard: box_said
             note = f"On {n_box} of {len(fractions)} images no lungs were found, and the box takes their place."
@@ -351,17 +422,25 @@ def _describe_saliency(run: Run) -> dict[str, Any]:
                 "images": summary["images"],
             }
         )
-    if run.folder.saliency_picture.is_file():
-        source = as_data_uri(run.folder.saliency_picture.read_bytes(), "image/png")
-        alt = "Held-out radiographs and their class activation maps"
-        figure = {"source": source, "alt": alt, "caption": "", "wide": True}
-    return {"saliency": table, "saliency_figure": figure, "saliency_note": note}
+    return {"saliency": table, "saliency_note": note, "examples": _examples(run)}
+
+
+def _examples(run: Run) -> list[dict[str, Any]]:
+    """Return a few images of each class with their maps: the first of `saliency.csv`, which is in random order."""
+    if not run.folder.saliency.is_file():
+        return []
+    measured = read_csv(run.folder.saliency, usecols=["path", "of"], keep_default_na=False)
+    rows = measured.merge(run.metrics.predictions, on="path")
+    per_class = -(-EXAMPLES // max(1, rows["label"].nunique()))  # rounded up
+    rows = rows.groupby("label", sort=False).head(per_class).sort_values("label", kind="stable").head(EXAMPLES)
+    true_class = [row[PROBABILITY + row["label"]] for row in as_rows(rows)]
+    return describe_images(rows.assign(predicted=rows["prediction"], probability=true_class), run.folder)
 
 
 def _training_figures(run: Run) -> list[dict[str, Any]]:
-    charts = [draw_chart(plot_history(run.history), "Loss and accuracy by epoch", wide=True)]
+    charts = [draw_chart(plot_history(run.history), "Loss and accuracy by epoch")]
     if run.folder.steps.is_file():
-        charts.append(draw_chart(plot_learning_rate(run.steps), "Learning rate and training loss by step", wide=True))
+        charts.append(draw_chart(plot_learning_rate(run.steps), "Learning rate and training loss by step"))
     return charts
 
 
@@ -370,9 +449,11 @@ def _training_figures(run: Run) -> list[dict[str, Any]]:
 
 def _write_missing(learn: Learner, result: Evaluation, folder: RunFolder) -> None:
     """Write the missing tables of a report; `train_classifier` writes them, the single steps do not."""
-    from covid_fastai.model.learner_facts import facts_of, log_model  # here, since `render_report` needs no torch
+    # here, since `render_report` needs no torch
+    from covid_fastai.model.learner_facts import facts_of, log_model, remember_training
 
     facts, cohort = facts_of(learn), learn.dls.facts.cohort
+    remember_training(learn)
     tables = {folder.predictions: result.predictions, folder.problems: cohort.facts.problem_table()}
     for path in (folder.history, folder.steps):
         if not path.exists():
@@ -384,7 +465,7 @@ def _write_missing(learn: Learner, result: Evaluation, folder: RunFolder) -> Non
                 )
             tables[path] = table
     if not folder.cohort.exists():
-        save_cohort(cohort, folder.path)
+        save_cohort(keep_columns(cohort), folder.path)
     for path, table in tables.items():
         if not path.exists():
             write_csv(path, table)
@@ -395,76 +476,3 @@ def _write_missing(learn: Learner, result: Evaluation, folder: RunFolder) -> Non
     if not folder.config.exists():
         write_json(folder.config, {"data": cohort.facts.data, "config": None})
         log_model(learn, folder)
-
-
-def describe_result(result: Evaluation, *, how: str) -> dict[str, Any]:
-    """Return the variables of `result.html` and `worst.html`.
-
-    Args:
-        result: The evaluation, with its predictions.
-        how: A sentence on whether the model was trained on these patients.
-
-    Returns:
-        Texts, tiles, figures and cases by name.
-    """
-    counts = result.confusion.sum(axis=1)
-    who = ", ".join(f"{counts[name]} {name}" for name in result.classes)
-    unit = "patients" if result.unit == "patient" else "images"
-    mean = " The score of a patient is the mean over the patient's images." if result.unit == "patient" else ""
-    return {
-        "lead": f"{int(counts.sum())} held-out {unit} ({who}), {result.n_images} images. {how}{mean}",
-        "tiles": _tiles(result),
-        "failed": _failed(result),
-        "cases": _cases(result),
-        "result_figures": _result_figures(result),
-    }
-
-
-def _tiles(result: Evaluation) -> list[dict[str, str]]:
-    named = {"auc": "AUC", "sensitivity": "Sensitivity", "specificity": "Specificity", "accuracy": "Accuracy"}
-    if result.positive is None:
-        named = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "auc": "AUC, mean of classes"}
-    tiles = []
-    for metric, title in named.items():
-        row = result.row(metric)
-        interval = f"95% interval {format_interval(row['low'], row['high'])}"
-        about = f" for {row['class']}" if metric == "sensitivity" else ""
-        n = f"n = {row['n']} {row['unit']}s"
-        tiles.append({"title": title + about, "value": format_metric(row["value"]), "interval": interval, "n": n})
-    return tiles
-
-
-def _failed(result: Evaluation) -> str:
-    if not result.n_failed:
-        return ""
-    return f"{result.n_failed} images without a prediction are not counted; the column status marks them."
-
-
-def _cases(result: Evaluation) -> list[dict[str, Any]]:
-    hospitals = result.predictions.set_index("path")["source"].groupby(level=0).first()
-    cases = []
-    for row in top_losses(result, k=CASES).to_dict("records"):
-        pixels = open_for_display(row["path"])
-        cases.append(
-            {
-                "image": None if pixels is None else embed_image(Image.fromarray(pixels)),
-                "label": row["label"],
-                "predicted": row["predicted"],
-                "wrong": row["label"] != row["predicted"],
-                "probability": format_metric(row["probability"]),
-                "hospital": hospitals[row["path"]],
-                "file": shorten(Path(row["path"]).name, 34),
-            }
-        )
-    return cases
-
-
-def _result_figures(result: Evaluation) -> list[dict[str, Any]]:
-    charts = [
-        draw_chart(plot_confusion_matrix(result), "Confusion matrix: true class by row, predicted class by column"),
-        draw_chart(plot_roc(result), "ROC curve with its 95% band"),
-        draw_chart(plot_precision_recall(result), "Precision-recall curve with its 95% band"),
-        draw_chart(plot_probabilities(result), "Predicted probabilities by true class"),
-    ]
-    charts[1]["caption"] = charts[2]["caption"] = "Bands: the middle 95% of 500 bootstrap resamples of patients."
-    return charts

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import nn
 
-from covid_fastai.data.images import open_square
+from covid_fastai.data.cached_regions import region_pixels
+from covid_fastai.data.regions import Crop
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.model.learner_facts import require_facts
 from covid_fastai.model.precision import full_precision
@@ -157,7 +158,7 @@ def saliency_fraction(
     """
     table = _image_table(rows)
     saliency, classes = _saliency(learn, table, method=method, of=of, options=options)
-    return measure_region_fractions(table, saliency, classes, masks=masks)
+    return measure_region_fractions(table, saliency, classes, masks=masks, crops=_crops(learn, table))
 
 
 @checked
@@ -251,8 +252,9 @@ def plot_saliency(
     """
     table = _image_table(rows).head(k)
     saliency, classes = _saliency(learn, table, method=method, of=of, options=options)
-    fractions = measure_region_fractions(table, saliency, classes, masks=masks)
-    return plot_overlays(fractions, saliency, image_size=_model_facts(learn)[0], unit=UNITS[method], masks=masks)
+    where = {"masks": masks, "crops": _crops(learn, table)}
+    fractions = measure_region_fractions(table, saliency, classes, **where)
+    return plot_overlays(fractions, saliency, image_size=_model_facts(learn)[0], unit=UNITS[method], **where)
 
 
 # images to maps
@@ -280,11 +282,18 @@ def _model_facts(learn: Learner) -> tuple[int, list[str], nn.Module]:
     return loaders.image_size, [str(name) for name in learn.dls.vocab], get_model(learn.model)
 
 
+def _crops(learn: Learner, table: pd.DataFrame) -> list[Crop]:
+    """Return the part of each image that the model sees, and that its maps cover."""
+    _, _, loaders = require_facts(learn)
+    return [region_pixels(path, loaders.image_size, loaders.region)[1] for path in table["path"]]
+
+
 def _batches(paths: Sequence[str], size: int, learn: Learner) -> Iterator[torch.Tensor]:
     """Yield images `(n, 1, size, size)` on the model's device, normalised with the mean and SD of its weights."""
-    device, (_, weights, _) = next(learn.model.parameters()).device, require_facts(learn)
+    device, (_, weights, loaders) = next(learn.model.parameters()).device, require_facts(learn)
+    region = loaders.region
     for begin in range(0, len(paths), BATCH):
-        pixels = [np.asarray(open_square(path, size)) for path in paths[begin : begin + BATCH]]
+        pixels = [region_pixels(path, size, region)[0] for path in paths[begin : begin + BATCH]]
         batch = torch.from_numpy(np.stack(pixels)).float()[:, None].to(device) / 255
         yield (batch - weights.mean) / weights.std
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,23 @@ from PIL import Image
 
 from covid_fastai.data.exploration import shorten
 from covid_fastai.data.images import open_image, open_square
-from covid_fastai.data.lungs import segment_lungs
+from covid_fastai.data.lungs import cached_lungs
+from covid_fastai.data.regions import FRAME, Crop
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.bootstrap import resample_patients
 from covid_fastai.evaluation.formatting import PERCENT, format_metric
+from covid_fastai.saliency.overlay import area_mean
 
-__all__ = ["BOX_NAME", "CENTRAL_BOX", "measure_region_fractions", "plot_overlays", "summarise_saliency_fraction"]
+__all__ = [
+    "BORDER",
+    "BOX_NAME",
+    "CENTRAL_BOX",
+    "LungRegion",
+    "find_lung_region",
+    "measure_region_fractions",
+    "plot_overlays",
+    "summarise_saliency_fraction",
+]
 
 # From 3/16 to 13/16 of each side: the 10 x 10 pixels of a 16 x 16 thumbnail that the audit's "black centre" removes. In
 # synthetic radiographs (60 patients, 128 pixels) the box holds 82% of the lung area, and 54% of the box is lung.
@@ -34,7 +46,12 @@ FEWEST_PATIENTS = 10  # a bootstrap over fewer patients gives intervals that are
 
 
 def measure_region_fractions(
-    table: pd.DataFrame, saliency: np.ndarray, classes: Sequence[str], *, masks: str | Path | None = None
+    table: pd.DataFrame,
+    saliency: np.ndarray,
+    classes: Sequence[str],
+    *,
+    masks: str | Path | None = None,
+    crops: Sequence[Crop] | None = None,
 ) -> pd.DataFrame:
     """Measure the fractions of saliency in the lungs, in a central box and in the border, and those of the area.
 
@@ -47,6 +64,8 @@ def measure_region_fractions(
         classes: The class that the saliency of each image supports.
         masks: A folder of lung masks `<name>.png`; None to segment the lungs. On an image whose lungs are not found,
             `CENTRAL_BOX` takes their place, and `lung` says so.
+        crops: The part of each image that the model saw and its saliency covers; None for whole images. Box and border
+            are those of this part.
 
     Returns:
         The table of `covid_fastai.saliency.methods.saliency_fraction`.
@@ -58,9 +77,11 @@ def measure_region_fractions(
     shape = saliency.shape[1:]
     box, border = _box_area(*CENTRAL_BOX, shape), 1 - _box_area(BORDER, 1 - BORDER, shape)
     rows = []
-    for path, cells in zip(table["path"], saliency, strict=True):
-        lung = _find_region(path, masks)
-        areas = {"inside": box if lung.mask is None else _area_mean(lung.mask, shape), "box": box, "border": border}
+    crops = [FRAME] * len(table) if crops is None else crops
+    for path, cells, crop in zip(table["path"], saliency, crops, strict=True):
+        lung = find_lung_region(path, masks)
+        inside = box if lung.mask is None else area_mean(lung.mask, shape, crop[:4])
+        areas = {"inside": inside, "box": box, "border": border}
         total = float(cells.sum())
         row = {name: float((cells * area).sum()) / total if total > 0 else np.nan for name, area in areas.items()}
         row |= {f"{name}_area": float(area.mean()) for name, area in areas.items()}
@@ -101,7 +122,13 @@ def summarise_saliency_fraction(table: pd.DataFrame, *, n_resamples: int = 2000,
 
 
 def plot_overlays(
-    fractions: pd.DataFrame, saliency: np.ndarray, *, image_size: int, unit: str, masks: str | Path | None = None
+    fractions: pd.DataFrame,
+    saliency: np.ndarray,
+    *,
+    image_size: int,
+    unit: str,
+    masks: str | Path | None = None,
+    crops: Sequence[Crop] | None = None,
 ) -> Figure:
     """Plot radiographs and, below each, its saliency as an overlay with the outline of the lung region.
 
@@ -111,6 +138,7 @@ def plot_overlays(
         image_size: Side in pixels to which images are resized.
         unit: Label of the colour bar.
         masks: As in `measure_region_fractions`.
+        crops: As in `measure_region_fractions`; the overlay of an image lies on this part, which has a dotted outline.
 
     Returns:
         The figure; all its maps have the same scale.
@@ -122,7 +150,8 @@ def plot_overlays(
     figure = Figure(figsize=(1.95 * len(fractions) + 0.9, 4.9), layout="constrained")
     panels = figure.subplots(2, len(fractions), squeeze=False)
     top = max(float(saliency.max()), 1e-9)
-    for (above, below), row, cells in zip(panels.T, fractions.to_dict("records"), saliency, strict=True):
+    crops = [FRAME] * len(fractions) if crops is None else crops
+    for (above, below), row, cells, crop in zip(panels.T, fractions.to_dict("records"), saliency, crops, strict=True):
         image = np.asarray(open_square(row["path"], size))
         for axes in (above, below):
             axes.imshow(image, cmap="gray", vmin=0, vmax=255)
@@ -130,10 +159,16 @@ def plot_overlays(
         overlay = Image.fromarray(cells).resize((size, size), Image.Resampling.BILINEAR)
         overlay = np.asarray(overlay).clip(0, top)
         # opacity is the square root, which makes weak saliency visible and leaves the rest clear
-        below.imshow(overlay, cmap="viridis", vmin=0, vmax=top, alpha=0.75 * np.sqrt(overlay / top))
-        lung = _find_region(row["path"], masks)
+        left, upper, right, lower = (edge - 0.5 for edge in crop.pixels(size, size))  # imshow centres pixel 0 at 0
+        extent = (left, right, lower, upper)
+        below.imshow(overlay, cmap="viridis", vmin=0, vmax=top, alpha=0.75 * np.sqrt(overlay / top), extent=extent)
+        below.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
+        if not crop.is_whole:
+            style = {"edgecolor": "white", "linestyle": ":", "linewidth": 0.8}
+            below.add_patch(Rectangle((left, upper), right - left, lower - upper, fill=False, **style))
+        lung = find_lung_region(row["path"], masks)
         region = "box" if lung.mask is None else "lungs"
-        _outline(below, lung.mask, size)
+        _outline(below, lung.mask, size, crop)
         label = f"labelled {row['label']}\n" if row["label"] else ""
         above.set_title(f"{label}{shorten(Path(row['path']).name, 24)}", fontsize=8, parse_math=False)
         inside = "no saliency"
@@ -159,40 +194,54 @@ def _box_area(low: float, high: float, shape: tuple[int, int]) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class _Region:
-    """The lung region of an image: its mask `(h, w)` bool, None for the box, and its name."""
+class LungRegion:
+    """The region of the lungs of an image.
+
+    Attributes:
+        mask: `(h, w)` bool; None for `CENTRAL_BOX`, which takes their place where the segmentation fails.
+        name: What the region is; of the box, with the reason.
+    """
 
     mask: np.ndarray | None
     name: str
 
 
-def _find_region(path: str, masks: str | Path | None) -> _Region:
-    """Return the lungs of an image from its mask or by segmentation; the box where the segmentation fails."""
+def find_lung_region(path: str | os.PathLike[str], masks: str | Path | None = None) -> LungRegion:
+    """Return the lungs of an image from its mask or by segmentation; the box where the segmentation fails.
+
+    Args:
+        path: The image file.
+        masks: As in `measure_region_fractions`.
+
+    Returns:
+        The region.
+
+    Raises:
+        DataError: A mask is missing.
+        ImageError: The image or the mask cannot be read.
+    """
     if masks is not None:
         file = Path(masks) / f"{Path(path).stem}.png"
         if not file.is_file():
             raise DataError(
                 f"The lung mask {file} does not exist.", hint="Give a folder with <image name>.png, or masks=None."
             )
-        return _Region(np.asarray(open_image(file)) > 127, "lung mask")
-    lungs = segment_lungs(path)[0]
+        return LungRegion(np.asarray(open_image(file)) > 127, "lung mask")
+    lungs = cached_lungs(path)
     if not lungs.usable:  # guard: box_instead
-        return _Region(None, f"{BOX_NAME}, instead of the lungs: {lungs.remark}")
-    return _Region(lungs.mask, "segmented lungs")
+        return LungRegion(None, f"{BOX_NAME}, instead of the lungs: {lungs.remark}")
+    return LungRegion(lungs.mask, "segmented lungs")
 
 
-def _area_mean(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Return the fraction of each cell that the mask covers, `(h, w)`."""
-    covered = Image.fromarray(mask.astype(np.float32))
-    return np.asarray(covered.resize((shape[1], shape[0]), Image.Resampling.BOX))
-
-
-def _outline(axes: Axes, mask: np.ndarray | None, size: int) -> None:
-    """Draw the outline of the lung region; None for the box."""
+def _outline(axes: Axes, mask: np.ndarray | None, size: int, crop: Crop) -> None:
+    """Draw the outline of the lung region; None for the box of the crop."""
     style = {"edgecolor": "white", "linestyle": "--", "linewidth": 1.0}
     if mask is None:
-        low, high = (size * edge for edge in CENTRAL_BOX)
+        left, top, right, bottom = crop.pixels(size, size)
+        low, high = CENTRAL_BOX
+        across, down = right - left, bottom - top
         # imshow centres the first pixel at 0, so that the image begins at -0.5
-        axes.add_patch(Rectangle((low - 0.5, low - 0.5), high - low, high - low, fill=False, **style))
+        corner = (left + low * across - 0.5, top + low * down - 0.5)
+        axes.add_patch(Rectangle(corner, (high - low) * across, (high - low) * down, fill=False, **style))
     else:
-        axes.contour(_area_mean(mask, (size, size)), levels=[0.5], colors="white", linestyles="--", linewidths=1.0)
+        axes.contour(area_mean(mask, (size, size)), levels=[0.5], colors="white", linestyles="--", linewidths=1.0)

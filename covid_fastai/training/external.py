@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from covid_fastai.audit.audit import audit_run
 from covid_fastai.audit.baselines import predict_shortcuts
 from covid_fastai.config import TrainConfig
 from covid_fastai.data.custom_tasks import make_task
-from covid_fastai.data.fingerprints import fingerprint_images
+from covid_fastai.data.fingerprints import fingerprint_images, has_copy
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.pretraining_overlap import (
     Manifest,
@@ -27,6 +28,7 @@ from covid_fastai.data.pretraining_overlap import (
     read_manifest,
 )
 from covid_fastai.data.projections import is_unstated
+from covid_fastai.data.pseudonymise import check_key, number_data, patient_manifest
 from covid_fastai.data.recipe_tables import task_of_config
 from covid_fastai.data.tables import as_rows
 from covid_fastai.data.tasks import Task
@@ -47,6 +49,7 @@ from covid_fastai.model.bundle import load_model
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import LabelClasses, NResamples, Seed, checked
 from covid_fastai.reporting.documents import write_documents
+from covid_fastai.reporting.report import render_report
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
@@ -56,7 +59,7 @@ __all__ = ["Validation", "evaluate_sources", "validate"]
 logger = logging.getLogger("covid_fastai")
 
 COLUMNS = ["images of", "comparison", "metric", "value", "low", "high", "n"]
-SAME, CONFOUNDED, ONE_CLASS = "same source", "confounded: other source", "one class"
+SAME, CONFOUNDED, ONE_CLASS = "same source", "each class from another source", "one class"
 NOT_STATED = "source not stated"
 DIFFERENCES = ["images of", "difference", "low", "high"]
 METRICS = ("auc", "sensitivity", "specificity")
@@ -68,9 +71,9 @@ class Validation(ResultDisplay):
 
     Attributes:
         table: One row per metric: `images of` (the sources), `comparison` ("same source"; "source not stated" if images
-            of both classes may come from different hospitals; "confounded: other source" if each class comes from a
-            different source, so that the model may separate the sources and not the findings; or "one class"),
-            `metric`, `value`, `low` and `high` (95% interval), `n` patients.
+            of both classes may come from different hospitals; "each class from another source", so that the model
+            may separate the sources and not the findings; or "one class"), `metric`, `value`, `low` and `high` (95%
+            interval), `n` patients.
         predictions: The predictions table that the metrics were computed from.
         thumbnail: The same metrics for a logistic regression on 16 x 16 thumbnails of the same training images, which
             show almost nothing of the lungs; empty if those images are missing.
@@ -81,6 +84,8 @@ class Validation(ResultDisplay):
         unknown_patients: Whether an image has no patient identifier; each such image counts as one patient.
         not_compared: Number of images whose patients could not be compared with the training patients: their
             identifiers are numbers without a stated source, which other hospitals use too. The images were compared.
+        hashed_only: Number of training images whose files are gone. Copies of them are recognised by their hashes, but
+            not if they are cropped or turned.
     """
 
     table: pd.DataFrame
@@ -91,6 +96,7 @@ class Validation(ResultDisplay):
     threshold: float | None
     unknown_patients: bool
     not_compared: int = 0
+    hashed_only: int = 0
 
     def summary(self) -> pd.DataFrame:
         """Return the metrics as text."""
@@ -106,14 +112,21 @@ class Validation(ResultDisplay):
 
     def notes(self) -> list[str]:
         """Return the notes on the metrics, one sentence or more each."""
+        excluded = len(self.overlap)
         notes = [
-            f"{len(self.overlap)} images were excluded: the model was trained on them, or on another image of "
-            "their patient."
+            f"{excluded} images were excluded: the model was trained on them, or on another image of their patient."
+            if excluded
+            else "No image had to be excluded: the model was trained on none of them, and on none of their patients."
         ]
         if self.not_compared:
             notes.append(
                 f"The patients of {self.not_compared} images were not compared with the training patients: their "
                 "identifiers are numbers without a stated source. The images were compared."
+            )
+        if self.hashed_only:
+            notes.append(
+                f"{self.hashed_only} training images are no longer there. Cropped or turned copies of them are not "
+                "recognised."
             )
         if (self.table["comparison"] == NOT_STATED).any():
             notes.append(
@@ -122,8 +135,8 @@ class Validation(ResultDisplay):
             )
         if (self.table["comparison"] == CONFOUNDED).any():
             notes.append(
-                "Confounded: each class comes from a different source. Any difference between the sources separates "
-                "the classes, so these metrics are no evidence for a finding. They are not pooled with others."
+                "Each class from another source: any difference between the sources separates the "
+                "classes, so these metrics are no evidence for a finding. They are not pooled with others."
             )
         if self.unknown_patients:
             notes.append(UNKNOWN_PATIENTS)
@@ -206,8 +219,8 @@ def validate(
             images of both classes may come from different ones.
         exported: The folder of an export of the run's model (`export_model`), which is evaluated with its own threshold
             and temperature; None for the model of the run with the run's threshold.
-        keep: Write the result into the run's folder, as `external/<name of the data>-<six digits>.json`, for the
-            verdict.
+        keep: Write the result into the run's folder, as `external/<name of the data>-<six digits>.json`, and update
+            the run's verdict, documents and report.
         n_resamples: Number of bootstrap resamples, 100 or more.
         seed: Seed of the bootstrap.
         **reading: More options of `read_cohort`, such as `patient_column`. `positive` says that 1 in a column of 0 and
@@ -233,7 +246,7 @@ def validate(
     if source is not None:
         cohort = cohort.assign(source=cohort["source"].where(~cohort["source"].map(is_unstated), source))
     cohort = cohort[cohort["split"] != "excluded"]
-    overlap = _find_overlap(cohort, manifests)
+    overlap, hashed_only = _find_overlap(run, cohort, manifests)
     rows = cohort[~overlap].assign(split="valid")
     if rows.empty:
         raise DataError(
@@ -257,16 +270,27 @@ def validate(
         differences = _compare_sources(predictions, thumbnail, options)
     unknown = not cohort.patients_known
     not_compared = int(patients_not_compared(rows).sum())
-    validation = Validation(
-        table, predictions, baseline, differences, cohort[overlap], threshold, unknown, not_compared
-    )
+    counts = {"not_compared": not_compared, "hashed_only": hashed_only}
+    validation = Validation(table, predictions, baseline, differences, cohort[overlap], threshold, unknown, **counts)
     if keep:
-        name = "rows" if isinstance(data, pd.DataFrame) else _unique_name(Path(data).resolve())
+        name = "rows" if isinstance(data, pd.DataFrame) else _stored_name(run, Path(data).resolve())
         folder = make_folder(run.folder.external)
         write_json(folder / f"{name}.json", validation.to_dict())
         run.folder.log("validated", data=name, images=len(rows))
-        write_documents(run)
+        _update_run(run)
     return validation
+
+
+def _update_run(run: Run) -> None:
+    """Judge the run again with its external results, and write its documents and its report again."""
+    if run.folder.audit.is_file():
+        try:
+            audit_run(run.path)
+        except DataError as error:  # the images of the training may be gone; the report says that its verdict is older
+            logger.warning("The verdict does not include these results yet. %s", error)
+    write_documents(run)
+    if run.folder.report.is_file():
+        render_report(run.path)
 
 
 def evaluate_sources(
@@ -311,6 +335,11 @@ def _metric_rows(result: Evaluation, source: str, comparison: str) -> list[dict[
     group = {"images of": source, "comparison": comparison}
     columns = ("metric", "value", "low", "high", "n")
     return [{**group, **{name: row[name] for name in columns}} for row in rows if row["value"] == row["value"]]
+
+
+def _stored_name(run: Run, path: Path) -> str:
+    """Return the name of a data set in a run; in a pseudonymised run it is a number."""
+    return number_data(run.folder, str(path)) if run.is_pseudonymised else _unique_name(path)
 
 
 def _unique_name(path: Path) -> str:
@@ -374,7 +403,7 @@ def _load_export(run: Run, exported: str | Path) -> Learner:
     if run.config.get("folds"):
         raise UsageError(
             f"{run.path} is a cross-validation, whose models are evaluated together.",
-            hint="Leave out exported (--exported), or give the run of one model.",
+            hint="Leave out `exported`, or give the run of one model.",
         )
     learn = load_model(exported)
     manifest = run.folder.training_manifest
@@ -394,13 +423,27 @@ def _manifests(run: Run, weights: str) -> list[Manifest]:
         raise DataError(
             f"The run {run.path} has no manifest of the images that its model was trained on.", hint="Train it again."
         )
-    manifests = [read_manifest(file)]
+    if run.is_pseudonymised:
+        check_key(run.folder)  # the hashes of the patients are there
+    manifests = [read_manifest(path) for path in (file, patient_manifest(run.folder)) if path.is_file()]
     if weights == "cxr":
         manifests += [read_manifest(path) for path in package_manifests()]
     return manifests
 
 
-def _find_overlap(cohort: pd.DataFrame, manifests: Sequence[Manifest]) -> pd.Series:
-    """Return for each row whether a manifest contains its image or its patient."""
-    fingerprints = fingerprint_images(cohort["path"])
-    return mark_pretraining_overlap(cohort, pd.Series(fingerprints["phash"].to_numpy(), index=cohort.index), manifests)
+def _find_overlap(run: Run, cohort: pd.DataFrame, manifests: Sequence[Manifest]) -> tuple[pd.Series, int]:
+    """Find the rows that the model was trained on.
+
+    A manifest contains the patients and the hashes of the training images. Cropped and turned copies have other hashes:
+    they are found by the search that `read_cohort` uses, with the pixels of the training images that are still there.
+
+    Returns:
+        Whether the model was trained on the image of a row or on its patient, and the number of training images that
+        were compared by their hashes only.
+    """
+    prints = fingerprint_images(cohort["path"]).set_axis(cohort.index)
+    overlap = mark_pretraining_overlap(cohort, prints["hashes"], manifests)
+    trained = run.cohort.loc[run.cohort["split"] == "train", "path"]
+    there = trained[trained.map(os.path.isfile)]
+    copied = has_copy(prints[~overlap], fingerprint_images(there))  # guard: training_copies
+    return overlap | copied.reindex(overlap.index, fill_value=False), len(trained) - len(there)

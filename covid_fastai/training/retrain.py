@@ -1,4 +1,4 @@
-"""The full audit: networks trained again on images without the lungs, and on permuted labels."""
+"""The full audit: networks trained again without the lungs, on the lungs alone, and on permuted labels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from fastai.learner import Learner
 from fastai.torch_core import no_random
 
-from covid_fastai.audit.audit import PERMUTED, UNTRAINED
-from covid_fastai.audit.baselines import fit_and_predict
-from covid_fastai.audit.probes import CHANGES, write_altered
+from covid_fastai.audit.audit import BLIND, PERMUTED, REGION, UNTRAINED
+from covid_fastai.audit.baseline_models import fit_and_predict
+from covid_fastai.audit.probes import CHANGES, LUNGS_ONLY, write_altered
 from covid_fastai.config import TrainConfig
 from covid_fastai.data.cohort import Cohort
 from covid_fastai.data.dataloaders import build_dataloaders
@@ -33,15 +33,17 @@ from covid_fastai.model.learner import build_learner, pooled_features
 from covid_fastai.model.precision import full_precision
 from covid_fastai.run_folder import RunFolder
 from covid_fastai.training.fit_cohort import fit_cohort
+from covid_fastai.training.run_start import check_crops
 
 __all__ = ["retrain"]
 
 logger = logging.getLogger("covid_fastai")
 
 ALL = (UNTRAINED, *CHANGES, PERMUTED)
+DEFAULT = (UNTRAINED, BLIND, LUNGS_ONLY, PERMUTED)
 
 
-def retrain(folder: str | Path | Run, *, changes: Sequence[str] = ALL) -> Path:
+def retrain(folder: str | Path | Run, *, changes: Sequence[str] = DEFAULT) -> Path:
     """Train a run's network again without the lungs or without true labels, for `audit_run` to compare with the run.
 
     Rows, split, options and seed are those of the run; each change takes about as long as the run itself. Changes and
@@ -49,9 +51,10 @@ def retrain(folder: str | Path | Run, *, changes: Sequence[str] = ALL) -> Path:
 
     Args:
         folder: A run with its evaluation; its images must still be at their paths.
-        changes: `"black centre"` and `"noise centre"` train and evaluate on images without the region of the lungs;
-            `"permuted labels"` permutes the labels among the patients, so that an AUC other than 0.5 shows an error of
-            the protocol; `"frozen backbone"` is a logistic regression on the features of the initial weights.
+        changes: `"lungs removed"` and `"noise for lungs"` train and evaluate on images without the lungs,
+            `"lungs only"` on images with nothing else (as `write_altered` does); `"permuted labels"` permutes the
+            labels among the patients, so that an AUC other than 0.5 shows an error of the protocol; `"frozen backbone"`
+            is a logistic regression on the features of the initial weights.
 
     Returns:
         The folder that contains one folder per change, each with the held-out `predictions.csv`.
@@ -65,7 +68,9 @@ def retrain(folder: str | Path | Run, *, changes: Sequence[str] = ALL) -> Path:
         raise UsageError(f"Unknown changes: {unknown!r}.", hint=f"Choose from {', '.join(ALL)}.")
     if not run.config.get("config"):
         raise DataError(f"The run {run.path} has no record of its options.", hint="Train it with train_classifier.")
-    config = TrainConfig.from_dict(run.config["config"])
+    saved = run.folder.read_options()
+    config = TrainConfig.from_dict(saved["config"])
+    check_crops(saved, run.folder)
     check_environment(config)
     cohort = _cohort_with_images(run)
     root = make_folder(run.folder.retrained)
@@ -98,7 +103,7 @@ def _cohort_with_images(run: Run) -> Cohort:
 def _altered(cohort: Cohort, change: str, folder: Path, config: TrainConfig) -> Cohort:
     """Return the cohort with its images or its labels changed; `original` is the path of the unchanged image."""
     if change in CHANGES:
-        rows = write_altered(cohort, folder, change=change, image_size=config.image_size)
+        rows = write_altered(cohort, folder, change=change, image_size=config.image_size, region=config.region)
     else:
         rows = cohort.assign(original=cohort["path"])
     if change == PERMUTED:
@@ -128,10 +133,14 @@ def _train_and_predict(fold: int, rows: Cohort, change: str, network: RunFolder,
         if change == UNTRAINED:
             table = _predict_from_frozen_features(rows, config, folder, fold=fold)
         else:
-            learn = fit_cohort(rows, config, folder, resuming=True)
+            # copies of altered images show the region already
+            own = config.replace(region="frame") if change in CHANGES else config
+            learn = fit_cohort(rows, own, folder, resuming=True)
             table = predict(learn, fold=fold)
-            originals = rows.set_index("path")["original"]
-            table["path"] = table["path"].map(originals)
+            of_path = rows.set_index("path")
+            if change in CHANGES:
+                table[REGION] = table["path"].map(of_path[REGION])
+            table["path"] = table["path"].map(of_path["original"])
     write_csv(folder.predictions, table)
     shutil.rmtree(folder.model, ignore_errors=True)
     clear_checkpoints(folder.checkpoints)
@@ -143,6 +152,7 @@ def _predict_from_frozen_features(rows: Cohort, config: TrainConfig, folder: Run
     dls = build_dataloaders(
         rows,
         image_size=config.image_size,
+        region=config.region,
         batch_size=config.batch_size,
         device=config.device,
         path=folder.path,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import pandas as pd
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from fastai.metrics import accuracy
 
 from covid_fastai.audit.audit import audit_run
 from covid_fastai.audit.probes import write_probes
+from covid_fastai.audit.runs import read_run
 from covid_fastai.config import TrainConfig, TrainOptions, merge_options
-from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.splits import split_by_image, split_by_patient, split_officially
 from covid_fastai.errors import UsageError
@@ -24,14 +25,15 @@ from covid_fastai.files import write_csv, write_json
 from covid_fastai.model.bundle import save_model
 from covid_fastai.model.checkpoint import clear_checkpoints
 from covid_fastai.model.distributed import is_main_process, join_processes, main_process_first
-from covid_fastai.model.learner import build_learner
-from covid_fastai.model.schedule import fit
+from covid_fastai.model.own_parts import OwnParts
+from covid_fastai.reporting.closing import show_closing
 from covid_fastai.reporting.documents import write_documents
 from covid_fastai.reporting.report import write_report
 from covid_fastai.run_folder import FINISHED, TEST_EVALUATED, RunFolder
-from covid_fastai.training.run_context import RunPlan, batch_size_of, device_of, resolve_run, run_context, write_cohort
+from covid_fastai.training.fit_cohort import fit_cohort
+from covid_fastai.training.run_context import RunPlan, device_of, resolve_run, run_context, write_cohort, write_crops
 
-__all__ = ["train_classifier", "with_choices", "write_results"]
+__all__ = ["finish_run", "train_classifier", "with_choices", "write_results"]
 
 CHOICES_LINE = "**choices: The fields of `TrainConfig`, by name."
 
@@ -59,6 +61,9 @@ def train_classifier(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
+    loss_func: Callable[..., Any] | None = None,
+    metrics: Sequence[Any] | Any = accuracy,
+    opt_func: Callable[..., Any] | None = None,
     quiet: bool = False,
     **choices: Unpack[TrainOptions],
 ) -> Learner:
@@ -75,7 +80,11 @@ def train_classifier(
         out: The run's folder, new or empty; None for `runs/<UTC time>-<task>-<4 letters>`.
         resume: The folder of an unfinished run, which is continued from its last complete epoch.
         callbacks: fastai callbacks for the training.
-        quiet: Log warnings only.
+        loss_func: As in `build_learner`. To resume a run, give it again, as well as `metrics`, `opt_func` and a list
+            of transforms as `augmentation`.
+        metrics: As in `build_learner`.
+        opt_func: As in `build_learner`.
+        quiet: Log warnings only, and do not print the verdict, the metrics and what to do next.
         **choices: The fields of `TrainConfig`, by name.
 
     Returns:
@@ -96,6 +105,8 @@ def train_classifier(
         'patient'
     """
     options = merge_options(config, choices, preset=preset, resume=resume)
+    parts = {"callbacks": callbacks, "loss_func": loss_func, "metrics": metrics, "opt_func": opt_func}
+    own = OwnParts.take(options, resuming=resume is not None, **parts)
     with join_processes(device_of(resume, options)):
         run = resolve_run(data, preset=preset, out=out, resume=resume, choices=options)
         config, folder = run.config, run.folder
@@ -107,24 +118,22 @@ def train_classifier(
             else:
                 split = split_by_patient if config.split == "patient" else split_by_image
                 cohort = split(cohort, valid_pct=config.valid_pct, seed=config.seed)
-            write_cohort(cohort, run)
-            batch_size = batch_size_of(folder, config, resuming=run.resuming)
-            dls = build_dataloaders(
-                cohort, path=folder.path, **config.options_of(build_dataloaders, batch_size=batch_size)
-            )
-            learn = build_learner(dls, path=folder.path, callbacks=callbacks, **config.options_of(build_learner))
-            fit(learn, out=folder.path, resume=run.resuming, **config.options_of(fit))
+            cohort = write_cohort(cohort, run)
+            learn = fit_cohort(cohort, config, folder, own=own, resuming=run.resuming)
             if not is_main_process():
                 return learn
+            write_crops(cohort, run)
             preds = predict(learn)
             result = evaluate(preds, positive=cohort.facts.positive)
             write_results(learn, run, preds, result)
             if config.audit:
                 write_probes(learn, cohort, folder.path, positive=cohort.facts.positive, seed=config.seed)
                 audit_run(folder.path)
-            folder.log(FINISHED)
             write_report(learn, result)
             write_documents(folder.path)
+            finish_run(folder)
+        if not quiet:
+            show_closing(read_run(folder.path))
         return learn
 
 
@@ -141,8 +150,16 @@ def write_results(learn: Learner, run: RunPlan, preds: pd.DataFrame, result: Eva
         preds = pd.concat([preds, test_preds], ignore_index=True)
     write_csv(folder.predictions, preds)
     save_model(learn, folder.model, training_manifest=folder.training_manifest)
-    clear_checkpoints(folder.checkpoints)
     write_json(folder.metrics, {split: evaluation.to_dict() for split, evaluation in evaluations.items()})
+
+
+def finish_run(folder: RunFolder) -> None:
+    """Record that a run is finished, and only then remove what it could be resumed from.
+
+    A run whose audit or report fails, or is killed, can thus be resumed: it trains nothing again.
+    """
+    folder.log(FINISHED)  # guard: finished_last
+    clear_checkpoints(folder.checkpoints)
 
 
 def _predict_test(learn: Learner, folder: RunFolder) -> pd.DataFrame:

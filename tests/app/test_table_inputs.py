@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +12,11 @@ import pytest
 
 from covid_fastai.app import table_inputs
 from covid_fastai.app.inputs import list_images
-from covid_fastai.errors import DataError, UsageError
+from covid_fastai.data import images
+from covid_fastai.data.images import open_image
+from covid_fastai.data.metadata import read_cohort
+from covid_fastai.errors import DataError, ImageError, UsageError
+from covid_fastai.model.predictor import Predictor
 
 
 @pytest.fixture
@@ -65,7 +71,7 @@ def test_a_large_table_is_read_in_parts_in_the_same_order(folder, monkeypatch):
     names = ["a.png", "b.png", "missing.png", "a.png", "s3://bucket/x.png"]
     (folder / "t.csv").write_text("\n".join(["path", *names]))
     expected = [name if "://" in name else str(folder / name) for name in names]
-    assert list(list_images(folder / "t.csv")) == expected
+    assert list(list_images(folder / "t.csv", allow_protocol=["s3"])) == expected
 
 
 def test_files_that_are_no_tables_are_images_and_other_tables_are_named(folder):
@@ -100,3 +106,66 @@ def test_a_missing_column_names_those_that_exist(folder):
     assert "Its columns: 'scan', 'label'" in caught.value.hint
     with pytest.raises(DataError, match="is not a folder"):
         list(list_images(folder / "t.csv", image_root=folder / "gone"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="system: named pipes are of POSIX")
+@pytest.mark.parametrize("name", ["rows.csv", "rows.xlsx", "rows.csv.gz", "images.png", "folder.csv"])
+def test_what_never_ends_is_refused_and_not_waited_for(folder, small_model, name):
+    (folder / name).mkdir() if name == "folder.csv" else os.mkfifo(folder / name)
+    (folder / "t.csv").write_text(f"path,key\na.png,1\n{name},2\n")
+    for options in ({}, {"join": folder / name, "on": "key"}):
+        images = list_images(folder / ("t.csv" if options or name == "images.png" else name), **options)
+        if name == "images.png" and not options:
+            assert "pipe" in Predictor(small_model).predict(list(images))["reason"][1]
+        else:
+            with pytest.raises(DataError, match="is a (pipe, socket or device|folder), not a file|contains no image"):
+                list(images)
+
+
+def test_a_file_without_a_size_is_not_read(tmp_path, monkeypatch):
+    """Such as `/proc/kmsg`, which is a regular file, has no size and waits for the next message of the kernel."""
+    (tmp_path / "a.png").touch()
+    monkeypatch.setattr(images, "_read_bytes", lambda *_: pytest.fail("read"))
+    with pytest.raises(ImageError, match="empty"):
+        open_image(tmp_path / "a.png")
+
+
+@pytest.fixture
+def deep_folder(tmp_path):
+    """A folder with more folders in one another than are listed."""
+    if os.name == "nt":
+        pytest.skip("system: paths of Windows are shorter")
+    levels = [tmp_path / "deep"]
+    for number in range(250):
+        levels.append(Path(f"{levels[number]}/d"))
+        os.mkdir(levels[number])
+    (levels[190] / "x.png").touch()
+    yield levels[0]
+    subprocess.run(["rm", "-rf", levels[0]], check=True)
+
+
+def test_deep_folders_end_in_an_error_that_names_the_limit(deep_folder):
+    with pytest.raises(DataError, match="nested more than 200 deep"):
+        list(list_images(deep_folder))
+    with pytest.raises(DataError, match="nested more than 200 deep"):
+        list(list_images(f"{deep_folder}/**/*.png"))
+    with pytest.raises(DataError, match="neither CoronaHack"):
+        read_cohort(deep_folder.parent)
+    (deep_folder / "Normal").symlink_to(deep_folder / "d")
+    with pytest.raises(DataError, match="nested more than 200 deep"):
+        read_cohort(deep_folder)
+    (deep_folder / "Normal").unlink()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="system: symbolic links need a privilege on Windows")
+def test_loops_of_links_end_and_repeat_no_image(folder, caplog):
+    (folder / "sub" / "up").symlink_to(folder)
+    (folder / "other").symlink_to(folder / "sub")
+    (folder / "self.png").symlink_to("self.png")
+    (folder / "self").symlink_to("self")
+    images = [str(folder / name) for name in ("a.png", "b.png", "sub/c.dcm")]
+    assert list(list_images(folder)) == [*images[:2], str(folder / "self.png"), images[2]]
+    assert list(list_images(f"{folder}/**/*.png")) == images[:2]
+    assert list(list_images(f"{folder}/**/*.dcm")) == images[2:]
+    with pytest.raises(DataError, match="is neither CoronaHack"):
+        read_cohort(folder)

@@ -24,7 +24,11 @@ from covid_fastai.data.images import open_image, open_square
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.errors import CovidFastaiError
 from covid_fastai.evaluation.prediction_table import read_predictions
+from covid_fastai.model.bundle_config import read_config
+from covid_fastai.model.card import read_card, write_card
+from covid_fastai.model.hub import add_license
 from covid_fastai.model.predictor import Predictor
+from covid_fastai.model.session import ModelSession, check_graph
 from tests.small_model import write_small_model
 
 
@@ -76,6 +80,8 @@ def targets(folder: Path, rng: np.random.Generator) -> list[tuple[str, dict[str,
     table = b"path,patient,label,p_Normal,p_COVID-19\na.png,p1,Normal,0.7,0.3\nb.png,p2,COVID-19,0.2,0.8\n"
     model = write_small_model(folder / "model")
     predictor = Predictor(model)
+    config = read_config(model / "config.json")
+    write_card(model, config, title="small", verdict="Nothing is shown.", limits=["A drawing."], level="not shown")
     dicom = _dicom()
 
     def cohort(content: bytes) -> object:
@@ -98,6 +104,14 @@ def targets(folder: Path, rng: np.random.Generator) -> list[tuple[str, dict[str,
 
         return load
 
+    def graph(content: bytes) -> object:
+        path = model / "model.onnx"
+        return ModelSession(content, check_graph(content, config, path), config, path, threads=1)
+
+    def card(content: bytes) -> object:
+        (model / "README.md").write_bytes(content)
+        return add_license(read_card(model / "README.md"), "mit")
+
     def square(content: bytes) -> object:
         (folder / "x.bin").write_bytes(content)
         return cached_square(folder / "x.bin", 32), open_square(content, 32)
@@ -114,7 +128,9 @@ def targets(folder: Path, rng: np.random.Generator) -> list[tuple[str, dict[str,
         ("cohort", {"csv": csv}, cohort),
         ("predictions", {"csv": table}, predictions),
         ("config.json", {"json": (model / "config.json").read_bytes()}, bundle("config.json")),
-        ("model.onnx", {"onnx": (model / "model.onnx").read_bytes()}, bundle("model.onnx")),
+        ("findings.json", {"json": (model / "findings.json").read_bytes()}, bundle("findings.json")),
+        ("README.md", {"md": (model / "README.md").read_bytes()}, card),
+        ("graph", {"onnx": (model / "model.onnx").read_bytes()}, graph),
     ]
     return kinds + ([("DICOM", dicom, lambda content: open_image(DICOM_START + content))] if dicom else [])
 

@@ -1,7 +1,9 @@
-"""Kill processes at random times with SIGKILL: `python -m tests.attacks.kills train --times 20`, or `save`.
+"""Kill processes at random times with SIGKILL: `python -m tests.attacks.kills all --times 100`, or one of its kinds.
 
-torch is imported once; each attempt is a fork, which is killed. Files that remain must be complete, and a resumed
-training must give the result of one that was never killed. The last line of the output is JSON.
+`train` and `save` kill the fitting and the saving of a small network, `run` whole trainings with audit and report,
+`audit` repeated audits of a run, `batch` batches, `cache` processes that write to the cache. torch is imported once,
+and most attempts are forks. Files that remain must be complete, and what is resumed must give the result of what was
+never killed. The last line of the output is JSON: the number of kills, and counts that must be 0.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from covid_fastai.files import atomic_write
 from covid_fastai.model.bundle import load_model, save_model
 from covid_fastai.model.learner import build_learner
 from covid_fastai.model.schedule import fit
+from tests.attacks.kills_of_runs import fork, kill_audits, kill_batches, kill_caches, kill_runs
 
 
 def train(folder: Path) -> None:
@@ -79,22 +81,6 @@ def save_over_and_over(folder: Path) -> None:
         number += 1
         learn.model[1][-1].bias.data.fill_(float(number % 2))
         save_model(learn, folder / "model", onnx=False)
-
-
-def fork(work: Callable[[Path], None], folder: Path) -> int:
-    """Start work in a child process, and return its process id."""
-    child = os.fork()
-    if child:
-        return child
-    with open(folder / "log", "a") as log:  # for the child's error messages
-        os.dup2(log.fileno(), 2)
-        os.dup2(log.fileno(), 1)
-    status = 1
-    try:
-        work(folder)
-        status = 0
-    finally:
-        os._exit(status)
 
 
 def kill_trainings(times: int, root: Path, rng: random.Random) -> dict:
@@ -147,18 +133,38 @@ def kill_savings(times: int, root: Path, rng: random.Random) -> dict:
     return {"kills": kills, "lost": lost, "left_over": len(list(root.glob(".model.unfinished-*")))}
 
 
-def main() -> None:
-    """Kill as often as requested, and print the counts."""
+# each kind with its fraction of the kills of `all`
+KINDS = {
+    "train": (kill_trainings, 0.2),
+    "save": (kill_savings, 0.15),
+    "run": (kill_runs, 0.25),
+    "audit": (kill_audits, 0.1),
+    "batch": (kill_batches, 0.15),
+    "cache": (kill_caches, 0.15),
+}
+
+
+# counts that may be above 0: of what was killed, and of temporary folders, which the next process removes
+HARMLESS = {"kills", "runs", "batches", "left_over"}
+
+
+def main() -> int:
+    """Kill as often as requested, and print the counts; the exit status is 1 if anything was lost."""
     parser = argparse.ArgumentParser(prog="python -m tests.attacks.kills", description=__doc__)
-    parser.add_argument("what", choices=["train", "save"])
+    parser.add_argument("what", choices=[*KINDS, "all"])
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # a fork does not inherit other threads
-    with tempfile.TemporaryDirectory() as folder:
-        kill = {"train": kill_trainings, "save": kill_savings}[arguments.what]
-        print(json.dumps(kill(arguments.times, Path(folder), random.Random(arguments.seed))))
+    kinds = KINDS if arguments.what == "all" else {arguments.what: (KINDS[arguments.what][0], 1.0)}
+    found = {}
+    for name, (kill, fraction) in kinds.items():
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = kill(round(fraction * arguments.times), Path(folder), random.Random(arguments.seed))
+        print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
+    print(json.dumps(found if arguments.what == "all" else found[arguments.what]))
+    return int(any(counts[name] for counts in found.values() for name in counts.keys() - HARMLESS))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

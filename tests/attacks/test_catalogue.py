@@ -9,11 +9,21 @@ from pathlib import Path
 import pytest
 
 from tests.attacks.faults import PAGE, SECTIONS, as_markdown, read_faults
-from tests.attacks.guards import WITHOUT, find_guards, take_out
+from tests.attacks.guards import WITHOUT, Guard, find_guards, take_out
 
 ROOT = Path(__file__).parents[2]
 FAULTS = read_faults()
-GUARDS = find_guards(ROOT)
+
+
+@cache
+def guards() -> dict[str, Guard]:
+    return find_guards(ROOT)
+
+
+@cache
+def without_comments(path: Path) -> str:
+    return ast.unparse(ast.parse(path.read_text(encoding="utf-8")))
+
 
 # The rows of the catalogue of faults, by their first words.
 ROWS = {
@@ -23,18 +33,22 @@ ROWS = {
     "4b": "MONOCHROME1;Multi-frame;No decoder;Truncated, zero byte;Rows/Columns;RLE / deflate bomb;Nested sequences;"
     "Missing window;DICOMDIR;Lateral ViewPosition",
     "4c": 'UTF-8 BOM;`;` or tab separator;UTF-16, latin-1;Labels "None";Ragged row;Numeric names;Missing column;'
-    "NaN label;Unknown labels;Duplicate rows;Same image under two names;`../../x`;Class with 1 image;Empty valid;"
-    "Class missing from valid;One class only;Formula cells",
+    "NaN label;Unknown labels;Duplicate rows;Same image under two names;`../../x`;Address in a row;"
+    "Class with 1 image;Empty valid;Class missing from valid;One class only;Formula cells;Long text",
     "4d": "kill -9 while saving;kill -9 mid-training;SIGTERM / Ctrl-C;Disk full;Read-only folder;NaN / inf loss;"
     "NaN or inf prediction;Stale or planted model.pth;Two runs, one folder;CUDA / MPS OOM;Worker killed;"
-    "/dev/shm tiny;export fails half-way;Clock jumps;"
-    "Another device;Several processes",
-    "4e": "Hostile `.pkl`;Zero, text, LFS;Bit flip;safetensors;config.json;Bundle from a newer format;Lost Normalize;"
-    "No network;Corrupt cached weights;Slow or captive-portal;tar/zip slip;ONNX sidecar lost;Wrong Pillow/torch",
+    "/dev/shm tiny;export fails half-way;Clock jumps;File permissions;"
+    "Another device;Several processes;Traced by strace",
+    "4e": "Graph of a stranger;Model exchanged;Card of a stranger;"
+    "Hostile `.pkl`;Zero, text, LFS;Bit flip;safetensors;config.json;Bundle from a newer format;Lost Normalize;"
+    "No network;Corrupt cached weights;Slow or captive-portal;tar/zip slip;ONNX sidecar lost;Wrong Pillow/torch;"
+    "Release",
     "4f": "200 MB upload;Pixel bomb;Path in file name;Request flooding;XSS;CSRF / DNS rebinding;`share=True`;"
-    "Uploads left behind;Stack trace;Two users;Memory growth;Batch: 1 bad",
-    "4g": "PHI in DICOM tags;Burned-in text;`export.pkl` holds;Accuracy without n;Score read as diagnosis",
-    "4h": "Label with a sign;Class name;View or modality;Placeholder patient;Same number, two sources;"
+    "Uploads left behind;Stack trace;Two users;Memory growth;Batch: 1 bad;"
+    "Others' files;Endless input;Control characters",
+    "4g": "PHI in DICOM tags;Burned-in text;`export.pkl` holds;Accuracy without n;Score read as diagnosis;"
+    "Names in a run",
+    "4h": "Option not given;Label with a sign;Class name;View or modality;Placeholder patient;Same number, two sources;"
     "Others' file names;Source not stated;Did you mean;Several splits in a table;Recipe;"
     "Two columns of one role;Other systems' scores;Path template;Join;Other format of a table;Excel's values;"
     "No header;Verdict;"
@@ -43,7 +57,8 @@ ROWS = {
     "No main guard;Console encoding;Masks beside images;Linked files;Nested folders;System files;"
     "Archive as data;Unknown label;List of labels;One column per finding;Several readers;Files elsewhere;"
     "Image in memory;Sample kind;DICOM window;DICOM header;Moved data;"
-    "Lungs not found;Lungs cut off;Islands among lungs",
+    "Parts of the user;"
+    "Lungs not found;Lungs cut off;Islands among lungs;Model of the package;Crop to the lungs;Copies",
 }
 
 
@@ -69,22 +84,21 @@ def test_there_are_many_faults_and_all_differ():
     assert all(fault.section in SECTIONS and fault.expected for fault in FAULTS)
 
 
-@pytest.mark.parametrize("test", sorted({fault.test for fault in FAULTS}))
-def test_the_test_exists(test):
-    file, name = test.split("::")
-    assert name in functions_of(file)
+def test_every_test_exists():
+    tests = {tuple(fault.test.split("::")) for fault in FAULTS}
+    assert len(tests) > 200
+    assert [f"{file}::{name}" for file, name in sorted(tests) if name not in functions_of(file)] == []
 
 
-@pytest.mark.parametrize("name", GUARDS)
-def test_a_guard_can_be_removed_and_a_fault_names_it(name):
-    text = GUARDS[name].path.read_text(encoding="utf-8")
-    without = ast.parse(take_out(text, GUARDS[name]))
-    assert ast.dump(without) != ast.dump(ast.parse(text))
-    assert any(fault.guard == name for fault in FAULTS)
+def test_every_guard_can_be_removed():
+    assert len(guards()) > 200
+    for name, guard in guards().items():
+        without = take_out(guard.path.read_text(encoding="utf-8"), guard)
+        assert without != without_comments(guard.path), f"{name}: nothing changes without it"
 
 
 def test_every_named_guard_is_marked():
-    assert {fault.guard for fault in FAULTS if fault.guard} == set(GUARDS) and set(WITHOUT) <= set(GUARDS)
+    assert {fault.guard for fault in FAULTS if fault.guard} == set(guards()) and set(WITHOUT) <= set(guards())
 
 
 def test_the_page_is_written_from_the_catalogue():

@@ -69,9 +69,47 @@ def test_a_training_writes_no_text_from_its_images(tmp_path, monkeypatch, caplog
     assert len(written) > 20
     for path in written:
         assert IN_IMAGE.encode() not in everything(path), path
-    # the other columns of the CSV are written to the run's copy of the rows only
-    assert {path.name for path in written if IN_COLUMN.encode() in everything(path)} == {"cohort.csv"}
+    # no other column of the CSV is kept
+    assert not [path for path in written if IN_COLUMN.encode() in everything(path)]
     out, err = capfd.readouterr()
     assert IN_IMAGE not in caplog.text + out + err and IN_COLUMN not in caplog.text + out + err
     shared = [path for path in (learn.path / "model").iterdir()]
     assert all(str(tmp_path).encode() not in everything(path) for path in shared), "no folder of this machine"
+
+
+@pytest.mark.slow
+def test_no_file_of_a_pseudonymised_run_names_a_patient_or_a_folder(tmp_path, monkeypatch):
+    """Patients, files and folders have names of people; after all that can be done with a run, none is there."""
+    from covid_fastai import read_run, train_classifier, validate
+    from covid_fastai.audit.audit import BLIND, UNTRAINED, audit_run
+    from covid_fastai.reporting.documents import write_documents
+    from covid_fastai.reporting.report import render_report
+    from covid_fastai.training.retrain import retrain
+
+    monkeypatch.setenv("COVID_FASTAI_CACHE", str(tmp_path / "cache"))
+    source = write_data(tmp_path / IN_COLUMN)
+    rows = pd.read_csv(source)
+    for name in rows["image"]:
+        (source.parent / name).rename(source.parent / f"MILLER_{name}")
+    rows = rows.assign(image="MILLER_" + rows["image"], patient=IN_IMAGE + rows["patient"])
+    rows.to_csv(source, index=False)
+    out = tmp_path / "runs" / "first"
+    quick = {"image_size": 128, "batch_size": 8, "frozen_epochs": 1, "unfrozen_epochs": 1, "weights": None}
+    train_classifier(source, out=out, pseudonymise=True, quiet=True, **quick)
+    other = write_data(tmp_path / "MILLER_other")
+    validate(out, other, n_resamples=100)
+    source.parent.rename(tmp_path / "MILLER_moved")
+    audit_run(out, data=tmp_path / "MILLER_moved")
+    retrain(out, changes=(BLIND, UNTRAINED))
+    audit_run(out)
+    render_report(out)
+    write_documents(out)
+    run = read_run(out)
+    assert run.status == "finished" and (out / "report.html").stat().st_size > 50_000
+    secrets = [IN_IMAGE, IN_COLUMN, "MILLER", str(tmp_path), str(Path.home()) + "/"]
+    written = [path for path in out.rglob("*") if path.is_file()]
+    assert len(written) > 20 and len(list(out.glob("retrained/*/predictions.csv"))) == 2
+    for path in written:
+        assert not [secret for secret in secrets if secret.encode() in everything(path)], path
+    assert "numbers" in run.folder.datasheet.read_text()
+    assert IN_IMAGE in (out.parent / "first.key" / "key.csv").read_text()

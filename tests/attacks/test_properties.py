@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pandas as pd
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from covid_fastai.config import TrainConfig
@@ -16,8 +16,9 @@ from covid_fastai.evaluation.intervals import wilson
 from covid_fastai.evaluation.metrics import evaluate
 from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.files import write_csv
+from tests.examples import examples
 
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = examples(40)
 ANYTHING = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.lists(st.integers(), max_size=2)
 )
@@ -45,7 +46,7 @@ def test_wilsons_interval_contains_the_fraction(k, n):
     assert 0 <= low <= k / n <= high <= 1 and low < high
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(data=st.data(), n=st.integers(2, 40))
 def test_metrics_and_intervals_of_any_table(data, n):
     p = data.draw(st.lists(st.floats(0, 1), min_size=n, max_size=n))

@@ -50,8 +50,9 @@ MEMORY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "error", [MEMORY[0], *(pytest.param(error, marks=pytest.mark.slow) for error in MEMORY[1:])], ids=KINDS
+    "error", [MEMORY[0], *(pytest.param(error, marks=pytest.mark.nightly) for error in MEMORY[1:])], ids=KINDS
 )
 def test_out_of_memory_halves_the_batch_and_is_reported(error, phantom_root, tmp_path, caplog):
     callback = FillsTheMemory(5, error)
@@ -64,6 +65,7 @@ def test_out_of_memory_halves_the_batch_and_is_reported(error, phantom_root, tmp
     assert "starts again with a batch size of 4" in caplog.text
 
 
+@pytest.mark.slow
 def test_too_little_memory_for_any_batch_is_an_error_with_a_hint(phantom_root, tmp_path):
     with pytest.raises(ResourceError, match="Out of memory with a batch size of 2") as caught:
         train_classifier(phantom_root, out=tmp_path / "run", callbacks=[FillsTheMemory(0, MEMORY[0])], **QUICK)
@@ -76,6 +78,7 @@ def test_another_runtime_error_is_not_treated_as_out_of_memory(phantom_root, tmp
         train_classifier(phantom_root, out=tmp_path / "run", callbacks=[callback], **QUICK)
 
 
+@pytest.mark.slow
 def test_a_run_with_halved_batches_resumes_with_them(phantom_root, tmp_path):
     class Interrupts(FillsTheMemory):
         def before_train(self):
@@ -146,7 +149,7 @@ def test_a_signal_ends_a_training_cleanly(number, status, phantom_root, tmp_path
     wait_for_a_checkpoint(process, tmp_path / "run")
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == status and b"Continue with resume=" in err and b"Traceback" not in err
+    assert process.returncode == status and b"Continue with --resume" in err and b"Traceback" not in err
     events = [json.loads(line)["event"] for line in open(tmp_path / "run" / "record.jsonl", encoding="utf-8")]
     assert events[-1] == "interrupted"
     assert len(pd.read_csv(tmp_path / "run" / "history.csv")) >= 1

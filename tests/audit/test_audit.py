@@ -9,13 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial import Delaunay
 from sklearn.metrics import roc_auc_score
 
-from covid_fastai.audit.audit import audit_predictions, audit_run, negative_control_rows, read_audit
-from covid_fastai.audit.probes import write_altered
+from covid_fastai.audit import lung_region
+from covid_fastai.audit.audit import COVERED, audit_predictions, audit_run, negative_control_rows, read_audit
+from covid_fastai.audit.fixed_spots import format_boxes
+from covid_fastai.audit.lung_region import thorax_region
+from covid_fastai.audit.probes import CHANGES, write_altered
+from covid_fastai.audit.runs import read_run
+from covid_fastai.data.phantom import draw_phantom
 from covid_fastai.errors import DataError
-from covid_fastai.evaluation.runs import read_run
 from covid_fastai.run_folder import RunFolder
+from covid_fastai.saliency.region_fraction import BOX_NAME, LungRegion
 
 
 @pytest.fixture
@@ -56,18 +63,26 @@ def test_predictions_of_another_system_are_audited_without_a_cohort(phantom_coho
     assert audit.network["n"] == audit.shortcuts.row("thumbnail")["n"]
 
 
-def test_a_run_is_audited_by_default_and_its_audit_can_be_read(run_folder):
+def test_a_run_is_audited_by_default_and_its_audit_can_be_read(run_folder, run):
     audit = read_audit(run_folder)
     assert RunFolder(run_folder).audit.is_file() and RunFolder(run_folder).probes.is_file()
-    assert set(audit.altered["change"]) == {"black centre", "noise centre"}
-    again = audit_run(run_folder)
+    changes = {"lungs removed", "noise for lungs", "lungs only"}
+    assert set(audit.altered["change"]) == {*CHANGES, COVERED} == {*changes, COVERED}
+    probes = pd.read_csv(RunFolder(run_folder).probes)
+    boxes = probes[probes["probe"] == "lungs only"]["lung_region"].str.startswith(BOX_NAME).sum()
+    row = audit.altered.set_index("change").loc["lungs only"]
+    assert row["boxes"] == boxes and row["images"] == (probes["probe"] == "lungs only").sum()
+    covered = probes[probes["probe"] == COVERED]
+    assert covered["spots"].unique().tolist() == [format_boxes(audit.shortcuts.spots)]  # those of the audit itself
+    assert "where the most telling cells are covered" in audit.verdict.conditions[5].text
+    again = audit_run(run)
     assert again.verdict == audit.verdict
     pd.testing.assert_frame_equal(again.versus, audit.versus, check_dtype=False)
 
 
 def test_retrained_networks_and_external_validations_enter_the_audit(run):
     predictions = read_run(run).metrics.predictions
-    for change in ("black-centre", "permuted-labels", "frozen-backbone"):
+    for change in ("lungs-removed", "permuted-labels", "frozen-backbone"):
         (run / "retrained" / change).mkdir(parents=True)
         table = predictions.copy()
         if change == "permuted-labels":
@@ -79,7 +94,9 @@ def test_retrained_networks_and_external_validations_enter_the_audit(run):
     (run / "external" / "other.json").write_text(json.dumps({"same_source": [result], "not_stated": []}))
     audit = audit_run(run)
     rows = audit.altered.set_index(["change", "when"])
-    assert rows.loc[("black centre", "in training and evaluation"), "difference"] == 0
+    removed = rows.loc[("lungs removed", "in training and evaluation")]
+    assert removed["difference"] == 0 and np.isnan(removed["boxes"])  # the table does not name what was removed
+    assert rows.loc[("frozen backbone", "frozen, linear head only"), "images"] == 0
     assert np.isnan(rows.loc[("permuted labels", "in training and evaluation"), "difference"])
     assert ("frozen backbone", "frozen, linear head only") in rows.index
     outcomes = {condition.name: condition.outcome for condition in audit.verdict.conditions}
@@ -117,18 +134,57 @@ def test_negative_controls_are_classified_by_the_mean_over_folds(phantom_cohort)
     assert (audit.negative_controls["images"], audit.negative_controls["called"]) == (2, 1)
 
 
-def test_altered_images_differ_only_in_the_central_box(phantom_cohort, tmp_path):
-    rows = phantom_cohort.head(3)
-    for change in ("black centre", "noise centre"):
-        copies = write_altered(rows, tmp_path / change, change=change, image_size=64)
+def test_only_the_region_of_the_lungs_is_altered(tmp_path):
+    """The region holds both lungs of the synthetic radiograph, and leaves most of what is outside of them."""
+    phantoms = [draw_phantom(np.random.default_rng([9, number]), image_size=256) for number in range(3)]
+    for number, phantom in enumerate(phantoms):
+        Image.fromarray(phantom.image).save(tmp_path / f"{number}.png")
+    rows = pd.DataFrame({"path": [str(tmp_path / f"{number}.png") for number in range(3)]})
+    regions = []
+    for change in CHANGES:
+        copies = write_altered(rows, tmp_path / change, change=change, image_size=256)
         assert copies["original"].tolist() == rows["path"].tolist()
-        for copy, original in zip(copies["path"], copies["original"], strict=True):
-            before, after = (np.asarray(Image.open(path).convert("L"), dtype=int) for path in (original, copy))
-            box = np.zeros((64, 64), dtype=bool)
-            box[12:52, 12:52] = True
-            assert (before[~box] == after[~box]).all()
-            if change == "black centre":
-                assert (after[box] == 0).all()
+        assert copies["lung_region"].eq("segmented lungs").all()
+        for phantom, copy in zip(phantoms, copies["path"], strict=True):
+            before, after = phantom.image.astype(int), np.asarray(Image.open(copy), dtype=int)
+            if change == "lungs removed":
+                region = thorax_region(copies["original"].iloc[len(regions)], 256)[0]
+                regions.append(region)
+                assert (region & phantom.lungs).sum() > 0.95 * phantom.lungs.sum()
+                assert 0.1 < region.mean() < 0.7
+            region = regions[[id(other) for other in phantoms].index(id(phantom))]
+            inside, outside = (region, ~region) if change != "lungs only" else (~region, region)
+            assert (before[outside] == after[outside]).all()
+            if change == "noise for lungs":
+                assert abs(after[inside].mean() - before[inside].mean()) < 5
+                assert abs(np.corrcoef(before[inside], after[inside])[0, 1]) < 0.1
             else:
-                assert abs(after[box].mean() - before[box].mean()) < 5
-                assert abs(np.corrcoef(before[box], after[box])[0, 1]) < 0.1
+                assert (after[inside] == 0).all()
+
+
+def test_where_no_lungs_are_found_the_central_box_is_altered(tmp_path):
+    ramp = np.tile(np.arange(64, dtype=np.uint8) + 100, (64, 1))
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    rows = pd.DataFrame({"path": [str(tmp_path / "a.png"), str(tmp_path / "broken.png")]})
+    copies = write_altered(rows, tmp_path / "copies", change="lungs removed", image_size=64)
+    assert len(copies) == 1 and copies["lung_region"].iloc[0].startswith(BOX_NAME)
+    assert "instead of the lungs" in copies["lung_region"].iloc[0]
+    box = np.zeros((64, 64), dtype=bool)
+    box[12:52, 12:52] = True
+    assert (np.asarray(Image.open(copies["path"].iloc[0])) == np.where(box, 0, ramp)).all()
+
+
+@pytest.mark.parametrize("image_size", [64, 256, 320])
+def test_the_region_is_the_convex_hull_with_a_margin(image_size, tmp_path, monkeypatch):
+    """Oracle: scipy's triangulation of the lungs' pixels contains a point of the hull."""
+    mask = np.zeros((256, 256), dtype=bool)
+    mask[60:180, 60:100] = mask[80:200, 150:190] = True
+    monkeypatch.setattr(lung_region, "find_lung_region", lambda path: LungRegion(mask, "segmented lungs"))
+    region, name = thorax_region("a.png", image_size)
+    assert name == "segmented lungs" and region.shape == (image_size, image_size)
+    points = (np.argwhere(np.ones_like(region)) + 0.5) * 256 / image_size - 0.5
+    in_hull = (Delaunay(np.argwhere(mask)).find_simplex(points) >= 0).reshape(region.shape)
+    assert region[in_hull].all()
+    distance = distance_transform_edt(~in_hull) / image_size
+    assert region[distance < 0.03].all() and not region[distance > 0.07].any()

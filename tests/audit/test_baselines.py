@@ -14,7 +14,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from covid_fastai.audit.baseline_features import read_features
+from covid_fastai.audit import baseline_features
+from covid_fastai.audit.baseline_features import OUTSIDE, Features, fill_hidden, kernel_components, read_features
 from covid_fastai.audit.baselines import (
     BASELINES,
     LUNG_FREE,
@@ -25,9 +26,11 @@ from covid_fastai.audit.baselines import (
     predict_shortcuts,
     rows_to_try,
 )
+from covid_fastai.audit.lung_region import outside_region
 from covid_fastai.audit.permutation import _aucs, _hat_matrix, holm
+from covid_fastai.data.lungs import segment_lungs
 from covid_fastai.data.metadata import read_cohort
-from covid_fastai.data.phantom import write_phantom
+from covid_fastai.data.phantom import draw_phantom, write_phantom
 from covid_fastai.data.splits import fold_by_patient, split_by_patient
 from covid_fastai.errors import DataError
 
@@ -53,12 +56,14 @@ def clean(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def audit(clean):
-    return find_shortcuts(clean, permutations=199)
+    return find_shortcuts(clean, permutations=299)
 
 
-@pytest.mark.parametrize("kind", PLANTED)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in ("border", "aspect") else ()) for kind in PLANTED]
+)
 def test_a_planted_shortcut_is_flagged_by_the_baselines_that_can_detect_it(kind, tmp_path):
-    result = find_shortcuts(phantom_split(tmp_path / "data", shortcut=kind, strength=0.8), permutations=199)
+    result = find_shortcuts(phantom_split(tmp_path / "data", shortcut=kind, strength=0.8), permutations=299)
     assert PLANTED[kind] <= set(result.flags)
     assert ("headers" in result.flags) == ("headers" in PLANTED[kind])
     assert result.flags[0] in result.notes()[0]
@@ -143,9 +148,9 @@ def test_holms_correction_of_a_worked_example():
 
 def test_the_source_baseline_needs_several_sources(clean, tmp_path):
     confounded = clean.assign(source=np.where(clean["label"] == "COVID-19", "here", "there"))
-    result = find_shortcuts(confounded, permutations=199)
+    result = find_shortcuts(confounded, permutations=299)
     assert result.flags[0] == "source" and result.row("source")["auc"] == 1.0
-    single = find_shortcuts(clean.assign(source="one"), permutations=199)
+    single = find_shortcuts(clean.assign(source="one"), permutations=99)
     assert np.isnan(single.row("source")["auc"])
     assert "not tested" in single.summary().set_index("baseline").loc["source", "better than chance"]
 
@@ -154,7 +159,7 @@ def test_the_auc_of_three_classes_is_the_mean_against_the_rest(tmp_path):
     counts = {"Normal": 25, "bacteria": 25, "virus": 25}
     root = write_phantom(tmp_path / "data", patients=counts, image_size=48, seed=1)
     cohort = split_by_patient(read_cohort(root, task="etiology"), seed=0)
-    result = find_shortcuts(cohort, permutations=199)
+    result = find_shortcuts(cohort, permutations=299)
     table = result.predictions["thumbnail"]
     names = ("Normal", "Bacterial", "Viral")
     units = table.groupby(["patient", "label"]).agg({**{f"p_{name}": "mean" for name in names}, "fold": "first"})
@@ -172,7 +177,7 @@ def test_an_unreadable_image_is_counted_and_left_out(clean, tmp_path):
     broken.write_bytes(b"not an image")
     cohort = clean.copy()
     cohort.loc[cohort.index[0], "path"] = str(broken)
-    result = find_shortcuts(cohort, permutations=199)
+    result = find_shortcuts(cohort, permutations=299)
     assert result.unreadable == 1 and "1 images could not be opened" in result.notes()[2]
     assert str(broken) not in set(result.predictions["thumbnail"]["path"])
 
@@ -246,14 +251,99 @@ def test_header_features_differ_between_files(tmp_path):
     np.testing.assert_allclose(headers[:3, 2], np.log(96 / 64))
 
 
+def test_no_pixel_of_the_lungs_reaches_a_lung_free_feature():
+    """A flag would otherwise be the disease itself: the frame at 16 x 16 pixels holds 18% of the lungs."""
+    assert set(OUTSIDE) <= set(LUNG_FREE)
+    for number in range(3):
+        image = Image.fromarray(draw_phantom(np.random.default_rng([9, number]), image_size=256).image)
+        (lungs,) = segment_lungs([image])
+        assert lungs.usable
+        pixels = np.asarray(image).copy()
+        pixels[lungs.mask] = 255 - pixels[lungs.mask]
+        before, after = (baseline_features._describe_outside(each, lungs) for each in (image, Image.fromarray(pixels)))
+        for name in OUTSIDE:
+            np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+        assert 0.2 < np.isfinite(before["frame"]).mean() < 0.9
+        assert np.isfinite(before["border ring"]).mean() > 0.8
+        grown = ~outside_region(lungs)
+        assert grown[lungs.mask].all() and grown.mean() < 0.7
+
+
+def test_without_lungs_only_the_outermost_pixels_are_outside():
+    (lungs,) = segment_lungs([Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (64, 1)))])
+    outside = outside_region(lungs)
+    assert not outside[16:-16, 16:-16].any() and outside.sum() == 256**2 - 224**2
+    features = baseline_features._describe_outside(Image.new("L", (64, 64), 100), lungs)
+    assert np.isfinite(features["border ring"]).all()
+    assert all(np.isnan(features[name]).all() for name in OUTSIDE if name != "border ring")
+
+
+def test_that_lungs_are_not_found_is_no_lung_free_feature():
+    """Opacities hide lungs from the segmentation: in one class more images have none."""
+    rng = np.random.default_rng(5)
+    blocks = {name: rng.normal(size=(400, size)) for name, size in zip(OUTSIDE, (2, 60, 96, 29), strict=True)}
+    unfound = rng.random(400) < np.repeat([0.1, 0.6], 200)
+    for name in ("intensity mean and SD", "frame", "frame texture"):
+        blocks[name][unfound] = np.nan
+    components = kernel_components(Features(blocks, np.ones(400, dtype=bool)))
+    labels = np.repeat([0, 1], 200)
+    separated = [abs(roc_auc_score(labels, column) - 0.5) for column in components.T]
+    assert len(separated) == 30 and max(separated) < 0.12  # the largest of 30 by chance, of 200 per class
+
+
+def test_what_the_lungs_hide_is_the_mean_of_the_other_images():
+    block = np.array([[1.0, np.nan, 5.0], [3.0, np.nan, np.nan], [5.0, 2.0, 7.0]])
+    np.testing.assert_array_equal(fill_hidden(block), [[1, 5], [3, 6], [5, 7]])  # the second is seen in 1 of 3
+    np.testing.assert_array_equal(fill_hidden(np.array([[np.nan] * 3]), block), [[3, 6]])
+    assert fill_hidden(np.full((3, 2), np.nan)).shape == (3, 0)
+
+
+def test_baselines_that_the_lungs_hide_are_not_tested(clean):
+    """Images cut to the lungs show nothing else; they must not count as free of shortcuts."""
+    rows = rows_to_try(clean)
+    features = read_features(rows["path"])
+    for name in OUTSIDE:
+        features.blocks[name][:] = np.nan
+    result = find_shortcuts(clean, permutations=99, features=features)
+    for name in (*OUTSIDE, "non-linear"):
+        assert np.isnan(result.row(name)["auc"]) and not result.row(name)["flagged"]
+        assert "the lungs fill most images" in result.summary().set_index("baseline").loc[name, "better than chance"]
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+def test_a_disease_of_many_patients_is_no_shortcut(tmp_path):
+    """With 300 patients per class an effect of an AUC of 0.57 would be flagged; python -m benchmarks.adversary."""
+    root = write_phantom(tmp_path, patients={"COVID-19": 300, "Normal": 300}, image_size=96, seed=0)
+    cohort = split_by_patient(read_cohort(root, task="covid", on_problem="skip"), seed=0)
+    assert find_shortcuts(cohort).flags == []
+
+
+def test_features_are_computed_once(tmp_path, monkeypatch):
+    """The probes and the audit read the same images."""
+    pixels = np.random.default_rng(1).integers(0, 255, (64, 96), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    first = read_features([tmp_path / "a.png", tmp_path / "b.png"])
+
+    def read(*arguments, **options):
+        raise AssertionError("an image was decoded again")
+
+    monkeypatch.setattr(baseline_features, "read_image", read)
+    again = read_features([tmp_path / "a.png"], blocks=["thumbnail", "headers"])
+    assert list(again.blocks) == ["thumbnail", "headers"]
+    for name, values in again.blocks.items():
+        np.testing.assert_array_equal(values, first.blocks[name][:1])
+
+
 @pytest.mark.nightly
 @pytest.mark.slow
 def test_clean_data_are_rarely_flagged_and_shortcuts_always(tmp_path):
     """A small version of benchmarks.flags, which uses 200 data sets of each kind."""
-    clean = [bool(find_shortcuts(phantom_split(tmp_path / f"{s}", seed=s), permutations=199).flags) for s in range(12)]
+    clean = [bool(find_shortcuts(phantom_split(tmp_path / f"{s}", seed=s), permutations=299).flags) for s in range(12)]
     assert sum(clean) <= 2
     planted = [
-        find_shortcuts(phantom_split(tmp_path / f"{kind}-{s}", seed=s, shortcut=kind, strength=0.8), permutations=199)
+        find_shortcuts(phantom_split(tmp_path / f"{kind}-{s}", seed=s, shortcut=kind, strength=0.8), permutations=299)
         for kind in PLANTED
         for s in range(2)
     ]

@@ -157,6 +157,7 @@ def test_names_are_escaped_in_the_page(cohort, tmp_path):
 
 @pytest.mark.realdata
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_external_adult_shares_images_with_coronahack(real_data):
     """Three images are in both, confirmed by eye. One is a child of CoronaHack under the label positive."""
     audit = find_leaks(

@@ -14,7 +14,11 @@ from covid_fastai.evaluation.intervals import wilson
 ELSEWHERE = {"source": "there", "value": 0.85, "low": 0.7, "high": 0.93, "n": 60, "thumbnail": 0.6}
 ELSEWHERE |= {"difference": 0.25, "difference_low": 0.1, "difference_high": 0.4}
 BLIND = {"auc": 0.5, "auc_low": 0.4, "auc_high": 0.6, "network_auc": 0.9, "difference": 0.4, "low": 0.3, "high": 0.5}
-BLIND |= {"n": 80}
+BLIND |= {"n": 80, "images": 120, "boxes": 0}
+
+COVERED = {"auc": 0.88, "auc_low": 0.8, "auc_high": 0.93, "network_auc": 0.9, "difference": 0.02, "low": -0.01}
+COVERED |= {"high": 0.05, "n": 80}
+ON_A_SPOT = COVERED | {"auc": 0.55, "auc_low": 0.45, "auc_high": 0.65, "difference": 0.35, "low": 0.25, "high": 0.45}
 
 
 def controls(positives: int, images: int) -> dict[str, float]:
@@ -32,7 +36,7 @@ def shortcuts(**changed: dict[str, float]) -> ShortcutAudit:
     ]  # fmt: skip
     for row in rows:
         row["flagged"] &= row["lung_free"]  # others are not flagged, whatever they separate
-    return ShortcutAudit(pd.DataFrame(rows), {"median": 0.5, "low": 0.4, "high": 0.6}, {}, 100, 0)
+    return ShortcutAudit(pd.DataFrame(rows), {"median": 0.5, "low": 0.4, "high": 0.6}, {}, 100, 0, [[12, 16, 19, 23]])
 
 
 def flag(auc: float, *, width: float = 0.05) -> dict[str, float | bool]:
@@ -54,8 +58,8 @@ def outcomes(verdict) -> list[str]:
 def test_the_signal_is_shown_if_all_conditions_are_met():
     verdict = verdict_of()
     assert verdict.level == "shown" and verdict.sentence.startswith("Evidence of disease signal")
-    assert outcomes(verdict) == ["met"] * 5
-    assert outcomes(verdict_of(negative_controls=None)) == ["met"] * 4 + ["not applicable"]
+    assert outcomes(verdict) == ["met"] * 6
+    assert outcomes(verdict_of(negative_controls=None)) == ["met"] * 4 + ["not applicable", "met"]
     assert verdict_of(negative_controls=None).level == "shown"
 
 
@@ -72,6 +76,7 @@ def test_the_signal_is_shown_if_all_conditions_are_met():
         ({"external": [ELSEWHERE | {"difference_low": -0.3, "difference_high": -0.1}]}, 3, "thumbnail is better"),
         ({"external": [ELSEWHERE] * 3 + [ELSEWHERE | {"value": 0.5, "low": 0.4, "high": 0.6}]}, 3, "close to chance"),
         ({"negative_controls": controls(11, 12)}, 4, "11 of 12 negative controls"),
+        ({"covered": ON_A_SPOT}, 5, "with a fixed place of the image covered, the network is not better than chance"),
     ],
 )
 def test_each_condition_can_fail(given, number, reason):
@@ -81,6 +86,7 @@ def test_each_condition_can_fail(given, number, reason):
     assert [place for place, outcome in enumerate(outcomes(verdict)) if outcome == "failed"] == [number]
 
 
+HIDDEN = dict.fromkeys(("auc", "low", "high", "p", "p_holm"), math.nan)
 NO_POWER = {"value": 0.85, "low": 0.45, "high": 0.98}  # of ten patients
 
 
@@ -88,7 +94,10 @@ NO_POWER = {"value": 0.85, "low": 0.45, "high": 0.98}  # of ten patients
     ("given", "number", "outcome", "reason"),
     [
         ({"baselines": shortcuts(border_ring={"high": 0.71})}, 0, "inconclusive", "too few patients to exclude"),
+        ({"baselines": shortcuts(frame=HIDDEN)}, 0, "inconclusive", "the lungs fill most images"),
         ({"baselines": shortcuts(black_centre=flag(0.98))}, 0, "inconclusive", "without its centre separates"),
+        ({"baselines": shortcuts(lung_geometry=flag(0.7))}, 0, "inconclusive", "size and place of the lungs"),
+        ({"baselines": shortcuts(sharp_edges=flag(0.9))}, 0, "inconclusive", "sharpest edges"),
         ({"source_stated": False}, 0, "inconclusive", "sources are not stated"),
         ({"errorless_low": -0.001, "low": -0.01}, 1, "inconclusive", "even a model without errors"),
         ({"blind": BLIND | {"auc_high": NEAR_CHANCE}}, 2, "inconclusive", "too few patients to show that a network"),
@@ -100,6 +109,9 @@ NO_POWER = {"value": 0.85, "low": 0.45, "high": 0.98}  # of ten patients
         ({"external": []}, 3, "not tested", "no external data"),
         ({"external": [], "unstated": [ELSEWHERE]}, 3, "not tested", "no external data"),
         ({"negative_controls": controls(2, 12)}, 4, "inconclusive", "too few negative controls"),
+        ({"baselines": shortcuts(fixed_spot=flag(0.97))}, 5, "not tested", "the best of 32 × 32 cells separates"),
+        ({"baselines": shortcuts(fixed_spot={"high": 0.7})}, 5, "not tested", "not evaluated with the most telling"),
+        ({"covered": COVERED | {"high": 0.15}}, 5, "inconclusive", "may be lower by 0.020 (-0.010 to 0.150)"),
     ],
 )
 def test_each_condition_can_stay_open(given, number, outcome, reason):
@@ -107,7 +119,19 @@ def test_each_condition_can_stay_open(given, number, outcome, reason):
     assert verdict.level == "not shown"
     assert verdict.sentence.startswith("Disease signal not shown: a shortcut is neither found nor excluded. Open: ")
     assert reason in verdict.sentence
-    assert outcomes(verdict) == ["met"] * number + [outcome] + ["met"] * (4 - number)
+    assert outcomes(verdict) == ["met"] * number + [outcome] + ["met"] * (5 - number)
+
+
+def test_the_verdict_says_where_a_box_was_removed_instead_of_the_lungs():
+    """A box at a fixed place may leave parts of the lungs."""
+
+    def text(**changed):
+        return verdict_of(blind=BLIND | changed).conditions[2].text
+
+    assert "The segmented lungs were removed" in text() and "all 120 images" in text()
+    assert "on 3 of 120 images they were not found, and a central box" in text(boxes=3)
+    assert "found in none of 120 images: a central box" in text(boxes=120)
+    assert "do not say what was removed" in text(images=math.nan, boxes=math.nan)
 
 
 def test_a_weak_flag_is_mentioned_and_not_decisive():
@@ -124,6 +148,13 @@ def test_every_row_of_the_table_agrees_with_the_condition():
     assert condition.outcome == "inconclusive" and "without its centre separates the classes (AUC 0.980)" in str(
         condition.text
     )
+
+
+def test_a_spot_that_the_network_does_not_need_is_mentioned():
+    verdict = verdict_of(shortcuts(fixed_spot=flag(0.7)), covered=COVERED)
+    assert verdict.level == "shown" and outcomes(verdict) == ["met"] * 6
+    assert "43% from the top and 65% from the left" in verdict.conditions[5].text
+    assert "0.880" in verdict.conditions[5].text and "0.900 where they are not" in verdict.conditions[5].text
 
 
 def test_all_failures_and_what_is_undecided_are_named():
@@ -158,4 +189,4 @@ def test_images_whose_source_is_not_stated_are_mentioned_and_decide_nothing():
 def test_the_verdict_as_plain_values_and_as_a_table():
     verdict = verdict_of(shortcuts(source=flag(0.9)))
     assert verdict.to_dict()["conditions"][0]["outcome"] == "failed"
-    assert len(verdict.table()) == 5 and "<table" in verdict._repr_html_()
+    assert len(verdict.table()) == 6 and "<table" in verdict._repr_html_()

@@ -10,6 +10,7 @@ from torchvision.transforms.functional import affine, hflip
 
 from covid_fastai.data.augmentation import AUGMENTATIONS, augmentation
 from covid_fastai.errors import UsageError
+from tests.simulated_device import DEVICE, SimulatedDevice
 
 
 def batch(n=64, size=33):
@@ -43,16 +44,16 @@ def spot_is_left(images):
     return torch.stack([image[0, :, :16].amax() > image[0, :, 17:].amax() for image in images])
 
 
-def test_default_never_flips_and_article_flips_half():
+def test_standard_never_flips_and_article_flips_half():
     torch.manual_seed(0)
-    assert spot_is_left(apply("default", batch(256))).all()
+    assert spot_is_left(apply("standard", batch(256))).all()
     flipped = (~spot_is_left(apply("article", batch(256)))).float().mean()
     assert 0.4 < flipped < 0.6
 
 
-def test_default_changes_most_images_differently():
+def test_standard_changes_most_images_differently():
     torch.manual_seed(0)
-    images = apply("default", batch(64))
+    images = apply("standard", batch(64))
     assert len({image.numpy().tobytes() for image in images}) > 50
 
 
@@ -78,14 +79,26 @@ def test_article_equals_torchvisions_flip_and_rotation():
 
 def test_the_same_seed_gives_the_same_images():
     torch.manual_seed(5)
-    first = apply("default", batch())
+    first = apply("standard", batch())
     torch.manual_seed(5)
-    assert torch.equal(apply("default", batch()), first)
+    assert torch.equal(apply("standard", batch()), first)
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("defalt", "default"), ("Article", "article"), ("zzz", "none"), (3, "none")]
+    ("name", "hint"), [("standrd", "standard"), ("Article", "article"), ("zzz", "none"), (3, "none")]
 )
 def test_an_unknown_name_raises_with_the_available_names(name, hint):
     with pytest.raises(UsageError, match=hint):
         augmentation(name)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_the_changes_of_a_batch_wait_for_no_device(name):
+    """Each wait would empty the queue of a GPU, once for each of a dozen parameters of a batch."""
+    images = TensorImageBW(torch.zeros(8, 1, 32, 32, device=DEVICE))
+    with SimulatedDevice() as device:
+        apply(name, images)  # copies what is the same for every batch
+        device.counts.clear()
+        changed = apply(name, images)
+    assert changed.device == DEVICE and changed.shape == images.shape
+    assert not device.counts["waits"] and not device.counts["from"], device.counts

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 import pydantic
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from covid_fastai.data.cohort import COHORT_CSV, COHORT_JSON, Cohort, CohortInfo, as_cohort, load_cohort, save_cohort
 from covid_fastai.errors import DataError, ResourceError, UsageError
+from tests.examples import examples
 
 CLASSES = ["Normal", "COVID-19"]  # sorted they would be exchanged
 PROBLEM = {"row": 3, "path": "a.png", "kind": "unreadable", "severity": "error", "reason": "ö", "remedy": ""}
@@ -203,7 +204,7 @@ problems = st.fixed_dictionaries(
     found=st.lists(problems, max_size=3),
     leaked=st.none() | st.floats(0, 1),
 )
-@settings(deadline=None)
+@examples(50)
 def test_info_survives_json(classes, data, task, found, leaked):
     positive = data.draw(st.sampled_from([None, *classes]))
     info = CohortInfo(classes=classes, positive=positive, task=task, problems=found, leaked_fraction=leaked)
@@ -348,8 +349,9 @@ values = st.one_of(
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=5), values, max_size=4))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_any_table_comes_back(tmp_path, columns):
+@examples(50)
+def test_any_table_comes_back(tmp_path_factory, columns):
+    tmp_path = tmp_path_factory.mktemp("tables")
     cohort = make_cohort(3).assign(**columns)
     save_cohort(cohort, tmp_path)
     again = load_cohort(tmp_path)

@@ -50,7 +50,7 @@ def test_an_identifier_stands_for_the_path_with_a_warning_and_not_for_the_patien
     table = pd.DataFrame({"patientId": ["a", "b"], "Target": ["0", "1"]})
     chosen = choose_columns(table, {}, where="t.csv")
     assert (chosen["path"], chosen["patient"]) == ("patientId", None)
-    assert [record.levelname for record in caplog.records] == ["WARNING"] and "--path-column" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and "path_column" in caplog.text
     predictions = pd.DataFrame({"patientId": ["a", "b"], "label": ["N", "P"], "p_N": [0.9, 0.1], "p_P": [0.1, 0.9]})
     assert read_predictions(predictions)["patient"].tolist() == ["a", "b"], "no path is required here"
 
@@ -59,7 +59,7 @@ def test_two_columns_of_a_role_that_agree_are_named_in_a_warning(caplog):
     chosen = choose(label=["0", "1"], diagnosis=["Normal", "COVID-19"])
     assert chosen["label"] == "label"
     assert "'label' is used for the label; 'diagnosis' has such a name too" in caplog.text
-    assert "--label-column" in caplog.text
+    assert "label_column" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_two_columns_of_a_role_that_contradict_each_other_are_an_error(role, col
     with pytest.raises(DataError, match=f"two columns for the {role} that contradict each other.*line ") as caught:
         choose(rows=len(next(iter(columns.values()))), **columns)
     names = [name.replace("__", " ") for name in columns]
-    assert f"--{role}-column" in caught.value.hint and all(repr(name) in caught.value.hint for name in names)
+    assert f"`{role}_column`" in caught.value.hint and all(repr(name) in caught.value.hint for name in names)
     for name in names:  # the remedy
         assert choose({role: name}, rows=len(next(iter(columns.values()))), **columns)[role] == name
 
@@ -103,7 +103,7 @@ def test_a_saved_cohort_has_a_label_and_its_finding():
 def test_a_missing_column_is_named_with_the_option(caplog):
     with pytest.raises(DataError, match="known to hold the labels") as caught:
         choose_columns(pd.DataFrame({"image": ["a"], "x": ["b"]}), {}, where="t.csv")
-    assert caught.value.hint == "Name it with label_column (--label-column). Its columns: 'image', 'x'."
+    assert caught.value.hint == "Name it with `label_column`. Its columns: 'image', 'x'."
     with pytest.raises(DataError, match="no column 'labels'") as caught:
         choose({"label": "labels"}, Label=["a", "b"])
     assert "Did you mean 'Label'?" in caught.value.hint

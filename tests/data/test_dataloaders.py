@@ -110,6 +110,7 @@ def test_loaders_have_the_facts_they_were_made_with(cohort, tmp_path):
         "batch_size": 8,
         "balance": "none",
         "resize": "squash-bilinear-antialias",
+        "region": "frame",
     }
 
 

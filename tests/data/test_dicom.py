@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 import subprocess
 import sys
+import time
 import tracemalloc
 import types
 import warnings
@@ -21,6 +23,7 @@ from covid_fastai.data.images import describe_image, open_image, read_image
 from covid_fastai.data.input_check import check_input
 from covid_fastai.data.phantom import draw_phantom
 from covid_fastai.errors import ImageError
+from tests.data.test_file_structure import jpeg_of_scans
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 
@@ -606,6 +609,36 @@ def test_a_jpeg_larger_than_its_header_is_not_decoded():
     refused(ds, "size of its pixel data differs")
 
 
+def test_the_scans_of_a_jpeg_in_a_dicom_file_are_counted():
+    ds = dataset(ramp(8).astype(np.uint8), bits=8, syntax=JPEGBaseline8Bit)
+    ds.PixelData = encapsulate([jpeg_of_scans(2000, Image.new("L", (COLUMNS, ROWS)))])
+    ds["PixelData"].is_undefined_length = True
+    refused(ds, "more than 100 scans")
+
+
+@pytest.mark.parametrize("kind", ["elements", "items", "nested items", "deflated items"])
+def test_a_header_of_very_many_parts_is_refused_at_once(kind):
+    tag = struct.Struct("<HHI").pack
+    if kind == "elements":
+        parts = b"".join(struct.pack("<HH2sH", 9 + 2 * (n >> 16), n & 0xFFFF, b"LO", 0) for n in range(16, 300_000))
+    else:
+        start = struct.pack("<HH2sHI", 9, 0x1140, b"SQ", 0, 0xFFFFFFFF)
+        item = tag(0xFFFE, 0xE000, 0) if kind != "nested items" else tag(0xFFFE, 0xE000, 0xFFFFFFFF) + start
+        parts = start + item * 200_000
+    plain = encode(dataset())
+    if kind == "deflated items":
+        packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+        meta = encode(dataset(syntax=DeflatedExplicitVRLittleEndian))
+        begin = 144 + int.from_bytes(meta[140:144], "little")
+        content = meta[:begin] + packer.compress(parts) + packer.flush()
+    else:
+        begin = plain.index(struct.pack("<HH", 0x10, 0x10))  # the patient's name, which comes next
+        content = plain[:begin] + parts + plain[begin:]
+    start_time = time.thread_time()  # of the processor: a busy machine takes longer
+    refused(content, "more than 10,000 items|header cannot be read")
+    assert time.thread_time() - start_time < 2
+
+
 def test_a_deflate_bomb_is_not_fully_decompressed():
     content = encode(dataset(syntax=DeflatedExplicitVRLittleEndian))
     begin = 144 + int.from_bytes(content[140:144], "little")
@@ -647,6 +680,25 @@ def test_random_damage_is_always_an_image_error():
             except ImageError as error:
                 assert error.hint
     assert 0 < n_opened < 240
+
+
+def test_damaged_jpeg_2000_is_not_given_to_gdcm(monkeypatch):
+    """It ends the process at some such files, which no `except` can catch; found by fuzzing."""
+    from pydicom.pixels.decoders.base import JPEG2000LosslessDecoder as decoder
+
+    assert "gdcm" in decoder._available
+    monkeypatch.setitem(decoder._available, "gdcm", lambda *_: pytest.fail("GDCM is asked"))
+    content = bundled("MR_small_jp2klossless.dcm")
+    assert grey(content).shape == (64, 64)
+    tile_width = content.index(b"\xff\x4f\xff\x51") + 24
+    refused(content[:tile_width] + bytes(4) + content[tile_width + 4 :], "damaged, truncated")
+
+
+def test_a_header_with_a_value_of_no_kind_is_damaged():
+    """pydicom converts it when it is looked at, not when it is read; found by fuzzing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        refused(bytes(128) + b"DICM\0\0DICM" + bytes(50), "its header cannot be read")
 
 
 # privacy

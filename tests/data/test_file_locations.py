@@ -211,7 +211,7 @@ def test_a_hundred_thousand_files_are_found_quickly(tmp_path):
         (tmp_path / f"images_{number:03d}").mkdir()
     for number, name in enumerate(names):
         (tmp_path / f"images_{number % 12:03d}" / name).touch()
-    start = time.monotonic()
+    start = time.process_time()
     paths = locate_files(names, tmp_path, search=True).paths
-    assert time.monotonic() - start < 20  # about 1 s alone
+    assert time.process_time() - start < 20  # about 1 s
     assert all(map(os.path.exists, paths))

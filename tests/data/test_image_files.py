@@ -22,6 +22,7 @@ from covid_fastai.app.inputs import list_images
 from covid_fastai.data.archives import check_not_archive, unpack_command
 from covid_fastai.data.image_files import IMAGE_SUFFIXES, FolderReader, is_masks_folder
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.run_folder import RunFolder
 
 FORMATS = {".dib": "BMP", ".jpe": "JPEG", ".jfif": "JPEG", ".tif": "TIFF", ".webp": "WEBP"}
 
@@ -407,3 +408,15 @@ def test_any_other_label_is_no_name_of_a_class_folder(tmp_path):
     options = {"labels": {"Mass": "Mass", "*": "No Mass"}, "positive": "Mass"}
     assert sorted(label for _, label in trained(tmp_path, **options)) == ["Mass", "Mass", "No Mass", "No Mass"]
     assert sorted(label for _, label in trained(tmp_path, positive="Mass")) == ["", "Mass", "Mass", "No Mass"]
+
+
+def test_a_run_is_no_data(tmp_path):
+    run = tmp_path / "runs" / "first"
+    (run / "model").mkdir(parents=True)
+    for name in (RunFolder.config, RunFolder.record, RunFolder.cohort):
+        (run / name).write_text("path,label\n", encoding="utf-8")
+    with pytest.raises(DataError, match="is the folder of a run, not data"):
+        read_cohort(run)
+    with pytest.raises(DataError, match="holds the folders of runs") as caught:
+        read_cohort(tmp_path / "runs")
+    assert str(run) in caught.value.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import struct
@@ -16,7 +17,14 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from covid_fastai.data import image_facts, images
 from covid_fastai.data.image_facts import FORMATS, ImageFacts
-from covid_fastai.data.images import describe_image, open_image, open_square, read_image, resize_image
+from covid_fastai.data.images import (
+    describe_header,
+    describe_image,
+    open_image,
+    open_square,
+    read_image,
+    resize_image,
+)
 from covid_fastai.errors import DataError, ImageError
 
 WIDTH, HEIGHT = 80, 60
@@ -100,6 +108,7 @@ def test_formats_are_those_tested():
 )
 def test_facts_have_the_bits(mode, format, bits):
     facts = describe_image(encode(in_mode(mode), format))
+    assert describe_header(encode(in_mode(mode), format)) == dataclasses.replace(facts, notes=())
     assert facts.bits == bits and (f"{bits} bits scaled to 8" in facts.notes) == (bits > 8)
 
 
@@ -407,7 +416,7 @@ def refusal(source) -> ImageError:
     error = caught.value
     assert isinstance(error, DataError) and error.hint and error.exit_code == 3
     if isinstance(source, (str, os.PathLike)):
-        assert os.path.basename(source) in error.message
+        assert os.path.basename(source).replace("\0", "\\x00") in error.message
     return error
 
 
@@ -518,10 +527,10 @@ def test_no_permission(tmp_path, monkeypatch):
     path = tmp_path / "mine.png"
     scene().save(path)
 
-    def refuse(self):
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(source, size, name):
+        raise PermissionError(13, "Permission denied", str(source))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(images, "_read_bytes", refuse)
     error = refusal(path)
     assert "cannot be read" in error.message and "Permission denied" in error.message and "permissions" in error.hint
 
@@ -556,10 +565,19 @@ def test_a_file_of_too_many_bytes_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "sparse.tif"
     with path.open("wb") as file:
         file.truncate(images.MAX_BYTES + 1)  # takes no room on the disk
-    monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("it was read"))
+    monkeypatch.setattr(images, "_read_bytes", lambda *_: pytest.fail("it was read"))
     assert "too large" in refusal(path).message
     monkeypatch.setattr(images, "MAX_BYTES", 100)
     assert "too large" in refusal(io.BytesIO(bytes(101))).message
+
+
+def test_a_file_that_grows_while_it_is_read_ends(tmp_path, monkeypatch):
+    """Such as one that a scanner writes: its end may never come."""
+    path = tmp_path / "a.png"
+    scene().save(path)
+    status = os.stat(path)
+    monkeypatch.setattr(os, "stat", lambda *_, **__: os.stat_result([*status[:6], status.st_size - 9, *status[7:]]))
+    assert "grows while it is read" in refusal(path).message
 
 
 @pytest.mark.parametrize("size", [(1, 1), (31, 40), (40, 31), (5000, 1), (501, 100), (100, 501)])

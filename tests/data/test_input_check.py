@@ -12,9 +12,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from sklearn.decomposition import PCA
 
-from covid_fastai.data import input_check
+from covid_fastai.data import input_check, lungs
 from covid_fastai.data.input_check import check_input, check_inputs, fit_look, ood_score, shrink_picture
-from covid_fastai.data.lungs import describe_lungs
 from covid_fastai.data.phantom import draw_phantom
 from covid_fastai.errors import ModelFormatError, UsageError
 
@@ -83,7 +82,7 @@ def test_an_image_without_two_lungs_has_a_remark(radiographs, monkeypatch):
     usual = min(radiographs, key=lambda image: ood_score(shrink_picture(image)[None])[0])
     assert kinds(usual) == []
     one = np.zeros((2, 128, 128), dtype=np.float32)
-    monkeypatch.setattr(input_check, "find_lungs", lambda grey: describe_lungs(one))
+    monkeypatch.setattr(lungs, "_run_model", lambda grey: one)
     assert kinds(usual) == ["lungs"] and "No lung was found." in check_input(usual)[0].text
     one[0, 20:100, 20:50] = 0.98
     assert "One lung was found." in check_input(usual)[0].text
@@ -130,8 +129,8 @@ def test_ood_score_is_the_sum_of_hotellings_t_squared_and_q(tmp_path, monkeypatc
         -1, 16, 16
     )
     look = fit_look(images)
-    ranks = input_check._ranks(images)
-    np.testing.assert_allclose(ranks, input_check._ranks(np.exp(images)))
+    ranks = input_check.rank_pixels(images)
+    np.testing.assert_allclose(ranks, input_check.rank_pixels(np.exp(images)))
     pca = PCA(input_check.COMPONENTS, svd_solver="full").fit(ranks)
     scores = pca.transform(ranks)
     residual = ((ranks - pca.inverse_transform(scores)) ** 2).sum(axis=1)

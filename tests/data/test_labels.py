@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from covid_fastai import read_cohort, summarise_cohort
+from covid_fastai.app.cli.wording import as_options
 from covid_fastai.config import TrainConfig
 from covid_fastai.data.custom_tasks import make_task
 from covid_fastai.data.labels import read_labels, suggest_labels
@@ -172,7 +173,7 @@ def test_numbers_and_booleans_are_labels_if_the_options_say_what_they_mean(tmp_p
         assert cohort["label"].tolist() == ["Pneumonia", cohort.facts.classes[0], "Pneumonia"]
     with pytest.raises(DataError, match="does not know the label") as error:
         read(tmp_path, {"label": values})
-    assert "--label 0=Normal --label 1=COVID-19" in str(error.value)
+    assert "labels={'0': 'Normal', '1': 'COVID-19'}" in str(error.value)
 
 
 def test_minus_one_is_never_positive(tmp_path):
@@ -199,7 +200,7 @@ def test_a_list_has_the_class_that_it_contains_and_other_findings_are_counted(tm
     assert set(cohort.loc[cohort["label"] == "", "note"]) == {"another finding than Pneumonia"}
     (note,) = [row for row in cohort.facts.problems if row["kind"] == "other_finding"]
     assert note["severity"] == "note" and "3 rows" in note["reason"] and "'Hernia' 1" in note["reason"]
-    assert "--label '*=No Pneumonia'" in note["remedy"] and note["reason"] in caplog.text
+    assert "labels={'*': 'No Pneumonia'}" in note["remedy"] and note["reason"] in caplog.text
     cohort = read(tmp_path, {"Finding Labels": NIH}, positive="Pneumonia", labels=["*=No Pneumonia"])
     assert cohort["label"].value_counts().to_dict() == {"No Pneumonia": 4, "Pneumonia": 2}
 
@@ -395,10 +396,11 @@ def test_each_remedy_for_an_unknown_label_works_as_it_stands(tmp_path):
     reasons = {fault["reason"] for fault in error.value.details}
     assert "the task 'covid' does not know the label 'Lung Opacity?' (2 rows)" in reasons
     exclusions = error.value.hint.split("To exclude them: ")[1]
-    labels = [word for word in shlex.split(exclusions) if word != "--label"]
+    words = shlex.split(as_options(exclusions, {"labels": "--label"}))
+    labels = [word for word in words if word != "--label"]
     assert read(tmp_path, columns, labels=labels)["note"].tolist()[2:] == ["excluded by the option labels"] * 3
     remedy = next(fault["remedy"] for fault in error.value.details if "Lung" in fault["reason"])
-    label = shlex.split(remedy.split("with ", 1)[1])[1]
+    label = shlex.split(as_options(remedy, {"labels": "--label"}).split("with ", 1)[1])[1]
     assert label == "Lung Opacity[?]=Normal"
     cohort = read(tmp_path, columns, labels=[label, "todo="])
     assert cohort["label"].tolist() == ["Normal", "COVID-19", "Normal", "Normal", ""]
@@ -408,7 +410,7 @@ def test_many_unknown_labels_have_one_remedy(tmp_path):
     columns = {"label": ["Normal", "COVID-19", *(f"finding {letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]}
     with pytest.raises(DataError, match="and others") as error:
         read(tmp_path, columns)
-    assert "--label '*=' excludes all of them" in error.value.hint
+    assert "labels={'*': ''} excludes all of them" in error.value.hint
     assert (read(tmp_path, columns, labels=["*="])["split"] == "excluded").sum() == 26
 
 
@@ -416,12 +418,12 @@ def test_a_row_without_a_label_is_excluded_only_by_name(tmp_path):
     for labels in (None, {"*": "COVID-19"}):
         with pytest.raises(DataError, match="empty label") as error:
             read(tmp_path, {"label": ["Normal", "", "COVID-19"]}, labels=labels)
-        assert "--label '='" in error.value.details[0]["remedy"]
+        assert "labels={'': ''}" in error.value.details[0]["remedy"]
     assert read(tmp_path, {"label": ["Normal", "", "COVID-19"]}, labels=["="])["note"].tolist()[1]
 
 
 def test_a_misspelt_label_is_suggested_with_its_class():
-    assert "Did you mean 'COVID-19'? Then correct it or add --label Covid-91=COVID-19." in suggest_labels(
+    assert "Did you mean 'COVID-19'? Then correct it or add labels={'Covid-91': 'COVID-19'}." in suggest_labels(
         make_task(), "Covid-91"
     )
 
@@ -450,7 +452,7 @@ def test_readers_who_differ_are_an_error_by_default(tmp_path):
         read(tmp_path, READINGS)
     assert len(error.value.details) == 5
     assert "3 rows name this file, with label 'Normal' and 'COVID-19'" in str(error.value)
-    assert "--readers" in error.value.details[0]["remedy"]
+    assert "readers=" in error.value.details[0]["remedy"]
 
 
 def test_agreement_excludes_images_on_which_readers_differ(tmp_path):

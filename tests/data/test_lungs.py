@@ -11,7 +11,14 @@ from PIL import Image
 
 from covid_fastai.data import lungs as lungs_module
 from covid_fastai.data.lung_plots import LUNG_MEASURES, lung_facts, plot_lung_facts, plot_lungs
-from covid_fastai.data.lungs import describe_lungs, find_lungs, measure_lungs, segment_lungs
+from covid_fastai.data.lungs import (
+    cached_lungs,
+    describe_lungs,
+    find_lungs,
+    judge_lungs,
+    measure_lungs,
+    segment_lungs,
+)
 from covid_fastai.data.phantom import draw_phantom
 from covid_fastai.errors import DataError, ImageError, ModelFormatError, UsageError
 
@@ -41,6 +48,13 @@ def test_synthetic_lungs_are_found(phantoms):
     ]
     assert np.mean(overlaps) > 0.8
     assert np.mean([lungs.usable for lungs in found]) > 0.8
+
+
+def test_the_quality_alone_is_that_of_the_lungs(phantoms):
+    images = [Image.fromarray(phantom.image) for phantom in phantoms[:4]] + [Image.new("L", (128, 128), 90)]
+    for image in images:
+        lungs = find_lungs(image)
+        assert judge_lungs(image) == (lungs.quality, lungs.remark)
 
 
 def test_the_sides_are_those_of_the_image(phantoms):
@@ -74,6 +88,7 @@ def test_two_rectangles_are_fine():
         (probabilities((0, 0, 56, 100)), "cut off", "reach the left and the top edge"),
         (probabilities((24, 48, 56, 128), (72, 48, 104, 128)), "cut off", "reach the bottom edge"),
         (probabilities(right=(72, 20, 128, 100)), "cut off", "reach the right edge"),
+        (probabilities((24, 60, 56, 100), (72, 20, 104, 100)), "cut off", "wider below than above"),
     ],
 )
 def test_each_quality_has_its_rule(output, quality, remark):
@@ -85,7 +100,7 @@ def test_each_quality_has_its_rule(output, quality, remark):
 def test_islands_are_removed_and_holes_filled():
     output = probabilities()
     output[0, 110:120, 100:110] = 0.98  # an island of the left lung, under the right one
-    output[1, 50:60, 80:90] = 0.2  # a hole
+    output[1, 70:80, 80:90] = 0.2  # a hole
     lungs, whole = describe_lungs(output), describe_lungs(probabilities())
     assert (lungs.masks == whole.masks).all() and lungs.quality == "fine"
     assert lungs.shape.islands == pytest.approx(100 / (2 * 32 * 80), rel=0.1)
@@ -134,6 +149,32 @@ def test_the_table_has_a_row_for_every_file(phantoms, tmp_path):
     row = table.iloc[2]
     assert row["lung_quality"] == expected.quality and row["lung_area"] == expected.area
     assert (row["lung_left"], row["lung_top"], row["lung_right"], row["lung_bottom"]) == expected.box
+
+
+def test_the_lungs_of_a_file_are_segmented_once(phantoms, tmp_path, monkeypatch):
+    """From the cache come the same masks, quality and measurements; a changed file is segmented again."""
+    file = tmp_path / "a.png"
+    Image.fromarray(phantoms[2].image).save(file)
+    expected = segment_lungs(file)[0]
+    first = cached_lungs(file)
+    calls = []
+    monkeypatch.setattr(lungs_module, "find_lungs", lambda grey: calls.append(grey) or find_lungs(grey))
+    again = cached_lungs(file)
+    assert not calls
+    for lungs in (first, again):
+        assert (lungs.masks == expected.masks).all() and lungs.masks.dtype == bool
+        names = ("quality", "remark", "area", "box", "shape")
+        assert [getattr(lungs, name) for name in names] == [getattr(expected, name) for name in names]
+    empty = tmp_path / "b.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(empty)
+    assert cached_lungs(empty).box == cached_lungs(empty).box == segment_lungs(empty)[0].box
+    n_calls = len(calls)
+    Image.fromarray(phantoms[3].image).save(file)
+    assert (cached_lungs(file).masks == find_lungs(Image.fromarray(phantoms[3].image)).masks).all()
+    assert len(calls) == n_calls + 1
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        cached_lungs(tmp_path / "broken.png")
 
 
 def test_what_cannot_be_read_is_an_error_that_names_it(tmp_path):
@@ -202,3 +243,20 @@ def test_a_framing_that_differs_by_class_is_measured(covid_cohort, tmp_path):
     figure = plot_lung_facts(facts, classes=["Normal", "COVID-19"])
     assert [axes.get_xlabel() for axes in figure.axes][1:] == list(LUNG_MEASURES.values())
     assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["Normal", "COVID-19"]
+
+
+def test_a_lung_where_the_image_shows_nothing_is_none(phantoms):
+    """The model expects two lungs, and outlines a second one in a half that was painted black."""
+    pixels = np.random.default_rng(0).integers(60, 120, (GRID, GRID), dtype=np.uint8)
+    assert describe_lungs(probabilities(), pixels).quality == "fine"
+    pixels[:, :64] = 0
+    lungs = describe_lungs(probabilities(), pixels)
+    assert lungs.quality == "one lung" and "where the image shows nothing" in lungs.remark and not lungs.usable
+    pixels[20:100, 72:104] = 30
+    assert describe_lungs(probabilities(), pixels).quality == "none found"
+    for phantom in phantoms[:4]:
+        painted = phantom.image.copy()
+        painted[:, : painted.shape[1] // 2] = 0
+        assert not find_lungs(Image.fromarray(painted)).usable
+        dark = Image.fromarray((phantom.image // 8).astype(np.uint8))  # a dark image has less detail everywhere
+        assert find_lungs(dark).quality == find_lungs(Image.fromarray(phantom.image)).quality

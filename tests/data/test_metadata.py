@@ -308,7 +308,7 @@ def test_a_cohort_in_memory_can_be_read_again(simple):
 @pytest.mark.parametrize(
     ("data", "options", "error", "message"),
     [
-        (None, {}, UsageError, "data is a NoneType"),
+        (None, {}, UsageError, "No data were given"),
         (5, {}, UsageError, "data is a int"),
         ("dta.csv", {}, DataError, r"Did you mean .*data\.csv\?"),
         ("nothing/at/all", {}, DataError, "no file or folder of a similar name"),
@@ -500,6 +500,7 @@ def test_no_image_can_be_opened(tmp_path):
     path = write_csv(tmp_path, "image,label", "a.png,Normal", "b.png,covid")
     error = faults(path, on_problem="skip")
     assert "no row is left" in error.message and kinds(error) == {"unreadable": 2}
+    assert "line 2, a.png" in error.message and error.hint == "Fix the rows."  # a terminal shows no details
 
 
 @pytest.mark.parametrize(
@@ -534,7 +535,7 @@ def test_the_remedy_for_files_elsewhere_names_their_folder(tmp_path):
     path = write_csv(tmp_path / "tables", "image,label", *lines)
     error = faults(path)
     assert kinds(error) == {"outside_root": 2}
-    assert f"give image_root={str(tmp_path / 'images')!r} (--image-root)" in error.details[0]["remedy"]
+    assert f"give image_root={str(tmp_path / 'images')!r}" in error.details[0]["remedy"]
     assert len(read_cohort(path, image_root=tmp_path / "images")) == 2
 
 

@@ -76,7 +76,7 @@ def test_sources_that_disagree_are_an_error_that_names_both(tmp_path, columns):
     rows = write_rows(tmp_path, label=LABELS * 2, **columns)
     with pytest.raises(DataError, match="conflicting split sources") as caught:
         read_cohort(rows, task=TASK)
-    assert all("the column" in row["reason"] and "--split-column" in row["remedy"] for row in caught.value.details)
+    assert all("the column" in row["reason"] and "split_column" in row["remedy"] for row in caught.value.details)
     name = next(iter(columns))
     cohort = read_cohort(rows, task=TASK, split_column=name)  # the remedy
     assert (cohort["split"] != "excluded").all()
@@ -136,7 +136,7 @@ def test_lists_do_not_decide_between_files_of_one_name(tmp_path):
     data = nih(tmp_path, {"test_list.txt": ["1.png"]}, names=("a/1.png", "b/1.png", "a/2.png", "b/3.png"))
     with pytest.raises(DataError, match=r"lists '1', a name that several images have") as caught:
         read_cohort(data, task="pneumonia")
-    assert "--split-column" in caught.value.hint
+    assert "split_column" in caught.value.hint
     pd.read_csv(data).assign(part="train").to_csv(data, index=False)
     assert splits(read_cohort(data, task="pneumonia", split_column="part")) == ["train"] * 4  # the remedy
 
@@ -229,14 +229,14 @@ def test_images_of_the_pretraining_data_leave_the_official_validation_part(tmp_p
 def test_an_official_part_that_is_missing_is_an_error(tmp_path, rows, message):
     with pytest.raises(DataError, match=message) as caught:
         split_officially(make(tmp_path, rows))
-    assert "--split patient" in caught.value.hint
+    assert "split='patient'" in caught.value.hint
 
 
 def test_a_split_by_patient_says_that_it_divides_the_validation_part_anew(tmp_path, caplog):
     cohort = make(tmp_path, OFFICIAL)
     with caplog.at_level(logging.WARNING, "covid_fastai"):
         split_by_patient(cohort)
-        assert "2 images of the validation part are divided anew" in caplog.text and "--split official" in caplog.text
+        assert "2 images of the validation part are divided anew" in caplog.text and "split='official'" in caplog.text
         caplog.clear()
         fold_by_patient(cohort, folds=2)
         assert "divided anew" in caplog.text
@@ -263,7 +263,7 @@ def test_fold_numbers_named_as_the_split_are_refused_with_the_remedy(tmp_path):
     rows = write_rows(tmp_path, label=LABELS * 2, kfold=[0, 1, 2, 0])
     with pytest.raises(UsageError, match="3 folds") as caught:
         read_cohort(rows, split_column="kfold")
-    assert "--split official --folds 3" in caught.value.hint
+    assert "split='official' and folds=3" in caught.value.hint
 
 
 def test_the_test_rows_need_no_fold(tmp_path):
@@ -285,7 +285,7 @@ def test_folds_that_cannot_be_kept_are_an_error(tmp_path, numbers, patients, mes
     rows = [(label, patient, "train") for (label, *_), patient in zip(OFFICIAL, patients, strict=True)]
     with pytest.raises(DataError, match=message) as caught:
         fold_officially(make(tmp_path, rows, fold=numbers), folds=2)
-    assert "--split patient" in caught.value.hint
+    assert "split='patient'" in caught.value.hint
 
 
 def test_a_saved_cohort_keeps_its_later_split(tmp_path):

@@ -85,7 +85,7 @@ def test_other_paths_name_no_patient(names):
 def test_one_number_below_two_folders_is_not_taken_for_one_person(caplog):
     names = pd.Series(["lyon/sub-1/ses-1/a.png", "turin/sub-1/ses-1/a.png"])
     assert (patients_from_paths(names) == "").all()
-    assert "'lyon/'" in caplog.text and "--patient-pattern" in caplog.text
+    assert "'lyon/'" in caplog.text and "`patient_pattern`" in caplog.text
     assert patients_of_pattern(names, r"(\w+)/sub-(\d+)", ProblemLog()).tolist() == ["lyon/1", "turin/1"]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from covid_fastai import read_cohort, read_run
+from tests.app.cli.commands import run_command
 from tests.data.public_layouts import LAYOUTS, build_chexpert, build_nih, count_images
 
 REPOSITORY = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ def run(*arguments, cwd: Path) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_a_public_layout_is_checked_by_one_command(layout, tmp_path):
     layout.build(tmp_path / "FOLDER")
-    done = run(*shlex.split(layout.command())[1:], "--json", cwd=tmp_path)
+    done = run_command(*shlex.split(layout.command())[1:], "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = {}
     for row in json.loads(done.stdout)["counts"]:
@@ -52,6 +53,7 @@ QUICK = "--weights none --image-size 32 --batch-size 4 --frozen-epochs 0 --unfro
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_chexpert_is_trained_on_with_its_official_split_and_validated_on_nih(tmp_path):
     build_chexpert(tmp_path / "CheXpert")
     options = "--recipe chexpert --positive Pneumonia --split official"

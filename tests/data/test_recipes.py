@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import shlex
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -16,6 +14,7 @@ from covid_fastai.config import TrainConfig
 from covid_fastai.data.recipe_tables import task_of_config
 from covid_fastai.data.recipes import get_recipe, recognise_recipe
 from covid_fastai.errors import DataError, UsageError
+from tests.app.cli.commands import run_command
 from tests.data.public_layouts import build_covidx, build_nih, build_radiography_database, write_images
 
 NAMES = list_recipes()["recipe"].tolist()
@@ -65,7 +64,7 @@ def test_a_folder_of_another_kind_is_no_public_data_set(tmp_path):
 def test_a_data_set_of_many_findings_asks_for_one(nih):
     with pytest.raises(UsageError, match="many findings") as caught:
         read_cohort(nih, recipe="nih-chestxray14")
-    assert "--positive Pneumonia" in caught.value.hint
+    assert "positive='Pneumonia'" in caught.value.hint
 
 
 @pytest.mark.parametrize("place", ["", "inner", "outer/inner", "inner/Data_Entry_2017.csv"])
@@ -85,16 +84,14 @@ def test_an_error_names_the_recipe_and_its_command(tmp_path):
 
 
 def test_check_names_the_recipe(nih, tmp_path):
-    command = [sys.executable, "-m", "covid_fastai", "check", str(nih / "Data_Entry_2017.csv")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = run_command("check", nih / "Data_Entry_2017.csv", cwd=tmp_path)
     assert "--recipe nih-chestxray14 --positive Pneumonia" in done.stdout + done.stderr
 
 
 def test_the_recipes_are_listed_on_the_command_line(tmp_path):
-    command = [sys.executable, "-m", "covid_fastai", "recipes"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert all(name in listed.stdout for name in NAMES)
-    one = subprocess.run([*command, "chexpert"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    listed = run_command("recipes", cwd=tmp_path)
+    assert listed.returncode == 0 and all(name in listed.stdout for name in NAMES)
+    one = run_command("recipes", "chexpert", cwd=tmp_path)
     assert "valid.csv" in one.stdout and "https://stanford" in one.stdout and "covid-fastai train FOLDER" in one.stdout
 
 

@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -23,6 +23,7 @@ from covid_fastai.data.splits import (
     split_by_patient,
 )
 from covid_fastai.errors import DataError, UsageError
+from tests.examples import examples
 
 CLASSES = ["Normal", "COVID-19"]
 
@@ -128,7 +129,7 @@ mixed_groups = st.lists(st.lists(labels, min_size=1, max_size=6), min_size=1, ma
 
 
 @given(groups=mixed_groups, valid=st.floats(0.01, 0.99), folds=st.integers(2, 4), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@examples(30)
 def test_any_split_meets_its_conditions_or_is_refused(groups, valid, folds, seed):
     rows = [(f"g{i}", label, 1) for i, group in enumerate(groups) for label in group]
     cohort = make_cohort(rows, classes=["a", "b", "c"])
@@ -331,7 +332,7 @@ def test_folds_cover_every_row_outside_pretraining_once():
 
 
 @given(groups=mixed_groups, pinned=st.sets(st.integers(0, 13)), folds=st.integers(2, 3), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@examples(30)
 def test_no_pretraining_row_is_ever_held_out(groups, pinned, folds, seed):
     rows = [(f"g{i}", label, 1) for i, group in enumerate(groups) for label in group]
     cohort = make_cohort(rows, classes=["a", "b", "c"])

@@ -17,9 +17,10 @@ from PIL import Image
 
 from covid_fastai.data import hardware, radiograph_loader, square_images
 from covid_fastai.data.dataloaders import build_dataloaders
-from covid_fastai.data.hardware import fits_in_memory, free_memory
+from covid_fastai.data.hardware import fits_in_memory, free_memory, share_devices
 from covid_fastai.data.square_images import SquareImages
 from covid_fastai.errors import ImageError
+from tests.simulated_device import DEVICE, SimulatedDevice
 
 CPU = torch.device("cpu")
 N = 22
@@ -79,8 +80,8 @@ def test_the_batches_of_other_rows_are_fastais(with_labels, cohort, monkeypatch)
 
 def test_each_image_is_opened_once(cohort, monkeypatch):
     opened = []
-    open_pixels = square_images.square_pixels
-    monkeypatch.setattr(square_images, "square_pixels", lambda *a: opened.append(a[0]) or open_pixels(*a))
+    open_pixels = square_images.region_pixels
+    monkeypatch.setattr(square_images, "region_pixels", lambda *a: opened.append(a[0]) or open_pixels(*a))
     dls = loaders(cohort)
     first = batches(dls.train)
     again = batches(dls.train.new(shuffle=False, drop_last=False))
@@ -146,6 +147,29 @@ def test_data_fit_if_they_take_less_than_a_third(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert not fits_in_memory(99, CPU) and fits_in_memory(49, CPU)
     assert fits_in_memory(99, torch.device("cuda")), "each process has a GPU of its own"
+
+
+def test_folds_that_are_trained_at_the_same_time_share_the_memory(monkeypatch):
+    monkeypatch.setattr(hardware, "free_memory", lambda device: 300)
+    monkeypatch.setattr(hardware, "_sharing", {"cpu": 1, "gpu": 1})
+    share_devices(5, gpus=2)
+    assert fits_in_memory(19, CPU) and not fits_in_memory(20, CPU)
+    assert fits_in_memory(33, torch.device("cuda")) and not fits_in_memory(34, torch.device("cuda")), "three on a GPU"
+    share_devices(2, gpus=4)
+    assert fits_in_memory(99, torch.device("cuda"))
+
+
+@pytest.mark.filterwarnings("ignore:for .*meta parameter in the current model")
+def test_a_batch_of_kept_images_waits_for_nothing(cohort):
+    images = SquareImages(cohort["path"].tolist(), [0, 1] * (N // 2), 32, DEVICE)
+    with SimulatedDevice() as device:
+        for position in range(N):
+            images.open(position)
+        images.kept_batch([0, 1])
+        before = device.counts["waits"]
+        x, y = images.kept_batch([3, 1, 2])
+    assert x.device == y.device == DEVICE and x.shape == (3, 1, 32, 32) and len(y) == 3
+    assert device.counts["waits"] == before and not device.counts["from"]
 
 
 @pytest.mark.parametrize(

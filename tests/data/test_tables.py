@@ -23,8 +23,10 @@ import openpyxl
 import pandas as pd
 import pyarrow as pa
 import pytest
+from openpyxl.utils import get_column_letter
 from pyarrow import feather, parquet
 
+from covid_fastai.data import delimited, table_formats, workbooks
 from covid_fastai.data.problems import ProblemLog
 from covid_fastai.data.table_formats import looks_like_table
 from covid_fastai.data.tables import iterate_table, read_table
@@ -486,3 +488,66 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
 def test_images_and_other_binary_files_are_no_tables(tmp_path, raw):
     (tmp_path / "x").write_bytes(raw)
     assert not looks_like_table(str(tmp_path / "x")) and not looks_like_table(str(tmp_path / "missing"))
+
+
+def change_sheet(path, old: bytes, new: bytes):
+    """Rewrite the only sheet of a workbook."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    name = "xl/worksheets/sheet1.xml"
+    assert old in parts[name]
+    parts[name] = parts[name].replace(old, new, 1)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return path
+
+
+MERGED = b'</sheetData><mergeCells count="1"><mergeCell ref="%s"/></mergeCells>'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'<row r="2"', b'<row r="99999999999"', "beyond row 1,048,576"),
+        (b"</sheetData>", MERGED % b"A1:A99999999999", "outside of a sheet"),
+        (b"</sheetData>", MERGED % b"ZZZZZZZ1:ZZZZZZZ2", "outside of a sheet"),
+        (b'<c r="A2"', b'<c r="ZZZZZZZ2"', "cannot be read as an Excel workbook"),
+        (b"</sheetData>", b"<", "cannot be read as an Excel workbook"),
+    ],
+)
+@pytest.mark.timeout(60)
+def test_a_workbook_of_few_bytes_that_asks_for_endless_cells_is_refused(tmp_path, old, new, message):
+    path = write_workbook(tmp_path / "t.xlsx", ["image", "label"], ["a.png", "N"])
+    with pytest.raises(DataError, match=message):
+        read_table(change_sheet(path, old, new), problems=ProblemLog())
+
+
+@pytest.mark.timeout(60)
+def test_ranges_that_are_merged_down_to_the_last_row_take_no_memory(tmp_path):
+    path = write_workbook(tmp_path / "t.xlsx", ["image", "label"], ["a.png", "N"], ["b.png", None])
+    ranges = [f"{get_column_letter(column)}2:{get_column_letter(column)}1048576" for column in range(2, 2000)]
+    merged = "".join(f'<mergeCell ref="{name}"/>' for name in ranges).encode()
+    change_sheet(path, b"</sheetData>", b"</sheetData><mergeCells>" + merged + b"</mergeCells>")
+    assert read_table(path, problems=ProblemLog())["label"].tolist() == ["N", "N"]
+
+
+def test_what_unpacks_to_more_than_a_table_is_refused(tmp_path, monkeypatch):
+    path = write_workbook(tmp_path / "t.xlsx", ["image", "label"], ["a.png", "N"])
+    (tmp_path / "t.xlsx.gz").write_bytes(gzip.compress(path.read_bytes()))
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"image,label\n" + b"a" * 5000 + b",N\n"))
+    monkeypatch.setattr(workbooks, "LARGEST", 1000)
+    monkeypatch.setattr(table_formats, "LARGEST", 1000)
+    monkeypatch.setattr(delimited, "LONGEST_LINE", 1000)
+    messages = {"t.xlsx": "unpacks to", "t.xlsx.gz": "more than 1,000", "t.csv.gz": "line 2: it has 1,000"}
+    for name, message in messages.items():
+        with pytest.raises(DataError, match=message):
+            read_table(tmp_path / name, problems=ProblemLog())
+
+
+def test_a_quotation_mark_that_is_never_closed_is_named(tmp_path):
+    """Without a separator in its first line, the file has one row; found by fuzzing."""
+    (tmp_path / "t.csv").write_text('"n\n,\n,$,label\n,O,1\n')
+    with pytest.raises(DataError, match="line 4: unexpected end") as caught:
+        read(tmp_path / "t.csv")
+    assert "quotation mark" in caught.value.hint

@@ -180,3 +180,10 @@ def test_get_task_suggests_a_task(text, hint):
     with pytest.raises(UsageError, match="There is no task") as error:
         get_task(text)
     assert error.value.hint.startswith(hint)
+
+
+def test_more_classes_than_a_report_can_show_are_refused_at_once():
+    names = tuple(f"finding {number}" for number in range(1000))
+    with pytest.raises(UsageError, match="has 1,000 classes, more than 100"):
+        Task("many", classes=names)
+    assert len(Task("many", classes=names[:100]).classes) == 100

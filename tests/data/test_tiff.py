@@ -120,6 +120,14 @@ def test_a_kind_that_is_not_read_is_named(content, words):
     assert "PNG" in caught.value.hint
 
 
+def test_samples_of_another_shape_than_the_header_states_are_damaged():
+    """With three channels by its header and none by its data; found by fuzzing."""
+    tags = [(256, 4, 1, 60), (257, 4, 1, 50), (258, 3, 1, 3), (273, 1, 4, 140), (277, 3, 1, 0)]
+    content = b"II*\0\x08\0\0\0" + struct.pack("<H", 10) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    with pytest.raises(ImageError, match="its header contradicts itself"):
+        open_image(content.ljust(181, b"\0"))
+
+
 def test_several_large_and_damaged_files_are_refused(tmp_path):
     content, _ = written(np.float16)
     several = io.BytesIO()

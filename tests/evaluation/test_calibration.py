@@ -155,6 +155,7 @@ def test_the_plot_shows_the_table(predictions, three_classes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("certainty", [1.0, 1.5, 3.0])
+@pytest.mark.nightly
 def test_the_intervals_of_the_calibration_error_cover_the_truth(certainty):
     """Bootstrap percentiles include the 0 of a calibrated model in none of 500 simulations of 40 patients."""
     large = read_predictions(simulate_folds(patients=200_000, certainty=certainty))

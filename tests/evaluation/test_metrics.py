@@ -251,6 +251,7 @@ def test_predictions_without_labels_raise(predictions):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_intervals_cover_the_truth_at_their_nominal_level():
     """The AUC of two normal distributions one standard deviation apart is Phi(1 / sqrt 2)."""
     truth = norm.cdf(1 / math.sqrt(2))

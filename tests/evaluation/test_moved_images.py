@@ -38,6 +38,17 @@ def test_a_run_without_its_images_says_how_to_give_their_new_place(moved):
     assert f"audit_run({str(run)!r}, data=FOLDER)" in caught.value.hint
 
 
+def test_images_outside_of_the_new_folder_are_refused(moved, tmp_path):
+    run, place = moved
+    cohort = read_run(run).cohort
+    elsewhere = tmp_path / "elsewhere.png"
+    shutil.copy(next(path for path in place.rglob("*") if path.is_file()), elsewhere)
+    used = cohort.index[cohort["split"] != "excluded"][0]
+    save_cohort(cohort.assign(path=cohort["path"].where(cohort.index != used, str(elsewhere))), run)
+    with pytest.raises(DataError, match=f"1 of .* lie outside of {place}, such as {elsewhere}"):
+        move_images(run, place)
+
+
 @pytest.mark.slow
 def test_a_run_is_audited_and_reported_with_the_new_place_of_its_images(moved, run_folder):
     run, place = moved
@@ -93,7 +104,7 @@ def test_a_folder_without_all_images_is_refused(moved, tmp_path):
 def test_the_paths_of_folds_and_retrained_networks_are_replaced(moved):
     run, place = moved
     result = read_run(run)
-    fold, network = result.folder.fold(0), result.folder.retrained_network("black centre")
+    fold, network = result.folder.fold(0), result.folder.retrained_network("lungs removed")
     for folder in (fold, network):
         folder.path.mkdir(parents=True)
         result.predictions.to_csv(folder.predictions, index=False)

@@ -98,7 +98,7 @@ def test_an_unreadable_image_does_not_make_the_others_be_opened_again(
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda path, *size: opened.append(str(path)) or real(path, *size))
 
-    opens(square_images, "square_pixels")
+    opens(square_images, "region_pixels")
     opens(sys.modules["covid_fastai.evaluation.predict"], "open_image")  # once more, for the reason
     table = predict(covid_learner, [*covid_cohort["path"].head(9), broken])
     assert table["status"].tolist() == ["ok"] * 9 + ["unreadable"] and "broken.png" in caplog.text

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from covid_fastai import list_runs, read_run
+from covid_fastai import list_runs, read_audit, read_run
+from covid_fastai.audit.runs import warn_of_selection
 from covid_fastai.errors import DataError, UsageError
-from covid_fastai.evaluation.runs import collect_versions, count_test_evaluations, warn_of_selection
+from covid_fastai.evaluation.runs import collect_versions, count_test_evaluations
 from covid_fastai.reporting.caveats import run_caveats
 from covid_fastai.run_folder import TEST_EVALUATED, RunFolder
 
@@ -26,6 +27,22 @@ def test_a_run_can_be_read(run_folder):
     assert len(run.metrics.predictions) == len(run.predictions) == (run.cohort["split"] == "valid").sum()
     assert run.versions["packages"]["torch"] and run.report.exists()
     assert "<table" in run._repr_html_() and "finished" in repr(run)
+
+
+def test_a_run_has_its_audit_and_verdict_and_shows_them_first(run_folder, tmp_path):
+    run = read_run(run_folder)
+    assert run.verdict == run.audit.verdict == read_audit(run_folder).verdict
+    assert run.is_synthetic and run.plain_verdict.headline == "This shows nothing about COVID-19 in patients."
+    page = run._repr_html_()
+    assert page.startswith("<p>This shows nothing about COVID-19 in patients.")
+    assert page.index("Verdict: Disease signal not shown") < page.index("<table")
+    (path,) = list_runs(run_folder.parent)["run"]
+    assert list_runs(run_folder.parent)["verdict"].tolist() == ["synthetic"] and path == str(run_folder)
+    shutil.copytree(run_folder, tmp_path / "runs" / "run")
+    (tmp_path / "runs" / "run" / "audit.json").unlink()
+    without = read_run(tmp_path / "runs" / "run")
+    assert without.audit is without.verdict is None and "not audited" in without._repr_html_()
+    assert list_runs(tmp_path / "runs")["verdict"].tolist() == [""]
 
 
 def test_the_record_lists_the_events(run_folder):

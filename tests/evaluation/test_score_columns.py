@@ -56,7 +56,7 @@ def test_one_score_is_the_probability_of_the_positive_class(labels, options, cla
 def test_a_score_of_unknown_meaning_is_refused_with_the_labels(labels, options, error, message):
     with pytest.raises(error, match=message) as caught:
         read(labels, **options)
-    assert "--positive" in caught.value.hint or "labels" in caught.value.hint
+    assert "`positive`" in caught.value.hint or "labels" in caught.value.hint
 
 
 def test_columns_and_decimal_commas_of_a_file(tmp_path):

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 from covid_fastai.errors import ModelFormatError
 from covid_fastai.model.bundle_config import BundleConfig
-from covid_fastai.model.card import FINDINGS_FILE, Findings, build_card, read_findings, write_card
+from covid_fastai.model.card import FINDINGS_FILE, Findings, build_card, read_findings, split_card, write_card
+from covid_fastai.notices import OF_DRAWINGS
 
 WEIGHTS = {"name": "cxr-resnet18", "mean": 0.5, "std": 0.25, "origin": "", "sha256": "", "arch": "resnet18"}
 
 
 @pytest.fixture
 def config() -> BundleConfig:
-    fields = {"format": 2, "covid_fastai": "0.1.0", "arch": "resnet18", "head": ["Linear"], "n_in": 1}
+    fields = {"format": 3, "covid_fastai": "0.1.0", "arch": "resnet18", "head": ["Linear"], "n_in": 1}
     fields |= {"classes": ["Normal", "COVID-19"], "positive": "COVID-19", "task": "covid", "image_size": 64}
-    fields |= {"resize": "squash-bilinear-antialias", "mean": 0.5, "std": 0.25, "augmentation": "default"}
+    fields |= {"resize": "squash-bilinear-antialias", "region": "frame", "segmentation": ""}
+    fields |= {"mean": 0.5, "std": 0.25, "augmentation": "standard"}
     fields |= {"batch_size": 16, "threshold": 0.4, "temperature": 1.5, "training_manifest": "", "weights": WEIGHTS}
     fields |= {"sha256": "0" * 64, "onnx": None, "versions": {}, "fingerprint": "f" * 64}
     golden = {"image_sha256": "0" * 64, "logits": [0.0, 0.0], "probabilities": [0.5, 0.5]}
@@ -36,11 +40,42 @@ def test_the_hub_can_read_its_metadata(config):
     assert len(front["tags"]) == len(set(front["tags"]))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "![x](http://host/a.png)",
+        "[x](http://host)",
+        "\\![x\\](http://host/a.png)",
+        "![a][b] [b]: http://host/a.png",
+        "<img src=http://host/a.png>",
+        "<!-- x -->",
+        "`a` ![`b`](http://host/a.png)",
+    ],
+)
+def test_no_name_makes_a_link_or_an_image(config, tmp_path, name):
+    """The Hub and editors show the card as a page, and would load the image from somebody's server."""
+    classes = {"classes": ("Normal", name), "positive": name}
+    hostile = config.model_copy(update=classes)
+    limits = [f"{name}: few patients.", name]
+    path = write_card(tmp_path, hostile, title=name, headline=name, verdict=name, limits=limits, metrics=f"### {name}")
+    page = MarkdownIt("commonmark").render(split_card(path.read_text())[1])
+    assert not re.search("<(img|a |!--)", page) and page.count("http://host") == path.read_text().count("http://host")
+    assert read_findings(tmp_path, hostile).headline == name
+
+
 def test_the_card_has_the_facts_of_the_config(config):
     text = build_card(config, title="Mine")
     for words in ("# Mine", "Normal, COVID-19", "probability of 0.4 or more", "64 x 64", "temperature 1.5", "ffffffff"):
         assert words in text
     assert "Research use only; not a medical device" in text and "diagnos" not in text.lower()
+
+
+def test_the_card_says_that_the_graph_does_not_crop(config):
+    onnx = {"sha256": "0" * 64, "opset": 20, "input": "images", "outputs": ["probabilities", "logits", "maps"]}
+    config = BundleConfig.model_validate(config.model_dump() | {"onnx": onnx})
+    assert "does not crop" not in build_card(config, title="Mine")
+    lungs = BundleConfig.model_validate(config.model_dump() | {"region": "lungs", "segmentation": "lungs-1-ab"})
+    assert "cropped to the lungs" in (text := build_card(lungs, title="Mine")) and "the graph does not crop" in text
 
 
 def test_the_findings_are_in_the_card_and_in_a_json_file(config, tmp_path):
@@ -54,6 +89,20 @@ def test_the_findings_are_in_the_card_and_in_a_json_file(config, tmp_path):
     assert findings.limits == ("Adults only.", "One **hospital**, in `Wuhan`.")
     path.write_text("## Verdict\n\nBetter than any doctor.\n")  # Markdown is for people: no program reads it
     assert read_findings(tmp_path, config) == findings
+
+
+def test_a_model_of_drawings_says_so_wherever_it_is_read(config, tmp_path):
+    said = {"headline": "This shows nothing about X.", "level": "failed", "verdict": "V."}
+    for synthetic in (True, False):
+        text = write_card(tmp_path, config, title="Mine", **said, synthetic=synthetic).read_text()
+        findings = read_findings(tmp_path, config)
+        assert "**This shows nothing about X.**" in text and text.index("**This") < text.index("- **Purpose**")
+        assert (OF_DRAWINGS in text) == (OF_DRAWINGS in findings.sentences()) == synthetic
+        assert ("synthetic" in yaml.safe_load(text.split("---\n")[1])["tags"]) == synthetic
+        assert findings.short == ("model of drawings" if synthetic else "disease signal not shown")
+        assert findings.sentences()[-2:] == ["This shows nothing about X.", "V."]
+    assert Findings(fingerprint=config.fingerprint).short == "not stated"
+    assert Findings(fingerprint=config.fingerprint).sentences() == ["The verdict on this model is not stated."]
 
 
 def test_findings_that_are_not_stated_are_empty(config, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import threading
 
 import numpy as np
 import pandas as pd
@@ -82,8 +83,9 @@ def make_learner(tmp_path, seed=0) -> Learner:
     )
 
 
-def run(tmp_path, *, seed=0, kill_after=None, resume=False, folder=".", **options) -> Learner:
+def run(tmp_path, *, seed=0, kill_after=None, resume=False, folder=".", callbacks=(), **options) -> Learner:
     learn = make_learner(tmp_path, seed)
+    learn.add_cbs(callbacks)
     options = {"frozen_epochs": 3, "unfrozen_epochs": 4, "learning_rate": 1e-2, "lr_ratio": 4.0} | options
     if kill_after is not None:
         learn.add_cb(KillAfter(kill_after))
@@ -238,3 +240,58 @@ def test_a_failed_write_leaves_the_earlier_checkpoints(tmp_path, monkeypatch, un
         run(tmp_path, resume=True)
     assert [path.stem for path in list_checkpoints(tmp_path / "checkpoints")] == ["epoch-0002", "epoch-0001"]
     assert equal_states(run(tmp_path, resume=True), undisturbed)
+
+
+def test_a_slow_disk_gets_the_state_at_the_end_of_the_epoch(tmp_path, monkeypatch, undisturbed):
+    """The training goes on while a checkpoint is written."""
+    changed, write = threading.Event(), module._write
+
+    class Release(Callback):
+        def before_batch(self):
+            if self.training and self.iter == 1:  # the first step has changed the weights
+                changed.set()
+
+    def held(target, *content):
+        if target.stem == "epoch-0002":
+            assert changed.wait(60), "the training waits for the disk"
+        write(target, *content)
+
+    class Forget(Callback):
+        order = 90  # before the checkpoint
+
+        def after_epoch(self):
+            changed.clear()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write", held)
+        run(tmp_path, kill_after=2, callbacks=[Release(), Forget()])
+    assert list_checkpoints(tmp_path / "checkpoints")[0].stem == "epoch-0002", "an error waits for the disk"
+    assert equal_states(run(tmp_path, resume=True), undisturbed)
+
+
+@pytest.mark.parametrize("failing", ["epoch-0003", "epoch-0007"])
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(failing, tmp_path, monkeypatch, undisturbed):
+    write = module._write
+
+    def full(target, *content):
+        if target.stem == failing:
+            raise ResourceError("No space left on device.")
+        write(target, *content)
+
+    with monkeypatch.context() as patch, pytest.raises(ResourceError, match="No space"):
+        patch.setattr(module, "_write", full)
+        run(tmp_path)
+    assert int(failing[-1]) - 1 == int(list_checkpoints(tmp_path / "checkpoints")[0].stem[-1])
+    assert equal_states(run(tmp_path, resume=True), undisturbed)
+
+
+def test_the_first_of_two_errors_is_raised(tmp_path, monkeypatch, caplog):
+    def full(*content):
+        raise ResourceError("No space left on device.")
+
+    monkeypatch.setattr(module, "_write", full)
+    learn = make_learner(tmp_path)
+    learn.add_cb(KillAfter(1))
+    with caplog.at_level(logging.WARNING), pytest.raises(Killed):
+        fit(learn, frozen_epochs=0, unfrozen_epochs=2, out=tmp_path)
+    assert "No space left on device." in caplog.text

@@ -13,9 +13,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
 
-from covid_fastai.errors import UsageError
+from covid_fastai.errors import DataError, UsageError
 from covid_fastai.model.distributed import (
+    _on_gpus,
     batch_per_process,
     broadcast_text,
     check_same_everywhere,
@@ -121,6 +124,7 @@ def test_two_processes_train_like_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_process_ends_the_run_which_can_be_resumed(phantom_root, tmp_path):
     from covid_fastai import read_run
 
@@ -221,6 +225,7 @@ with open(f"result-{os.environ['RANK']}.json", "w") as file:
     [(2, "torchrun", ()), (3, "torchrun", ()), (2, "accelerate", ("--mixed_precision", "bf16"))],
     ids=["two", "three", "accelerate in bfloat16"],
 )
+@pytest.mark.nightly
 def test_a_model_of_several_processes_loads_and_answers_like_its_learner(
     processes, launcher, accelerate, phantom_root, tmp_path
 ):
@@ -259,7 +264,7 @@ def make(folder, *callbacks):
     x = torch.randn(24, 12)
     splits, number = [range(18), range(18, 24)], lambda i: torch.tensor(float(i))
     sets = Datasets(range(24), tfms=[[lambda i: x[i]], [number]], splits=splits)
-    options = {"bs": 2, "num_workers": 0}
+    options = {"bs": int(sys.argv[2]) if len(sys.argv) > 2 else 2, "num_workers": 0}
     loaders = [RadiographDL(sets.train, shuffle=True, **options), RadiographDL(sets.valid, **options)]
     model = nn.Sequential(nn.Linear(12, 8), nn.Sequential(nn.Tanh(), nn.Linear(8, 1)))
     split = lambda m: [list(m[0].parameters()), list(m[1].parameters())]
@@ -323,8 +328,10 @@ else:
                 fit(learn, frozen_epochs=0, unfrozen_epochs=2, out="run")
             finally:
                 finite = all(bool(p.isfinite().all()) for p in learn.model.parameters())
+                loaders = sorted({type(loader).__name__ for loader in learn.dls.loaders})
     except CovidFastaiError as error:
-        tell(kind=type(error).__name__, message=str(error), seconds=time.monotonic() - began, finite=finite)
+        seconds = time.monotonic() - began
+        tell(kind=type(error).__name__, message=str(error), seconds=seconds, finite=finite, loaders=loaders)
         time.sleep(0 if RANK < LAST else 20)  # the others end although this process goes on
         raise
 """
@@ -332,26 +339,30 @@ else:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.nightly
 def test_all_processes_stop_where_one_diverges(processes, tmp_path):
     found = results_of(processes, SMALL, "diverge", cwd=tmp_path, fails=True)
     assert {one["kind"] for one in found} == {"DivergenceError"} and all(one["finite"] for one in found)
+    assert all(one["loaders"] == ["RadiographDL"] for one in found), "not those of several processes"
     step = "epoch 1, step 4" if processes == 2 else "epoch 2, step 1"  # 5 or 3 steps in an epoch; the fourth of all
     assert all(f"in {step}: the loss is " in one["message"] for one in found)
     assert "the loss is nan" in found[-1]["message"] and "in another process" in found[0]["message"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
-def test_the_others_end_with_the_reason_of_a_process_whose_memory_is_full(processes, tmp_path):
-    found = results_of(processes, SMALL, "memory", cwd=tmp_path, fails=True)
+@pytest.mark.parametrize(("processes", "batch"), [(2, 2), (3, 2), (2, 4)])  # 4 could be halved, by a single process
+@pytest.mark.nightly
+def test_the_others_end_with_the_reason_of_a_process_whose_memory_is_full(processes, batch, tmp_path):
+    found = results_of(processes, SMALL, "memory", batch, cwd=tmp_path, fails=True)
     assert {one["kind"] for one in found} == {"ResourceError"}
-    assert found[-1]["message"].startswith("Out of memory with a batch size of 2.")
+    assert found[-1]["message"].startswith(f"Out of memory with a batch size of {batch}: CUDA out of memory")
     for one in found[:-1]:
-        reason = f"process {processes - 1}: Out of memory with a batch size of 2"
+        reason = f"process {processes - 1}: Out of memory with a batch size of {batch}"
         assert reason in one["message"] and one["seconds"] < found[-1]["seconds"] + 10, one
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_others_wait_for_the_main_process_longer_than_for_a_step(tmp_path):
     found = results_of(2, SMALL, "wait", cwd=tmp_path)
     assert all(one["seconds"] >= 10 for one in found), "all leave together"
@@ -370,8 +381,70 @@ def test_the_share_of_a_process_does_not_end_with_a_batch_of_one_image(monkeypat
 
     assert _fitting_batch_size(17, 8) == (6, False)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for images in range(4, 200):
-        for batch_size in (2, 3, 8, 16):
-            share = -(-images // 2)
-            size, drop_last = _fitting_batch_size(images, batch_size)
-            assert drop_last or (share - 1) % size + 1 >= 2, (images, batch_size)
+    for processes in (2, 3, 5, 8):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        for images in range(processes + 1, 120):
+            share = -(-images // processes)
+            for batch_size in (2, 3, 8, 16):
+                size, drop_last = _fitting_batch_size(images, batch_size)
+                assert 2 <= size <= batch_size, (processes, images, batch_size)
+                assert (drop_last and share > size) or (share - 1) % size + 1 >= 2, (processes, images, batch_size)
+        with pytest.raises(DataError, match=f"{processes} training images are too few for {processes} processes"):
+            _fitting_batch_size(processes, 8)
+
+
+def test_processes_on_gpus_and_cpus_are_not_mixed(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert not _on_gpus("cpu") and not _on_gpus("auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert _on_gpus("auto") and _on_gpus("cuda") and not _on_gpus("cpu")
+    with pytest.raises(UsageError, match="device='cuda:0' is one GPU, and this machine has 2 processes"):
+        _on_gpus("cuda:0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert _on_gpus("cuda:0"), "two machines of one GPU each"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # as accelerate launch --cpu writes it
+    with pytest.raises(UsageError, match="device='auto' is cuda:0 here, and accelerate was told to use CPUs"):
+        _on_gpus("auto")
+    assert not _on_gpus("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(UsageError, match="device='auto' is mps here"):
+        _on_gpus("auto")
+
+
+def test_other_ways_of_accelerate_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match="accelerate was asked for FSDP"), join_processes("cpu"):
+        raise AssertionError("joined")
+
+
+def test_a_step_is_that_of_one_batch_whatever_accelerate_was_told(monkeypatch):
+    from accelerate.state import AcceleratorState, GradientState
+    from accelerate.utils import DynamoBackend
+
+    from covid_fastai.model.distributed_trainer import CPUDistributedTrainer
+
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")  # backward would divide the loss by it
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    try:
+        accelerator = CPUDistributedTrainer(synchronise_norms=False, cpu=True).accelerator
+        assert accelerator.gradient_accumulation_steps == 1 and accelerator.mixed_precision == "no"
+        assert accelerator.state.dynamo_plugin.backend == DynamoBackend.NO
+    finally:  # they are the same for all tests of this process
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+def test_loaders_of_several_processes_are_unwrapped_after_an_error():
+    from covid_fastai.model.distributed_trainer import CPUDistributedTrainer, _CPUDistributedDL
+
+    own = [DataLoader(list(range(8)), bs=2), DataLoader(list(range(4)), bs=2)]
+    dls = DataLoaders(*own)
+    dls.loaders = [_CPUDistributedDL(own[0], rank=0, world_size=2), own[1]]
+    CPUDistributedTrainer.restore_loaders(dls)
+    assert all(loader is before for loader, before in zip(dls.loaders, own, strict=True))

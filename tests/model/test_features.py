@@ -78,13 +78,13 @@ def test_training_on_features_gives_the_head_of_training_on_images(balance, phan
 
 @pytest.mark.parametrize(("views", "passes"), [(None, 3), (2, 2), (9, 3)])
 def test_each_view_is_computed_once(views, passes, phantom_cohort, tmp_path):
-    learn = make_learner(phantom_cohort, tmp_path, augmentation="default", dropout=0.5)
+    learn = make_learner(phantom_cohort, tmp_path, augmentation="standard", dropout=0.5)
     counts = phantom_cohort["split"].value_counts()
     assert train(learn, frozen_augmentations=views) == passes * counts["train"] + counts["valid"]
 
 
 def test_views_differ_and_are_repeated(phantom_cohort, tmp_path):
-    learn = make_learner(phantom_cohort, tmp_path, augmentation="default")
+    learn = make_learner(phantom_cohort, tmp_path, augmentation="standard")
     from covid_fastai.model.features import features_of_frozen_body
 
     learn.freeze()
@@ -144,6 +144,7 @@ def test_heads_that_use_positions_need_the_body(phantom_cohort, tmp_path):
     assert needs_body(learn) == "the model is not a body and a head"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_views(phantom_cohort, tmp_path):
     class Dies(LooksNot):
         order = 99
@@ -152,11 +153,11 @@ def test_a_resumed_run_has_the_same_views(phantom_cohort, tmp_path):
             if self.epoch == 3:
                 raise KeyboardInterrupt
 
-    options = {"frozen_epochs": 4, "frozen_augmentations": 2, "augmentation": "default", "dropout": 0.5}
+    options = {"frozen_epochs": 4, "frozen_augmentations": 2, "augmentation": "standard", "dropout": 0.5}
 
     def run(name, *, callbacks=(), resume=False):
         learn = make_learner(
-            phantom_cohort, tmp_path, callbacks=callbacks, augmentation="default", dropout=options["dropout"]
+            phantom_cohort, tmp_path, callbacks=callbacks, augmentation="standard", dropout=options["dropout"]
         )
         train(
             learn,

@@ -12,6 +12,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 
 from covid_fastai.errors import ModelFormatError, UsageError
 from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE
-from covid_fastai.model.hub import HUB_FILES, _with_license, fetch_model, find_model, push_to_hub
+from covid_fastai.model.hub import HUB_FILES, add_license, fetch_model, find_model, push_to_hub
 from covid_fastai.model.predictor import Predictor
 
 PICTURE = np.tile(np.arange(64, dtype=np.uint8) * 3, (64, 1))
@@ -171,6 +172,7 @@ except CovidFastaiError as error:
 """
 
 
+@pytest.mark.slow
 def test_push_fetch_and_predict(hub, small_model, tmp_path):
     folder = Path(shutil.copytree(small_model, tmp_path / "mine"))
     (folder / "export.pkl").write_bytes(b"must not be pushed")
@@ -236,13 +238,26 @@ def test_a_damaged_model_is_not_pushed(small_model, tmp_path):
         push_to_hub(folder, "user/model", license="mit")
 
 
+@pytest.mark.parametrize(("name", "size"), [("model.onnx", 3 << 30), ("config.json", 2 << 20), ("README.md", 1 << 40)])
+def test_a_file_that_is_too_large_is_not_downloaded(monkeypatch, name, size):
+    import huggingface_hub
+
+    files = [SimpleNamespace(rfilename="config.json", size=None), SimpleNamespace(rfilename="others.bin", size=1 << 50)]
+    info = SimpleNamespace(siblings=[*files, SimpleNamespace(rfilename=name, size=size)])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("it was downloaded"))
+    with pytest.raises(ModelFormatError, match=f"{name} of user/model on the Hub has {size:,} bytes"):
+        fetch_model("user/model")
+
+
 def test_existing_folders_have_priority_over_the_hub(small_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(small_model, tmp_path / "runs" / "first" / "model")
     (tmp_path / "runs" / "first" / "config.json").write_text("{}")  # a run has a config of its own
     assert find_model("runs/first") == Path("runs/first/model")
     assert find_model(small_model) == small_model
-    assert find_model(Path("user/model")) == Path("user/model")  # a Path is a folder, there or not
+    with pytest.raises(ModelFormatError, match="There is no folder user.model"):
+        find_model(Path("user/model"))  # a Path is a folder, there or not
     assert Predictor("runs/first").classes == ["Normal", "COVID-19"]
     with pytest.raises(UsageError, match="is a folder"):
         find_model("runs/first", revision="main")
@@ -262,17 +277,61 @@ def test_existing_folders_have_priority_over_the_hub(small_model, tmp_path, monk
 def test_the_licence_is_in_the_metadata(card, unchanged):
     import yaml
 
-    text = _with_license(card, "cc-by-nc-4.0")
+    text = add_license(card, "cc-by-nc-4.0")
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["license"] == "cc-by-nc-4.0" and unchanged in text
     with pytest.raises(UsageError, match="license"):
-        _with_license(card, "x\nprivate: no")
+        add_license(card, "x\nprivate: no")
 
 
-@pytest.mark.parametrize("front", ["tags: [", "- a list", "a: *nowhere"])
+LAUGHS = "a: &a {k: v}\n" + "".join(
+    f"{name}: &{name} {{<<: [{', '.join(9 * [f'*{before}'])}]}}\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize("front", ["tags: [", "- a list", "a: *nowhere", LAUGHS])
 def test_unreadable_metadata_are_an_error(front):
     with pytest.raises(ModelFormatError, match="metadata of the model's README.md"):
-        _with_license(f"---\n{front}\n---\n# Mine\n", "mit")
+        add_license(f"---\n{front}\n---\n# Mine\n", "mit")
+
+
+@pytest.mark.parametrize(
+    ("front", "words"), [("a: &a [b]\nc: *a", "refer to parts"), ("a: " + 5000 * "[", "nested more")]
+)
+def test_metadata_that_take_more_than_their_length_are_refused(front, words):
+    with pytest.raises(ModelFormatError, match=words):
+        add_license(f"---\n{front}\n---\n# Mine\n", "mit")
+
+
+def test_the_work_for_a_card_grows_with_its_length(monkeypatch):
+    """What huggingface_hub's regular expressions search stays short: those of some versions take the square of it."""
+    from huggingface_hub import repocard
+
+    pattern, searched = repocard.REGEX_YAML_BLOCK, []
+
+    class Counting:
+        def search(self, text):
+            searched.append(len(text))
+            return pattern.search(text)
+
+    monkeypatch.setattr(repocard, "REGEX_YAML_BLOCK", Counting())
+    for n in (1_000, 300_000):
+        for card in (f"---\ntags: [a]\n{n * chr(10)}---\n# Mine\n", f"---\ntags: [a]\n---\n{n * '---x'}", n * "\n---x"):
+            assert "license: mit" in add_license(card, "mit")
+    assert len(searched) == 6 and max(searched) < 100
+    with pytest.raises(ModelFormatError, match=r"README.md .*metadata have 300,0.. characters, and 16,384 are allowed"):
+        add_license(f"---\ntags: [{300_000 * 'a'}]\n---\n", "mit")
+    with pytest.raises(ModelFormatError, match=r"README.md .*have no end"):
+        add_license("---\ntags: [a]\n", "mit")
+
+
+def test_a_card_that_is_too_long_or_not_text_is_not_pushed(small_model, tmp_path):
+    folder = Path(shutil.copytree(small_model, tmp_path / "mine"))
+    for content, words in ((b"a" * (1 << 20) + b"b", "larger than 1 MiB"), (b"\xff\xfe", "not UTF-8")):
+        (folder / CARD_FILE).write_bytes(content)
+        with pytest.raises(ModelFormatError, match=words):
+            push_to_hub(folder, "user/model", license="mit")
 
 
 LOAD = """

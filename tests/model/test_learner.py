@@ -83,7 +83,7 @@ def test_the_learner_has_the_expected_model_and_options(dls, tmp_path):
     assert not any(isinstance(layer, (torch.nn.Softmax, torch.nn.LogSoftmax)) for layer in flatten_model(learn.model))
     assert learn.model[0][0].weight.shape[1] == 1
     assert learn.model(torch.rand(2, 1, 32, 32)).shape == (2, 2)
-    assert hasattr(learn, "training_precision") == (choose_precision("auto", torch.device("cpu")) == "bf16")
+    assert hasattr(learn, "training_precision") == (choose_precision("auto", torch.device("cpu")).precision == "bf16")
 
 
 def test_nothing_is_written_into_the_folder_of_the_data(dls, images, tmp_path):

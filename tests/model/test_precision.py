@@ -11,11 +11,27 @@ from fastai.torch_core import no_random
 from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.errors import UsageError
 from covid_fastai.evaluation.predict import predict
+from covid_fastai.model import precision
 from covid_fastai.model.learner import build_learner
-from covid_fastai.model.precision import bf16_instructions, choose_precision, full_precision
+from covid_fastai.model.precision import (
+    PrecisionChoice,
+    bf16_instructions,
+    choose_precision,
+    full_precision,
+    measure_bf16,
+)
 from covid_fastai.model.schedule import fit
 
 CPU = torch.device("cpu")
+MEASURED = PrecisionChoice("fp32", "measured")
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Replace the measurement, and remove oneDNN's limits that the tests may run under."""
+    monkeypatch.setattr(precision, "measure_bf16", lambda: MEASURED)
+    for name in precision.ONEDNN_LIMITS:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(
@@ -24,31 +40,85 @@ CPU = torch.device("cpu")
         ({"amx_bf16": True, "avx512_bf16": True}, "AMX", "bf16"),
         ({"amx_bf16": False, "avx512_bf16": True}, "AVX512-BF16", "bf16"),
         ({"amx_bf16": False, "avx512_bf16": False, "avx512_f": True}, "", "fp32"),
-        ({}, "", "fp32"),
     ],
-    ids=["AMX", "AVX512-BF16", "neither", "unknown"],
+    ids=["AMX", "AVX512-BF16", "neither"],
 )
-def test_auto_on_a_cpu_depends_on_its_instructions(flags, instructions, chosen, monkeypatch):
+def test_auto_on_a_cpu_depends_on_its_instructions(flags, instructions, chosen, monkeypatch, measured):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
-    assert choose_precision("auto", CPU) == chosen and bf16_instructions() == instructions
-    assert choose_precision("fp32", CPU) == "fp32" and choose_precision("bf16", CPU) == "bf16"
+    choice = choose_precision("auto", CPU)
+    assert choice != MEASURED and choice.precision == chosen and bf16_instructions() == instructions
+    assert choice.reason == (instructions or "neither AMX nor AVX512-BF16")
+    assert choose_precision("fp32", CPU).precision == "fp32" and choose_precision("bf16", CPU).precision == "bf16"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "default")
+    assert choose_precision("auto", CPU) == choice, "no limit"
 
 
-def test_a_torch_without_capabilities_computes_in_32_bits(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert choose_precision("auto", CPU) == "fp32"
+def test_auto_measures_where_the_flags_do_not_tell(monkeypatch, measured):
+    both = {"amx_bf16": True, "avx512_bf16": True}
+    for flags in ({}, {"bf16": True}):  # unreadable, or of an ARM processor
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags, raising=False)
+        assert choose_precision("auto", CPU) == MEASURED
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert choose_precision("auto", CPU) == MEASURED
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: both, raising=False)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        with monkeypatch.context() as limited:
+            limited.setenv(name, "avx2")
+            assert choose_precision("auto", CPU) == MEASURED
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        assert choose_precision("auto", CPU) == MEASURED
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+    assert choose_precision("auto", CPU) == ("bf16", "AMX")
+
+
+@pytest.mark.parametrize(
+    ("fp32", "bf16", "gradient", "chosen", "steps"),
+    [
+        (3.0, 2.0, [1.0, 2.0], "bf16", 8),
+        (2.1, 2.0, [1.0, 2.0], "fp32", 8),  # not clearly faster
+        (2.0, 5.0, [1.0, 2.0], "fp32", 8),
+        (2.0, 9.0, [1.0, 2.0], "fp32", 2),  # emulated: the first pair decides
+        (3.0, 1.0, [2.0, 1.0], "fp32", 8),  # fast, but wrong
+        (3.0, 1.0, [float("nan"), 2.0], "fp32", 8),
+        (0.0, 0.0, [1.0, 2.0], "fp32", 8),  # a clock too coarse to tell
+    ],
+)
+def test_a_measurement_takes_bf16_if_it_is_faster_and_right(fp32, bf16, gradient, chosen, steps, monkeypatch):
+    clock, made = [0.0], []
+
+    def step(shorter):
+        clock[0] += bf16 if shorter else fp32
+        made.append(shorter)
+        return torch.tensor(gradient if shorter else [1.0, 2.0])
+
+    monkeypatch.setattr(precision, "_convolution_step", step)
+    monkeypatch.setattr(precision.time, "thread_time", lambda: clock[0])
+    choice = measure_bf16.__wrapped__()
+    assert choice.precision == chosen and len(made) == steps
+    assert ("gradient" in choice.reason) == (gradient != [1.0, 2.0])
+
+
+def test_a_measurement_leaves_threads_and_random_numbers_alone():
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    choice = measure_bf16()
+    assert choice.precision in ("fp32", "bf16") and choice is measure_bf16()
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
+    similarity = torch.cosine_similarity(*map(precision._convolution_step, (False, True)), dim=0)
+    assert precision.LEAST_SIMILARITY < similarity < 1
 
 
 @pytest.mark.parametrize(("major", "chosen"), [(7, "fp16"), (8, "bf16")])
 def test_auto_on_a_gpu_depends_on_its_generation(major, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
-    assert choose_precision("auto", torch.device("cuda:0")) == chosen
+    assert choose_precision("auto", torch.device("cuda:0")).precision == chosen
 
 
-@pytest.mark.parametrize(("precision", "device"), [("fp8", "cpu"), ("fp16", "cpu"), ("fp16", "mps"), ("bf16", "mps")])
-def test_unsupported_formats_are_refused(precision, device):
-    with pytest.raises(UsageError, match=f"precision='{precision}'"):
-        choose_precision(precision, torch.device(device))
+@pytest.mark.parametrize(("asked", "device"), [("fp8", "cpu"), ("fp16", "cpu"), ("fp16", "mps"), ("bf16", "mps")])
+def test_unsupported_formats_are_refused(asked, device):
+    with pytest.raises(UsageError, match=f"precision='{asked}'"):
+        choose_precision(asked, torch.device(device))
 
 
 class Formats(Callback):
@@ -86,8 +156,8 @@ def test_training_is_in_16_bits_and_predictions_in_32(phantom_cohort, tmp_path):
 
 def test_both_formats_have_the_same_gradient(phantom_cohort, tmp_path):
     gradients = []
-    for precision in ("fp32", "bf16"):
-        learn = make_learner(phantom_cohort, tmp_path, precision=precision)
+    for asked in ("fp32", "bf16"):
+        learn = make_learner(phantom_cohort, tmp_path, precision=asked)
         learn.add_cb(FirstGradient())
         with no_random(0):
             fit(learn, frozen_epochs=0, unfrozen_epochs=1, lr_ratio=1)

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import weakref
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from fastai.metrics import accuracy
 from fastai.torch_core import no_random, params
 from torch import nn
 
-from covid_fastai.errors import DataError, DivergenceError, UsageError
-from covid_fastai.model.callbacks import STEPS_BETWEEN_CHECKS, EpochLog
+from covid_fastai.errors import DataError, DivergenceError, ResourceError, UsageError
+from covid_fastai.model import schedule
+from covid_fastai.model.callbacks import STEPS_BETWEEN_CHECKS, BatchLog, EpochLog
 from covid_fastai.model.learner_facts import LearnerFacts
 from covid_fastai.model.schedule import fit, is_out_of_memory
 from covid_fastai.model.weights import Weights
@@ -158,6 +160,17 @@ def test_epoch_log_works_alone(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="covid_fastai"), learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(2, cbs=EpochLog())
     assert [record.getMessage()[:10] for record in caplog.records] == ["epoch 1/2:", "epoch 2/2:"]
+
+
+def test_long_epochs_and_predictions_log_their_batches(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("covid_fastai.progress.INTERVAL", 0.0)
+    learn = make_learner(tmp_path)
+    with caplog.at_level(logging.INFO, logger="covid_fastai"), learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1, cbs=BatchLog())
+        learn.get_preds(cbs=BatchLog("Batches predicted"))
+    lines = [record.getMessage().split(",")[:2] for record in caplog.records]
+    assert ["Batches of epoch 1 of 1", f" training: 1 of {STEPS}"] == lines[0]
+    assert lines[-1][0] == f"Batches predicted: {len(learn.dls.valid) - 1} of {len(learn.dls.valid)}"
 
 
 class Poison(Callback):
@@ -314,11 +327,44 @@ def test_halving_the_batch_frees_the_memory_of_the_failed_step(tmp_path):
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
         ("MPS backend out of memory (MPS allocated: 17.90 GB)", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("cuFFT error: CUFFT_ALLOC_FAILED", True),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", True),
+        ("FIND was unable to find an engine to execute this computation", True),
+        ("Invalid buffer size: 17.58 GiB", True),
+        ("XPU out of memory. Tried to allocate 2.00 GiB", True),
+        ("Native API failed. Native API returns: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)", True),
+        ("level_zero backend failed with error: 40 (UR_RESULT_ERROR_OUT_OF_RESOURCES)", True),
+        ("HIP out of memory. Tried to allocate 2.00 GiB", True),
+        ("miopenStatusAllocFailed", True),
         ("CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasSgemm`", False),
+        ("out of resource: shared memory, Required: 131072, Hardware limit: 101376", False),
+        ("CUDA error: too many resources requested for launch", False),
     ],
 )
 def test_a_library_that_cannot_allocate_is_out_of_memory(text, memory):
     assert is_out_of_memory(RuntimeError(text)) == memory
+
+
+def test_a_process_of_several_does_not_go_on_alone_with_half_of_the_batch(tmp_path, monkeypatch):
+    @contextmanager
+    def with_others(learn):
+        try:
+            yield
+        finally:
+            monkeypatch.setenv("WORLD_SIZE", "1")  # as `data_parallel` does, so that the main process can go on
+
+    class Full(Callback):
+        def before_batch(self):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    learn = make_learner(tmp_path, callbacks=[Full()])
+    monkeypatch.setattr(schedule, "data_parallel", with_others)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = "batch size of 4: CUDA out of memory. Tried to allocate"
+    with pytest.raises(ResourceError, match=message):
+        fit(learn, frozen_epochs=0, unfrozen_epochs=1)
+    assert learn.dls.train.bs == 4
 
 
 @pytest.mark.filterwarnings("ignore:for .*meta parameter in the current model")

@@ -47,6 +47,7 @@ def test_views_depend_on_the_generator_only():
     assert not torch.equal(first, views(pixels, 32, Recipe(), torch.Generator().manual_seed(2)))
 
 
+@pytest.mark.slow
 def test_an_interrupted_pretraining_resumes_to_the_same_weights(material, tmp_path, monkeypatch):
     images, features = material
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -109,6 +110,7 @@ def test_the_probe_separates_informative_features_and_not_noise(phantom_cohort):
 
 @pytest.mark.realdata
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_nothing_that_evaluation_needs_is_seen(real_data, tmp_path):
     images = choose_images(real_data, tmp_path, kermany_fraction=0.5, seed=0)
     kermany = images[images["bank"] == "kermany"]

@@ -72,7 +72,7 @@ def test_the_card_holds_the_verdict_the_limits_and_every_metric(run):
     path = write_documents(run)[CARD]
     text, findings = path.read_text(), findings_of(path)
     assert findings.verdict == read_audit(run).verdict.sentence and findings.verdict in text
-    assert any("same collections" in limit for limit in findings.limits)
+    assert any("same image sources" in limit for limit in findings.limits)
     assert all(f"\n- {limit}\n" in text for limit in findings.limits)
     summary = read_run(run).metrics.summary()
     for row in summary.to_dict("records"):
@@ -182,9 +182,11 @@ def test_the_data_sheet_reports_that_images_are_gone(run):
 
 def test_text_from_the_data_stays_in_its_cell(run):
     cohort = load_cohort(run)
-    save_cohort(cohort.assign(source="a|b\n# <img src=x>"), run)
+    save_cohort(cohort.assign(source="a|b\n# <img src=x> ![y](http://host/z.png)"), run)
     written = write_documents(run)
+    assert "![y&#93;(http" in written[SHEET].read_text()
     for path in written.values():
+        assert "](http" not in path.read_text()
         assert "<img" not in path.read_text() and "\n# <" not in path.read_text()
     assert len(rows_of(written[REPORTING], CLAIM)) == 44
     assert markdown_table([{"x": "a|b"}]).splitlines()[2] == "| a\\|b |"

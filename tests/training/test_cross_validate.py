@@ -19,6 +19,24 @@ QUICK = {"image_size": 32, "batch_size": 16, "frozen_epochs": 1, "unfrozen_epoch
 QUICK |= {"num_workers": 0, "device": "cpu", "precision": "fp32", "audit": False, "quiet": True}
 
 
+def test_repeats_without_folds_are_refused(tmp_path):
+    command = [sys.executable, "-m", "covid_fastai", "train", "data", "--repeats", "3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "Give --folds 5, too." in done.stderr
+
+
+@pytest.mark.slow
+def test_folds_are_trained_with_the_parts_of_the_caller(phantom_root, tmp_path):
+    from fastai.vision.all import Flip, FocalLossFlat, ranger
+
+    from covid_fastai import cross_validate
+
+    parts = {"loss_func": FocalLossFlat(), "opt_func": ranger, "augmentation": [Flip()]}
+    run = cross_validate(phantom_root, folds=2, out=tmp_path / "run", **parts, **{**QUICK, "frozen_epochs": 0})
+    records = [fold.record.read_text() for fold in run.folder.folds()]
+    assert all("FocalLossFlat" in record and "ranger" in record and "Flip" in record for record in records)
+
+
 def test_a_number_that_is_none(phantom_root, tmp_path):
     from covid_fastai import cross_validate
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -19,7 +20,10 @@ from covid_fastai import read_cohort, read_run, train_classifier
 from covid_fastai.config import TrainConfig
 from covid_fastai.data.cohort import load_cohort
 from covid_fastai.data.phantom import write_phantom
-from covid_fastai.errors import DataError, UsageError
+from covid_fastai.errors import DataError, ResourceError, UsageError
+from covid_fastai.run_folder import MODEL_BUILT, RunFolder
+from covid_fastai.training import run_context, train
+from covid_fastai.training.run_context import precision_of, resolve_run
 
 QUICK = {"image_size": 32, "batch_size": 8, "frozen_epochs": 1, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
 FILES = {"config.json", "versions.json", "cohort.csv", "cohort.json", "problems.csv", "history.csv", "steps.csv"}
@@ -28,7 +32,9 @@ FILES |= {"training.manifest.safetensors", "predictions.csv", "metrics.json", "r
 
 @pytest.fixture(scope="module")
 def learn(phantom_root, tmp_path_factory):
-    return train_classifier(phantom_root, out=tmp_path_factory.mktemp("runs") / "first", quiet=True, **QUICK)
+    """The learner of a run without an audit, which takes half of the time; `run_folder` is one with an audit."""
+    out = tmp_path_factory.mktemp("runs") / "first"
+    return train_classifier(phantom_root, out=out, quiet=True, audit=False, **QUICK)
 
 
 def test_the_run_folder_has_every_file(learn):
@@ -48,6 +54,15 @@ def test_a_run_can_be_read(learn):
     assert set(saved) == {"valid"}
 
 
+def test_the_log_of_a_training_escapes_what_a_terminal_obeys(monkeypatch, capsys):
+    logger = logging.getLogger("covid_fastai")
+    monkeypatch.setattr(logger, "propagate", False)  # else pytest's own handler counts as one of the user
+    monkeypatch.setattr(logger, "handlers", [])
+    with run_context._logging(quiet=False):
+        logger.info("Command: covid-fastai train 'x\x1b[2J'")
+    assert capsys.readouterr().err == "Command: covid-fastai train 'x\\x1b[2J'\n"
+
+
 def test_no_patient_is_in_two_splits(learn):
     cohort = load_cohort(learn.path)
     assert cohort.facts == learn.dls.facts.cohort.facts
@@ -56,6 +71,7 @@ def test_no_patient_is_in_two_splits(learn):
     assert used.groupby("patient")["split"].nunique().max() == 1
 
 
+@pytest.mark.slow
 def test_unknown_patients_are_stated_in_every_document(phantom_root, tmp_path):
     rows = read_cohort(phantom_root)
     for name, images in rows[rows["split"] == "train"].groupby("label"):
@@ -70,6 +86,7 @@ def test_unknown_patients_are_stated_in_every_document(phantom_root, tmp_path):
     assert "The patients of some used images are unknown" in (learn.path / "datasheet.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_table_with_many_column_types_is_trained_on_and_restored(phantom_root, tmp_path):
     rows = read_cohort(phantom_root)[["path", "label", "patient", "split", "source"]]
     rows = pd.DataFrame(rows[rows["split"] == "train"]).reset_index(drop=True)
@@ -77,9 +94,10 @@ def test_a_table_with_many_column_types_is_trained_on_and_restored(phantom_root,
     rows = rows.assign(sex=np.where(number % 5, number % 2, np.nan), age=number % 90, ward=number % 3 == 0)
     rows = rows.assign(taken=pd.Timestamp("2020-03-01") + pd.to_timedelta(number, unit="D"))
     rows = rows.assign(weight=np.where(number % 5, 70.5, np.nan), code=[f"{n:03d}" for n in number])
-    learn = train_classifier(rows, out=tmp_path / "run", quiet=True, audit=False, **QUICK)
-    again = read_run(learn.path).cohort
     names = ["age", "ward", "taken", "weight", "code"]
+    options = {"quiet": True, "audit": False, "keep_columns": names[1:], **QUICK}
+    learn = train_classifier(rows, out=tmp_path / "run", **options)
+    again = read_run(learn.path).cohort
     pd.testing.assert_frame_equal(pd.DataFrame(again[names]), rows[names], check_dtype=False)
     assert [again[name].dtype.kind for name in names[:4]] == ["i", "b", "M", "f"]
     pd.testing.assert_frame_equal(again, learn.dls.facts.cohort)
@@ -125,14 +143,19 @@ def test_export_chooses_threshold_and_temperature_on_the_held_out_patients(learn
     assert not (tmp_path / "other").exists()
 
 
-def test_the_same_seed_gives_the_same_run_without_changing_the_callers_random_state(learn, phantom_root, tmp_path):
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_run_without_changing_the_callers_random_state(
+    learn, phantom_root, tmp_path, capsys
+):
     import torch
 
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
     config = TrainConfig(**{**QUICK, "seed": 1})  # the same choices as an object, one of them replaced
-    again = train_classifier(phantom_root, config=config, seed=42, out=tmp_path / "again", quiet=True)
+    again = train_classifier(phantom_root, config=config, seed=42, out=tmp_path / "again")
+    printed = capsys.readouterr().out  # the verdict first; `quiet=True` prints nothing
+    assert printed.startswith("This shows nothing about COVID-19 in patients.") and "What next:" in printed
     assert torch.equal(torch.rand(1), expected)
     first, second = (read_run(folder).predictions for folder in (learn.path, again.path))
     pd.testing.assert_frame_equal(first, second)
@@ -147,6 +170,7 @@ def test_a_second_run_never_changes_the_first(learn, phantom_root):
     assert (learn.path / "metrics.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_fastai_methods_remain_available(learn):
     import matplotlib.pyplot as plt
     from fastai.interpret import ClassificationInterpretation
@@ -166,11 +190,12 @@ def test_fastai_methods_remain_available(learn):
     assert decision in learn.dls.vocab and float(scores.sum()) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_official_test_is_evaluated_on_request_only_and_recorded(phantom_root, tmp_path):
     from covid_fastai import read_run, train_classifier
 
     learn = train_classifier(
-        phantom_root, task="pneumonia", evaluate_test=True, out=tmp_path / "run", quiet=True, **QUICK
+        phantom_root, task="pneumonia", evaluate_test=True, out=tmp_path / "run", quiet=True, audit=False, **QUICK
     )
     run = read_run(learn.path)
     evaluations = [event for event in run.record if event["event"] == "test evaluated"]
@@ -200,6 +225,7 @@ def test_faulty_rows_stop_the_run_and_are_listed(phantom_root, tmp_path):
     assert "gone.jpeg" in problems["path"].str.cat()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_result(learn, phantom_root, tmp_path):
     from fastai.callback.core import Callback
 
@@ -215,7 +241,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(learn, phantom_root, tmp_
 
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        train_classifier(phantom_root, out=folder, quiet=True, callbacks=[Interrupt()], **QUICK)
+        train_classifier(phantom_root, out=folder, quiet=True, callbacks=[Interrupt()], audit=False, **QUICK)
     assert not (folder / "predictions.csv").exists()
     resumed = train_classifier(resume=folder, quiet=True)
     run, whole = read_run(folder), read_run(learn.path)
@@ -256,7 +282,7 @@ def test_an_interrupted_run_resumes_after_its_data_have_moved(phantom_root, tmp_
 def test_cross_validation_predicts_every_patient_once(phantom_root, tmp_path):
     from covid_fastai import cross_validate
 
-    run = cross_validate(phantom_root, folds=2, out=tmp_path / "cv", quiet=True, **QUICK)
+    run = cross_validate(phantom_root, folds=2, out=tmp_path / "cv", quiet=True, audit=False, **QUICK)
     predictions = run.predictions
     assert predictions["path"].is_unique
     assert set(predictions["fold"]) == {0, 1}
@@ -273,8 +299,9 @@ def test_cross_validation_refuses_incompatible_options(phantom_root):
             cross_validate(phantom_root, **wrong)
 
 
+@pytest.mark.slow
 def test_the_report_names_the_weights_and_random_ones_as_no_transfer(learn, phantom_root, tmp_path):
-    options = {**QUICK, "weights": "auto", "frozen_epochs": 0}
+    options = {**QUICK, "weights": "auto", "frozen_epochs": 0, "audit": False}
     own = train_classifier(phantom_root, out=tmp_path / "run", quiet=True, **options)
     assert own.facts.weights.name == "cxr"
     assert "radiograph weights" in (own.path / "report.html").read_text()
@@ -339,3 +366,84 @@ def test_a_resumed_run_joins_its_processes_on_the_device_that_it_was_begun_with(
     assert joined == ["cpu", "cuda", "auto"]
     with pytest.raises(DataError, match="is not a run that can be resumed"):
         train_classifier(resume=tmp_path)
+
+
+def test_a_resumed_run_keeps_its_number_format(tmp_path, monkeypatch):
+    """On another machine, "auto" may be another format; half of a run in each would not be the run that was begun."""
+    monkeypatch.setattr("covid_fastai.model.precision.bf16_instructions", lambda: "")
+    monkeypatch.setattr("covid_fastai.model.precision._flags_tell", lambda: True)
+    folder, config = RunFolder(tmp_path), TrainConfig(device="cpu")
+    assert precision_of(folder, config, resuming=True) == "auto", "interrupted before the model was built"
+    folder.log(MODEL_BUILT, arch="resnet18", device="cpu", weights={})
+    assert precision_of(folder, config, resuming=True) == "auto", "begun with an older version"
+    folder.log(MODEL_BUILT, arch="resnet18", device="cpu", precision="bf16", why="AMX", weights={})
+    assert precision_of(folder, config, resuming=True) == "bf16"
+    assert precision_of(folder, config, resuming=False) == "auto"
+    folder.log(MODEL_BUILT, arch="resnet18", device="cuda:0", precision="fp16", why="before Ampere", weights={})
+    assert precision_of(folder, config, resuming=True) == "auto", "a CPU has no fp16"
+
+
+def test_a_run_records_its_number_format_and_why(learn):
+    built = read_run(learn.path).built
+    assert (built["precision"], built["why"]) == learn.facts.precision and built["why"]
+    assert f"on cpu in {built['precision']}" in " ".join((learn.path / "report.html").read_text().split())
+
+
+def test_a_start_that_failed_does_not_block_its_folder(tmp_path):
+    """The files of such a run are replaced; any other file, and a run that trained, are not."""
+    (tmp_path / "data.csv").write_text("image,label\ngone.png,Normal\ngone2.png,COVID-19\n")
+    out = tmp_path / "run"
+    for _ in range(2):
+        with pytest.raises(DataError, match="2 missing file"):
+            train_classifier(tmp_path / "data.csv", out=out, quiet=True, weights=None)
+        assert read_run(out).status == "failed" and len(read_run(out).record) == 2
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ResourceError, match="exists and is not empty"):
+        train_classifier(tmp_path / "data.csv", out=out, quiet=True, weights=None)
+    (out / "notes.txt").unlink()
+    RunFolder(out).log("model built")
+    with pytest.raises(ResourceError, match="exists and is not empty"):
+        train_classifier(tmp_path / "data.csv", out=out, quiet=True, weights=None)
+    assert read_run(out).status == "model built"
+
+
+def test_a_start_that_was_killed_does_not_block_its_folder(phantom_root, tmp_path):
+    """Before its first event a run has claimed its folder and written its options, in whole or in part."""
+    config = {"data": "x", "config": {}, "python": "train_classifier('x')", "command": "covid-fastai train x"}
+    for number, files in enumerate([[".lock"], [".lock", ".config.json.01234567.part"], [".lock", "config.json"]]):
+        out = tmp_path / str(number)
+        out.mkdir()
+        for name in files:
+            (out / name).write_text(json.dumps(config))
+        resolve_run(phantom_root, preset=None, out=out, resume=None, choices={"weights": None})
+        assert not any(out.iterdir())
+    (tmp_path / "mine").mkdir()
+    for content in ('{"colour": "blue"}', "[1]", "colour = blue"):
+        (tmp_path / "mine" / "config.json").write_text(content)
+        with pytest.raises(ResourceError, match="exists and is not empty"):
+            resolve_run(phantom_root, preset=None, out=tmp_path / "mine", resume=None, choices={"weights": None})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["write_probes", "audit_run", "write_report", "write_documents"])
+@pytest.mark.nightly
+def test_a_run_whose_last_steps_fail_is_not_finished_and_is_resumed_without_training(
+    learn, phantom_root, tmp_path, monkeypatch, step
+):
+    def fail(*arguments, **options):
+        raise OSError("the disk is gone")
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, step, fail)
+        with pytest.raises(OSError, match="the disk is gone"):
+            train_classifier(phantom_root, out=folder, quiet=True, **QUICK)
+    run = RunFolder(folder)
+    assert not run.is_finished() and any(run.checkpoints.iterdir()) and (run.model / "config.json").is_file()
+    epochs = len(read_run(folder).history)
+    train_classifier(resume=folder, quiet=True)
+    again, whole = read_run(folder), read_run(learn.path)
+    assert run.is_finished() and run.report.is_file() and not any(run.checkpoints.iterdir())
+    assert len(again.history) == epochs
+    columns = [name for name in whole.predictions if name.startswith("p_")]
+    np.testing.assert_allclose(again.predictions[columns], whole.predictions[columns], atol=1e-6)

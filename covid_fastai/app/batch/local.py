@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import threading
@@ -10,10 +11,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from covid_fastai.app.inputs import openable
-from covid_fastai.errors import UnavailableError
+from covid_fastai.errors import CovidFastaiError, UnavailableError
 from covid_fastai.main_guard import MAIN_GUARD
 from covid_fastai.model.predictor import Predictor
 
@@ -22,14 +23,18 @@ if TYPE_CHECKING:
 
 __all__ = ["predict_paths", "run_on_workers"]
 
-KILLED = "The process that read it was killed, by the file itself or by the system because it was out of memory."
+KILLED = "The process that read it was killed: by the file itself, by the system because it was out of memory, or "
+KILLED += "because the image took longer than {:g} seconds."
 
 Job = tuple[int, list[str]]
 
-_predictor: Predictor | None = None  # of a worker process, set once by `_initialize_worker`
+# of a worker process, set once by `_initialize_worker`: its predictor, or why it has none
+_predictor: Predictor | CovidFastaiError | None = None
 
 
-def run_on_workers(folder: Path, jobs: Iterator[Job], *, workers: int) -> Iterator[tuple[int, pd.DataFrame]]:
+def run_on_workers(
+    folder: Path, jobs: Iterator[Job], *, workers: int, seconds: float, fingerprint: str
+) -> Iterator[tuple[int, pd.DataFrame]]:
     """Predict parts in processes, and yield their tables in the order of the parts.
 
     Each process has at most two parts submitted at a time. If a process dies, the submitted parts are repeated one
@@ -40,19 +45,22 @@ def run_on_workers(folder: Path, jobs: Iterator[Job], *, workers: int) -> Iterat
         folder: The folder of the saved model.
         jobs: The number and the paths of each part.
         workers: The number of processes.
+        seconds: The longest time that an image may take; a process in which one takes longer ends itself.
+        fingerprint: The fingerprint of the model, which each process compares with the model that it loads.
 
     Yields:
         The number and the table of each part.
 
     Raises:
+        ModelFormatError: The model cannot be used, or was exchanged.
         UnavailableError: A process ended before it had read any image.
     """
-    Predictor(folder, threads=1)  # reports an unusable model once here instead of once per process
+    Predictor(folder, threads=1, fingerprint=fingerprint)  # reports an unusable model once, not once per process
     first = next(jobs, None)
     if first is None:
         return
     waiting: deque[Job] = deque([first])
-    pool = _Pool(folder, workers)
+    pool = _Pool(folder, workers, seconds, fingerprint)
     try:
         pool.check_start()
         submitted: deque[tuple[Job, Future]] = deque()
@@ -86,15 +94,18 @@ def predict_paths(predictor: Predictor, paths: list[str]) -> pd.DataFrame:
 class _Pool:
     """A pool of worker processes that can be restarted after one of them has died."""
 
-    def __init__(self, folder: Path, workers: int):
-        self.folder, self.workers = folder, workers
+    def __init__(self, folder: Path, workers: int, seconds: float, fingerprint: str):
+        self.folder, self.workers, self.seconds, self.fingerprint = folder, workers, seconds, fingerprint
         self._start()
 
     def _start(self) -> None:
         # spawned, not forked: a fork would copy locks that are held by threads which do not exist in the copy
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(
-            self.workers, mp_context=context, initializer=_initialize_worker, initargs=(str(self.folder),)
+            self.workers,
+            mp_context=context,
+            initializer=_initialize_worker,
+            initargs=(str(self.folder), self.seconds, self.fingerprint),
         )
 
     def check_start(self) -> None:
@@ -132,21 +143,48 @@ def _predict_alone(pool: _Pool, paths: list[str]) -> pd.DataFrame:
     except BrokenProcessPool:
         pool.restart()
     if len(paths) == 1:
-        return Predictor(pool.folder, threads=1).predict(b"", names=paths).assign(status="failed", reason=KILLED)
+        row = Predictor(pool.folder, threads=1, fingerprint=pool.fingerprint).predict(b"", names=paths)
+        return row.assign(status="failed", reason=KILLED.format(pool.seconds))
     return pd.concat([_predict_alone(pool, [path]) for path in paths], ignore_index=True)
 
 
 # The functions below run in the worker processes.
 
 
-def _initialize_worker(folder: str) -> None:
+class _TimedPredictor(Predictor):
+    """A predictor that ends its process when an image takes too long, even in a decoder that never returns."""
+
+    def __init__(self, folder: str, *, seconds: float, fingerprint: str):
+        super().__init__(folder, threads=1, fingerprint=fingerprint)
+        self._seconds, self._nowhere = seconds, open(os.devnull, "w")
+
+    def _read_image(self, image: Any, name: str) -> Any:
+        # faulthandler ends the process itself; the file is for its traceback
+        faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._nowhere)  # guard: time_of_image
+        try:
+            return super()._read_image(image, name)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _initialize_worker(folder: str, seconds: float, fingerprint: str) -> None:
     global _predictor
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _predictor = Predictor(folder, threads=1)
+    try:
+        _predictor = _TimedPredictor(folder, seconds=seconds, fingerprint=fingerprint)
+    except CovidFastaiError as error:  # raised by the first job: an error here would look like a killed process
+        _predictor = error  # guard: worker_model
+
+
+def _own_predictor() -> Predictor:
+    if isinstance(_predictor, CovidFastaiError):
+        raise _predictor
+    assert _predictor is not None  # set by `_initialize_worker`
+    return _predictor
 
 
 def _predictor_is_ready() -> bool:
-    return _predictor is not None
+    return _own_predictor() is not None
 
 
 def _exit_with_parent() -> None:
@@ -158,5 +196,4 @@ def _exit_with_parent() -> None:
 
 
 def _predict_in_worker(paths: list[str]) -> pd.DataFrame:
-    assert _predictor is not None  # set by `_initialize_worker`
-    return predict_paths(_predictor, paths)
+    return predict_paths(_own_predictor(), paths)

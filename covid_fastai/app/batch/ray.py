@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from covid_fastai.app.batch.local import predict_paths
 from covid_fastai.errors import UnavailableError
 from covid_fastai.model.bundle_config import CONFIG_FILE, ONNX_FILE
+from covid_fastai.model.card import FINDINGS_FILE
 from covid_fastai.model.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -23,15 +24,19 @@ class PartPredictor:
     """A predictor for `map_batches` of Ray Data, which creates one in each of its processes.
 
     Args:
-        files: The contents of `config.json` and `model.onnx` by file name, so that the machines of the cluster need
-            no access to the folder of the model.
+        files: The contents of `config.json`, `model.onnx` and, if there is one, `findings.json` by file name, so that
+            the machines of the cluster need no access to the folder of the model.
+        fingerprint: The fingerprint of the model, which is compared with that of the files.
+
+    Raises:
+        ModelFormatError: The files are not a model, or those of another one.
     """
 
-    def __init__(self, files: dict[str, bytes]):
+    def __init__(self, files: dict[str, bytes], fingerprint: str):
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 Path(folder, name).write_bytes(content)
-            self.predictor = Predictor(folder, threads=1)
+            self.predictor = Predictor(folder, threads=1, fingerprint=fingerprint)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
         """Predict the parts of a batch.
@@ -47,7 +52,7 @@ class PartPredictor:
 
 
 def run_on_ray(
-    folder: Path, jobs: Iterator[tuple[int, list[str]]], *, workers: int
+    folder: Path, jobs: Iterator[tuple[int, list[str]]], *, workers: int, fingerprint: str
 ) -> Iterator[tuple[int, pd.DataFrame]]:
     """Predict parts on the Ray cluster of this process (`ray.init`), or on a local one that Ray starts.
 
@@ -59,11 +64,13 @@ def run_on_ray(
         folder: The folder of the saved model.
         jobs: The number and the paths of each part. The list of all paths is held in memory.
         workers: The number of processes, with one processor core each. If the cluster has fewer cores, parts wait.
+        fingerprint: The fingerprint of the model.
 
     Yields:
         The number and the table of each part, in the order of completion.
 
     Raises:
+        ModelFormatError: The model cannot be used, or was exchanged.
         UnavailableError: Ray is not installed.
     """
     try:
@@ -74,14 +81,15 @@ def run_on_ray(
         ) from error
     import pandas as pd
 
-    Predictor(folder, threads=1)  # reports an unusable model once here instead of once per process
+    names = (CONFIG_FILE, ONNX_FILE, FINDINGS_FILE)
+    files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    PartPredictor(files, fingerprint)  # reports an unusable model once here instead of once per process
     parts = [{"number": number, "paths": paths} for number, paths in jobs]
     if not parts:
         return
-    files = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, ONNX_FILE)}
     tables = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
         PartPredictor,
-        fn_constructor_args=(files,),
+        fn_constructor_args=(files, fingerprint),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers, len(parts))),
         num_cpus=1,

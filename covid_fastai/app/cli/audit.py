@@ -9,7 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from covid_fastai.app.cli.options import READING, AsJson, Debug, Quiet, options_of_config, reading_options
+from covid_fastai.app.cli.completion import complete_runs
+from covid_fastai.app.cli.options import (
+    READING,
+    AsJson,
+    Debug,
+    Quiet,
+    file_option,
+    given_options,
+    options_of_config,
+    reading_options,
+)
 from covid_fastai.app.cli.output import echo, print_json, print_table, set_up_logging
 
 __all__ = ["audit"]
@@ -21,7 +31,10 @@ logger = logging.getLogger("covid_fastai")
 
 @options_of_config(*READING)
 def audit(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="The folder of a run, or data as in check.")],
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="The folder of a run, or data as in check.", autocompletion=complete_runs),
+    ],
     against: Annotated[
         list[Path] | None,
         typer.Option(metavar="OTHER", help="Another folder of images to search for duplicates; repeatable."),
@@ -40,7 +53,7 @@ def audit(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The page to write if DATA is not a run; audit.html if not given.")
+        Path | None, file_option(help="The page to write if DATA is not a run; audit.html if not given.")
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -49,8 +62,8 @@ def audit(
 ) -> None:
     """Test data or a run for shortcuts and duplicate images; a run also gets a verdict."""
     set_up_logging(quiet=quiet, as_json=as_json)
+    from covid_fastai.audit.runs import read_run
     from covid_fastai.errors import UsageError
-    from covid_fastai.evaluation.runs import read_run
     from covid_fastai.run_folder import RunFolder
 
     is_run = RunFolder(data).is_run()
@@ -63,8 +76,15 @@ def audit(
         raise UsageError(
             f"{data} is not the folder of a run, so --data does not apply.", hint="Give the data themselves as DATA."
         )
-    from covid_fastai.audit.leaks import find_leaks
+    given = [*given_options(choices), *(["out"] if out is not None else [])]
+    if is_run and given:
+        listed = ", ".join(f"`{name}`" for name in given)
+        raise UsageError(
+            f"{data} is the folder of a run, which keeps its own data, options and report.", hint=f"Omit {listed}."
+        )
+    from covid_fastai.audit.leaks import find_leaks, name_others
 
+    name_others(against or (), name=data.resolve().name)  # refused before the audit, which takes minutes
     find = partial(find_leaks, against=against or (), name=data.resolve().name)
     if is_run:
         from covid_fastai.audit.audit import audit_run
@@ -82,7 +102,9 @@ def audit(
         audited = audit_run(data)
         leaks, page = find(read_run(data).cohort), render_report(data)
         write_documents(data)
-        result, notes = audited.to_dict(), [*audited.notes(), str(audited.verdict)]
+        conditions = [f"- {each.name}: {each.outcome}. {each.text}" for each in audited.verdict.conditions]
+        result, notes = audited.to_dict(), [*audited.notes(), *conditions]
+        first = f"{read_run(data).plain_verdict}\nVerdict: {audited.verdict.sentence}"
     else:
         from covid_fastai.audit.baselines import find_shortcuts
         from covid_fastai.data.metadata import read_cohort
@@ -92,10 +114,12 @@ def audit(
         audited = find_shortcuts(cohort)
         leaks = find(cohort)
         page = write_audit(cohort, audited, leaks, out or Path("audit.html"))
-        result, notes = {"shortcuts": audited.to_dict()}, audited.notes()
+        result, notes, first = {"shortcuts": audited.to_dict()}, audited.notes(), ""
     if as_json:
         tables = {name: getattr(leaks, name).to_dict("records") for name in ("crossings", "groups")}
         print_json({**result, "report": str(page), "leaks": {"images": dict(leaks.images), **tables}})
         return
+    if first:  # the verdict comes before the numbers, as at the end of a training
+        echo(first)
     print_table(audited.summary(), title=f"{data}: performance of baselines that do not use the lungs")
     echo("\n".join([*notes, str(leaks), f"Page: {page}"]))

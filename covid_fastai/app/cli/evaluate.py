@@ -7,21 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
+from covid_fastai.app.cli.completion import complete_runs
 from covid_fastai.app.cli.options import (
     READING_ELSEWHERE,
     READING_PREDICTIONS,
     AsJson,
     Data,
     Debug,
+    Pseudonymise,
     Quiet,
+    file_option,
     given_options,
     option,
     options_of_config,
     reading_options,
 )
 from covid_fastai.app.cli.output import echo, print_evaluation, print_json, print_table, set_up_logging
+from covid_fastai.errors import UsageError
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Fraction, NResamples, OpenFraction, Probability, Seed, Unit
+from covid_fastai.progress import LIVE, LOADING
 
 __all__ = ["compare", "evaluate", "runs", "validate"]
 
@@ -39,7 +44,9 @@ ScoreColumn = Annotated[
 def evaluate(
     predictions: Annotated[
         Path,
-        typer.Argument(metavar="PREDICTIONS", help="Table with the columns label, p_<class> for each class, patient."),
+        typer.Argument(
+            metavar="PREDICTIONS", help="Table with the columns label, p_<class> for each class, patient; or a run."
+        ),
     ],
     positive: Annotated[
         str | None, typer.Option(help="The positive class; the second of two classes if not given.")
@@ -61,13 +68,17 @@ def evaluate(
         option(OpenFraction, help="Report predictive values at this prevalence; repeatable."),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Also write a page with metrics, shortcuts and largest errors.")
+        Path | None, file_option(help="Also write a page with metrics, shortcuts and largest errors.")
     ] = None,
+    pseudonymise: Pseudonymise = False,
     as_json: AsJson = False,
     debug: Debug = False,
     **choices: Any,
 ) -> None:
     """Evaluate the predictions of any model; each metric has its n and 95% interval."""
+    if pseudonymise and report is None:
+        raise UsageError("--pseudonymise applies to the page, and there is none.", hint="Give --report page.html, too.")
+    set_up_logging(quiet=False, as_json=as_json)
     from covid_fastai.evaluation.metrics import evaluate as evaluate_predictions
 
     options = {"positive": positive, "threshold": threshold, "n_resamples": n_resamples, "seed": seed, "unit": unit}
@@ -92,9 +103,11 @@ def evaluate(
         shown = summarise_metrics(values.assign(**{"metric": names, "class": "", "unit": "patient"}))
         tables.append((shown, "Predictive values" + (" at that threshold" if point else "")))
     if report is not None:
-        from covid_fastai.reporting.report import write_evaluation
+        from covid_fastai.reporting.report import folder_of_images, write_evaluation
 
-        further_results["report"] = str(write_evaluation(result, report))
+        root = choices.get("image_root") or folder_of_images(predictions)
+        page = write_evaluation(result, report, image_root=root, pseudonymise=pseudonymise)
+        further_results["report"] = str(page)
     if as_json:
         print_json({**result.to_dict(), **further_results})
         return
@@ -130,15 +143,16 @@ def compare(
     n_resamples: Annotated[int, option(NResamples, help="Bootstrap resamples.")] = 2000,
     seed: Annotated[int, option(Seed, help="Seed of the bootstrap.")] = 0,
     score_column: ScoreColumn = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write the differences, as CSV.")] = None,
+    out: Annotated[Path | None, file_option(help="Where to write the differences, as CSV.")] = None,
     cases: Annotated[
-        Path | None, typer.Option(help="Where to write the patients on whom the models disagree, as CSV.")
+        Path | None, file_option(help="Where to write the patients on whom the models disagree, as CSV.")
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
     **choices: Any,
 ) -> None:
     """Compare models with the first one on the same patients; each difference has its 95% interval."""
+    set_up_logging(quiet=False, as_json=as_json)
     from covid_fastai.evaluation.comparison import compare as compare_models
     from covid_fastai.files import write_csv
 
@@ -158,14 +172,16 @@ def compare(
 
 @options_of_config(*READING_ELSEWHERE)
 def validate(
-    model: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that train wrote.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The folder of a run that train wrote.", autocompletion=complete_runs)
+    ],
     data: Data,
     source: Annotated[str | None, typer.Option(help="The hospital that all images come from.")] = None,
     exported: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Evaluate this export of the run's model, with its own threshold."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write the predictions, as CSV.")] = None,
+    out: Annotated[Path | None, file_option(help="Where to write the predictions, as CSV.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -173,10 +189,17 @@ def validate(
 ) -> None:
     """Evaluate the model of a run on images from elsewhere, after excluding images that it was trained on."""
     set_up_logging(quiet=quiet, as_json=as_json)
+    from covid_fastai.audit.runs import read_run
+    from covid_fastai.data.layouts import find_data, find_image_root
     from covid_fastai.files import write_csv
-    from covid_fastai.training.external import validate as validate_run
 
     reading = reading_options(choices, READING_ELSEWHERE)
+    read_run(model)  # these are refused before torch is imported, which takes seconds
+    find_data(data)
+    find_image_root(reading["image_root"])
+    LIVE.info(LOADING)
+    from covid_fastai.training.external import validate as validate_run
+
     result = validate_run(model, data, source=source, exported=exported, **reading)
     if out is not None:
         write_csv(out, result.predictions)
@@ -185,6 +208,11 @@ def validate(
         return
     print_table(result.summary(), title=f"{model} on {data}")
     echo("\n".join(result.notes()))
+    run = read_run(model)
+    if run.verdict is not None:
+        echo(f"{run.plain_verdict}\nVerdict: {run.verdict.sentence}")
+    if run.folder.report.is_file():
+        echo(f"Report: {run.report}")
 
 
 def runs(
@@ -194,8 +222,9 @@ def runs(
     debug: Debug = False,
 ) -> None:
     """List the runs of a folder, ranked by a metric; each value has its 95% interval."""
+    set_up_logging(quiet=False, as_json=as_json)
+    from covid_fastai.audit.runs import list_runs, warn_of_selection
     from covid_fastai.evaluation.formatting import MISSING, format_interval, format_metric
-    from covid_fastai.evaluation.runs import list_runs, warn_of_selection
 
     table = list_runs(root, metric=metric)
     if as_json:
@@ -206,5 +235,7 @@ def runs(
     )
     shown["95% interval"] = [format_interval(*bounds) for bounds in table[["low", "high"]].to_numpy()]
     shown[metric] = [format_metric(value) for value in table["value"]]
-    print_table(shown[["run", "task", "arch", "started", "status", metric, "95% interval", "n"]], title=str(root))
+    print_table(
+        shown[["run", "task", "arch", "started", "status", "verdict", metric, "95% interval", "n"]], title=str(root)
+    )
     echo(f"{warn_of_selection(table)} {RESEARCH_USE}".strip())

@@ -9,17 +9,23 @@ from typing import Annotated, Any
 
 import typer
 
-from covid_fastai.options import describe_option, option_choices, parse_option, plain_type
+from covid_fastai.app.cli.completion import COMPLETIONS, complete_from, complete_models
+from covid_fastai.files import check_target
+from covid_fastai.options import describe_option, option_choices, option_names, parse_option, plain_type
 
 __all__ = [
     "AsJson",
     "Data",
     "Debug",
+    "Model",
+    "Pseudonymise",
     "Quiet",
     "READING",
     "READING_ELSEWHERE",
     "READING_INPUTS",
     "READING_PREDICTIONS",
+    "Revision",
+    "file_option",
     "given_options",
     "option",
     "options_of_config",
@@ -31,7 +37,7 @@ LABELLING = ("labels", "classes", "positive", "label_columns", "uncertain", "rea
 READING = ("recipe", "task", *LABELLING, "image_root", "path_column", "label_column", "patient_column")
 READING += ("patient_pattern", "split_column", "source_column", "view_column", "path_template", "join", "on")
 READING += ("encoding", "negatives_per_positive", "seed")
-READING += ("exclude_pretraining_overlap",)
+READING += ("check_lungs", "exclude_pretraining_overlap")
 # those of them that apply to data of elsewhere, whose task is that of a run
 OF_TASK = {"task", "classes", "negatives_per_positive", "seed", "exclude_pretraining_overlap"}
 READING_ELSEWHERE = (*(name for name in READING if name not in OF_TASK), "on_problem")
@@ -47,8 +53,28 @@ READING_PREDICTIONS = (
     "view_column",
 )
 
+PANELS = {  # of the fields of TrainConfig in the help, in its order; every other option stands in "Options"
+    "Rows and labels": ("recipe", "task", *LABELLING, "on_problem", "encoding", "join", "on"),
+    "Paths and columns": (
+        *("image_root", "path_column", "path_template", "label_column", "patient_column", "patient_pattern"),
+        *("split_column", "source_column", "view_column"),
+    ),
+    "Which images": (
+        *("split", "valid_pct", "evaluate_test", "negatives_per_positive", "check_lungs"),
+        "exclude_pretraining_overlap",
+    ),
+    "What a run keeps": ("keep_columns", "pseudonymise"),
+    "Images and batches": ("image_size", "region", "augmentation", "batch_size", "balance", "num_workers"),
+    "Model and training": (
+        *("arch", "weights", "frozen_epochs", "unfrozen_epochs", "learning_rate", "unfrozen_learning_rate"),
+        *("lr_ratio", "initial_image_size", "frozen_augmentations", "weight_decay", "gradient_clip", "audit", "seed"),
+        *("device", "precision"),
+    ),
+}
+OUTPUT = "Output"  # the panel of how a command prints
+
 REPEATABLE = {"labels": "label"}  # fields that the command line takes one entry at a time, under this name
-METAVARS = {"labels": "THEIRS=OURS", "classes": "A,B,...", "label_columns": "A,B,..."}
+METAVARS = {"labels": "THEIRS=OURS", "classes": "A,B,...", "label_columns": "A,B,...", "keep_columns": "A,B,..."}
 
 Data = Annotated[
     Path,
@@ -56,9 +82,35 @@ Data = Annotated[
         metavar="DATA", help="The folder or CSV of CoronaHack, another CSV, or a folder with one subfolder per class."
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print only results, warnings and errors.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="The folder of a run or a saved model, pneumonia-children (which comes with the package), or user/model "
+        "on the Hugging Face Hub.",
+        autocompletion=complete_models,
+    ),
+]
+Pseudonymise = Annotated[
+    bool,
+    typer.Option(
+        "--pseudonymise",
+        help="Write numbers in place of the names of files and patients into the page; the key lies beside it.",
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a model on the Hugging Face Hub.")]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object on standard output.", rich_help_panel=OUTPUT),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", help="Print only results, warnings and errors.", rich_help_panel=OUTPUT),
+]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", help="Print the traceback of an error.", rich_help_panel=OUTPUT),
+]
 
 
 def option(kind: Any, *flags: str, help: str, metavar: str | None = None) -> Any:
@@ -78,8 +130,25 @@ def option(kind: Any, *flags: str, help: str, metavar: str | None = None) -> Any
         parser=_keep_text,
         callback=_check_option(kind),
         metavar=metavar or (f"[{'|'.join(choices)}]" if choices else "NUMBER"),
-        autocompletion=(lambda: list(choices)) if choices else None,
+        autocompletion=complete_from(option_names(kind)),
     )
+
+
+def file_option(*flags: str, help: str, metavar: str | None = None) -> Any:
+    """Return a typer option for a file to write, which is refused at once where it cannot be written.
+
+    Args:
+        *flags: The names of the option; derived from the parameter if none are given.
+        help: A description, one sentence.
+        metavar: The placeholder of the value in the help.
+    """
+    return typer.Option(*flags, help=help, metavar=metavar, callback=_check_file)
+
+
+def _check_file(ctx: typer.Context, value: Path | None) -> Path | None:
+    if value is not None and not ctx.resilient_parsing:
+        check_target(value)
+    return value
 
 
 def _keep_text(value: str) -> str:
@@ -127,9 +196,12 @@ def _option(name: str, kind: Any, default: Any) -> Any:
     choices = option_choices(kind)
     text = TrainConfig.model_fields[name].description if choices else TrainConfig.describe(name)
     text = f"{text} Default: {'none' if default is None else default}."
+    panel = next(title for title, names in PANELS.items() if name in names)
     flag = f"--{REPEATABLE.get(name, name).replace('_', '-')}"
     if plain_type(kind) is bool:
-        return typer.Option(f"{flag}/--no-{flag[2:]}" if default else flag, help=text, show_default=False)
+        return typer.Option(
+            f"{flag}/--no-{flag[2:]}" if default else flag, help=text, show_default=False, rich_help_panel=panel
+        )
     return typer.Option(
         flag,
         help=text,
@@ -137,7 +209,8 @@ def _option(name: str, kind: Any, default: Any) -> Any:
         parser=_keep_text,
         callback=_check_option(kind) if name != "task" else None,
         metavar=f"[{'|'.join(choices)}]" if choices else METAVARS.get(name, "VALUE"),
-        autocompletion=(lambda: list(choices)) if choices else None,
+        autocompletion=COMPLETIONS.get(name) or complete_from(option_names(kind)),
+        rich_help_panel=panel,
     )
 
 

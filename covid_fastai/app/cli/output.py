@@ -5,18 +5,27 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from covid_fastai.app.cli.wording import OptionFormatter, as_options
+from covid_fastai.data.problems import CONTROLS, visible
 from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.progress import LIVE
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
 
+    from covid_fastai.app.cli.activity import Activity
     from covid_fastai.evaluation.metrics import Evaluation
 
 __all__ = [
+    "VisibleFormatter",
     "count",
     "degrade_streams",
     "echo",
@@ -25,9 +34,13 @@ __all__ = [
     "print_problems",
     "print_table",
     "set_up_logging",
+    "stop_activity",
+    "wrap_text",
 ]
 
 logger = logging.getLogger("covid_fastai")
+COMMAND = re.compile(r": +(covid-fastai .*)$")
+_activities: list[Activity] = []  # that of this process, for `stop_activity`
 
 
 def degrade_streams() -> None:
@@ -42,35 +55,110 @@ def degrade_streams() -> None:
 
 
 def echo(text: object) -> None:
-    """Print a line on standard output, in its encoding (`typer.echo` writes UTF-8 to an ASCII console)."""
-    print(text, flush=True)  # noqa: T201
+    """Print text on standard output, in its encoding (`typer.echo` writes UTF-8 to an ASCII console).
+
+    Characters that a terminal would obey, such as those of a file name, are escaped.
+    """
+    stop_activity()
+    shown = visible(str(text), lines=True)
+    if sys.stdout.isatty():
+        shown = wrap_text(shown, shutil.get_terminal_size().columns)
+    print(shown, flush=True)  # noqa: T201
 
 
-def set_up_logging(*, quiet: bool, as_json: bool) -> Any:
-    """Send the log of the package to standard error and return its console.
+def set_up_logging(*, quiet: bool, as_json: bool) -> Activity | None:
+    """Send the log of the package to standard error, on a terminal with a line that says what is being done.
 
     Args:
         quiet: Log only warnings and errors.
         as_json: The same, since standard output is for a program.
 
     Returns:
-        The `rich.console.Console` for a progress bar; None if `quiet` or `as_json`.
+        The line of the terminal; None without a terminal, or if `quiet` or `as_json`.
     """
     import warnings
 
     from rich.console import Console
-    from rich.logging import RichHandler
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")  # users cannot fix them
     console = Console(stderr=True)
     if console.is_terminal:
-        handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False, highlighter=None)
+        handler = _ConsoleHandler(console)
     else:
         handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(VisibleFormatter("%(message)s"))
     logger.addHandler(handler)
+    # warnings and logs of other packages can have names and values of files in them
+    logging.captureWarnings(True)  # guard: visible_warnings
+    logging.getLogger("py.warnings").addHandler(handler)
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(VisibleFormatter("%(message)s"))  # guard: visible_logs
     logger.setLevel(logging.WARNING if quiet or as_json else logging.INFO)
-    return None if quiet or as_json else console
+    # not where FORCE_COLOR makes a terminal of a file: a line that is overwritten has no place in it
+    if quiet or as_json or not console.is_terminal or not sys.stderr.isatty():
+        return None
+    from covid_fastai.app.cli.activity import Activity
+
+    activity = Activity(console)
+    logger.addHandler(activity)
+    LIVE.addHandler(activity)
+    LIVE.setLevel(logging.INFO)
+    _activities[:] = [activity]
+    activity.start()
+    return activity
+
+
+def stop_activity() -> None:
+    """Remove the line that says what is being done, before results or an error are printed."""
+    for activity in _activities:
+        activity.stop()
+
+
+def wrap_text(text: str, width: int) -> str:
+    """Break the lines of a text between words, so that a name or path stays whole and can be copied.
+
+    A command at the end of a line that is too long gets a line of its own, which only the terminal breaks.
+
+    Args:
+        text: The text.
+        width: Columns of the terminal.
+    """
+    lines = []
+    for line in text.split("\n"):
+        command = COMMAND.search(line) if len(line) > width else None
+        if command:
+            indent = line[: len(line) - len(line.lstrip())]
+            lines += wrap_text(line[: command.start()] + ":", width).split("\n") + [f"{indent}  {command[1]}"]
+        elif len(line) > width:
+            indent = line[: len(line) - len(line.lstrip())]
+            options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": indent}
+            lines += textwrap.wrap(line, width, **options)
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Print log lines on a terminal, above the line of `Activity`."""
+
+    def __init__(self, console: Console):
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = wrap_text(self.format(record), self.console.width)
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        except Exception:  # noqa: BLE001 - as every handler of logging
+            self.handleError(record)
+
+
+class VisibleFormatter(OptionFormatter):
+    """Format messages with escapes for the control characters of names, and with the options of the command line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message of a record."""
+        return visible(super().format(record), lines=True)  # guard: visible_log
 
 
 def print_evaluation(result: Evaluation, *, title: str) -> None:
@@ -93,8 +181,8 @@ def print_problems(problems: Sequence[Mapping[str, Any]], *, most: int = 5) -> N
     for (severity, kind), rows in kinds.items():
         for row in rows[:most]:
             position = [] if row["row"] is None else [f"row {row['row']}"]
-            where = ", ".join([*position, *([row["path"]] if row["path"] else [])])
-            echo(f"{severity}: {where}{': ' if where else ''}{row['reason']}. {row['remedy']}")
+            where = ", ".join([*position, *([visible(row["path"])] if row["path"] else [])])
+            echo(f"{severity}: {where}{': ' if where else ''}{row['reason']}. {as_options(row['remedy'])}")
         if len(rows) > most:
             echo(f"... and {len(rows) - most} more of the kind {kind.replace('_', ' ')!r}")
 
@@ -104,7 +192,11 @@ def print_table(table: pd.DataFrame, *, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    stop_activity()
     console = Console()
+    title = visible(title, lines=True)
+    table = table.rename(columns=lambda name: visible(str(name)))
+    table = table.map(lambda value: visible(value) if isinstance(value, str) else value)
     if not console.is_terminal:
         echo(f"{title}\n{table.to_string(index=False)}")
         return
@@ -113,7 +205,13 @@ def print_table(table: pd.DataFrame, *, title: str) -> None:
         rich_table.add_column(str(name), overflow="fold")
     for row in table.itertuples(index=False):
         rich_table.add_row(*(str(value).replace("[", r"\[") for value in row))  # rich reads [...] as markup
-    console.print(rich_table)
+    if rich_table.__rich_measure__(console, console.options).minimum <= console.width:
+        console.print(rich_table)
+        return
+    echo(title)  # its words would be broken: a block per row, the names of which can be copied
+    for first, *values in table.itertuples(index=False):
+        named = zip(table.columns[1:], values, strict=True)
+        echo("\n".join([f"  {first}", *(f"    {name}: {value}" for name, value in named)]))
 
 
 def print_json(value: Any) -> None:
@@ -123,7 +221,14 @@ def print_json(value: Any) -> None:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     is_utf8 = encoding.lower().replace("-", "") in ("utf8", "utf8sig")
     text = json.dumps(to_plain(value), indent=2, ensure_ascii=not is_utf8, allow_nan=False)  # guard: json_ascii
-    echo(text.encode("utf-8", "backslashreplace").decode())  # a surrogate's escape is the same in JSON
+    text = text.encode("utf-8", "backslashreplace").decode()  # a surrogate's escape is the same in JSON
+    stop_activity()
+    # JSON itself escapes only the characters below the blank, which stand in texts only
+    print(CONTROLS.sub(_json_escape, text), flush=True)  # noqa: T201
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    return found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}"
 
 
 def count(n: int, noun: str) -> str:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from covid_fastai.app.cli.completion import complete_runs
 from covid_fastai.app.cli.options import (
     READING_INPUTS,
     AsJson,
     Debug,
+    Model,
     Quiet,
+    Revision,
+    file_option,
     given_options,
     option,
     options_of_config,
 )
 from covid_fastai.app.cli.output import count, echo, print_json, print_table, set_up_logging
+from covid_fastai.data.problems import visible
 from covid_fastai.evaluation.formatting import format_metric
+from covid_fastai.imports import importing
 from covid_fastai.notices import RESEARCH_USE
-from covid_fastai.options import Engine, Fraction, WorkerCount
+from covid_fastai.options import Engine, Fraction, Quantization, Seconds, WorkerCount
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,13 +35,10 @@ __all__ = ["batch", "export", "predict"]
 # Heavy modules (pandas, onnxruntime) are imported inside the commands, so that help appears at once; predict and batch
 # need no torch.
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="The folder of a run or a saved model, or user/model on the Hugging Face Hub."
-    ),
+AllowProtocol = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="A protocol that addresses in a table's rows may have, such as s3; repeatable."),
 ]
-Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a model on the Hugging Face Hub.")]
 
 
 @options_of_config(*READING_INPUTS)
@@ -47,10 +50,11 @@ def predict(
             metavar="FILES...", help="Images, DICOM files, folders, glob patterns, or tables (CSV, Excel, Parquet)."
         ),
     ],
-    out: Annotated[Path | None, typer.Option("--csv", metavar="OUT", help="Where to write the table, as CSV.")] = None,
+    out: Annotated[Path | None, file_option("--csv", metavar="OUT", help="Where to write the table, as CSV.")] = None,
     explain: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the images with their class activation maps.")
     ] = None,
+    allow_protocol: AllowProtocol = None,
     revision: Revision = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -60,13 +64,15 @@ def predict(
 
     A file that cannot be read has a row with the reason. The exit status is 3 if no image has a prediction.
     """
-    from covid_fastai.app.inputs import list_images, openable
-    from covid_fastai.files import write_csv
-    from covid_fastai.model.hub import find_model
-    from covid_fastai.model.predictor import Predictor
+    set_up_logging(quiet=False, as_json=as_json)
+    with importing(keep=True):
+        from covid_fastai.app.inputs import list_images, openable
+        from covid_fastai.files import write_csv
+        from covid_fastai.model.hub import find_model
+        from covid_fastai.model.predictor import Predictor
 
     predictor = Predictor(find_model(model, revision=revision))
-    paths = list(list_images(files, **given_options(choices)))
+    paths = list(list_images(files, **given_options(choices | {"allow_protocol": allow_protocol})))
     if explain is None:
         table = predictor.predict([openable(path) for path in paths], names=paths)
     else:
@@ -77,9 +83,11 @@ def predict(
         write_csv(out, table)
     if as_json:
         rows = table.to_dict("records")
-        print_json({"model": model, "classes": predictor.classes, "rows": rows, "use": RESEARCH_USE})
+        said = predictor.findings.model_dump(include={"purpose", "headline", "verdict", "synthetic"})
+        print_json({"model": model, **said, "classes": predictor.classes, "rows": rows, "use": RESEARCH_USE})
     else:
-        _print_predictions(table, title=model)
+        _print_predictions(table, title=model, purpose=predictor.findings.purpose)
+        echo(" ".join(predictor.findings.sentences()))
     if not (table["status"] == "ok").any():
         raise typer.Exit(3)
 
@@ -88,7 +96,9 @@ def export(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="The folder of a run or a saved model, or user/model on the Hugging Face Hub."
+            metavar="RUN",
+            help="The folder of a run or a saved model, or user/model on the Hugging Face Hub.",
+            autocompletion=complete_runs,
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to create.")],
@@ -99,18 +109,33 @@ def export(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Fit a temperature on the held-out patients of the run.")
     ] = False,
+    quantize: Annotated[
+        Literal["int8"] | None,
+        option(
+            Quantization,
+            help="Compute in 8-bit integers; refused if the answers on held-out patients of the run change too much.",
+        ),
+    ] = None,
     revision: Revision = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Verify a trained model and copy it, with its ONNX file and model card, into a new folder."""
+    set_up_logging(quiet=False, as_json=as_json)
     from covid_fastai.app.export import export_model
+    from covid_fastai.model.bundle_config import CONFIG_FILE, read_config
+    from covid_fastai.model.card import CARD_FILE, read_findings
 
-    folder = export_model(run, target, revision=revision, sensitivity=sensitivity, calibrate=calibrate)
+    choices = {"sensitivity": sensitivity, "calibrate": calibrate, "quantize": quantize}
+    folder = export_model(run, target, revision=revision, **choices)
+    limits = read_findings(folder, read_config(folder / CONFIG_FILE)).limits
     if as_json:
-        print_json({"model": str(folder), "files": sorted(path.name for path in folder.iterdir())})
+        print_json({"model": str(folder), "files": sorted(path.name for path in folder.iterdir()), "limits": limits})
     else:
         echo(folder)
+        echo(f"Its card: {folder / CARD_FILE}. To use it: covid-fastai predict {folder} FILES")
+        if quantize is not None:
+            echo(limits[-1])  # what it changes
 
 
 @options_of_config(*READING_INPUTS)
@@ -128,6 +153,8 @@ def batch(
     engine: Annotated[
         Engine, option(Engine, help="Run on processes of this machine (local) or on a Ray cluster (ray).")
     ] = "local",
+    seconds: Annotated[float, option(Seconds, help="Longest time that an image may take.")] = 60,
+    allow_protocol: AllowProtocol = None,
     revision: Revision = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -141,29 +168,44 @@ def batch(
     """
     set_up_logging(quiet=quiet, as_json=as_json)
     from covid_fastai.app.batch.run import predict_batch
+    from covid_fastai.model.bundle_config import CONFIG_FILE, read_config
+    from covid_fastai.model.card import read_findings
+    from covid_fastai.model.hub import find_model
 
-    options = {"workers": workers, "resume": resume, "engine": engine, "revision": revision}
-    counts = predict_batch(model, inputs, out, **options, **given_options(choices))
+    folder = find_model(model, revision=revision)
+    config = read_config(folder / CONFIG_FILE)
+    findings = read_findings(folder, config)
+    options = {"workers": workers, "resume": resume, "engine": engine, "seconds": seconds}
+    options |= {"fingerprint": config.fingerprint}
+    options |= given_options({"allow_protocol": allow_protocol})
+    counts = predict_batch(folder, inputs, out, **options, **given_options(choices))
     if as_json:
-        print_json({"table": str(out), **counts})
+        said = findings.model_dump(include={"purpose", "headline", "verdict", "synthetic"})
+        print_json({"table": str(out), **said, **counts})
     else:
+        if findings.purpose:
+            echo(f"This model is for: {findings.purpose}")
         n_failed = counts["rows"] - counts["ok"]
         failed = f", {n_failed} without a prediction" if n_failed else ""
         echo(f"{out}: {count(counts['rows'], 'row')}{failed}. {RESEARCH_USE}")
+        echo(" ".join(findings.sentences()))
     if not counts["ok"]:
         raise typer.Exit(3)
 
 
-def _print_predictions(table: pd.DataFrame, *, title: str) -> None:
+def _print_predictions(table: pd.DataFrame, *, title: str, purpose: str) -> None:
     printed = table[["path"]].copy()
     for name in (str(name) for name in table if str(name).startswith("p_")):
         printed[name] = [format_metric(p) for p in table[name]]
-    print_table(printed.assign(prediction=table["prediction"], status=table["status"]), title=title)
+    classes = table["prediction"].where(~table["withheld"], "withheld")
+    print_table(printed.assign(prediction=classes, status=table["status"]), title=title)
     for row in table.to_dict("records"):
         if row["reason"]:
             echo(f"{row['status']}: {row['reason']}")
         if row["remark"]:
-            echo(f"remark: {row['path']}: {row['remark']}")
+            echo(f"remark: {visible(row['path'])}: {row['remark']}")
+    if purpose:
+        echo(f"This model is for: {purpose}")
     n_failed = int((table["status"] != "ok").sum())
     failed = f", {n_failed} without a prediction" if n_failed else ""
     echo(f"{count(len(table), 'image')}{failed}. A prediction is a model's output, not a diagnosis. {RESEARCH_USE}")

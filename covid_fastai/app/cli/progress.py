@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from fastai.callback.core import Callback
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from covid_fastai.app.cli.activity import Activity
 
 __all__ = ["TerminalProgress"]
 
@@ -13,21 +14,22 @@ class TerminalProgress(Callback):
     """Show one bar per epoch with the smoothed training loss, below the lines of the completed epochs.
 
     Args:
-        console: The console of the terminal.
+        activity: The line of the terminal, which the bar replaces meanwhile.
     """
 
     order = 60  # after Recorder (50), whose smoothed loss it shows
     run_valid = True
 
-    def __init__(self, console: Console):
-        self.console, self.bar = console, None
+    def __init__(self, activity: Activity):
+        self.activity, self.bar = activity, None
 
     def before_fit(self):
         """Open the bar, except for `lr_find` and predictions."""
         if hasattr(self.learn, "lr_finder") or hasattr(self.learn, "gather_preds"):
             return
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.bar = Progress(*columns, console=self.console, transient=True)
+        self.bar = Progress(*columns, console=self.activity.console, transient=True)
+        self.activity.stop()
         self.bar.start()
         self.task = self.bar.add_task("")
 
@@ -58,6 +60,7 @@ class TerminalProgress(Callback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+            self.activity.start()
 
     def _reset(self, part: str) -> None:
         if self.bar is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from covid_fastai.app.cli.options import Debug, Quiet, option
+from covid_fastai.app.cli.options import Debug, Model, Quiet, Revision, option
 from covid_fastai.app.cli.output import echo, set_up_logging
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Count, Pixels, Port, PositiveCount, Seconds, WorkerCount
@@ -19,12 +20,7 @@ __all__ = ["serve"]
 
 
 def serve(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="The folder of a run or a saved model, or user/model on the Hugging Face Hub."
-        ),
-    ],
+    model: Model,
     host: Annotated[
         str, typer.Option(help="The address to listen on; 0.0.0.0 accepts requests from other machines.")
     ] = "127.0.0.1",
@@ -33,15 +29,13 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="A host name under which other machines reach this one; repeatable."),
     ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Commit, tag or branch of a model on the Hugging Face Hub.")
-    ] = None,
+    revision: Revision = None,
     workers: Annotated[int, option(WorkerCount, help="Number of processes that predict images.")] = 1,
     max_mib: Annotated[int, option(PositiveCount, help="Largest size of a file, in MiB.")] = 20,
     max_files: Annotated[int, option(PositiveCount, help="Largest number of files in a request.")] = 8,
     max_pixels: Annotated[int, option(Pixels, help="Largest size of an image.")] = 25_000_000,
     seconds: Annotated[float, option(Seconds, help="Longest processing time of an image.")] = 20,
-    queue: Annotated[int, option(Count, help="Largest number of waiting requests.")] = 16,
+    queue: Annotated[int, option(Count, help="Largest number of waiting requests.")] = 32,
     per_minute: Annotated[
         int, option(Count, help="Requests per minute from one client address; 0 for no limit.")
     ] = 600,
@@ -56,7 +50,7 @@ def serve(
         import uvicorn
 
         from covid_fastai.app.server.app import create_app
-        from covid_fastai.app.server.protocol import HeadTimeoutProtocol
+        from covid_fastai.app.server.protocol import protocol_within
     except ModuleNotFoundError as error:
         raise UnavailableError(
             f"The web server needs the package {error.name}, which is not installed.",
@@ -71,20 +65,21 @@ def serve(
     limits = Limits(file_bytes=file_bytes, request_bytes=request_bytes, files=max_files, pixels=max_pixels)
     limits = replace(limits, seconds=seconds, queue=queue, per_minute=per_minute)
     check_hosts(host, allow_host or [])
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # no line for each malformed form
     with _listen(host, port) as listener:  # first, so that a port in use is reported before the model is loaded
         folder = find_model(model, revision=revision)
         name = None if folder.is_relative_to(model) else model  # the name on the Hub, not that of the cache folder
         application = create_app(folder, name=name, allow_host=allow_host or [], workers=workers, limits=limits)
         config = uvicorn.Config(
             application,
-            http=HeadTimeoutProtocol,
+            http=protocol_within(limits),
             ws="none",
             log_config=None,  # an access log would record the clients' addresses
             access_log=False,
+            log_level="error",  # no line for each malformed request
             proxy_headers=False,  # a client can set X-Forwarded-For to any value
             server_header=False,
-            limit_concurrency=256,  # connections; the number of requests has its own limits
-            timeout_keep_alive=5,
+            timeout_keep_alive=limits.keep_alive_seconds,
             timeout_graceful_shutdown=5,
         )
         if not quiet:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
-import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -14,8 +16,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from covid_fastai.app.server.limits import Limits
-from covid_fastai.app.server.middleware import SecurityMiddleware
+from covid_fastai.app.server.examples import EXAMPLES
+from covid_fastai.app.server.limits import Limits, client_of
+from covid_fastai.app.server.middleware import SecurityMiddleware, check_host_names
 from covid_fastai.app.server.model_facts import read_facts
 from covid_fastai.app.server.page import render_answers, render_page
 from covid_fastai.app.server.schemas import (
@@ -26,15 +29,20 @@ from covid_fastai.app.server.schemas import (
     ReadinessResponse,
     describe_api,
 )
-from covid_fastai.app.server.uploads import RateLimiter, RequestRejected, read_uploads
+from covid_fastai.app.server.turns import Turns
+from covid_fastai.app.server.uploads import RateLimiter, RequestRejected, Upload, read_uploads
 from covid_fastai.app.server.workers import Workers
+from covid_fastai.errors import UnavailableError
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import WorkerCount, checked
 
 __all__ = ["create_app"]
 
+Result = TypeVar("Result")
 STATIC = Path(__file__).with_name("static")
-ASSETS = {"app.css": "text/css", "app.js": "text/javascript", "icon.svg": "image/svg+xml"}
+ASSETS = {"app.css": "text/css", "icon.svg": "image/svg+xml"}
+ASSETS |= {name: "text/javascript" for name in ("app.js", "save.js", "table.js", "viewer.js")}
+ASSETS |= {example.file: "image/jpeg" for example in EXAMPLES}
 
 
 @checked
@@ -63,9 +71,10 @@ def create_app(
 
     Raises:
         ModelFormatError: The model is missing, damaged or not allowed.
-        UsageError: `workers` is not allowed.
+        UsageError: `workers` or a name in `allow_host` is not allowed.
     """
-    limits = Limits() if limits is None else limits
+    limits, allow_host = Limits() if limits is None else limits, tuple(allow_host)
+    check_host_names(allow_host)
     site = _Site(model, name=name, workers=workers, limits=limits)
     routes = [
         Route("/", site.page, methods=["GET"]),
@@ -79,7 +88,7 @@ def create_app(
         *(Route(f"/{name}", _asset(name), methods=["GET"]) for name in ASSETS),
     ]
     handlers = {RequestRejected: _answer_rejected, HTTPException: _answer_http_error}
-    middleware = [Middleware(SecurityMiddleware, allow_host=tuple(allow_host))]
+    middleware = [Middleware(SecurityMiddleware, allow_host=allow_host)]
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=site.lifespan)
 
 
@@ -89,19 +98,24 @@ class _Site:
     def __init__(self, model: str | Path, *, name: str | None, workers: int, limits: Limits):
         self.facts, self.limits = read_facts(model, name=name), limits
         self.workers = Workers(
-            model, number=workers, seconds=limits.seconds, memory=limits.memory, max_pixels=limits.pixels
+            model,
+            fingerprint=self.facts.fingerprint,
+            number=workers,
+            seconds=limits.seconds,
+            memory=limits.memory,
+            max_pixels=limits.pixels,
         )
         self.rate_limiter = RateLimiter(limits, workers=workers)
+        self.turns = Turns(workers, seconds=limits.queue_seconds)
         self._description = describe_api(self.facts, limits)
         self._page = render_page(self.facts, limits)
-        self._threads: anyio.CapacityLimiter | None = None  # set by the lifespan, since it belongs to an event loop
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        self._threads = anyio.CapacityLimiter(self.workers.number)  # further requests wait, first in, first out
         try:
             yield
         finally:
+            self.turns.close()
             self.workers.close()
 
     async def page(self, request: Request) -> Response:
@@ -144,19 +158,43 @@ class _Site:
         return JSONResponse(response.model_dump(mode="json"), status_code=200 if ready else 503)
 
     async def _answer(self, request: Request, *, maps: bool) -> list[ImageAnswer]:
-        client = request.client.host if request.client else ""
-        with self.rate_limiter.enter(client):
+        client = client_of(request.client.host if request.client else "")
+        with self.rate_limiter.receive(client):
             uploads = await read_uploads(request, self.limits)
-            if not uploads:
-                raise RequestRejected(400, "The request has no file. Choose a file first.")
-            answers = [await self._predict(upload.content, maps=maps) for upload in uploads]
-            return [a.model_copy(update={"name": u.name}) for u, a in zip(uploads, answers, strict=True)]
+        if not uploads:
+            raise RequestRejected(400, "The request has no file. Choose a file first.")
+        with self.rate_limiter.enter(client):
+            return await _unless_gone(request, self._predict(uploads, client, maps=maps))
 
-    async def _predict(self, content: bytes, *, maps: bool) -> ImageAnswer:
-        def predict() -> ImageAnswer:
-            return self.workers.predict(content, maps=maps)
+    async def _predict(self, uploads: list[Upload], client: str, *, maps: bool) -> list[ImageAnswer]:
+        answers = []
+        for upload in uploads:
+            predict = partial(self.workers.predict, upload.content, maps=maps)
+            try:
+                answer = await self.turns.run(client, predict, cost_worker=lambda answer: answer.status == "failed")
+            except UnavailableError as error:
+                raise RequestRejected(503, str(error), retry_after=5) from error
+            answers.append(answer.model_copy(update={"name": upload.name}))
+        return answers
 
-        return await anyio.to_thread.run_sync(predict, limiter=self._threads)
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Await the work on a request whose body has been read, and cancel it if the client disconnects."""
+
+    async def wait_for_disconnect() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = working, gone = asyncio.ensure_future(work), asyncio.ensure_future(wait_for_disconnect())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise RequestRejected(400, "The client disconnected before its request was answered.")  # guard: gone_client
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _asset(name: str):

@@ -8,15 +8,16 @@ from typing import Any
 
 from PIL import Image
 
-from covid_fastai.app.overlays import draw_explained
+from covid_fastai.app.overlays import MAX_SIDE, draw_explained
 from covid_fastai.app.server.model_facts import read_facts
 from covid_fastai.app.server.schemas import ModelFacts
 from covid_fastai.data.images import open_image
+from covid_fastai.data.regions import crop_of_row
 from covid_fastai.errors import UnavailableError
 from covid_fastai.model.hub import find_model
 from covid_fastai.model.predictor import Predictor
-from covid_fastai.notices import NO_DIAGNOSIS, RESEARCH_USE
-from covid_fastai.saliency.overlay import against_rest
+from covid_fastai.notices import NO_DIAGNOSIS, OF_DRAWINGS, RESEARCH_USE
+from covid_fastai.saliency.overlay import against_rest, shrink_to_fit
 
 __all__ = ["answer_file", "gradio_app"]
 
@@ -34,21 +35,28 @@ def answer_file(
         path: The image file.
 
     Returns:
-        The probability of each class (empty if the file cannot be read), the radiograph with its class activation map,
-        and the text to show with them.
+        The probability of each class (empty if the file cannot be read or the class is withheld), the radiograph with
+        its class activation map (without it if the class is withheld), and the text to show with them.
     """
     table, maps = predictor.explain([path], names=["the image"])
     row = table.iloc[0].to_dict()
+    purpose = [f"This model is for: {facts.purpose}"] if facts.purpose else []
     if row["status"] != "ok":
-        return {}, None, f"No prediction: {row['reason']}"
+        return {}, None, "\n\n".join([f"No prediction: {row['reason']}", *purpose])
     probabilities = {name: float(row[f"p_{name}"]) for name in predictor.classes}
+    verdict = " ".join([OF_DRAWINGS] * facts.synthetic + [facts.headline or f"Verdict: {facts.verdict}"])
+    if row["withheld"]:
+        text = f"The predicted class is withheld. {row['remark']}"
+        return {}, shrink_to_fit(open_image(path), MAX_SIDE), "\n\n".join([*purpose, text, verdict, NOTICE])
     prediction = row["prediction"]
     saliency = against_rest(maps, [predictor.classes.index(prediction)])[0]
-    overlay = draw_explained(open_image(path), saliency, name=prediction, probability=probabilities[prediction])
-    paragraphs = [f"Predicted class: {prediction} (rule: {facts.rule})."]
+    options = {"name": prediction, "probability": probabilities[prediction], "crop": crop_of_row(row)}
+    options |= {"purpose": facts.purpose}
+    overlay = draw_explained(open_image(path), saliency, **options)
+    paragraphs = [*purpose, f"Predicted class: {prediction} (rule: {facts.rule})."]
     if row.get("remark"):
         paragraphs.append(f"Remark on the image: {row['remark']}")
-    return probabilities, overlay, "\n\n".join([*paragraphs, NOTICE])
+    return probabilities, overlay, "\n\n".join([*paragraphs, verdict, NOTICE])
 
 
 def gradio_app(model: str | Path, *, revision: str | None = None) -> Any:
@@ -78,7 +86,8 @@ def gradio_app(model: str | Path, *, revision: str | None = None) -> Any:
             "The app needs the package gradio, which is not installed.", hint="pip install 'covid_fastai[gradio]'"
         ) from error
     folder = find_model(model, revision=revision)
-    predictor, facts = Predictor(folder), read_facts(folder)
+    facts = read_facts(folder)
+    predictor = Predictor(folder, fingerprint=facts.fingerprint)
     with gradio.Blocks(title=facts.name, analytics_enabled=False) as app:
         gradio.Markdown(f"# {facts.name}\n\n**{NOTICE}**\n\nVerdict of the evaluation: {facts.verdict}")
         with gradio.Row():

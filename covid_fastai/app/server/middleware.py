@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
+import re
 import secrets
 import traceback
 from collections.abc import Iterable
@@ -16,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from covid_fastai.app.server.schemas import ErrorResponse
 from covid_fastai.errors import UsageError
 
-__all__ = ["HEADERS", "LOCAL_HOSTS", "SecurityMiddleware", "check_hosts"]
+__all__ = ["HEADERS", "LOCAL_HOSTS", "SecurityMiddleware", "check_host_names", "check_hosts"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -34,6 +36,7 @@ HEADERS = {  # guard: csp, nosniff
     "Cache-Control": "no-store",  # no answer is stored in a cache
 }
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")  # of a host name; internationalised ones are written as xn--
 
 
 def check_hosts(host: str, allow_host: Iterable[str]) -> None:
@@ -47,13 +50,33 @@ def check_hosts(host: str, allow_host: Iterable[str]) -> None:
         allow_host: The allowed host names, without port.
 
     Raises:
-        UsageError: `host` is not a loopback address, and no host name is allowed.
+        UsageError: `host` is not a loopback address, and no host name is allowed; or an allowed host name is none.
     """
-    if not list(allow_host) and not _is_local(host):  # guard: named_host
+    allow_host = list(allow_host)
+    check_host_names(allow_host)
+    if not allow_host and not _is_local(host):  # guard: named_host
         raise UsageError(
             f"host={host!r} accepts requests from other machines, which requires the allowed host names.",
-            hint="Give the names of this machine with allow_host (--allow-host), or listen on 127.0.0.1.",
+            hint="Give the names of this machine with `allow_host`, or listen on 127.0.0.1.",
         )
+
+
+def check_host_names(names: Iterable[str]) -> None:
+    """Refuse allowed host names that the Host header of no request can have.
+
+    Args:
+        names: The names, without scheme, port or path.
+
+    Raises:
+        UsageError: One is neither a domain name nor an IP address.
+    """
+    for name in names:
+        if not _is_host_name(name):  # guard: host_name
+            raise UsageError(
+                f"{name!r} is not a host name, so that no request could be sent to it.",
+                hint="Give each `allow_host` as browsers send it, such as ward.example, xn--mller-kva.example or "
+                "192.168.1.2, without scheme, port, path and wildcard.",
+            )
 
 
 class SecurityMiddleware:
@@ -92,6 +115,10 @@ class SecurityMiddleware:
             return
         try:
             await self.app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # the server stops before the request is answered
+            if not response_started:
+                await _error(503, "The server is shutting down.")(scope, receive, send_with_headers)
+            raise
         except Exception as error:  # noqa: BLE001 - the client sees no details of any exception
             number = secrets.token_hex(4)
             frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -103,8 +130,13 @@ class SecurityMiddleware:
                 await _error(500, text)(scope, receive, send_with_headers)
 
     def _check_source(self, scope: Scope) -> JSONResponse | None:
-        """Return an error response to a request with another host or from another site, else None."""
+        """Return an error response to a request that is ambiguous, for another host or from another site, else None."""
         headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:  # guard: two_lengths
+            # two servers in a row could disagree on where the next request begins (RFC 9112, 6.3)
+            error = _error(400, "The request has both Content-Length and Transfer-Encoding.")
+            error.headers["Connection"] = "close"
+            return error
         hosts = headers.getlist("host")
         if len(hosts) != 1 or _hostname(hosts[0]) not in self._hosts:  # guard: host
             return _error(400, "The host name of the request is not allowed.")
@@ -128,16 +160,34 @@ def _is_local(host: str) -> bool:
         return False
 
 
+def _is_host_name(name: str) -> bool:
+    """Return whether a Host header can have a name: an IP address, or labels of a domain name (RFC 1123, 2.1)."""
+    labels = name.removesuffix(".").split(".")
+    if _address(name) is not None:
+        return True
+    # a browser takes a name whose last label is a number for an IPv4 address
+    return len(name) <= 253 and all(map(LABEL.fullmatch, labels)) and not labels[-1].isdigit()
+
+
+def _address(name: str) -> str | None:
+    """Return an IP address in its shortest form; None for another name."""
+    try:
+        return str(ipaddress.ip_address(name.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        return None
+
+
 def _normalise(name: str) -> str:
-    """Return a host name in lower case, without the brackets of an IPv6 address."""
-    return name.strip("[]").lower()
+    """Return a host name in lower case without a final dot, or an address in its shortest form without brackets."""
+    return _address(name) or name.lower().removesuffix(".")
 
 
 def _hostname(host: str) -> str | None:
     try:
-        return urlsplit(f"//{host}").hostname
+        name = urlsplit(f"//{host}").hostname
     except ValueError:  # unbalanced brackets
         return None
+    return None if name is None else _normalise(name)
 
 
 def _netloc(origin: str) -> str | None:

@@ -26,6 +26,7 @@ __all__ = [
     "PredictResponse",
     "ReadinessResponse",
     "Remark",
+    "UNREADABLE",
     "describe_api",
 ]
 
@@ -54,20 +55,29 @@ class ImageAnswer(_Schema):
     probabilities: dict[str, Probability] = Field(
         description="Probability of each class; empty if there is no prediction."
     )
-    prediction: str = Field(description="The predicted class, which is not a diagnosis; empty if there is none.")
+    prediction: str = Field(
+        description="The predicted class, which is not a diagnosis; empty if there is none or it is withheld."
+    )
     remarks: tuple[Remark, ...] = Field(description="The remarks of the input check.")
     withheld: bool = Field(description="Whether a remark makes the predicted class unreliable.")
     width: int | None = Field(ge=1, description="Width of the image in the file, pixels.")
     height: int | None = Field(ge=1, description="Height of the image in the file, pixels.")
 
+    crop: tuple[Probability, Probability, Probability, Probability] | None = Field(
+        description="Left, top, right and bottom of the part that the model saw, as fractions of width and height; "
+        "null if there is no prediction.",
+    )
+
     @model_validator(mode="after")
     def _check_status(self) -> ImageAnswer:
         is_ok = self.status == "ok"
-        present = (bool(self.probabilities), bool(self.prediction), self.width is not None, self.height is not None)
-        if set(present) != {is_ok} or bool(self.reason) == is_ok:
+        present = (bool(self.probabilities), self.width is not None, self.height is not None)
+        has_class = is_ok and not self.withheld
+        if set(present) != {is_ok} or bool(self.reason) == is_ok or bool(self.prediction) != has_class:
             raise ValueError(
                 f"The status {self.status!r} and the other fields disagree: with the status 'ok', an answer has "
-                "probabilities, a prediction, a width, a height and no reason, otherwise only a reason."
+                "probabilities, a width, a height, a prediction unless it is withheld, and no reason, otherwise only a "
+                "reason."
             )
         return self
 
@@ -76,16 +86,34 @@ class ImageAnswerWithMaps(ImageAnswer):
     """The answer to one uploaded file, with the radiograph and its class activation map."""
 
     radiograph: EncodedPng = Field(description="The image as read from the file, reduced in size.")
-    saliency: EncodedPng = Field(description="The class activation map as a transparent overlay of the same size.")
-    map_class: str = Field(description="The class of the map, which shows its logit relative to the other classes.")
+    saliency: EncodedPng | None = Field(
+        description="The class activation map as a transparent overlay of the same size; null if the class is withheld."
+    )
+    map_class: str = Field(
+        description="The class of the map, which shows its logit relative to the other classes; empty if withheld."
+    )
     map_max: float = Field(ge=0, allow_inf_nan=False, description="The largest value of the map, in logits.")
     map_shape: tuple[int, int] = Field(description="Rows and columns of the map.")
+    lungs: EncodedPng | None = Field(
+        description="The outline of the segmented lungs as a transparent overlay of the same size; null if they were "
+        "not found."
+    )
+    lungs_saliency: Probability | None = Field(
+        description="The fraction of the map's positive values that lies in the lungs; null without lungs or values."
+    )
+    lungs_area: Probability | None = Field(
+        description="The fraction of what the model saw that the lungs cover, which a uniform map would have in them."
+    )
+    lungs_text: str = Field(description="What the outline is, or why there is none.")
 
 
 class ModelFacts(_Schema):
     """The facts of a saved model that are shown with its predictions."""
 
     name: str = Field(description="The name of the model.")
+    purpose: str = Field(
+        description="The population and the question that the model was made for; empty if not stated."
+    )
     task: str = Field(description="The task that the model was trained for.")
     classes: tuple[str, ...] = Field(description="The classes, in the order of the outputs.")
     positive: str | None = Field(description="The positive class; null if there is none.")
@@ -95,10 +123,16 @@ class ModelFacts(_Schema):
     )
     arch: str = Field(description="The architecture.")
     image_size: int = Field(description="Side of the square input, pixels.")
+    region: str = Field(description="What the model sees of an image: the whole frame, or a crop to the lungs.")
     temperature: float = Field(description="The temperature of the calibration; 1 for none.")
     weights: str = Field(description="The weights that training started from.")
     saved_by: str = Field(description="The version of covid_fastai that saved the model.")
     fingerprint: str = Field(description="The sha256 of the configuration.")
+    headline: str = Field(description="What the evaluation of the model shows, in one plain sentence; may be empty.")
+    synthetic: bool = Field(
+        description="Whether the model was trained on drawings only: its answers say nothing about a radiograph."
+    )
+    short_verdict: str = Field(description="The verdict in a few words, as in the column model_verdict of a table.")
     verdict: str = Field(description='The verdict of the evaluation, or "not stated".')
     limits: tuple[str, ...] = Field(description='The limits of the model; one "not stated" if there are none.')
     rule: str = Field(description="How the class is predicted from the probabilities, as the end of a sentence.")
@@ -175,13 +209,13 @@ def _predict(facts: ModelFacts, limits: Limits) -> dict[str, Any]:
         400: "The request body is malformed or has no file, maps is neither true nor false, or the host name of the "
         "request is not allowed.",
         403: "The request came from a page of another site.",
-        408: f"The request did not arrive within {limits.receive_seconds:g} seconds.",
+        408: f"The request did not arrive within {limits.receive_seconds:g} seconds, or too slowly.",
         413: f"The request has more than {limits.files} files, a file of more than {limits.file_bytes >> 20} MiB, or "
         f"more than {limits.request_bytes >> 20} MiB in total.",
-        415: "The request body is not multipart/form-data.",
+        415: "The request body is not multipart/form-data, or has another charset than UTF-8.",
         429: "There were too many requests from this address. Retry after the time in the header Retry-After.",
         500: "Internal server error.",
-        503: "The queue is full. Retry after the time in the header Retry-After.",
+        503: "The queue is full, or no worker was free in time. Retry after the time in the header Retry-After.",
     }
     responses = {
         200: _response("At least one file has a prediction.", PredictResponse, _example(facts, _predicted(facts))),
@@ -241,6 +275,7 @@ UNREADABLE = ImageAnswer(
     withheld=False,
     width=None,
     height=None,
+    crop=None,
 )
 
 
@@ -258,6 +293,7 @@ def _predicted(facts: ModelFacts) -> ImageAnswer:
         withheld=False,
         width=1024,
         height=1024,
+        crop=(0.0, 0.0, 1.0, 1.0),
     )
 
 

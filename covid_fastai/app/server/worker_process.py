@@ -12,22 +12,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from covid_fastai.app.overlays import area_in_crop, describe_lungs_of_map
 from covid_fastai.app.server.schemas import ImageAnswer, ImageAnswerWithMaps, Remark
+from covid_fastai.data.file_structure import check_structure
 from covid_fastai.data.image_facts import FORMATS
 from covid_fastai.data.images import open_image
-from covid_fastai.data.input_check import RemarkKind, check_input
+from covid_fastai.data.input_check import check_input
+from covid_fastai.data.lungs import find_lungs, open_model
 from covid_fastai.errors import CovidFastaiError, ImageError
 from covid_fastai.evaluation.prediction_table import PredictionStatus
 from covid_fastai.model.bundle_config import golden_image
-from covid_fastai.model.predictor import Predictor
+from covid_fastai.model.predictor import Examination, Predictor
 from covid_fastai.plotting import as_base64, encode_png
-from covid_fastai.saliency.overlay import against_rest, draw_layer, shrink_to_fit
+from covid_fastai.saliency.overlay import against_rest, draw_layer, draw_outline, fraction_inside, shrink_to_fit
 
-__all__ = ["WITHHELD_AFTER", "answer_file", "answer_without_prediction", "run_worker"]
+__all__ = ["answer_file", "answer_without_prediction", "run_worker"]
 
-# remarks that make the predicted class unreliable: the page then shows the probabilities, but no class
-WITHHELD_AFTER: set[RemarkKind] = {"inverted", "turned", "unlike"}  # guard: withheld
 DISPLAY_SIDE = 640  # pixels of the longer side: twice the width of a column of the page, for screens of high resolution
+MODEL_MEMORY = 4 << 30  # bytes to load a model: its file, of at most 2 GiB, and what is computed from it
 NAME = "the image"  # the name in messages; worker processes do not receive the names of uploaded files
 
 
@@ -59,24 +61,48 @@ def answer_file(predictor: Predictor, content: bytes, *, maps: bool, max_pixels:
         "probabilities": {name: float(row[f"p_{name}"]) for name in predictor.classes},
         "prediction": row["prediction"],
         "remarks": [Remark(kind=remark.kind, text=remark.text) for remark in examination.remarks],
-        "withheld": bool(WITHHELD_AFTER & {remark.kind for remark in examination.remarks}),
+        "withheld": row["withheld"],
         "width": examination.facts.width,
         "height": examination.facts.height,
+        "crop": examination.crop[:4],
     }
     if not maps:
         return ImageAnswer(**answer)
     # open_image may decode at a reduced scale, with at least twice as many pixels as its `image_size`
     grey = open_image(content, image_size=DISPLAY_SIDE // 2)
-    return ImageAnswerWithMaps(**answer, **_draw_maps(grey, examination.maps, predictor.classes, row["prediction"]))
+    if row["withheld"]:  # a map would show the class
+        radiograph = as_base64(encode_png(shrink_to_fit(grey, DISPLAY_SIDE), pixels_only=True))
+        rows, columns = examination.maps.shape[1:]
+        return ImageAnswerWithMaps(
+            **answer,
+            radiograph=radiograph,
+            saliency=None,
+            map_class="",
+            map_max=0,
+            map_shape=(rows, columns),
+            lungs=None,
+            lungs_saliency=None,
+            lungs_area=None,
+            lungs_text="There is no outline of the lungs: the predicted class is withheld, and so is the map.",
+        )
+    return ImageAnswerWithMaps(**answer, **_draw_maps(grey, examination, predictor.classes, row["prediction"]))
 
 
 def answer_without_prediction(status: PredictionStatus, reason: str) -> ImageAnswer:
     """Return the answer to a file that has no prediction."""
-    empty = {"probabilities": {}, "prediction": "", "remarks": (), "withheld": False, "width": None, "height": None}
+    empty = {
+        "probabilities": {},
+        "prediction": "",
+        "remarks": (),
+        "withheld": False,
+        "width": None,
+        "height": None,
+        "crop": None,
+    }
     return ImageAnswer(name="", status=status, reason=reason, **empty)
 
 
-def run_worker(connection: Connection, folder: str, *, max_pixels: int, memory: int) -> None:
+def run_worker(connection: Connection, folder: str, *, fingerprint: str, max_pixels: int, memory: int) -> None:
     """Predict the files that arrive through a connection, until it closes. This is the main function of a worker.
 
     The connection carries JSON and the bytes of files, and no pickle. A malicious file that takes over the worker
@@ -85,15 +111,18 @@ def run_worker(connection: Connection, folder: str, *, max_pixels: int, memory: 
     Args:
         connection: The connection to the server.
         folder: The folder of the saved model.
+        fingerprint: The fingerprint of the model that the server shows; another one is refused.
         max_pixels: The largest number of pixels of an image.
         memory: Bytes that the process may allocate in addition to the loaded model, on systems that have such a limit.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the server closes the connection
+    _limit_memory(memory + MODEL_MEMORY)
     try:
-        predictor = Predictor(folder, threads=1)
+        predictor = Predictor(folder, threads=1, fingerprint=fingerprint)
+        open_model()
         check_input(
             Image.fromarray(golden_image(predictor.image_size))
-        )  # loads its file before the process is confined
+        )  # both load their files before the process is confined
     except CovidFastaiError as error:
         _send(connection, {"error": error.message, "hint": error.hint})
         return
@@ -118,6 +147,7 @@ def _send(connection: Connection, message: dict[str, Any]) -> None:
 
 def _check_pixels(content: bytes, max_pixels: int) -> None:
     """Raise an ImageError if the header states more pixels than are allowed; leave other checks to `open_image`."""
+    check_structure(content, NAME)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
@@ -129,14 +159,22 @@ def _check_pixels(content: bytes, max_pixels: int) -> None:
         )
 
 
-def _draw_maps(grey: Image.Image, maps: np.ndarray, classes: list[str], name: str) -> dict[str, Any]:
-    """Return the fields of `ImageAnswerWithMaps` for the class `name`; `maps` has the shape `(classes, h, w)`."""
-    saliency = against_rest(maps[None], np.array([classes.index(name)]))[0]
+def _draw_maps(grey: Image.Image, examination: Examination, classes: list[str], name: str) -> dict[str, Any]:
+    """Return the fields of `ImageAnswerWithMaps` for the class `name`."""
+    crop = examination.crop
+    saliency = against_rest(examination.maps[None], np.array([classes.index(name)]))[0]
     radiograph = shrink_to_fit(grey, DISPLAY_SIDE)
-    images = {"radiograph": radiograph, "saliency": draw_layer(saliency, radiograph.size)}
+    images = {"radiograph": radiograph, "saliency": draw_layer(saliency, radiograph.size, crop=crop[:4])}
+    lungs = find_lungs(grey)
+    about_lungs: dict[str, Any] = {"lungs": None, "lungs_saliency": None, "lungs_area": None}
+    if lungs.usable:
+        images["lungs"] = draw_outline(lungs.mask, radiograph.size)
+        fraction = fraction_inside(saliency, lungs.mask, crop[:4])
+        about_lungs = {"lungs_saliency": fraction, "lungs_area": area_in_crop(lungs, crop)}
     encoded = {key: as_base64(encode_png(image, pixels_only=True)) for key, image in images.items()}
     maximum = max(0.0, float(saliency.max()))
-    return encoded | {"map_class": name, "map_max": maximum, "map_shape": list(saliency.shape)}
+    about_lungs["lungs_text"] = describe_lungs_of_map(lungs, saliency, crop)
+    return about_lungs | encoded | {"map_class": name, "map_max": maximum, "map_shape": list(saliency.shape)}
 
 
 def _confine(memory: int) -> None:
@@ -150,7 +188,21 @@ def _confine(memory: int) -> None:
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # guard: fsize
+    _limit_memory(memory, for_good=True)  # guard: rlimit
+
+
+def _limit_memory(memory: int, *, for_good: bool = False) -> None:
+    """Limit the memory of this process to what it has now and `memory` bytes; the process may raise the limit or not.
+
+    Only Linux enforces this limit.
+    """
+    try:
+        import resource
+    except ImportError:
+        return
     if os.path.exists("/proc/self/statm"):
         with open("/proc/self/statm", encoding="ascii") as file:
-            allocated = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (allocated + memory, allocated + memory))  # guard: rlimit
+            limit = int(file.read().split()[0]) * resource.getpagesize() + memory
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit if for_good else hard))

@@ -6,8 +6,10 @@ import json
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
-from multiprocessing import get_context
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +17,7 @@ from pydantic import TypeAdapter
 
 from covid_fastai.app.server.schemas import ImageAnswer, ImageAnswerWithMaps
 from covid_fastai.app.server.worker_process import answer_without_prediction, run_worker
-from covid_fastai.errors import ModelFormatError, UnavailableError
+from covid_fastai.errors import CovidFastaiError, ModelFormatError, UnavailableError
 from covid_fastai.main_guard import MAIN_GUARD, check_main_guard
 
 __all__ = ["Workers"]
@@ -23,6 +25,8 @@ __all__ = ["Workers"]
 logger = logging.getLogger("covid_fastai")
 
 START_SECONDS = 120  # to load the model, which takes 1 to 2 seconds and ten times as long on a busy machine
+IDLE_SECONDS = 30  # until a process is idle that replaces a lost one
+RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0  # before another try to start a process, doubled after each
 MAX_ANSWER_BYTES = 16 << 20  # two images of 640 pixels have about 1 MiB
 Message = TypeVar("Message")
 ANSWER: TypeAdapter[ImageAnswer] = TypeAdapter(ImageAnswerWithMaps | ImageAnswer)
@@ -32,10 +36,12 @@ class Workers:
     """Predict files in worker processes, each of which handles one file at a time.
 
     This class is thread-safe. If a process takes too long for a file or dies, the answer has the status `failed`, and
-    the process is replaced before the next file. The other processes are not affected.
+    the other processes are not affected. A thread replaces each process that has ended, however it ended, at once and
+    not with the next file: a server that is asked for its readiness gets no files until it is ready.
 
     Args:
         folder: The folder of the saved model.
+        fingerprint: Its fingerprint. A process that finds another model there when it starts does not answer.
         number: The number of processes.
         seconds: The longest time for one file.
         memory: Bytes that a process may allocate in addition to the loaded model.
@@ -47,23 +53,25 @@ class Workers:
         UsageError: A script called this without the guard `if __name__ == "__main__":`.
     """
 
-    def __init__(self, folder: str | Path, *, number: int, seconds: float, memory: int, max_pixels: int):
+    def __init__(
+        self, folder: str | Path, *, fingerprint: str, number: int, seconds: float, memory: int, max_pixels: int
+    ):
         check_main_guard("create_app")
         self.number = number
         self._seconds = seconds
-        self._options = {"folder": str(folder), "max_pixels": max_pixels, "memory": memory}
-        self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
+        self._options = {"folder": str(folder), "fingerprint": fingerprint, "max_pixels": max_pixels, "memory": memory}
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._all: set[_Worker] = set()
-        self._closed = False
-        first = self._start()  # reports an unusable model once
-        self._idle.put(first)
-        for _ in range(number - 1):
-            self._idle.put(None)  # a process that starts when it is first needed
+        self._closed = threading.Event()
+        self._wake, self._waker = Pipe(duplex=False)
+        self._add(_Worker(self._options))  # reports an unusable model once
+        self._keeper = threading.Thread(target=self._keep, name="workers", daemon=True)
+        self._keeper.start()  # guard: replaced_worker
 
     @property
     def ready(self) -> bool:
         """Whether a process that has loaded the model is running."""
-        return not self._closed and any(worker.process.is_alive() for worker in tuple(self._all))
+        return not self._closed.is_set() and any(worker.process.is_alive() for worker in tuple(self._all))
 
     def predict(self, content: bytes, *, maps: bool) -> ImageAnswer:
         """Predict one file, as soon as a process is idle.
@@ -74,42 +82,79 @@ class Workers:
 
         Returns:
             The answer, as from `answer_file`.
+
+        Raises:
+            UnavailableError: No process could be started, or the server is shutting down.
         """
-        worker = self._idle.get()
-        try:
-            if worker is None or not worker.process.is_alive():
-                self._drop(worker)
-                worker = None
-                worker = self._start()
-            return worker.predict(content, maps=maps, seconds=self._seconds)
-        except _WorkerLost as error:  # guard: lost_worker
-            self._drop(worker)
-            worker = None
-            return answer_without_prediction("failed", error.args[0])
-        finally:
-            self._idle.put(worker)
+        while True:
+            worker = self._take()
+            try:
+                answer = worker.predict(content, maps=maps, seconds=self._seconds)
+            except _EndedWhileIdle:  # guard: ended_idle
+                worker.end()
+            except _WorkerLost as error:  # guard: lost_worker
+                worker.end()
+                return answer_without_prediction("failed", error.args[0])
+            else:
+                self._idle.put(worker)
+                return answer
 
     def close(self) -> None:
         """End all processes."""
-        self._closed = True
+        if not self._closed.is_set():
+            self._closed.set()
+            self._waker.send_bytes(b"closed")
+            self._keeper.join(10)  # it may be starting a process
         for worker in tuple(self._all):
-            self._drop(worker)
-
-    def _start(self) -> _Worker:
-        if self._closed:
-            raise UnavailableError("The server is shutting down.", hint="Try again after it has restarted.")
-        worker = _Worker(self._options)
-        self._all.add(worker)
-        return worker
-
-    def _drop(self, worker: _Worker | None) -> None:
-        if worker is not None:
             self._all.discard(worker)
             worker.end()
+
+    def _add(self, worker: _Worker) -> None:
+        if self._closed.is_set():
+            worker.end()
+            return
+        self._all.add(worker)
+        self._idle.put(worker)
+
+    def _take(self) -> _Worker:
+        deadline = time.monotonic() + IDLE_SECONDS
+        while not self._closed.is_set():
+            try:
+                worker = self._idle.get(timeout=min(1, max(0, deadline - time.monotonic())))
+            except queue.Empty:
+                if time.monotonic() > deadline:
+                    raise UnavailableError(
+                        "No worker process is running.", hint="Check that the machine has enough memory."
+                    ) from None
+                continue
+            if worker.process.is_alive():
+                return worker
+            worker.end()  # it ended while it was idle
+        raise UnavailableError("The server is shutting down.", hint="Try again after it has restarted.")
+
+    def _keep(self) -> None:
+        """Start the processes that are missing, until the server closes."""
+        pause = RETRY_SECONDS
+        while not self._closed.is_set():
+            self._all = {worker for worker in self._all if worker.process.is_alive()}
+            if len(self._all) == self.number:
+                wait([self._wake, *(worker.process.sentinel for worker in self._all)])
+                continue
+            try:
+                self._add(_Worker(self._options))
+                pause = RETRY_SECONDS
+            except CovidFastaiError as error:
+                logger.error("A worker process could not be started: %s %s", error, error.hint)
+                self._closed.wait(pause)
+                pause = min(2 * pause, MAX_RETRY_SECONDS)
 
 
 class _WorkerLost(Exception):
     """A worker process gave no valid answer; the argument is the reason, a sentence for the client."""
+
+
+class _EndedWhileIdle(Exception):
+    """A worker process had ended before it was given the file, which is not the cause."""
 
 
 class _Worker:
@@ -136,7 +181,10 @@ class _Worker:
 
     def predict(self, content: bytes, *, maps: bool, seconds: float) -> ImageAnswer:
         def exchange() -> ImageAnswer:
-            self._connection.send_bytes(json.dumps({"maps": maps}).encode())
+            try:
+                self._connection.send_bytes(json.dumps({"maps": maps}).encode())
+            except OSError as error:
+                raise _EndedWhileIdle from error
             self._connection.send_bytes(content)
             # validated here too, since a malicious file could have taken over the process that sends the answer
             return ANSWER.validate_json(self._connection.recv_bytes(MAX_ANSWER_BYTES))

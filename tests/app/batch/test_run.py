@@ -125,26 +125,43 @@ def test_a_resumed_batch_repeats_only_missing_and_changed_parts(model, images, t
     assert counts["resumed"] == 16 and out.read_bytes() == uninterrupted.read_bytes()
 
 
-def test_a_file_that_kills_its_process_is_one_row(model, images, tmp_path, small_parts, monkeypatch):
-    """The worker dies whenever it reads that file, as with a bug of a decoder."""
-    site = tmp_path / "site"
+IN_WORKERS = """
+import builtins, multiprocessing, os, time
+open_file = builtins.open
+def fail(path, *arguments, **options):
+    if str(path).endswith('00011.png') and multiprocessing.parent_process():
+        ACTION
+    return open_file(path, *arguments, **options)
+builtins.open = fail
+"""
+
+
+def fail_in_workers(action: str, site: Path, monkeypatch) -> None:
+    """Let the processes of a batch do something whenever they read one file, as a bug of a decoder might."""
     site.mkdir()
-    (site / "sitecustomize.py").write_text(
-        "import os, builtins, pathlib\n"
-        "read = pathlib.Path.read_bytes\n"
-        "def deadly(path):\n"
-        "    if path.name == '00011.png':\n"
-        "        os.kill(os.getpid(), 9)\n"
-        "    return read(path)\n"
-        "pathlib.Path.read_bytes = deadly\n"
-    )
+    (site / "sitecustomize.py").write_text(IN_WORKERS.replace("ACTION", action))
     monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+
+def test_a_file_that_kills_its_process_is_one_row(model, images, tmp_path, small_parts, monkeypatch):
+    fail_in_workers("os.kill(os.getpid(), 9)", tmp_path / "site", monkeypatch)
     counts = predict_batch(model, images, tmp_path / "table.csv", workers=1)
     table = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
     assert counts["rows"] == 60 and counts["failed"] == 1
     failed = table[table["status"] == "failed"]
     assert failed["path"].tolist() == [str(images / "00011.png")] and "killed" in failed["reason"].iloc[0]
     assert (failed["prediction"] == "").all() and table["path"].is_unique
+
+
+@pytest.mark.slow
+def test_an_image_that_never_ends_is_one_row(model, images, tmp_path, small_parts, monkeypatch):
+    """As one on a drive that no longer answers, or in a decoder that holds the interpreter."""
+    fail_in_workers("time.sleep(30)", tmp_path / "site", monkeypatch)
+    files = [images / f"{number:05d}.png" for number in range(9, 13)]
+    counts = predict_batch(model, files, tmp_path / "table.csv", workers=1, seconds=0.5)
+    table = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
+    assert counts["failed"] == 1 and table["path"].tolist() == list(map(str, files))
+    assert "longer than 0.5 seconds" in table["reason"][2]
 
 
 def test_errors_name_the_invalid_argument(model, images, tmp_path):
@@ -189,6 +206,7 @@ def test_the_table_is_the_same_after_five_kills(model, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_ray_with_a_killed_worker(model, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     psutil = pytest.importorskip("psutil")
@@ -228,7 +246,13 @@ def run_script(code: str, *arguments, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("kind", UNGUARDED)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow if kind in ("in a function", "errors caught") else ())
+        for kind in UNGUARDED
+    ],
+)
 def test_a_script_without_the_main_guard_gets_an_error_that_names_it_and_no_table(kind, model, images, tmp_path):
     out = tmp_path / "table.csv"
     done = run_script(UNGUARDED[kind], model, images, out, cwd=tmp_path)
@@ -239,9 +263,23 @@ def test_a_script_without_the_main_guard_gets_an_error_that_names_it_and_no_tabl
         assert "predict_batch was called while a new process imports the script" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_table_is_written_after_the_guard_was_added(model, images, tmp_path):
     out = tmp_path / "table.csv"
     run_script(UNGUARDED["plain"], model, images, out, cwd=tmp_path)
     guarded = "if __name__ == '__main__':\n    print(predict_batch(*sys.argv[1:4], workers=1)['failed'])"
     done = run_script(guarded, model, images, out, cwd=tmp_path)
     assert (done.stdout, out.exists()) == ("0\n", True), done.stderr
+
+
+def test_modules_in_the_current_folder_are_not_run(model, images, tmp_path):
+    """Such as in the folder of somebody's data; Python looks there for the modules of a process that it starts."""
+    data, program = tmp_path / "data", tmp_path / "bin" / "program.py"
+    data.mkdir()
+    program.parent.mkdir()
+    program.write_text("from covid_fastai.app.cli.main import main\nif __name__ == '__main__':\n    main()\n")
+    (data / "multiprocessing.py").write_text("open('was run', 'w')")
+    command = [sys.executable, program, "batch", model, images / "00000.png", "out.csv", "--workers", "1"]
+    done = subprocess.run(list(map(str, command)), cwd=data, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(data)) == ["multiprocessing.py", "out.csv"]

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from covid_fastai.evaluation.comparison import compare
 from covid_fastai.evaluation.decision_curve import predictive_values
+from covid_fastai.evaluation.metrics import evaluate
 from covid_fastai.evaluation.thresholds import thresholds_by_fold
-
-
-def run(*arguments, cwd):
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "covid_fastai", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+from tests.app.cli.commands import run_command as run
 
 
 def make_predictions(*, seed: int, skill: float, folds: int = 4) -> pd.DataFrame:
@@ -46,6 +40,36 @@ def test_compare_prints_the_result_of_the_function(tables):
     line = next(line for line in done.stdout.splitlines() if "AUC" in line)
     assert f"{row['difference']:+.3f}" in line and f"{row['low']:+.3f} to {row['high']:+.3f}" in line
     assert "Compared with good" in done.stdout and "kappa" in done.stdout and "not a medical device" in done.stdout
+
+
+@pytest.fixture
+def evaluated(tables, monkeypatch):
+    """Run `evaluate --json` in this process."""
+    from covid_fastai.app.cli import evaluate as commands
+    from covid_fastai.app.cli.main import app
+
+    monkeypatch.setattr(commands, "set_up_logging", lambda **options: None)  # it would change the logging of all tests
+    monkeypatch.chdir(tables)
+
+    def evaluated(*arguments):
+        done = CliRunner().invoke(app, ["evaluate", *map(str, arguments), "--json", "--n-resamples", "200"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    return evaluated
+
+
+@pytest.mark.parametrize(("options", "threshold"), [((), 0.5), (("--threshold", 0.25), 0.25)])
+def test_evaluate_has_the_threshold_of_the_function(options, threshold, evaluated):
+    answer, expected = evaluated("poor.csv", *options), evaluate("poor.csv", threshold=threshold, n_resamples=200)
+    assert answer["threshold"] == threshold and answer["confusion"] == expected.confusion.to_numpy().tolist()
+    assert 0 < expected.value("sensitivity") < 1, "another threshold would give the same"
+
+
+def test_evaluate_takes_a_run(evaluated, tables):
+    (tables / "run").mkdir()
+    (tables / "poor.csv").rename(tables / "run" / "predictions.csv")
+    assert evaluated("run") == evaluated("run/predictions.csv")
 
 
 def test_compare_as_json_and_csv(tables):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from covid_fastai.app import cli
+from covid_fastai.app.cli import main
+from covid_fastai.app.cli.output import VisibleFormatter, echo, print_json, print_table, wrap_text
+from covid_fastai.data.problems import CONTROLS, visible
 from tests.small_model import write_small_model
 
 # One process that runs several commands, since each process imports pandas again.
@@ -69,11 +76,10 @@ def json_of(text: str) -> dict:
 @pytest.mark.parametrize(
     ("encoding", "terminal"),
     [
-        ("cp1252", False),
         ("cp437", True),
         *(
             pytest.param(*other, marks=pytest.mark.slow)
-            for other in [("ascii", False), ("koi8-r", True), ("utf-8", True)]
+            for other in [("cp1252", False), ("ascii", False), ("koi8-r", True), ("utf-8", True)]
         ),
     ],
 )
@@ -100,7 +106,9 @@ def test_no_command_fails_on_a_console_of_another_encoding(encoding, terminal, f
         assert "\\u80ba" in text and "\\u80ba gone.csv" in errors
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+@pytest.mark.parametrize(
+    "encoding", ["cp1252", *(pytest.param(other, marks=pytest.mark.slow) for other in ("ascii", "utf-8"))]
+)
 def test_json_stays_json_on_a_console_of_another_encoding(encoding, folder):
     commands = [["check", "labels.csv", "--json"], ["predict", "model \u03b2", *NAMES, "bad", "--json"]]
     out, _ = run_commands(folder, *commands, PYTHONIOENCODING=encoding)
@@ -127,3 +135,127 @@ def test_every_command_prints_through_the_module_that_degrades():
     assert len(modules) > 8
     for path in modules:
         assert "typer.echo" not in path.read_text(encoding="utf-8"), path.name  # it writes UTF-8 to an ASCII console
+
+
+HOSTILE = ["\x1b]0;owned\x07.png", "a\x1b[2J.png", "\x9b31m.png", "gnp.\u202eexe.png", "x\ny.png", "c\r.png"]
+HOSTILE += ["\x7f\x08.png"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="system: file names of Windows have no control characters")
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"FORCE_COLOR": "1", "COLUMNS": "200"}])
+def test_no_control_character_of_a_name_reaches_the_terminal(tmp_path, variables):
+    """Of files, columns, labels and classes; the escapes that rich writes itself are SGR sequences only."""
+    names = [*HOSTILE, "--\x1b[31m.png"]
+    (tmp_path / "images").mkdir()
+    for name in names:
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    rows = [f'"{name}","{name[:-4]}"' for name in names]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,label", *rows, '"gone\x1b[2J.png",Normal']))
+    labels = ["Normal", "x\x1b[2J"] * 4
+    scores = [f'"{name}",{label},{p}' for name, label, p in zip(names, labels, [0.1, 0.9] * 4, strict=True)]
+    (tmp_path / "scores.csv").write_text("\n".join(["path,label,p_x\x1b[2J", *scores]))
+    write_small_model(tmp_path / "model")
+    commands = [
+        ["predict", "model", "images", "--csv", "out.csv"],
+        ["predict", "model", *(f"images/{name}" for name in names), "--json"],
+        ["predict", "model", "labels.csv", "--image-root", "images", "--debug"],
+        ["check", "labels.csv", "--image-root", "images"],
+        ["check", "labels.csv", "--label-column", "no\x1b[2J"],
+        ["evaluate", "scores.csv"],
+        ["check", "gone\x1b[2J.csv", "--json"],
+        ["predict", "model", names[-1]],
+        ["\x1b[2J"],
+    ]
+    out, err = run_commands(tmp_path, *commands, **variables)
+    text = re.sub(r"\x1b\[[\d;]*m", "", (out + err).decode())
+    assert re.findall("[^\n]*[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e][^\n]*", text) == []
+    assert "Unexpected error" not in text and r"\x1b[2J" in text and r"\u202e" in text
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert {os.path.basename(row["path"]) for row in table} == set(names)
+    report = json_of(out.decode().split("<3>")[1])
+    assert [os.path.basename(row["path"]) for row in report["rows"]] == names
+
+
+def test_lines_tables_json_and_the_log_escape_control_characters(capsys):
+    for name in HOSTILE:
+        echo(name)
+        print_table(pd.DataFrame({name: [name]}), title=name)
+        print_json({name: [name]})
+        record = logging.LogRecord("covid_fastai", logging.WARNING, "", 0, "%s is bad", (name,), None)
+        out = capsys.readouterr().out
+        assert json_of(out) == {name: [name]}
+        for text in (out, VisibleFormatter("%(message)s").format(record)):
+            assert not CONTROLS.search(text.replace("\n", "")) and len(text) > len(name)
+        assert visible(name).isprintable() and visible(visible(name)) == visible(name)
+    assert visible("a\tb\nc", lines=True) == "a\tb\nc" and visible("\u80ba \u00f6.png") == "\u80ba \u00f6.png"
+
+
+@pytest.mark.parametrize("arguments", [["\x1b[2J"], ["predict", "m", "--\x1b[31m"], ["check", "-\u202e"]])
+def test_a_name_that_begins_like_an_option_is_not_printed_raw(monkeypatch, capsys, arguments):
+    monkeypatch.setattr(sys, "argv", ["covid-fastai", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 2 and not CONTROLS.search(capsys.readouterr().err.replace("\n", ""))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["explore", "a", "b\x1b[2J"], ["doctor", "\u202ex"], ["export", "a", "b", "\x1b]0;t\x07"]]
+)
+@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"FORCE_COLOR": "1"}])
+def test_a_name_too_many_is_not_printed_raw(tmp_path, arguments, variables):
+    """As `explore *` gives in a folder of somebody else."""
+    _, err = run_commands(tmp_path, arguments, **variables)
+    text = re.sub(r"\x1b\[[\d;]*m", "", err.decode())
+    assert "Got unexpected extra argument" in text and not CONTROLS.search(text.replace("\n", ""))
+
+
+def test_warnings_and_logs_of_other_packages_are_not_printed_raw():
+    code = (
+        "import logging, warnings\n"
+        "from covid_fastai.app.cli.output import set_up_logging\n"
+        "set_up_logging(quiet=True, as_json=False)\n"
+        "warnings.warn('first \\x1b[2J')\n"
+        "logging.getLogger('other').warning('second \\x1b[2J')"
+    )
+    err = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert "first" in err and "second" in err and err.count(r"\x1b[2J") >= 2
+    assert not CONTROLS.search(err.replace("\n", ""))
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("short", ["short"]),
+        ("one two three four five", ["one two three", "four five"]),
+        ("  in a/very/long/path/of-an-image.png it is", ["  in", "  a/very/long/path/of-an-image.png", "  it is"]),
+        ("Do this: covid-fastai check DATA --task covid", ["Do this:", "  covid-fastai check DATA --task covid"]),
+    ],
+)
+def test_names_and_commands_stay_whole_on_a_narrow_terminal(text, lines):
+    assert wrap_text(text, 16).split("\n") == lines
+
+
+def test_a_long_command_stands_alone_below_what_it_is_for():
+    """With any number of blanks before it, as in a list of steps, and further in than its step."""
+    command = "covid-fastai audit runs/20261130-061535-covid-qfkn --full"
+    assert wrap_text(f"  train without the lungs:  {command}", 80).split("\n") == [
+        "  train without the lungs:",
+        f"    {command}",
+    ]
+
+
+def test_a_table_whose_words_do_not_fit_is_printed_in_blocks(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    name = "runs/20261129-221640-covid-abcd"
+    print_table(pd.DataFrame({"run": [name], "verdict": ["not shown"], "started": ["2026-11-29T22:16:40Z"]}), title="t")
+    assert capsys.readouterr().out.splitlines() == [
+        "t",
+        f"  {name}",
+        "    verdict: not shown",
+        "    started: 2026-11-29T22:16:40Z",
+    ]
+    print_table(pd.DataFrame({"run": ["r1"], "verdict": ["not shown"]}), title="t")
+    assert "│ r1" in capsys.readouterr().out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import venv
 from configparser import ConfigParser
 from pathlib import Path
@@ -21,6 +20,7 @@ from covid_fastai.data.images import open_image
 from covid_fastai.data.phantom import draw_phantom
 from covid_fastai.errors import DataError, UnavailableError
 from covid_fastai.model.predictor import Predictor
+from tests.app.cli.commands import LIGHT, run_command
 from tests.small_model import write_small_model
 
 REPOSITORY = Path(__file__).parents[3]
@@ -51,19 +51,8 @@ def images(tmp_path_factory) -> Path:
 
 def covid_fastai(*arguments, cwd):
     """Run the command, and check that it imported no heavy package."""
-    code = """
-import atexit, sys
-from covid_fastai.app.cli.main import main
-heavy = {"torch", "fastai", "scipy", "sklearn", "matplotlib", "pydicom"}
-atexit.register(lambda: print("HEAVY", sorted(heavy & set(sys.modules)), file=sys.stderr))
-sys.argv[0] = "covid-fastai"
-main()
-"""
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment
-    )
-    assert "HEAVY []" in done.stderr, done.stderr
+    done = run_command(*arguments, cwd=cwd, imports=LIGHT)
+    assert not {"torch", "fastai", "scipy", "sklearn", "matplotlib", "pydicom"} & done.imported, done.stderr
     return done
 
 
@@ -156,7 +145,8 @@ def test_inputs_of_every_kind(images, tmp_path):
     assert list(list_images(images)) == expected
     assert list(list_images(f"{images}/**/*.png")) == expected[:3]
     (tmp_path / "list.csv").write_text(f"\ufeffid,path\n1,gone.png\n2,{images}/a.png\n", encoding="utf-8")
-    assert list(list_images(tmp_path / "list.csv")) == [str(tmp_path / "gone.png"), expected[0]]
+    root = tmp_path.parent
+    assert list(list_images(tmp_path / "list.csv", image_root=root)) == [str(root / "gone.png"), expected[0]]
     assert list(list_images([images / "a.png", "no.png"])) == [expected[0], "no.png"]
     (images / "b" / "1.2.840").write_bytes(bytes(128) + b"DICM")
     assert str(images / "b" / "1.2.840") in list(list_images(images))

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from covid_fastai import build_learner, fit
+from covid_fastai.app.cli.activity import Activity
 from covid_fastai.app.cli.progress import TerminalProgress
 
 
@@ -17,7 +18,7 @@ def console():
 
 
 def test_the_bar_shows_phase_epoch_and_loss(covid_dls, console, tmp_path):
-    bar = TerminalProgress(console)
+    bar = TerminalProgress(Activity(console))
     learn = build_learner(covid_dls, weights=None, path=tmp_path, callbacks=[bar])
     fit(learn, frozen_epochs=1, unfrozen_epochs=1)
     text = console.file.getvalue()
@@ -34,7 +35,7 @@ def test_the_bar_is_removed_after_an_error(covid_dls, console, tmp_path):
         def after_batch(self):
             raise ValueError("stop")
 
-    bar = TerminalProgress(console)
+    bar = TerminalProgress(Activity(console))
     learn = build_learner(covid_dls, weights=None, path=tmp_path, callbacks=[bar, Stop()])
     with pytest.raises(ValueError, match="stop"):
         fit(learn, frozen_epochs=0, unfrozen_epochs=1)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,12 @@ class Page:
         self._socket, self._count, self._session = socket, 0, None
         self.requests: list[str] = []
         self.complaints: list[str] = []
+        self._loaded: list[str] = []  # the identifiers of the documents that have loaded, the newest last
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "DOM", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Run a protocol command and return its result."""
@@ -84,6 +86,8 @@ class Page:
         parameters = event.get("params", {})
         if event["method"] == "Network.requestWillBeSent":
             self.requests.append(parameters["request"]["url"])
+        elif event["method"] == "Page.lifecycleEvent" and parameters["name"] == "load":
+            self._loaded.append(parameters["loaderId"])
         elif event["method"] == "Runtime.exceptionThrown":
             self.complaints.append(str(parameters["exceptionDetails"])[:500])
         elif event["method"] == "Log.entryAdded" and parameters["entry"]["source"] != "network":
@@ -114,8 +118,20 @@ class Page:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=address)
-        self.wait_for(f"location.href.startsWith({json.dumps(address)}) && document.readyState === 'complete'")
+        answer = self.call("Page.navigate", url=address)
+        assert "errorText" not in answer, f"{address}: {answer['errorText']}"
+        # the address and the state of the document could be those of the previous one, if that had the same address
+        self._wait_until(lambda: answer["loaderId"] in self._loaded)
+
+    def follow(self, script: str) -> None:
+        """Run a script that opens another document, and wait until that has loaded."""
+        before = len(self._loaded)
+        self.run(script)
+        self._wait_until(lambda: len(self._loaded) > before)
+
+    def _wait_until(self, happened: Callable[[], bool]) -> None:
+        while not happened():
+            self._record(json.loads(self._socket.recv(timeout=60)))
 
     def choose(self, selector: str, files: list[Path]) -> None:
         """Choose files in a file input."""

@@ -119,19 +119,20 @@ def test_invalid_responses_are_rejected(client, maps):
         {"reason": "none"},
         {"probabilities": {}},
         {"prediction": ""},
+        {"withheld": True},
         {"width": None},
         {"status": "failed", "reason": "x"},
     ],
 )
 def test_the_other_fields_must_agree_with_the_status(fields):
     answer = {"status": "ok", "reason": "", "probabilities": {"a": 0.5, "b": 0.5}, "prediction": "a", "remarks": []}
-    answer |= {"name": "", "withheld": False, "width": 9, "height": 9}
+    answer |= {"name": "", "withheld": False, "width": 9, "height": 9, "crop": (0, 0, 1, 1)}
     assert ImageAnswer(**answer).status == "ok"
     with pytest.raises(ValidationError, match="The status 'ok'|The status 'failed'"):
         ImageAnswer(**(answer | fields))
 
 
-def test_a_slow_request_gets_the_status_408(small_model):
+def test_a_slow_request_gets_the_status_408(small_model, no_processes):
     app = create_app(small_model, limits=Limits(receive_seconds=0.05))
     sent = []
 
@@ -161,7 +162,7 @@ def _run_compromised_worker(connection, folder, **options):
         "prediction": "<b>",
         "remarks": [],
     }
-    answer |= {"withheld": False, "width": 1, "height": 1, "more": "x"}
+    answer |= {"withheld": False, "width": 1, "height": 1, "more": "x", "crop": None}
     while True:
         connection.recv_bytes(), connection.recv_bytes()
         connection.send_bytes(json.dumps(answer).encode())

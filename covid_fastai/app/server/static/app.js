@@ -1,38 +1,23 @@
 // Predict without reloading the page: one request per image, so that each result appears as soon as it is ready.
-"use strict";
+import { addAnswer, clearTable, open, restoreOrder, saveTable } from "/table.js";
+import { activateViewer } from "/viewer.js";
 
 const form = document.getElementById("upload");
 const files = document.getElementById("files");
 const statusLine = document.getElementById("status");
+const progress = document.getElementById("progress");
 const results = document.getElementById("results");
 const answers = document.getElementById("answers");
 const tools = document.getElementById("tools");
-const button = form.querySelector("button");
+const examples = document.getElementById("examples");
+const button = form.querySelector("button[type=submit]");
 const maxBytes = Number(form.dataset.fileBytes);
+const MOST_NAMES = 3; // of files without a prediction in the status line; the table names all of them
 let running = null; // an AbortController while images are being predicted
 
 function showStatus(text, isError = false) {
   statusLine.textContent = text;
   statusLine.classList.toggle("error", isError);
-}
-
-function activateSlider(article) {
-  const slider = article.querySelector(".opacity");
-  if (!slider) return;
-  const saliency = article.querySelector(".saliency");
-  slider.closest("label").hidden = false;
-  slider.addEventListener("input", () => { saliency.style.opacity = slider.value / 100; });
-}
-
-function showAnswer(html) {
-  const parsed = new DOMParser().parseFromString(html, "text/html").querySelector("article");
-  if (!parsed) throw new Error("the response of the server is invalid.");
-  const article = document.importNode(parsed, true);
-  activateSlider(article);
-  answers.append(article);
-  results.hidden = false;
-  tools.hidden = false;
-  return JSON.parse(article.dataset.row);
 }
 
 function pause(seconds, signal) {
@@ -42,6 +27,7 @@ function pause(seconds, signal) {
   });
 }
 
+// Return the element of a file's answer.
 async function predict(file, signal) {
   if (file.size > maxBytes) throw new Error(`it has more than ${maxBytes / 1048576} MiB.`);
   for (let retries = 0; ; retries += 1) {
@@ -54,68 +40,90 @@ async function predict(file, signal) {
       continue;
     }
     const text = await response.text();
-    if ((response.headers.get("Content-Type") || "").startsWith("text/html")) return showAnswer(text);
-    throw new Error(JSON.parse(text).error);
+    if (!(response.headers.get("Content-Type") || "").startsWith("text/html")) throw new Error(JSON.parse(text).error);
+    const parsed = new DOMParser().parseFromString(text, "text/html").querySelector("article");
+    if (!parsed) throw new Error("the response of the server is invalid.");
+    return document.importNode(parsed, true);
   }
 }
 
-async function predictAll(chosen) {
+// A file that the server has not answered has its row, too.
+function refuse(file, reason) {
+  const article = document.getElementById("refused").content.querySelector("article").cloneNode(true);
+  article.querySelector("h3").textContent = file.name;
+  article.querySelector(".reason").textContent = reason;
+  article.dataset.row = JSON.stringify({ ...JSON.parse(article.dataset.row), path: file.name, reason });
+  return article;
+}
+
+function markDrawing(article) {
+  const row = JSON.parse(article.dataset.row);
+  const note = document.createElement("p");
+  note.className = "remark drawing";
+  note.textContent = "A drawing by this package, not a radiograph.";
+  article.querySelector(".text")?.prepend(note);
+  article.dataset.row = JSON.stringify({ ...row, remark: `${note.textContent} ${row.remark}`.trim() });
+}
+
+async function predictAll(chosen, { isDrawing = false } = {}) {
   const images = Array.from(chosen);
   if (!images.length || running) return;
   running = new AbortController();
   const { signal } = running;
   const failures = [];
+  let part = null;
   button.disabled = true;
   answers.setAttribute("aria-busy", "true");
+  progress.max = images.length;
+  progress.value = 0;
+  progress.hidden = images.length < 2;
+  restoreOrder();
   for (const [number, file] of images.entries()) {
-    if (signal.aborted) break;
     showStatus(`Image ${number + 1} of ${images.length}: ${file.name}`);
+    let article = null;
     try {
-      const row = await predict(file, signal);
-      if (row.status !== "ok") failures.push(file.name);
+      article = await predict(file, signal);
+      if (isDrawing) markDrawing(article);
+      if (JSON.parse(article.dataset.row).status !== "ok") failures.push(file.name);
     } catch (error) {
-      if (!signal.aborted) failures.push(`${file.name}: ${error.message}`);
+      if (!signal.aborted) {
+        failures.push(`${file.name}: ${error.message}`);
+        article = refuse(file, error.message);
+      }
+    }
+    if (signal.aborted) break;
+    activateViewer(article);
+    part = addAnswer(article, part);
+    tools.hidden = false;
+    progress.value = number + 1;
+    if (number === 0) {
+      open(part);
+      results.scrollIntoView({ block: "nearest" });
     }
   }
   answers.removeAttribute("aria-busy");
   button.disabled = false;
+  progress.hidden = true;
   if (!signal.aborted) {
-    const predicted = images.length - failures.length;
-    const failed = failures.length ? ` No prediction: ${failures.join("; ")}` : "";
-    showStatus(`${predicted} of ${images.length} images classified.${failed}`, failures.length > 0);
+    showStatus(summarise(images.length, failures), failures.length > 0);
     form.reset();
   }
   running = null;
 }
 
-// The browser makes the table of all answers, since the server stores none.
-
-function cell(value) {
-  if (typeof value === "number") return String(value);
-  let text = value === null || value === undefined ? "" : String(value);
-  if (/^[=+\-@\t\r]/.test(text)) text = `'${text}`; // else a spreadsheet would interpret it as a formula
-  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-}
-
-function download() {
-  const rows = Array.from(answers.querySelectorAll("article"), (article) => JSON.parse(article.dataset.row));
-  const names = Object.keys(rows[0]);
-  const lines = [names.map(cell), ...rows.map((row) => names.map((name) => cell(row[name])))];
-  const text = lines.map((line) => line.join(",")).join("\r\n") + "\r\n";
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-  link.download = "predictions.csv";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+function summarise(total, failures) {
+  const text = `${total - failures.length} of ${total} images classified.`;
+  if (!failures.length) return text;
+  const more = failures.length > MOST_NAMES ? `; and ${failures.length - MOST_NAMES} more, see the table` : "";
+  return `${text} No prediction: ${failures.slice(0, MOST_NAMES).join("; ")}${more}`;
 }
 
 form.addEventListener("submit", (event) => { event.preventDefault(); predictAll(files.files); });
-document.getElementById("table").addEventListener("click", download);
+document.getElementById("table").addEventListener("click", saveTable);
 document.getElementById("clear").addEventListener("click", () => {
   if (running) running.abort();
-  answers.replaceChildren();
+  clearTable();
   tools.hidden = true;
-  results.hidden = true;
   showStatus("Cleared.");
   files.focus();
 });
@@ -126,5 +134,17 @@ for (const name of ["dragover", "drop", "dragleave"]) {
     if (name === "drop") predictAll(event.dataTransfer.files);
   });
 }
-answers.querySelectorAll("article").forEach(activateSlider);
-if (answers.children.length) tools.hidden = false;
+for (const example of examples.querySelectorAll("button")) {
+  example.addEventListener("click", async () => {
+    const response = await fetch(`/${example.dataset.file}`);
+    const blob = await response.blob();
+    predictAll([new File([blob], example.dataset.file, { type: blob.type })], { isDrawing: true });
+  });
+}
+examples.hidden = false;
+let last = null; // the answers to a form that was sent without scripts
+for (const article of answers.querySelectorAll("article")) {
+  activateViewer(article);
+  last = addAnswer(article, last);
+  tools.hidden = false;
+}

@@ -1,0 +1,336 @@
+"""Which copies are found: `python -m benchmarks.copies` alters 50 images in each of many ways, and searches them.
+
+The images are drawings; with `--data`, or COVID_FASTAI_DATA, they are radiographs of CoronaHack at full resolution, and
+all others of CoronaHack at 224 pixels are searched with them. The table has the fraction of the copies whose original
+is found, and the fraction that a manifest of the originals recognises, as before pretraining. Pairs of different images
+are counted as false, for images of one patient and of different patients. The counts are added to `copies.csv`, and
+`copies.md` is written from it. Each takes about three minutes of a core; fingerprints are kept in the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw, ImageOps
+
+from covid_fastai.data.fingerprints import duplicate_pairs, fingerprint_images
+from covid_fastai.data.metadata import read_cohort
+from covid_fastai.data.phantom import FINDINGS, draw_anatomy, draw_phantom
+from covid_fastai.data.pretraining_overlap import mark_pretraining_overlap, read_manifest, write_manifest
+from covid_fastai.evaluation.intervals import wilson
+from covid_fastai.files import write_csv
+
+HERE = Path(__file__).parent
+IMAGES = 50  # of each kind
+SIDE = 384  # pixels; the longer side of an image before it is altered, as in collections that were made smaller
+PATIENTS = 100  # drawn patients of two images each, which are searched with the copies
+AIM = 0.95
+Alter = Callable[[Image.Image, np.random.Generator], Image.Image]
+
+
+def crop(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
+    """Cut fractions of the sides off."""
+    width, height = image.size
+    box = round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height)
+    return image.crop(box)
+
+
+def turn(image: Image.Image, degrees: float, rng: np.random.Generator, *, expand: bool = False) -> Image.Image:
+    """Turn to either side; the corners become black."""
+    return image.rotate(degrees * rng.choice([-1, 1]), resample=Image.Resampling.BICUBIC, expand=expand)
+
+
+def encode(image: Image.Image, quality: int) -> Image.Image:
+    """Store as JPEG and read again."""
+    content = BytesIO()
+    image.save(content, "JPEG", quality=quality)
+    return Image.open(content).convert("L")
+
+
+def change_gamma(image: Image.Image, gamma: float) -> Image.Image:
+    """Make the middle tones brighter or darker."""
+    return image.point([round(255 * (grey / 255) ** gamma) for grey in range(256)])
+
+
+def frame(image: Image.Image, grey: int, rng: np.random.Generator) -> Image.Image:
+    """Put a frame of 3 to 20% of a side around the image."""
+    width = rng.uniform(0.03, 0.2)
+    return ImageOps.expand(image, border=(round(width * image.width), round(width * image.height)), fill=grey)
+
+
+def letterbox(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Put black bars of 10 to 40% of a side above and below, or left and right."""
+    width = rng.uniform(0.1, 0.4)
+    border = (round(width * image.width), 0) if rng.random() < 0.5 else (0, round(width * image.height))
+    return ImageOps.expand(image, border=border, fill=0)
+
+
+def screenshot(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Show the image in a window of a viewer, with a bar of letters above and another below."""
+    margins = rng.uniform(0.05, 0.3, 4)
+    width, height = (round(side * (1 + a + b)) for side, (a, b) in zip(image.size, margins.reshape(2, 2), strict=True))
+    shot = Image.new("L", (width, height), int(rng.choice([0, 32, 60, 128, 240])))
+    shot.paste(image, (round(margins[0] * image.width), round(margins[2] * image.height)))
+    pen, bar = ImageDraw.Draw(shot), max(6, height // 25)
+    pen.rectangle((0, 0, width, bar), fill=200)
+    pen.text((4, 1), "Viewer   File   Edit   View   Help", fill=20, font_size=max(6, bar * 0.6))
+    pen.rectangle((0, height - bar // 2, width, height), fill=180)
+    return encode(shot, 90)
+
+
+def write_text(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Write three lines over the image, one of them over the lungs."""
+    image = image.copy()
+    pen, (width, height) = ImageDraw.Draw(image), image.size
+    for left, top, text in ((0.03, 0.02, "L  PORTABLE AP"), (0.45, 0.9, "2020-03-12 14:05"), (0.3, 0.0, "SEMI ERECT")):
+        place = (left * width, (top or rng.uniform(0.3, 0.6)) * height)
+        pen.text(place, text, fill=255, font_size=max(8, height // 14))
+    return image
+
+
+def equalise_locally(image: Image.Image, limit: float, *, tiles: int = 8) -> Image.Image:
+    """Equalise the histogram of each tile with a limited contrast (CLAHE, Zuiderveld 1994)."""
+    pixels = np.asarray(image)
+    rows, columns = (np.linspace(0, side, tiles + 1).astype(int) for side in pixels.shape)
+    tables = np.zeros((tiles, tiles, 256))
+    for row in range(tiles):
+        for column in range(tiles):
+            tile = pixels[rows[row] : rows[row + 1], columns[column] : columns[column + 1]]
+            counts = np.bincount(tile.ravel(), minlength=256).astype(float)
+            most = limit * tile.size / 256
+            counts = np.minimum(counts, most) + np.maximum(counts - most, 0).sum() / 256
+            tables[row, column] = np.cumsum(counts) / tile.size * 255
+    (down, next_down, y), (across, next_across, x) = (
+        _between((edges[1:] + edges[:-1]) / 2, side) for edges, side in zip((rows, columns), pixels.shape, strict=True)
+    )
+    down, next_down, y = (values[:, None] for values in (down, next_down, y))
+    top = (1 - x) * tables[down, across, pixels] + x * tables[down, next_across, pixels]
+    bottom = (1 - x) * tables[next_down, across, pixels] + x * tables[next_down, next_across, pixels]
+    return Image.fromarray(np.clip((1 - y) * top + y * bottom, 0, 255).astype(np.uint8))
+
+
+def _between(centres: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return for each pixel the tiles before and behind it, and where it is between them, 0 to 1."""
+    place = np.interp(np.arange(side), centres, np.arange(len(centres)))
+    before = place.astype(int)
+    return before, np.minimum(before + 1, len(centres) - 1), place - before
+
+
+FLIP = Image.Transpose
+KINDS: dict[str, Alter] = {
+    "JPEG of quality 40": lambda image, rng: encode(image, 40),
+    "half size": lambda image, rng: image.resize((image.width // 2, image.height // 2), Image.Resampling.BILINEAR),
+    "stretched by 40%": lambda image, rng: image.resize((round(1.2 * image.width), round(0.85 * image.height))),
+    "gamma 0.6 or 1.5": lambda image, rng: change_gamma(image, rng.choice([0.6, 1.5])),
+    "CLAHE, limit 2": lambda image, rng: equalise_locally(image, 2),
+    "CLAHE, limit 4": lambda image, rng: equalise_locally(image, 4),
+    "inverted": lambda image, rng: ImageOps.invert(image),
+    "mirrored": lambda image, rng: ImageOps.mirror(image),
+    "text burnt in": write_text,
+    "black frame": lambda image, rng: frame(image, 0, rng),
+    "white frame": lambda image, rng: frame(image, 255, rng),
+    "letterbox": letterbox,
+    "screenshot": screenshot,
+    "right angle": lambda image, rng: image.transpose(
+        [FLIP.ROTATE_90, FLIP.ROTATE_180, FLIP.ROTATE_270][rng.integers(3)]
+    ),
+    **{f"turned by {angle}°": lambda image, rng, angle=angle: turn(image, angle, rng) for angle in (2, 5, 10)},
+    "turned by 10°, enlarged": lambda image, rng: turn(image, 10, rng, expand=True),
+    **{
+        f"cropped by {percent}% a side": lambda image, rng, part=percent / 100: crop(image, part, part, part, part)
+        for percent in (3, 5, 8, 10)
+    },
+    "cropped by 0 to 10% a side": lambda image, rng: crop(image, *rng.uniform(0, 0.1, 4)),
+    "cropped by 20% on one side": lambda image, rng: crop(image, *np.roll([0.2, 0, 0, 0], rng.integers(4))),
+    "cropped by 20% on two sides": lambda image, rng: crop(
+        image, *[(0.2, 0, 0.2, 0), (0, 0.2, 0, 0.2), (0.2, 0.2, 0, 0), (0, 0, 0.2, 0.2)][rng.integers(4)]
+    ),
+    "cropped by 5% a side, turned by 5°, CLAHE": lambda image, rng: equalise_locally(
+        turn(crop(image, 0.05, 0.05, 0.05, 0.05), 5, rng), 2
+    ),
+    "cropped by 8% a side, inverted, mirrored": lambda image, rng: ImageOps.mirror(
+        ImageOps.invert(crop(image, 0.08, 0.08, 0.08, 0.08))
+    ),
+}
+
+
+def draw_images(folder: Path) -> pd.DataFrame:
+    """Draw the images that are altered, and two of each of other patients; columns `path`, `patient`, `altered`."""
+    rows = []
+    for patient in range(IMAGES + PATIENTS):
+        rng = np.random.default_rng([7, patient])
+        altered = patient < IMAGES
+        anatomy = draw_anatomy(rng)
+        for number in range(1 if altered else 2):
+            finding: Any = list(FINDINGS)[patient % 4]
+            size = SIDE if altered else 224
+            image = draw_phantom(rng, finding=finding, anatomy=anatomy, image_size=size).image
+            path = folder / f"{patient:03d}-{number}.png"
+            Image.fromarray(image).save(path)
+            rows.append({"path": str(path), "patient": f"p{patient}", "altered": altered})
+    return pd.DataFrame(rows)
+
+
+def real_images(data: Path) -> pd.DataFrame:
+    """List 50 of CoronaHack's images at full resolution, which are altered, and others at 224 pixels."""
+    full, small = (
+        pd.DataFrame(read_cohort(data / name, check_images=False, exclude_pretraining_overlap=False))
+        for name in ("coronahack-full", "coronahack-224")
+    )
+    chosen = full.sample(IMAGES, random_state=0)
+    names = small["path"].map(os.path.basename)
+    small = small[~names.isin(chosen["path"].map(os.path.basename))]  # the same images, at another size
+    rows = pd.concat([chosen.assign(altered=True), small.assign(altered=False)], ignore_index=True)
+    return rows[["path", "patient", "altered"]]
+
+
+def measure(images: pd.DataFrame, folder: Path, *, kinds: dict[str, Alter] = KINDS) -> pd.DataFrame:
+    """Alter the images in each way, and count the copies that are found, and the false pairs.
+
+    Args:
+        images: `path`, `patient`, and `altered`, whether copies of an image are made.
+        folder: Where the copies are written.
+        kinds: How copies are made, by name.
+
+    Returns:
+        `kind`, `copies`, `found`, `recognised` by a manifest, and `pairs`, which is True in two further rows: the pairs
+        of different images, and those that are called copies.
+    """
+    originals = images[images["altered"]].reset_index(drop=True)
+    made = []
+    for number, path in enumerate(originals["path"]):
+        image = Image.open(path).convert("L")
+        image.thumbnail((SIDE, SIDE))
+        for place, (kind, alter) in enumerate(kinds.items()):
+            copy = folder / f"copy-{number:03d}-{place:02d}.bmp"
+            alter(image, np.random.default_rng([number, place])).save(copy)
+            made.append({"path": str(copy), "kind": kind, "original": number, "patient": originals["patient"][number]})
+    copies, others = pd.DataFrame(made), images[~images["altered"]]
+    table = pd.concat([originals, copies, others], ignore_index=True)
+    prints = fingerprint_images(table["path"])
+    started = time.process_time()
+    pairs = duplicate_pairs(prints)
+    print(f"Search of {len(prints):,} images: {time.process_time() - started:.1f} s of CPU", flush=True)
+    ends = set(map(frozenset, pairs[["first", "second"]].to_numpy().tolist()))
+    first = len(originals)
+    copies["found"] = [frozenset((row, first + n)) in ends for n, row in enumerate(copies["original"])]
+    manifest = folder / "originals.manifest.safetensors"
+    write_manifest(originals, manifest, fingerprints=prints[:first])
+    nameless = pd.DataFrame({"path": "", "patient": ""}, index=prints.index)
+    marked = mark_pretraining_overlap(nameless, prints["hashes"], [read_manifest(manifest)])
+    copies["recognised"] = marked[first : first + len(copies)].to_numpy()
+    counts = copies.groupby("kind", sort=False).agg(
+        copies=("found", "size"), found=("found", "sum"), recognised=("recognised", "sum")
+    )
+    tables = counts.reset_index().assign(pairs=False), _count_false(table, pairs, marked).assign(pairs=True)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _count_false(table: pd.DataFrame, pairs: pd.DataFrame, marked: pd.Series) -> pd.DataFrame:
+    """Count pairs of images that are not altered, and those that a manifest of the altered ones recognises."""
+    others = table["altered"].eq(False)
+    patient = table.loc[others, "patient"]
+    sizes = patient.value_counts()
+    same = int((sizes * (sizes - 1) // 2).sum())
+    inside = pairs[
+        pairs["first"].isin(patient.index) & pairs["second"].isin(patient.index) & (pairs["kind"] != "exact")
+    ]
+    of_one = patient[inside["first"]].to_numpy() == patient[inside["second"]].to_numpy()
+    everything = len(patient) * (len(patient) - 1) // 2
+    known = set(table.loc[table["altered"].eq(True), "patient"])
+    strangers = others & ~table["patient"].isin(known)
+    return pd.DataFrame(
+        [
+            ("different images of one patient", same, int(of_one.sum()), None),
+            ("images of different patients", everything - same, int((~of_one).sum()), int(marked[strangers].sum())),
+        ],
+        columns=["kind", "copies", "found", "recognised"],
+    )
+
+
+def as_markdown(counts: pd.DataFrame) -> str:
+    """Return the page: a table of the kinds, and one of the false pairs, for each set of images."""
+    copies, pairs = (counts[counts["pairs"].eq(is_pair)] for is_pair in (False, True))
+    sets = list(dict.fromkeys(counts["images"]))
+    titles = [f"{name}, {what}" for name in sets for what in ("found", "recognised")]
+    lines = [
+        "# Copies that are found",
+        "",
+        "Written by `python -m benchmarks.copies`. Each of 50 images is altered in each way. Found: `duplicate_pairs`,",
+        "which `read_cohort` and `find_leaks` use, pairs the copy with its original. Recognised: the hashes in a",
+        "manifest of the originals contain the copy, without names of files or patients, as before pretraining.",
+        "`validate` uses the search, and the hashes of training images that are gone. Intervals are 95% (Wilson). The",
+        f"aim is {AIM:.0%} of each kind; what is below is bold.",
+        "",
+        f"| copies | {' | '.join(titles)} |",
+        f"| --- |{' --- |' * len(titles)}",
+    ]
+    for kind in dict.fromkeys(copies["kind"]):
+        rows = copies[copies["kind"] == kind].set_index("images")
+        cells = [_cell(rows, name, what) for name in sets for what in ("found", "recognised")]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "## Different images",
+        "",
+        "Pairs of different images, and how many of them are called copies. Recognised: images of patients that are",
+        "not in the manifest, and are taken for copies of an image in it.",
+        "",
+        "| images | pairs of | number | called copies | per million | recognised |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in pairs.to_dict("records"):
+        rate = f"{1e6 * row['found'] / row['copies']:.2f}" if row["copies"] else ""
+        recognised = "" if pd.isna(row["recognised"]) else f"{row['recognised']:.0f}"
+        found = f"{row['found']:.0f}"
+        lines.append(f"| {row['images']} | {row['kind']} | {row['copies']:,} | {found} | {rate} | {recognised} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(rows: pd.DataFrame, name: str, what: str) -> str:
+    if name not in rows.index:
+        return ""
+    numbers = rows.loc[name, [what, "copies"]].to_numpy(dtype=float)
+    fraction = numbers[0] / numbers[1]
+    text = f"{fraction:.0%}" if fraction >= AIM else f"**{fraction:.0%}**"
+    low, high = wilson(fraction, int(numbers[1]))
+    return f"{text} ({low:.0%} to {high:.0%})"
+
+
+def main() -> None:
+    """Measure one set of images, and write the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.copies", description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder of real radiographs; default: COVID_FASTAI_DATA")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of copies.csv and copies.md")
+    arguments = parser.parse_args()
+    data = arguments.data or (Path(os.environ["COVID_FASTAI_DATA"]) if os.environ.get("COVID_FASTAI_DATA") else None)
+    with tempfile.TemporaryDirectory(prefix="covid_fastai-copies-") as folder:
+        images = draw_images(Path(folder)) if data is None else real_images(data)
+        counts = measure(images, Path(folder))
+    counts.insert(0, "images", "drawings" if data is None else "radiographs")
+    write_counts(counts, arguments.out)
+    print(counts.to_string(index=False))
+
+
+def write_counts(counts: pd.DataFrame, out: Path) -> None:
+    """Replace the counts of the same images in `copies.csv`, and write `copies.md` from all of them."""
+    file = out / "copies.csv"
+    if file.exists():
+        earlier = pd.read_csv(file)
+        counts = pd.concat([earlier[~earlier["images"].isin(counts["images"])], counts], ignore_index=True)
+    counts = counts.sort_values("images", kind="stable", ignore_index=True)
+    write_csv(file, counts)
+    (out / "copies.md").write_text(as_markdown(counts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

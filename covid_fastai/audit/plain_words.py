@@ -1,0 +1,63 @@
+"""The verdict in plain words: what a result does and does not show, for readers who know no statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["PlainVerdict", "say_plainly"]
+
+REASONS = {  # by the level of the verdict; None without an audit
+    "shown": "No shortcut was found, and the tests that apply were passed. Other hospitals and patients may differ.",
+    "not shown": "No test failed, but some were not made, or there are too few patients for an answer. Another "
+    "explanation for the results is possible.",
+    "failed": "The results can be explained without the disease.",
+    None: "Nobody has tested yet whether the model looks at the disease or at something else in the images.",
+}
+DRAWINGS = "The images are drawings made by this package. The results show how the package works, and nothing else."
+
+
+@dataclass(frozen=True)
+class PlainVerdict:
+    """A verdict in two sentences.
+
+    Attributes:
+        headline: What the result shows or does not show, one sentence.
+        reason: Why, in a sentence or two.
+    """
+
+    headline: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.headline} {self.reason}"
+
+
+def say_plainly(
+    level: str | None, classes: Sequence[str], positive: str | None = None, *, synthetic: bool = False
+) -> PlainVerdict:
+    """Return what a result shows in plain words.
+
+    Args:
+        level: `Verdict.level`; None without an audit.
+        classes: The classes of the model.
+        positive: The positive class; None if there is none.
+        synthetic: Whether all images are synthetic. They show nothing about patients, whatever the level.
+
+    Returns:
+        The headline and its reason.
+
+    Raises:
+        KeyError: The level does not exist.
+
+    Examples:
+        >>> say_plainly("failed", ["Normal", "COVID-19"], "COVID-19").headline
+        'This does not show that the model recognises COVID-19.'
+    """
+    subject = positive or f"the classes {', '.join(classes[:-1])} and {classes[-1]}"
+    if synthetic:  # guard: drawings_said
+        return PlainVerdict(f"This shows nothing about {subject} in patients.", DRAWINGS)
+    reason = REASONS[level]
+    if level == "shown":
+        return PlainVerdict(f"On these images, the tests support that the model recognises {subject}.", reason)
+    return PlainVerdict(f"This does not show that the model recognises {subject}.", reason)

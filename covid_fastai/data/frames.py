@@ -1,0 +1,70 @@
+"""Frames around the content of an image: constant bars, letterboxes and the margins of screenshots."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["list_views", "trim_frame"]
+
+TOLERANCE = 12  # grey levels; lossy storage changes a constant frame by less
+MIN_CONSTANT = 0.9  # fraction of a line of a frame that is constant; letters on a bar cover less than the rest
+MIN_CONTENT = 0.3  # fraction of each side; what is smaller is no framed radiograph, and the image remains whole
+MIN_FRAME = 0.03  # of a side, both ends together; what shows more than the rest is the same view
+ROUNDS = 8  # bars of different brightness, one inside the other, on each side
+
+
+def list_views(grey: Image.Image) -> list[Image.Image]:
+    """Return an image and, if it has a frame, its content.
+
+    A copy may have lost or gained a frame. The dark air around a patient looks like a frame, too, and how much of it is
+    cut off depends on the contrast: so both views are compared.
+
+    Args:
+        grey: An image of mode L.
+
+    Returns:
+        One or two images.
+    """
+    content = trim_frame(grey)
+    cut = max(1 - content.width / grey.width, 1 - content.height / grey.height)
+    return [grey, content] if cut > MIN_FRAME else [grey]
+
+
+def trim_frame(grey: Image.Image) -> Image.Image:
+    """Cut off lines at the edges of a grey image that have one brightness, apart from noise and a few letters.
+
+    Args:
+        grey: An image of mode L.
+
+    Returns:
+        The content; the image itself if it has no frame, or if less than 30% of a side would remain.
+    """
+    pixels = np.asarray(grey)
+    height, width = pixels.shape
+    top, bottom, left, right = 0, height, 0, width
+    for _ in range(ROUNDS):
+        before = top, bottom, left, right
+        top += _constant_lines(pixels[top:bottom, left:right])
+        bottom -= _constant_lines(pixels[top:bottom, left:right][::-1])
+        left += _constant_lines(pixels[top:bottom, left:right].T)
+        right -= _constant_lines(pixels[top:bottom, left:right].T[::-1])
+        if bottom - top < MIN_CONTENT * height or right - left < MIN_CONTENT * width:
+            return grey
+        if (top, bottom, left, right) == before:
+            break
+    return grey.crop((left, top, right, bottom))
+
+
+def _constant_lines(pixels: np.ndarray) -> int:
+    """Return the number of first rows that have the brightness of the outermost one."""
+    if not pixels.size:
+        return 0
+    brightness = float(np.median(pixels[0]))
+    step = 16  # rows looked at together; most images have no frame
+    for start in range(0, len(pixels), step):
+        near = np.abs(pixels[start : start + step].astype(np.int16) - brightness) <= TOLERANCE
+        constant = near.mean(axis=1) >= MIN_CONSTANT
+        if not constant.all():
+            return start + int(np.argmin(constant))
+    return len(pixels)

@@ -1,0 +1,222 @@
+"""Parts of a learner that users bring: their own loss, and learners that fastai's `vision_learner` made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from fastai.callback.core import Callback
+from fastai.data.transforms import Normalize
+from fastai.learner import Learner, Metric
+from fastai.metrics import accuracy
+from fastai.optimizer import Optimizer
+from torch import nn
+
+from covid_fastai.errors import UsageError
+from covid_fastai.model.weights import ARCHITECTURES, Weights
+
+__all__ = [
+    "LossOfLogits",
+    "OwnParts",
+    "check_loss",
+    "check_optimiser",
+    "describe_part",
+    "history_of_recorder",
+    "weights_of_vision_learner",
+]
+
+UNFROZEN = "unfrozen"  # the phase of `fit` in which all layers are trained
+EXAMPLE = [[2.0, -1.0], [0.5, 0.25]]  # logits of two images, for two classes; more classes get 0
+
+
+@dataclass(frozen=True)
+class OwnParts:
+    """What a caller brings to a training as code, which has no place in a `TrainConfig`; see `build_learner`.
+
+    Attributes:
+        callbacks: fastai callbacks.
+        loss_func: A loss of logits.
+        metrics: Metrics of the history.
+        opt_func: An optimiser.
+        augmentation: Transforms in place of a named augmentation; None for that of the options.
+    """
+
+    callbacks: Sequence[Callback] = ()
+    loss_func: Callable[..., Any] | None = None
+    metrics: Sequence[Any] | Any = accuracy
+    opt_func: Callable[..., Any] | None = None
+    augmentation: Sequence[Any] | None = None
+
+    @classmethod
+    def take(cls, options: dict[str, Any], *, resuming: bool, **parts: Any) -> OwnParts:
+        """Return the parts, and take transforms out of the options.
+
+        Args:
+            options: The options of a training; `augmentation` may hold transforms, which become `"none"` there, since
+                config.json cannot hold code, or are left out in a run that keeps its own options.
+            resuming: Whether the run was begun before.
+            **parts: The other attributes.
+
+        Raises:
+            UsageError: `opt_func` is not an optimiser.
+        """
+        check_optimiser(parts.get("opt_func"))
+        transforms = options.get("augmentation", "")
+        if isinstance(transforms, str):
+            return cls(**parts)
+        options.pop("augmentation")
+        if not resuming:
+            options["augmentation"] = "none"
+        return cls(**parts, augmentation=transforms)
+
+    @property
+    def of_loaders(self) -> dict[str, Any]:
+        """The arguments of `build_dataloaders`."""
+        return {} if self.augmentation is None else {"augmentation": self.augmentation}
+
+    @property
+    def of_learner(self) -> dict[str, Any]:
+        """The arguments of `build_learner`."""
+        parts = {"callbacks": self.callbacks, "loss_func": self.loss_func}
+        return {**parts, "metrics": self.metrics, "opt_func": self.opt_func}
+
+
+class LossOfLogits(nn.Module):
+    """A loss of logits that has no activation of its own, with the softmax that the package's predictions need.
+
+    Args:
+        loss: A function of logits `(n, classes)` and targets `(n,)` that returns a number.
+    """
+
+    def __init__(self, loss: Callable[..., torch.Tensor]):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Return the loss."""
+        return self.loss(logits, targets, **options)
+
+    def activation(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the probabilities."""
+        return logits.softmax(dim=-1)
+
+    def decodes(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return the index of the most probable class."""
+        return probabilities.argmax(dim=-1)
+
+
+def check_loss(loss_func: Callable[..., torch.Tensor], *, classes: int, device: Any = "cpu") -> Callable:
+    """Return a loss that `build_learner` can use, or raise.
+
+    Args:
+        loss_func: A loss of logits `(n, classes)` and class indices `(n,)`, such as fastai's `FocalLossFlat()` or
+            `torch.nn.functional.cross_entropy`.
+        classes: Number of classes.
+        device: Where its weights are.
+
+    Returns:
+        The loss, with `activation` and `decodes`.
+
+    Raises:
+        UsageError: It cannot be computed, is no single number, or its activation is not the softmax, so that its
+            outputs would not be the probabilities of the classes.
+    """
+    hint = "Give a loss of logits (n, classes) and class indices (n,), such as FocalLossFlat()."
+    if not callable(loss_func) or isinstance(loss_func, type):
+        raise UsageError(f"loss_func={loss_func!r} is not a loss: it cannot be called.", hint=f"{hint} With brackets.")
+    logits = torch.zeros(len(EXAMPLE), classes, device=device)
+    logits[:, :2] = torch.tensor(EXAMPLE, device=device)
+    targets = torch.tensor([0, 1], device=device)
+    try:
+        value = loss_func(logits.clone().requires_grad_(), targets)
+    except Exception as error:  # a user's function may raise anything
+        raise UsageError(f"loss_func={describe_part(loss_func)} cannot be computed: {error}.", hint=hint) from error
+    if not isinstance(value, torch.Tensor) or value.ndim or not bool(value.isfinite()):
+        raise UsageError(f"loss_func={describe_part(loss_func)} returns {value!r}, not one finite number.", hint=hint)
+    activation = getattr(loss_func, "activation", None)
+    if activation is None:
+        return LossOfLogits(loss_func)
+    if not torch.allclose(torch.as_tensor(activation(logits)), logits.softmax(-1), atol=1e-5):  # guard: own_activation
+        raise UsageError(
+            f"The activation of loss_func={describe_part(loss_func)} is not the softmax over the classes, so that its "
+            "outputs are not probabilities of classes that exclude each other.",
+            hint=hint,
+        )
+    return loss_func
+
+
+def check_optimiser(opt_func: Callable[..., Any] | None) -> None:
+    """Raise before a training whose checkpoints could not hold the optimiser's state.
+
+    Args:
+        opt_func: Makes the optimiser; None for the package's own.
+
+    Raises:
+        UsageError: It makes no optimiser of fastai, such as an `OptimWrapper`.
+    """
+    made = None if opt_func is None else opt_func([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    if made is not None and not isinstance(made, Optimizer):
+        raise UsageError(
+            f"opt_func={describe_part(opt_func)} makes a {type(made).__name__}, whose state cannot be saved to resume "
+            "the run.",
+            hint="Use an optimiser of fastai, such as SGD or ranger, or the single steps: fit(learn, out=None).",
+        )
+
+
+def describe_part(part: Any) -> str:
+    """Return the name of a loss, metric, optimiser or transform."""
+    if isinstance(part, partial):
+        options = ", ".join(f"{name}={describe_part(value)}" for name, value in part.keywords.items())
+        return f"{describe_part(part.func)}({options})"
+    name = part.name if isinstance(part, Metric) else getattr(part, "__name__", None)
+    return str(part) if isinstance(part, (bool, int, float, str)) else name or type(part).__name__
+
+
+def weights_of_vision_learner(learn: Learner) -> tuple[str, Weights] | None:
+    """Return the architecture and the facts about the initial weights of a learner of fastai's `vision_learner`.
+
+    Args:
+        learn: Any learner.
+
+    Returns:
+        The name of the architecture and the facts; None for a learner that was made in another way, has another
+        architecture, or does not normalise its images once.
+    """
+    arch = getattr(learn, "arch", None)
+    name = getattr(arch, "__name__", "") if callable(arch) else str(arch or "")
+    steps = [step for step in learn.dls.valid.after_batch.fs if isinstance(step, Normalize)]
+    if name not in ARCHITECTURES or len(steps) != 1:
+        return None
+    mean, std = (float(value.mean()) for value in (steps[0].mean, steps[0].std))
+    pretrained = bool(getattr(learn, "pretrained", False))
+    origin = "fastai vision_learner" + (", weights of torchvision" if pretrained else "")
+    facts = {"mean": mean, "std": std, "origin": origin, "sha256": "", "arch": name}
+    return name, Weights("imagenet" if pretrained else "random", None, **facts)
+
+
+def history_of_recorder(learn: Learner) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Return the history and the steps that fastai's recorder holds of the last training, as `fit` returns them.
+
+    Args:
+        learn: A learner.
+
+    Returns:
+        `history` and `steps`, whose seconds are unknown; None if there was no training.
+    """
+    recorder: Any = getattr(learn, "recorder", None)
+    # a prediction adds a row without a training loss
+    values = [row for row in getattr(recorder, "values", ()) if len(row) and None not in list(row)]
+    if not values:
+        return None
+    names = [str(name) for name in recorder.metric_names[1:-1]]  # without epoch and time
+    history = pd.DataFrame([[float(value) for value in row] for row in values], columns=names)
+    history.insert(0, "epoch", range(1, len(history) + 1))
+    history.insert(0, "phase", UNFROZEN)
+    losses = [float(loss) for loss in recorder.losses]
+    rates = [float(rate) for rate in recorder.lrs]
+    steps = pd.DataFrame({"step": range(1, len(losses) + 1), "phase": UNFROZEN})
+    return history.assign(seconds=float("nan")), steps.assign(learning_rate=rates, train_loss=losses)
