@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import threading
 from pathlib import Path
 
@@ -481,6 +482,43 @@ def test_a_worker_that_ended_while_it_was_idle_costs_no_file(small_model, monkey
         process.kill()
         process.join(10)
         assert workers.predict(b"P5 64 64 255\n", maps=False).status == "unreadable"
+    finally:
+        workers.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="POSIX only")
+def test_a_worker_that_ends_before_it_reads_costs_no_file(small_model):
+    """The file lies in the pipe of a stopped process that is then killed."""
+    options = {"number": 1, "seconds": 60, "memory": 2 << 30, "max_pixels": 10**6}
+    workers = Workers(small_model, fingerprint=fingerprint_of(small_model), **options)
+    try:
+        (worker,) = workers._all
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        killer = threading.Timer(0.5, worker.process.kill)
+        killer.start()
+        assert workers.predict(b"P5 64 64 255\n", maps=False).status == "unreadable"
+        assert not worker.process.is_alive()
+    finally:
+        workers.close()
+
+
+def test_a_file_that_no_worker_lives_to_read_is_given_up(small_model, monkeypatch):
+    """For example one that takes more memory than the process may have while it is received."""
+    options = {"number": 1, "seconds": 60, "memory": 2 << 30, "max_pixels": 10**6}
+    workers = Workers(small_model, fingerprint=fingerprint_of(small_model), **options)
+    asked = []
+
+    def end_first(worker, *arguments, **more):
+        asked.append(worker)
+        worker.process.kill()
+        worker.process.join(10)
+        return predict(worker, *arguments, **more)
+
+    predict = type(next(iter(workers._all))).predict
+    monkeypatch.setattr(type(next(iter(workers._all))), "predict", end_first)
+    try:
+        answer = workers.predict(b"P5 64 64 255\n", maps=False)
+        assert (answer.status, answer.reason) == ("failed", workers_module.UNREAD) and len(asked) == 2
     finally:
         workers.close()
 

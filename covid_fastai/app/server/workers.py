@@ -28,6 +28,7 @@ START_SECONDS = 120  # to load the model, which takes 1 to 2 seconds and ten tim
 IDLE_SECONDS = 30  # until a process is idle that replaces a lost one
 RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0  # before another try to start a process, doubled after each
 MAX_ANSWER_BYTES = 16 << 20  # two images of 640 pixels have about 1 MiB
+UNREAD = "The worker process ended before it had read the file."
 Message = TypeVar("Message")
 ANSWER: TypeAdapter[ImageAnswer] = TypeAdapter(ImageAnswerWithMaps | ImageAnswer)
 
@@ -86,11 +87,11 @@ class Workers:
         Raises:
             UnavailableError: No process could be started, or the server is shutting down.
         """
-        while True:
+        for _ in range(self.number + 1):  # all of them may have ended at once
             worker = self._take()
             try:
                 answer = worker.predict(content, maps=maps, seconds=self._seconds)
-            except _EndedWhileIdle:  # guard: ended_idle
+            except _EndedBeforeReading:  # guard: ended_idle
                 worker.end()
             except _WorkerLost as error:  # guard: lost_worker
                 worker.end()
@@ -98,6 +99,7 @@ class Workers:
             else:
                 self._idle.put(worker)
                 return answer
+        return answer_without_prediction("failed", UNREAD)
 
     def close(self) -> None:
         """End all processes."""
@@ -153,8 +155,8 @@ class _WorkerLost(Exception):
     """A worker process gave no valid answer; the argument is the reason, a sentence for the client."""
 
 
-class _EndedWhileIdle(Exception):
-    """A worker process had ended before it was given the file, which is not the cause."""
+class _EndedBeforeReading(_WorkerLost):
+    """A worker process ended before it had read the file, which is not the cause."""
 
 
 class _Worker:
@@ -184,7 +186,7 @@ class _Worker:
             try:
                 self._connection.send_bytes(json.dumps({"maps": maps}).encode())
             except OSError as error:
-                raise _EndedWhileIdle from error
+                raise _EndedBeforeReading(UNREAD) from error
             self._connection.send_bytes(content)
             # validated here too, since a malicious file could have taken over the process that sends the answer
             return ANSWER.validate_json(self._connection.recv_bytes(MAX_ANSWER_BYTES))
@@ -217,6 +219,8 @@ class _Worker:
                 reason = f"The prediction took longer than {seconds:g} seconds."
             elif isinstance(error, ValueError):
                 reason = "The worker process gave an invalid answer."
+            elif isinstance(error, ConnectionError):  # it left bytes unread; after the last one, this is an EOFError
+                raise _EndedBeforeReading(UNREAD) from error
             else:
                 self.process.join(1)
                 reason = "The worker process ended; the image was probably too large."
