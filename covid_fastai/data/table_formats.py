@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, cast
 
 from covid_fastai.data.archives import unpack_command
 from covid_fastai.errors import CovidFastaiError, DataError, UnavailableError
@@ -37,6 +37,8 @@ HEAD = 4096  # bytes that show the format
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".parquet", ".feather")
 COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 LARGEST = 1 << 30  # bytes of what is unpacked in memory
+# Text that is unpacked while it is read: tables shrink to a tenth, and a few KB can hold gigabytes of short rows.
+MOST_EXPANDED, UNCHECKED = 100, 64 << 20  # times the size of the file; bytes that any file may have
 MAX_LAYERS = 3  # of compression, such as a .gz in a .xz
 COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
@@ -215,6 +217,8 @@ def _recognise(file: BinaryIO, path: Path, opened: contextlib.ExitStack) -> tupl
         file = opened.enter_context(_decompress(file, name, path))
         compression.append(name)
     reader = _reader_of(head)
+    if reader == "text" and compression:
+        file = opened.enter_context(io.BufferedReader(_Expanding(file, path), 1 << 16))
     if reader != "text" and compression:  # these formats are read from several places of the file
         try:
             content = file.read(LARGEST + 1)
@@ -264,6 +268,27 @@ def _decompress(file: BinaryIO, name: str, path: Path) -> BinaryIO:
         ) from None
     stream = pyarrow.CompressedInputStream(file, "lz4" if name == "lz4" else "zstd")
     return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream), 1 << 16))
+
+
+class _Expanding(io.RawIOBase):
+    """What a compressed text holds, up to a limit that no table of images reaches."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self._file, self._path, self._bytes = file, path, 0
+        self._most = max(UNCHECKED, MOST_EXPANDED * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = cast(io.BufferedReader, self._file).readinto(buffer)
+        self._bytes += size
+        if self._bytes > self._most:  # guard: expanding_text
+            raise DataError(
+                f"{self._path} unpacks to more than {MOST_EXPANDED} times its size.",
+                hint="Check that it is a table with one row per image, and decompress it first.",
+            )
+        return size
 
 
 def _reader_of(head: bytes) -> Reader:

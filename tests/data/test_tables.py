@@ -545,6 +545,19 @@ def test_what_unpacks_to_more_than_a_table_is_refused(tmp_path, monkeypatch):
             read_table(tmp_path / name, problems=ProblemLog())
 
 
+@pytest.mark.parametrize("rows", [b"a,N\n", b"\n", b"a,N,1\n"], ids=["short", "empty", "ragged"])
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_table_of_endless_short_rows_is_refused(tmp_path, monkeypatch, rows, compress):
+    monkeypatch.setattr(table_formats, "UNCHECKED", 1000)
+    (tmp_path / "t.csv").write_bytes(compress(b"image,label\n" + rows * 50_000))
+    with pytest.raises(DataError, match="more than 100 times its size") as caught:
+        read_table(tmp_path / "t.csv", problems=ProblemLog())
+    assert "decompress it" in caught.value.hint
+    names = "".join(f"images/{number:05}.png,{'NP'[number % 3 == 0]}\n" for number in range(5000))
+    (tmp_path / "t.csv").write_bytes(compress(f"image,label\n{names}".encode()))
+    assert len(read_table(tmp_path / "t.csv", problems=ProblemLog())) == 5000
+
+
 def test_a_quotation_mark_that_is_never_closed_is_named(tmp_path):
     """Without a separator in its first line, the file has one row; found by fuzzing."""
     (tmp_path / "t.csv").write_text('"n\n,\n,$,label\n,O,1\n')
