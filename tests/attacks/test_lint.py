@@ -1,4 +1,7 @@
-"""Calls that no code here may contain: reading pickles, executing read text, unpacking archives, contacting hosts."""
+"""Calls that no code here may contain.
+
+Reading pickles, executing read text, unpacking archives, contacting hosts; deciding by a clock that can be set back.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +68,24 @@ def test_no_unsafe_loading():
 )
 def test_the_lint_detects_unsafe_calls(line):
     assert unsafe(ast.parse(line)) and unsafe(ast.parse(line), audited=True, packaged=False)
+
+
+WALL_CLOCK = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today")}
+# The time of an event in the record, of a report, and in the name of a new run, all of which are only shown.
+SHOWN_TIMES = {"covid_fastai/files.py": 2, "covid_fastai/reporting/html.py": 1}
+
+
+def wall_clocks(tree: ast.AST) -> int:
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    named = [(call.value, call.attr) for call in calls if isinstance(call, ast.Attribute)]
+    return sum((getattr(owner, "id", getattr(owner, "attr", "")), name) in WALL_CLOCK for owner, name in named)
+
+
+def test_a_clock_that_is_set_back_decides_nothing():
+    found = {path.relative_to(ROOT).as_posix(): path for path in FILES if path.is_relative_to(ROOT / "covid_fastai")}
+    counts = {name: wall_clocks(ast.parse(path.read_text(encoding="utf-8"))) for name, path in found.items()}
+    assert {name: count for name, count in counts.items() if count} == SHOWN_TIMES
+    assert wall_clocks(ast.parse("time.time() - start; datetime.datetime.now()")) == 2
 
 
 def test_tests_cannot_reach_another_host():
