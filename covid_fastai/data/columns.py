@@ -11,7 +11,7 @@ import pandas as pd
 from covid_fastai.data.image_files import has_image_suffix
 from covid_fastai.data.left_out_columns import explain_left_out, left_out_of
 from covid_fastai.data.projections import is_unstated
-from covid_fastai.data.tasks import fold_text
+from covid_fastai.data.tasks import fold_label, fold_text
 from covid_fastai.errors import DataError
 
 __all__ = [
@@ -155,6 +155,10 @@ def choose_columns(
             content = {"path": "the image files", "label": "the labels"}.get(role, f"the {role}")
             named = any(map(is_usual_name, table.columns))
             advice = "" if named else " If these are values, write a first line with the names of the columns."
+            if role == "label" and (findings := _finding_columns(table)):  # guard: finding_columns
+                listed = ", ".join(map(repr, findings))
+                advice += f" Each of these has 1, 0, -1 or blanks: {listed}. If they are findings, name those of the "
+                advice += "task with `label_columns`."
             raise DataError(
                 f"{where} has no column that is known to hold {content}.",
                 hint=f"Name it with `{role}_column`. {list_columns(table)}{advice}",
@@ -163,6 +167,12 @@ def choose_columns(
     if guessed:
         logger.info("Columns of %s, found by their names: %s.", where, ", ".join(guessed))
     return chosen
+
+
+def _finding_columns(table: pd.DataFrame) -> list[str]:
+    """Return the columns that say of each row whether it has a finding."""
+    values = {str(name): {fold_label(value) for value in column.unique()} for name, column in table.items()}
+    return [name for name, found in values.items() if "1" in found and found <= {"1", "0", "-1", ""}]
 
 
 def _find_column(table: pd.DataFrame, role: str, chosen: Mapping[str, str | None], *, where: str) -> str | None:

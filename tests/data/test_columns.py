@@ -125,3 +125,14 @@ def test_a_first_line_of_values_is_suspected_where_no_name_is_usual():
     with pytest.raises(DataError, match="known to hold the image files") as caught:
         choose_columns(pd.DataFrame({"a1": ["b2"], "yes": ["no"]}), {}, where="t.csv")
     assert "If these are values, write a first line with the names of the columns." in caught.value.hint
+
+
+def test_columns_of_findings_are_named_where_no_column_has_the_labels():
+    columns = {"path": ["a.png", "b.png"], "age": ["1", "57"], "No Finding": ["1.0", ""], "Pneumonia": ["", "-1.0"]}
+    with pytest.raises(DataError, match="no column that is known to hold the labels") as caught:
+        choose_columns(pd.DataFrame({**columns, "Edema": ["0", "True"]}), {}, where="t.csv")
+    hint = "'No Finding', 'Edema'. If they are findings, name those of the task with `label_columns`."
+    assert hint in caught.value.hint
+    with pytest.raises(DataError) as caught:
+        choose_columns(pd.DataFrame({"path": ["a.png"], "age": ["57"]}), {}, where="t.csv")
+    assert "label_columns" not in caught.value.hint
