@@ -58,9 +58,10 @@ def describe_frame(pixels: np.ndarray, outside: np.ndarray | None = None) -> np.
     tiles, used = _cut_tiles(pixels, outside)
     if np.count_nonzero(used) < FEWEST_BLOCKS:
         return np.full(len(FEATURES), np.nan)
-    values, seen = tiles.astype(np.float64), used.repeat(BLOCK, axis=1).repeat(BLOCK, axis=2)
+    # differences of 16-bit integers are exact, and faster than those of floats
+    values, seen = tiles.astype(np.int16), used.repeat(BLOCK, axis=1).repeat(BLOCK, axis=2)
     return np.r_[
-        _describe_blocks(values, used),
+        _describe_blocks(tiles.astype(np.float32), used),
         _describe_noise(values, seen),
         _blockiness(values, seen),
         _describe_levels(tiles[seen].astype(int)),
@@ -125,7 +126,7 @@ def _describe_blocks(tiles: np.ndarray, used: np.ndarray) -> np.ndarray:
     count, side = len(tiles), tiles.shape[1] // BLOCK
     blocks = tiles.reshape(count, side, BLOCK, side, BLOCK).swapaxes(2, 3)[used]
     coefficients = dctn(blocks, axes=(1, 2), norm="ortho")
-    power = (coefficients**2).mean(axis=0)
+    power = np.square(coefficients).mean(axis=0, dtype=np.float64)
     row, column = np.indices((BLOCK, BLOCK))
     ring = np.ceil(np.hypot(row, column) / np.hypot(BLOCK - 1, BLOCK - 1) * RINGS).astype(int)  # 0: the block's mean
     rings = [power[ring == number] for number in range(1, RINGS + 1)]
@@ -147,9 +148,10 @@ def _describe_noise(tiles: np.ndarray, seen: np.ndarray) -> np.ndarray:
     rows, columns = _second_differences(tiles)
     # of blocks, the four corners of 3 x 3 pixels lie in all that the nine lie in
     around = seen[:, 2:, 2:] & seen[:, 2:, :-2] & seen[:, :-2, 2:] & seen[:, :-2, :-2]
-    noise = np.diff(np.diff(tiles, 2, axis=1), 2, axis=2)[around]
-    variance = noise.var() + SMALLEST_POWER
-    kurtosis = np.log1p(((noise - noise.mean()) ** 4).mean() / variance**2)
+    noise = np.diff(np.diff(tiles, 2, axis=1), 2, axis=2)[around].astype(np.float64)
+    squares = np.square(noise - noise.mean())
+    variance = squares.mean() + SMALLEST_POWER
+    kurtosis = np.log1p(np.square(squares).mean() / variance**2)
     down, across = seen[:, 2:] & seen[:, :-2], seen[:, :, 2:] & seen[:, :, :-2]
     apart = [
         np.abs(tiles[:, 2:] - tiles[:, :-2])[down].mean() - np.abs(rows[around]).mean(),
