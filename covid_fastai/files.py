@@ -59,8 +59,8 @@ UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.part", re.DOTALL)  # the name of an
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 # What spreadsheets take for a formula or a command, also in full width and after what they skip; a sign alone is none.
 SKIPPED = r"[^\S\t\r\n]|[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
-FORMULA = re.compile(rf"(?:{SKIPPED})*[=+\-@\uff1d\uff0b\uff0d\uff20]")
-INNER_FORMULA = re.compile(rf'(?:"|{SKIPPED})*[=+\-@\uff1d\uff0b\uff0d\uff20]')
+FORMULA = re.compile(rf"(?:{SKIPPED})*+[=+\-@\uff1d\uff0b\uff0d\uff20]")
+INNER_FORMULA = re.compile(rf'(?:"|{SKIPPED})*+[=+\-@\uff1d\uff0b\uff0d\uff20]')
 # A spreadsheet may begin a new cell there, whatever stands in quotation marks: where the comma is the decimal sign, its
 # separator is ;
 CELL_ENDS = re.compile(r"([;\t\r\n])")

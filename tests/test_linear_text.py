@@ -9,6 +9,7 @@ import pytest
 from covid_fastai.data.delimited import _split_line
 from covid_fastai.data.labels import _quoted_list
 from covid_fastai.data.workbooks import _check_formulas
+from covid_fastai.files import escape_cell, unescape_cell
 from covid_fastai.model.hub import add_license
 from covid_fastai.reporting.glossary import words_used
 
@@ -17,6 +18,9 @@ READERS = {
     "quotation marks in a line": (lambda n: n * '" ', _split_line),
     "an open list of labels": (lambda n: "['" + n * "\\'" + "]", _quoted_list),
     "open cells of a sheet": (lambda n: n * b"<c ", lambda text: _check_formulas(text, path=None, title="")),
+    # both a blank and a control character; found by fuzzing
+    "skipped characters of a cell": (lambda n: "a\t" + n * "\x1d" + "'", unescape_cell),
+    "skipped characters at the start of a cell": (lambda n: n * "\x1d" + "a", escape_cell),
     "open tags of a page": (lambda n: n * "<p ", words_used),
     "a model card": (
         lambda n: f"---\ntags: [a]\n{n * chr(10)}---\n{n * '---x'}",
