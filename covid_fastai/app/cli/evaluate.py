@@ -230,6 +230,9 @@ def runs(
     if as_json:
         print_json(table.to_dict("records"))
         return
+    if table.empty:
+        echo(f"There is no run in {root}. A training writes one: covid-fastai train DATA, or covid-fastai demo.")
+        return
     shown = table.assign(
         n=[f"{n} {unit}s" if n else MISSING for n, unit in zip(table["n"], table["unit"], strict=True)]
     )
