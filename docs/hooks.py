@@ -32,7 +32,7 @@ PAGES = {
     "benchmarks/adversary.md": "adversary.md",
     "benchmarks/copies.md": "copies.md",
 }
-COPIED = ("nbs/[0-9]*.ipynb", "nbs/images/*.png", "benchmarks/*.png", "benchmarks/*.csv", "CITATION.cff")
+COPIED = ("nbs/[0-9]*.ipynb", "benchmarks/*.png", "benchmarks/*.csv", "CITATION.cff")
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 
 

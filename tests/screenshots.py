@@ -2,7 +2,8 @@
 
     python -m tests.screenshots OUT [--run RUN]
 
-trains the demo, or takes another run, and writes WebP files and a print into OUT. Needs Chromium.
+trains the demo, or takes a run, and writes what a window shows at first into OUT as WebP, and whole pages and a print
+into OUT/whole. Needs Chromium. `cp OUT/*.webp docs/images` renews the documentation's pictures, which are of the demo.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import base64
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from tests.app.cli.test_serve import serving
 from tests.app.server.browser import Page, find_chromium, open_browser
@@ -20,14 +22,14 @@ __all__ = ["main", "take_page", "take_report"]
 
 WINDOWS = {1200: {"width": 1200, "height": 900}, 390: {"width": 390, "height": 844, "phone": True}}
 SCHEMES = {"light": False, "dark": True}
-MANY = 25  # files of one upload
+TO_CLASSIFY = {"COVID-19": 12, "Normal": 13}  # drawings of one upload, one of each patient
 TALLEST = 7000  # CSS pixels of one file: WebP ends at 16,383 pixels, of which a phone has two for each
 QUALITY = 75  # of WebP
 CLASSIFIED = "document.getElementById('status').textContent.includes(' classified.')"
 
 
 def take_report(browser: Page, report: Path, out: Path) -> list[Path]:
-    """Take screenshots of the whole report with its tables folded, and print it.
+    """Take screenshots of a report with its tables folded, and print it.
 
     Args:
         browser: The browser.
@@ -40,10 +42,11 @@ def take_report(browser: Page, report: Path, out: Path) -> list[Path]:
     files = []
     for width, scheme in product(WINDOWS, SCHEMES):
         browser.go(report.resolve().as_uri(), dark=SCHEMES[scheme], **WINDOWS[width])
-        files += _take(browser, out / f"report-{width}-{scheme}")
+        files += [_take_window(browser, out / f"report-{width}-{scheme}.webp")]
+        files += _take_whole(browser, out / "whole" / f"report-{width}-{scheme}")
     browser.go(report.resolve().as_uri())
     printed = browser.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)
-    files.append(out / "report.pdf")
+    files.append(out / "whole" / "report.pdf")
     files[-1].write_bytes(base64.b64decode(printed["data"]))
     return files
 
@@ -67,25 +70,36 @@ def take_page(browser: Page, address: str, images: list[Path], out: Path) -> lis
             browser.choose("#files", chosen)
             browser.run("document.querySelector('#upload button').click()")
             browser.wait_for(CLASSIFIED, seconds=120)
-            number = "" if len(chosen) == 1 else f"-{len(chosen)}-files"
-            files += _take(browser, out / f"page{number}-{width}-{scheme}")
+            if len(chosen) == 1:
+                files += [_take_window(browser, out / f"page-{width}-{scheme}.webp", at="#results")]
+            files += _take_whole(browser, out / "whole" / f"page-{len(chosen)}-{width}-{scheme}")
     return files
 
 
-def _take(browser: Page, stem: Path) -> list[Path]:
-    """Write what a window shows at first as `stem`, and the whole document as parts with numbers."""
-    browser.run("window.scrollTo(0, 0)")
+def _take_window(browser: Page, file: Path, *, at: str = "body") -> Path:
+    """Write what the window shows of a page that is scrolled to an element."""
     browser.wait_for("Array.from(document.images).every((image) => image.complete)")
+    browser.run(f"document.querySelector({at!r}).scrollIntoView()")
+    return _capture(browser, file)
+
+
+def _take_whole(browser: Page, stem: Path) -> list[Path]:
+    """Write the whole page, in parts with numbers where it is tall."""
+    browser.wait_for("Array.from(document.images).every((image) => image.complete)")
+    browser.run("window.scrollTo(0, 0)")
     width, height = browser.run("[document.documentElement.clientWidth, document.documentElement.scrollHeight]")
-    first = browser.run("window.innerHeight")
-    parts = [(stem.with_suffix(".webp"), 0, first)]
+    files = []
     for number, top in enumerate(range(0, height, TALLEST), 1):
-        parts.append((stem.with_name(f"{stem.name}-whole-{number}.webp"), top, min(TALLEST, height - top)))
-    for file, top, tall in parts:
-        clip = {"x": 0, "y": top, "width": width, "height": tall, "scale": 1}
-        options = {"format": "webp", "quality": QUALITY, "captureBeyondViewport": True, "clip": clip}
-        file.write_bytes(base64.b64decode(browser.call("Page.captureScreenshot", **options)["data"]))
-    return [file for file, *_ in parts]
+        clip = {"x": 0, "y": top, "width": width, "height": min(TALLEST, height - top), "scale": 1}
+        file = stem.with_name(f"{stem.name}-{number}.webp")
+        files.append(_capture(browser, file, captureBeyondViewport=True, clip=clip))
+    return files
+
+
+def _capture(browser: Page, file: Path, **options: Any) -> Path:
+    picture = browser.call("Page.captureScreenshot", format="webp", quality=QUALITY, **options)
+    file.write_bytes(base64.b64decode(picture["data"]))
+    return file
 
 
 def train_demo(out: Path) -> Path:
@@ -98,6 +112,17 @@ def train_demo(out: Path) -> Path:
     return Path(train_classifier(data, out=out / "run", quiet=True, seed=0, **DEMO).path)
 
 
+def draw_radiographs(folder: Path) -> list[Path]:
+    """Draw radiographs that a model of the demo has not seen, one of each patient."""
+    from covid_fastai import read_cohort
+    from covid_fastai.data.phantom import write_phantom
+
+    if not folder.exists():
+        write_phantom(folder, patients=TO_CLASSIFY, image_size=256, severity=1.5, seed=1)
+    cohort = read_cohort(folder)
+    return [Path(path) for path in cohort.drop_duplicates("patient")["path"]]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Write all files, and print their names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -106,12 +131,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if find_chromium() is None:
         sys.exit("No Chromium is installed.")
-    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "whole").mkdir(parents=True, exist_ok=True)
     run = options.run or train_demo(options.out / "demo")
-    from covid_fastai import read_run
-
-    cohort = read_run(run).cohort
-    images = [Path(path) for path in cohort.loc[cohort["split"] == "valid", "path"].head(MANY)]
+    images = draw_radiographs(options.out / "to-classify")
     with open_browser() as browser, serving(run / "model", "--per-minute", "0") as (port, _):
         files = take_report(browser, run / "report.html", options.out)
         files += take_page(browser, f"http://127.0.0.1:{port}/", images, options.out)

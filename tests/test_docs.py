@@ -57,6 +57,18 @@ def test_links_in_the_repository_resolve():
                 assert on_site, f"{name}: {link} is no page of the site"
 
 
+def test_the_pictures_are_those_of_the_screenshots_and_small():
+    shown = {
+        name for path in DOCS.glob("*.md") for name in re.findall(r"\]\((images/[^)]+)\)", path.read_text("utf-8"))
+    }
+    widths, schemes = (1200, 390), ("light", "dark")  # as tests/screenshots.py has them
+    expected = {
+        f"images/{of}-{width}-{scheme}.webp" for of in ("report", "page") for width in widths for scheme in schemes
+    }
+    assert shown == expected == {path.relative_to(DOCS).as_posix() for path in (DOCS / "images").iterdir()}
+    assert all((DOCS / name).stat().st_size < 150_000 for name in expected)
+
+
 def test_the_readme_is_short():
     assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").split()) <= 900
 

@@ -142,6 +142,13 @@ def test_wrong_images_have_the_map_of_the_saved_model_beside_them(run_folder, co
     assert without["cases"] and not without["has_maps"]
 
 
+def test_a_map_without_a_region_is_said_to_be_empty(run_folder, monkeypatch):
+    run = read_run(run_folder)
+    assert not any(case["is_empty"] for case in describe_cases(run.metrics, run.folder)["cases"])
+    monkeypatch.setattr("covid_fastai.reporting.cases.against_rest", lambda maps, targets: -abs(maps[:, 0]) - 1)
+    assert all(case["is_empty"] for case in describe_cases(run.metrics, run.folder)["cases"])
+
+
 def test_a_patient_in_training_and_held_out_is_an_alarm(copy):
     cohort = load_cohort(copy)
     cohort.loc[cohort["split"] == "train", "patient"] = cohort.loc[cohort["split"] == "valid", "patient"].iloc[0]
