@@ -11,9 +11,9 @@ from typing import Any
 import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
-from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
+from covid_fastai.figures import Figure
 from covid_fastai.files import atomic_write
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.plotting import as_data_uri, encode_figure
