@@ -71,7 +71,7 @@ def take_page(browser: Page, address: str, images: list[Path], out: Path) -> lis
             browser.run("document.querySelector('#upload button').click()")
             browser.wait_for(CLASSIFIED, seconds=120)
             if len(chosen) == 1:
-                files += [_take_window(browser, out / f"page-{width}-{scheme}.webp", at="#results")]
+                files += [_take_window(browser, out / f"page-{width}-{scheme}.webp", at="#status")]
             files += _take_whole(browser, out / "whole" / f"page-{len(chosen)}-{width}-{scheme}")
     return files
 

@@ -35,6 +35,8 @@ LAID_OUT = (
     "(selector) => [...document.querySelectorAll(selector)].filter((part) => part.getClientRects().length).length"
 )
 
+SIZE_OF = "parseFloat(getComputedStyle(document.querySelector('%s')).fontSize)"
+
 
 class Page(html.parser.HTMLParser):
     """The tags and texts of an HTML page."""
@@ -75,6 +77,8 @@ def test_a_print_has_all_tables_and_no_contents(copy):
         folded = browser.run("document.querySelectorAll('main details table').length")
         assert folded > 3 and browser.run(f"({LAID_OUT})('main details table')") == folded
         assert browser.run("document.documentElement.scrollWidth") <= 720
+        sizes = [browser.run(SIZE_OF % selector) for selector in ("main p", "main td", ".metrics dd", ".note")]
+        assert max(sizes) == sizes[0] < 16  # pixels: a table is not set larger than the text
 
 
 def test_the_page_is_self_contained_and_every_image_has_a_text(run_folder):
