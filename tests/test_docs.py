@@ -122,6 +122,10 @@ def test_the_site_is_built_and_its_links_lead_somewhere(tmp_path):
     options = (tmp_path / "options.html").read_text(encoding="utf-8")
     assert all(f"<code>{name}</code>" in options for name in TrainConfig.model_fields)
     assert "on_problem" in (tmp_path / "reference/data.html").read_text(encoding="utf-8")
+    # a section of several lines is one text, not a row per line
+    training = (tmp_path / "reference/training.html").read_text(encoding="utf-8")
+    returned = training.partition("cross_validate")[2].partition("Returns:")[2].partition("</table>")[0]
+    assert returned.count("<tr") == 2 and "of them together" in returned
 
 
 CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -238,6 +238,7 @@ def runs(
     )
     shown["95% interval"] = [format_interval(*bounds) for bounds in table[["low", "high"]].to_numpy()]
     shown[metric] = [format_metric(value) for value in table["value"]]
+    shown["verdict"] = table["verdict"].replace("", "not audited")
     print_table(
         shown[["run", "task", "arch", "started", "status", "verdict", metric, "95% interval", "n"]], title=str(root)
     )
