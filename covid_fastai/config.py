@@ -75,6 +75,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# what train_classifier and cross_validate take beside the fields of a config, for suggestions
+ARGUMENTS = ("config", "preset", "out", "resume", "callbacks", "loss_func", "metrics", "opt_func", "quiet")
+ARGUMENTS += ("folds", "repeats", "n_jobs")
+
+
 class TrainOptions(TypedDict, total=False):
     """The fields of `TrainConfig` as keyword arguments, for editors and type checkers."""
 
@@ -296,7 +301,7 @@ class TrainConfig(BaseModel):
             if name not in type(self).model_fields:
                 if hint := translate_name(name):
                     raise UsageError(f"There is no option {name!r}.", hint=hint)
-                near = difflib.get_close_matches(name, type(self).model_fields, n=1)
+                near = difflib.get_close_matches(name, [*type(self).model_fields, *ARGUMENTS], n=1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Options: {', '.join(type(self).model_fields)}."
                 raise UsageError(f"There is no option {name!r}.", hint=hint)
         try:

@@ -1,4 +1,4 @@
-"""Pages of the documentation that are made from other files: notebooks, Markdown files, options and recipes."""
+"""Pages of the documentation that are made from other files: notebooks, Markdown files, options, recipes and words."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mkdocs.structure.pages import Page
 from covid_fastai.config import TrainConfig
 from covid_fastai.data.recipes import list_recipes
 from covid_fastai.options import describe_option
+from covid_fastai.reporting.glossary import WORDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -31,7 +32,7 @@ PAGES = {
     "benchmarks/adversary.md": "adversary.md",
     "benchmarks/copies.md": "copies.md",
 }
-COPIED = ("nbs/[0-9]*.ipynb", "nbs/images/*.png", "benchmarks/*.png", "benchmarks/*.csv", "CITATION.cff")
+COPIED = ("nbs/[0-9]*.ipynb", "benchmarks/*.png", "benchmarks/*.csv", "CITATION.cff")
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 
 
@@ -57,7 +58,7 @@ def pages() -> dict[str, str]:
     made = {
         page: move_links((REPOSITORY / source).read_text(encoding="utf-8"), source) for source, page in PAGES.items()
     }
-    return made | {"options.md": describe_options(), "data-sets.md": describe_recipes()}
+    return made | {"options.md": describe_options(), "data-sets.md": describe_recipes(), "words.md": explain_words()}
 
 
 def move_links(text: str, source: str) -> str:
@@ -114,3 +115,16 @@ def describe_recipes() -> str:
         lines += [f"- Files: {recipe.files}.", f"- Source: {source}", f"- Citation: {recipe.citation}."]
         lines += [f"- Terms: {recipe.terms}", ""]
     return "\n".join(lines)
+
+
+def explain_words() -> str:
+    """Return the page of all words that reports explain, as Markdown."""
+    lines = [
+        "# Words used",
+        "",
+        "Reports and this documentation use these words. Each report explains those that it uses.",
+        "",
+    ]
+    return "\n".join(
+        [*lines, "| word | meaning |", "| --- | --- |"] + [f"| {word} | {WORDS[word][1]} |" for word in WORDS] + [""]
+    )

@@ -23,7 +23,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 IN_CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 CARDS = ("covid_fastai/model/cxr-resnet18.md", "covid_fastai/data/lungs.md")
 CARDS += ("covid_fastai/model/trained/pneumonia-children/README.md",)
-MADE = {"data-sets.md", "options.md", "reference/training.md"}  # pages of the site that docs/hooks.py makes
+MADE = {"data-sets.md", "options.md", "words.md", "reference/training.md"}  # pages of the site that docs/hooks.py makes
 
 
 def test_the_reference_lists_every_public_name():
@@ -55,6 +55,18 @@ def test_links_in_the_repository_resolve():
                 target = (REPOSITORY / name).parent.joinpath(link).resolve().relative_to(REPOSITORY).as_posix()
                 on_site = target.startswith("docs/") or f'"{target}": ' in hooks  # else `mkdocs build --strict` fails
                 assert on_site, f"{name}: {link} is no page of the site"
+
+
+def test_the_pictures_are_those_of_the_screenshots_and_small():
+    shown = {
+        name for path in DOCS.glob("*.md") for name in re.findall(r"\]\((images/[^)]+)\)", path.read_text("utf-8"))
+    }
+    widths, schemes = (1200, 390), ("light", "dark")  # as tests/screenshots.py has them
+    expected = {
+        f"images/{of}-{width}-{scheme}.webp" for of in ("report", "page") for width in widths for scheme in schemes
+    }
+    assert shown == expected == {path.relative_to(DOCS).as_posix() for path in (DOCS / "images").iterdir()}
+    assert all((DOCS / name).stat().st_size < 150_000 for name in expected)
 
 
 def test_the_readme_is_short():
@@ -110,6 +122,10 @@ def test_the_site_is_built_and_its_links_lead_somewhere(tmp_path):
     options = (tmp_path / "options.html").read_text(encoding="utf-8")
     assert all(f"<code>{name}</code>" in options for name in TrainConfig.model_fields)
     assert "on_problem" in (tmp_path / "reference/data.html").read_text(encoding="utf-8")
+    # a section of several lines is one text, not a row per line
+    training = (tmp_path / "reference/training.html").read_text(encoding="utf-8")
+    returned = training.partition("cross_validate")[2].partition("Returns:")[2].partition("</table>")[0]
+    assert returned.count("<tr") == 2 and "of them together" in returned
 
 
 CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")

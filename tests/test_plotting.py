@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from IPython.core.formatters import PNGFormatter
 from PIL import Image
 
+import covid_fastai
 from covid_fastai.errors import ResourceError
+from covid_fastai.figures import Figure
 from covid_fastai.plotting import (
     COLOURS,
     as_data_uri,
@@ -28,6 +32,18 @@ def draw() -> Figure:
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot([0, 1], [1, 0])
     return figure
+
+
+def test_notebooks_show_every_figure_of_the_package():
+    """Also before pyplot has made a figure, by which Jupyter learns to show those of matplotlib."""
+    assert PNGFormatter()(draw()).startswith(b"\x89PNG")
+    package = Path(covid_fastai.__file__).parent
+    others = [
+        path
+        for path in package.rglob("*.py")
+        if re.search(r"^from matplotlib.figure import|pyplot", path.read_text("utf-8"), re.M)
+    ]
+    assert [path.name for path in others] == ["figures.py"]
 
 
 def test_every_class_has_a_colour_and_the_seventh_that_of_the_first():

@@ -144,6 +144,8 @@ def _not_empty(paths: Iterable[str], source: str, reader: FolderReader | None = 
     for path in paths:
         empty = False
         yield path
+    if empty and os.path.isdir(source) and not os.listdir(source):
+        raise DataError(f"The folder {source} is empty.", hint="Give an image, or a folder or pattern of images.")
     if empty:
         left_out = "; ".join(reader.summary(source).values()) if reader is not None else ""
         raise DataError(

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from covid_fastai.audit.baseline_features import (
     Features,
@@ -29,6 +28,7 @@ from covid_fastai.errors import DataError
 from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric, format_p_value
 from covid_fastai.evaluation.metrics import evaluate_table
 from covid_fastai.evaluation.prediction_table import read_predictions
+from covid_fastai.figures import Figure
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Seed, checked
 from covid_fastai.plotting import COLOURS, GREY

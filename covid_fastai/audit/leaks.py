@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from covid_fastai.data.exploration import plot_pictures, shorten
 from covid_fastai.data.fingerprints import connect_pairs, duplicate_pairs, fingerprint_images
@@ -20,6 +19,7 @@ from covid_fastai.data.images import open_image
 from covid_fastai.data.patients import patient_key
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.formatting import ResultDisplay, format_metric
+from covid_fastai.figures import Figure
 from covid_fastai.options import WorkerCount, checked
 
 __all__ = ["LeakAudit", "find_leaks", "name_others", "plot_leak_groups"]

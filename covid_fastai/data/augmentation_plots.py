@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from fastai.torch_core import TensorImageBW, no_random
-from matplotlib.figure import Figure
 
 from covid_fastai.data.augmentation import augmentation
 from covid_fastai.data.cached_regions import region_pixels
 from covid_fastai.data.exploration import plot_pictures
 from covid_fastai.errors import DataError
+from covid_fastai.figures import Figure
 from covid_fastai.options import Augmentation, ImageSize, Region, Seed, TopK, checked
 
 __all__ = ["plot_augmentations"]

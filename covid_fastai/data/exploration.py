@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from covid_fastai.data.cohort import COHORT_COLUMNS, as_cohort
 from covid_fastai.data.images import describe_header, open_square
 from covid_fastai.errors import DataError, ImageError, UsageError
+from covid_fastai.figures import Figure
 from covid_fastai.options import Seed, checked
 from covid_fastai.plotting import COLOURS, class_colours
 

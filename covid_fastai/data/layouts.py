@@ -188,7 +188,14 @@ def find_data(data: str | os.PathLike | None) -> Path:
         )
     if path.is_file():
         check_not_archive(path)
+    elif RunFolder(path).is_run() or _holds_runs_only(path):
+        _refuse_runs(path)
     return path
+
+
+def _holds_runs_only(folder: Path) -> bool:
+    inside = [folder / name for name in _names_in(folder)]
+    return bool(inside) and all(RunFolder(path).is_run() for path in inside)
 
 
 def _coronahack_csv(folder: Path) -> Path | None:
@@ -384,6 +391,8 @@ def _only_table(root: Path, task: Task) -> Path:
         DataError: There is no table or there are several; the hint names what could be given in place of the folder.
     """
     entries = [entry for entry in scan_folder(str(root)) if is_visible(entry.name)]
+    if not os.listdir(root):
+        raise DataError(f"The folder {root} is empty.", hint="Give a table, or a folder with images or tables.")
     names = ", ".join([entry.name for entry in entries if is_folder(entry)][:8]) or "none"
     tables = list(map(str, _tables_in(root)))
     archives = [entry.path for entry in entries if is_archive_name(entry.name)]
@@ -414,8 +423,11 @@ def _refuse_runs(folder: Path) -> None:
         )
     inside = [path for path in sorted(folder.iterdir()) if RunFolder(path).is_run()]
     if inside:
-        listed = ", ".join(map(str, inside[:4]))
-        raise DataError(f"{folder} holds the folders of runs, not data.", hint=f"Give one run, such as {listed}.")
+        raise DataError(
+            f"{folder} holds the folders of runs, not data.",
+            hint="Give the data that they were trained on, or one of the runs to audit, validate, predict, export or "
+            f"serve, such as {inside[0]}.",
+        )
 
 
 def _tables_in(root: Path) -> list[Path]:

@@ -8,7 +8,6 @@ from typing import get_args
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from covid_fastai.data.exploration import plot_pictures, shorten
 from covid_fastai.data.image_inputs import as_image_list, name_image
@@ -16,6 +15,7 @@ from covid_fastai.data.images import Source, open_square
 from covid_fastai.data.lung_tables import LUNG_MEASURES, framing_of_lungs, sample_lungs
 from covid_fastai.data.lungs import MASK_SIZE, LungQuality, find_lungs
 from covid_fastai.errors import DataError
+from covid_fastai.figures import Figure
 from covid_fastai.options import TopK, checked
 from covid_fastai.plotting import COLOURS, class_colours
 

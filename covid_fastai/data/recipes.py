@@ -221,7 +221,8 @@ def suggest_recipe(data: object) -> Iterator[None]:
         recipe = recognise_recipe(data)
         if recipe is None:
             raise
-        known = f"This is {recipe.title}; recipe={recipe.name!r} reads it: {recipe.command(str(data))}"
+        given = ", ".join(f"{name}={value!r}" for name, value in {"recipe": recipe.name, **recipe.example}.items())
+        known = f"This is {recipe.title}. It is read with {given}."
         raise DataError(error.message, hint=f"{known}\n{error.hint}".strip(), details=error.details) from error
 
 

@@ -164,10 +164,12 @@ def open_table(path: Path) -> OpenTable:
     """
     with contextlib.ExitStack() as opened:
         if path.exists() and not path.is_file():  # opening a pipe waits for its other end; guard: table_fifo
-            kind = "a folder" if path.is_dir() else "a pipe, socket or device"
-            raise DataError(
-                f"{path} is {kind}, not a file.", hint="Give a table, or write its content to a file first."
-            )
+            if path.is_dir():
+                raise DataError(
+                    f"{path} is a folder, not a table.",
+                    hint="Give the file itself, such as a CSV with a row per image.",
+                )
+            raise DataError(f"{path} is a pipe, socket or device.", hint="Write its content to a file first.")
         try:
             file = opened.enter_context(open(path, "rb"))
         except OSError as error:

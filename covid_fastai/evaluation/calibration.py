@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 
 from covid_fastai.errors import DataError
@@ -31,6 +30,7 @@ from covid_fastai.evaluation.weighted_metrics import (
     list_weighted_metrics,
     probability_and_outcome,
 )
+from covid_fastai.figures import Figure
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Bins, NResamples, Seed, Temperature, check_option, checked
 from covid_fastai.plotting import GREY, class_colours, draw_band

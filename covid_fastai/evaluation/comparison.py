@@ -10,7 +10,6 @@ from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.stats import binomtest, t
 
@@ -33,6 +32,7 @@ from covid_fastai.evaluation.prediction_table import PROBABILITY, PredictionOpti
 from covid_fastai.evaluation.resamples import Resamples
 from covid_fastai.evaluation.runs import Run
 from covid_fastai.evaluation.weighted_metrics import LOWER_IS_BETTER, WeightedMetric, list_weighted_metrics
+from covid_fastai.figures import Figure
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import NResamples, Probability, Seed, check_option, checked
 from covid_fastai.plotting import class_colours

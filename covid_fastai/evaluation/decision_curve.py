@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.intervals import ratio_interval, wilson
 from covid_fastai.evaluation.metrics import Evaluation, evaluate
 from covid_fastai.evaluation.prediction_table import read_predictions
 from covid_fastai.evaluation.thresholds import OperatingPoint, positive_scores
+from covid_fastai.figures import Figure
 from covid_fastai.options import OpenFraction, check_option, checked
 from covid_fastai.plotting import class_colours, draw_band
 

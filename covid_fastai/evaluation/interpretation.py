@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from covid_fastai.data.exploration import SHOWN, plot_pictures, shorten
@@ -22,6 +21,7 @@ from covid_fastai.evaluation.prediction_table import (
     has_label_and_prediction,
     read_predictions,
 )
+from covid_fastai.figures import Figure
 from covid_fastai.options import TopK, checked
 from covid_fastai.plotting import COLOURS
 

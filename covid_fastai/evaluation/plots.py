@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from covid_fastai.errors import UsageError
 from covid_fastai.evaluation.bootstrap import (
@@ -22,6 +21,7 @@ from covid_fastai.evaluation.bootstrap import (
 from covid_fastai.evaluation.formatting import format_estimate
 from covid_fastai.evaluation.metrics import Evaluation, as_evaluation, score_units
 from covid_fastai.evaluation.prediction_table import PROBABILITY
+from covid_fastai.figures import Figure
 from covid_fastai.options import Seed, checked
 from covid_fastai.plotting import COLOURS, GREY, class_colours, draw_band
 

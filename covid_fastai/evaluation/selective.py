@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from covid_fastai.errors import DataError, UsageError
@@ -31,6 +30,7 @@ from covid_fastai.evaluation.prediction_table import (
     read_predictions,
 )
 from covid_fastai.evaluation.weighted_metrics import compute_in_blocks
+from covid_fastai.figures import Figure
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import NResamples, OpenFraction, Probability, Seed, Uncertainty, checked
 from covid_fastai.plotting import class_colours, draw_band

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from covid_fastai.data.cohort import Cohort
 from covid_fastai.data.left_out_columns import explain_left_out
@@ -25,6 +24,7 @@ from covid_fastai.evaluation.prediction_table import (
     read_predictions,
 )
 from covid_fastai.evaluation.weighted_metrics import list_weighted_metrics
+from covid_fastai.figures import Figure
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.options import Probability, checked
 from covid_fastai.plotting import class_colours

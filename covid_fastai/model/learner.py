@@ -31,7 +31,7 @@ from covid_fastai.errors import UsageError
 from covid_fastai.model.learner_facts import LearnerFacts, facts_of
 from covid_fastai.model.norms import BATCH_NORMS
 from covid_fastai.model.optimiser import FusedAdam
-from covid_fastai.model.own_parts import check_loss, describe_part
+from covid_fastai.model.own_parts import check_callbacks, check_loss, check_metrics, check_optimiser, describe_part
 from covid_fastai.model.precision import FullPrecision, choose_precision, precision_callbacks
 from covid_fastai.model.weight_names import TIMM_PREFIX
 from covid_fastai.model.weights import ARCHITECTURES, Weights, empty_body, resolve_weights
@@ -118,6 +118,8 @@ def build_learner(
         raise UsageError(
             f"The loaders have fewer than two classes: {list(dls.vocab)}.", hint="A classifier needs two or more."
         )
+    callbacks = check_callbacks(callbacks)
+    check_optimiser(opt_func, is_saved=False)
     device = torch.device(getattr(dls, "device", None) or "cpu")
     chosen = choose_precision(precision, device)
     mixed = precision_callbacks(chosen.precision, device)
@@ -143,6 +145,7 @@ def build_learner(
         train_bn=False,  # otherwise the BatchNorm layers of the frozen body would be trained
         cbs=[FrozenBody(), CheckNormalisation(), FullPrecision(), *_clip(gradient_clip), *mixed, *callbacks],
     )
+    check_metrics(learn.metrics, classes=len(dls.vocab), device=device)
     if found.state is not None:
         learn.model[0].load_state_dict(found.state)
     # before an optimiser exists, whose state is created and restored where the parameters are

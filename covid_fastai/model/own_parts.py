@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.progress import ShowGraphCallback
 from fastai.data.transforms import Normalize
-from fastai.learner import Learner, Metric
-from fastai.metrics import accuracy
-from fastai.optimizer import Optimizer
+from fastai.imports import IN_NOTEBOOK
+from fastai.learner import AvgMetric, Learner, Metric
+from fastai.metrics import AccumMetric, accuracy
+from fastai.optimizer import Optimizer, _BaseOptimizer
+from fastai.torch_core import to_detach
+from fastcore.foundation import L
 from torch import nn
 
+from covid_fastai.data.dataloaders import OwnTransforms
 from covid_fastai.errors import UsageError
 from covid_fastai.model.weights import ARCHITECTURES, Weights
+from covid_fastai.options import check_option
 
 __all__ = [
     "LossOfLogits",
     "OwnParts",
+    "check_callbacks",
     "check_loss",
+    "check_metrics",
     "check_optimiser",
     "describe_part",
     "history_of_recorder",
@@ -31,6 +41,9 @@ __all__ = [
 
 UNFROZEN = "unfrozen"  # the phase of `fit` in which all layers are trained
 EXAMPLE = [[2.0, -1.0], [0.5, 0.25]]  # logits of two images, for two classes; more classes get 0
+HINT_OF_LOSS = "Give a loss of logits (n, classes) and class indices (n,), such as FocalLossFlat()."
+HINT_OF_METRICS = "Give functions of predictions and targets, such as error_rate, or fastai's with brackets: F1Score()."
+HINT_OF_OPTIMISER = "Give a function that makes an optimiser of fastai, such as SGD or ranger."
 
 
 @dataclass(frozen=True)
@@ -62,12 +75,15 @@ class OwnParts:
             **parts: The other attributes.
 
         Raises:
-            UsageError: `opt_func` is not an optimiser.
+            UsageError: A part cannot be used, as far as this shows without the data.
         """
+        check_callbacks(parts.get("callbacks", ()))
+        _check_without_data(parts.get("loss_func"), parts.get("metrics"))
         check_optimiser(parts.get("opt_func"))
         transforms = options.get("augmentation", "")
         if isinstance(transforms, str):
             return cls(**parts)
+        check_option("augmentation", transforms, OwnTransforms)
         options.pop("augmentation")
         if not resuming:
             options["augmentation"] = "none"
@@ -125,18 +141,14 @@ def check_loss(loss_func: Callable[..., torch.Tensor], *, classes: int, device: 
         UsageError: It cannot be computed, is no single number, or its activation is not the softmax, so that its
             outputs would not be the probabilities of the classes.
     """
-    hint = "Give a loss of logits (n, classes) and class indices (n,), such as FocalLossFlat()."
-    if not callable(loss_func) or isinstance(loss_func, type):
-        raise UsageError(f"loss_func={loss_func!r} is not a loss: it cannot be called.", hint=f"{hint} With brackets.")
-    logits = torch.zeros(len(EXAMPLE), classes, device=device)
-    logits[:, :2] = torch.tensor(EXAMPLE, device=device)
-    targets = torch.tensor([0, 1], device=device)
+    hint = HINT_OF_LOSS
+    _check_callable(loss_func)
+    logits, targets = _example(classes, device)
     try:
         value = loss_func(logits.clone().requires_grad_(), targets)
     except Exception as error:  # a user's function may raise anything
         raise UsageError(f"loss_func={describe_part(loss_func)} cannot be computed: {error}.", hint=hint) from error
-    if not isinstance(value, torch.Tensor) or value.ndim or not bool(value.isfinite()):
-        raise UsageError(f"loss_func={describe_part(loss_func)} returns {value!r}, not one finite number.", hint=hint)
+    _check_value(loss_func, value)
     activation = getattr(loss_func, "activation", None)
     if activation is None:
         return LossOfLogits(loss_func)
@@ -149,17 +161,155 @@ def check_loss(loss_func: Callable[..., torch.Tensor], *, classes: int, device: 
     return loss_func
 
 
-def check_optimiser(opt_func: Callable[..., Any] | None) -> None:
-    """Raise before a training whose checkpoints could not hold the optimiser's state.
+def _example(classes: int, device: Any = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits and targets of two images."""
+    logits = torch.zeros(len(EXAMPLE), classes, device=device)
+    logits[:, :2] = torch.tensor(EXAMPLE, device=device)
+    return logits, torch.tensor([0, 1], device=device)
+
+
+def _check_value(loss_func: Any, value: Any) -> None:
+    """Raise for the value of a loss that is not one finite number."""
+    if isinstance(value, torch.Tensor) and value.ndim:
+        raise UsageError(
+            f"loss_func={describe_part(loss_func)} returns {value.numel()} numbers for two images, not one.",
+            hint="Give it reduction='mean'.",
+        )
+    if not isinstance(value, torch.Tensor) or not bool(value.isfinite()):
+        raise UsageError(
+            f"loss_func={describe_part(loss_func)} returns {value!r}, not one finite number.", hint=HINT_OF_LOSS
+        )
+
+
+def _check_callable(loss_func: Any) -> None:
+    """Raise for a class in place of a loss, and for what is no function at all."""
+    if not callable(loss_func) or isinstance(loss_func, type):
+        raise UsageError(
+            f"loss_func={loss_func!r} is not a loss: it cannot be called.", hint=f"{HINT_OF_LOSS} With brackets."
+        )
+
+
+def _check_without_data(loss_func: Any, metrics: Any) -> None:
+    """Raise for a loss and metrics that cannot be right, whatever the classes are; the others are checked later."""
+    logits, targets = _example(2)
+    if loss_func is not None:
+        _check_callable(loss_func)
+        value = None
+        with suppress(Exception):  # it may be made for more classes
+            value = loss_func(logits, targets)
+        if value is not None:
+            _check_value(loss_func, value)
+    for metric in L(metrics):
+        if not callable(metric) and not isinstance(metric, Metric):
+            raise UsageError(f"metrics has {metric!r}, which is no metric: it cannot be called.", hint=HINT_OF_METRICS)
+        value = None
+        if not isinstance(metric, (type, Metric)):
+            with suppress(Exception):
+                value = metric(logits, targets)
+        _refuse_maker(metric, value)
+
+
+def _refuse_maker(metric: Any, value: Any) -> None:
+    """Raise for a function that makes a metric in place of computing one, such as `F1Score` without brackets."""
+    if isinstance(value, Metric):
+        name = describe_part(metric)
+        raise UsageError(f"metrics has {name}, a function that makes a metric.", hint=f"Call it: metrics=[{name}()].")
+
+
+def check_callbacks(callbacks: Any) -> list[Any]:
+    """Return callbacks as a list, or raise.
+
+    Args:
+        callbacks: Callbacks of fastai or their classes, or only one.
+
+    Raises:
+        UsageError: One of them is no callback.
+    """
+    listed = list(L(callbacks))
+    for callback in listed:
+        if not isinstance(callback, Callback) and not _is_class_of(callback, Callback):
+            raise UsageError(
+                f"callbacks has {callback!r}, which is no callback of fastai.",
+                hint="Give callbacks such as SaveModelCallback() from fastai.callback.tracker.",
+            )
+        if not IN_NOTEBOOK and (isinstance(callback, ShowGraphCallback) or callback is ShowGraphCallback):
+            raise UsageError(
+                "ShowGraphCallback draws beside the progress bar of a notebook, and this is none.",
+                hint="Leave it out; plot_history(learn) draws the same after the training.",
+            )
+    return listed
+
+
+def check_metrics(metrics: Iterable[Metric], *, classes: int, device: Any = "cpu") -> None:
+    """Raise for a metric that would end a training after its first epoch.
+
+    Metrics that are functions of the predictions and targets are computed on an example; other ones are not tried.
+
+    Args:
+        metrics: The metrics of a learner.
+        classes: Number of classes.
+        device: Where predictions and targets are.
+
+    Raises:
+        UsageError: It cannot be computed, or is no single number.
+    """
+    targets = torch.arange(classes, device=device).repeat(2)
+    logits = torch.zeros(len(targets), classes, device=device)  # one image of each class is right and one is wrong
+    logits[range(len(targets)), [*range(classes), *range(1, classes), 0]] = 1.0
+    batch = SimpleNamespace(pred=logits, y=targets, yb=(targets,), to_detach=partial(to_detach, gather=False))
+    for metric in metrics:
+        if type(metric) not in (AvgMetric, AccumMetric):
+            continue
+        try:
+            metric.reset()
+            if isinstance(metric, AvgMetric):
+                _refuse_maker(metric, metric.func(logits, targets))
+            metric.accumulate(batch)
+            _ = float(metric.value), metric.name
+        except UsageError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            raise UsageError(
+                f"metrics has {describe_part(metric)}, which cannot be computed for {classes} classes as one number: "
+                f"{error}.",
+                hint=HINT_OF_METRICS + (" For more than two classes: F1Score(average='macro')." if classes > 2 else ""),
+            ) from error
+        finally:
+            metric.reset()
+
+
+def _is_class_of(value: Any, kind: type) -> bool:
+    return isinstance(value, type) and issubclass(value, kind)
+
+
+def check_optimiser(opt_func: Callable[..., Any] | None, *, is_saved: bool = True) -> None:
+    """Raise before a training for what makes no optimiser, or one whose state checkpoints could not hold.
 
     Args:
         opt_func: Makes the optimiser; None for the package's own.
+        is_saved: Whether the training writes checkpoints.
 
     Raises:
-        UsageError: It makes no optimiser of fastai, such as an `OptimWrapper`.
+        UsageError: It makes no optimiser of fastai, or an `OptimWrapper`, whose state is not saved.
     """
-    made = None if opt_func is None else opt_func([nn.Parameter(torch.zeros(1))], lr=1e-3)
-    if made is not None and not isinstance(made, Optimizer):
+    if opt_func is None:
+        return
+    if not callable(opt_func):
+        raise UsageError(f"opt_func={opt_func!r} makes no optimiser: it cannot be called.", hint=HINT_OF_OPTIMISER)
+    try:
+        made = opt_func([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    except Exception as error:  # a user's function may raise anything
+        raise UsageError(
+            f"opt_func={describe_part(opt_func)} makes no optimiser: {error}.", hint=HINT_OF_OPTIMISER
+        ) from error
+    if not isinstance(made, _BaseOptimizer):
+        wrapped = f"partial(OptimWrapper, opt={describe_part(opt_func)})"
+        of_torch = f" One of torch is given as {wrapped}." if isinstance(made, torch.optim.Optimizer) else ""
+        raise UsageError(
+            f"opt_func={describe_part(opt_func)} makes a {type(made).__name__}, which is no optimiser of fastai.",
+            hint=HINT_OF_OPTIMISER + ("" if is_saved else of_torch),
+        )
+    if is_saved and not isinstance(made, Optimizer):
         raise UsageError(
             f"opt_func={describe_part(opt_func)} makes a {type(made).__name__}, whose state cannot be saved to resume "
             "the run.",

@@ -66,16 +66,19 @@ def describe_images(
         unopened: As in `describe_cases`.
 
     Returns:
-        One mapping per row; `image` is None for an image that is not there, `overlay` for one without a map.
+        One mapping per row; `image` is None for an image that is not there, `overlay` for one without a map, and
+        `is_empty` says that no region raised the predicted class.
     """
     predictors = _Predictors(folder)
     cases = []
     for row in as_rows(rows):
         pixels = None if row["path"] in unopened else open_for_display(row["path"])
+        overlay, is_empty = (None, False) if pixels is None else predictors.draw(row, pixels)
         cases.append(
             {
                 "image": None if pixels is None else embed_image(Image.fromarray(pixels)),
-                "overlay": None if pixels is None else predictors.draw(row, pixels),
+                "overlay": overlay,
+                "is_empty": is_empty,
                 "label": row["label"],
                 "predicted": row["predicted"],
                 "wrong": row["label"] != row["predicted"],
@@ -94,14 +97,17 @@ class _Predictors:
         self.folder = folder
         self.opened: dict[int, Predictor | None] = {}
 
-    def draw(self, row: Mapping[str, Any], pixels: np.ndarray) -> str | None:
-        """Return the image below the map of its predicted class, as a `data:` address; None without a map."""
+    def draw(self, row: Mapping[str, Any], pixels: np.ndarray) -> tuple[str | None, bool]:
+        """Return the image below the map of its predicted class, as a `data:` address, and whether the map is empty.
+
+        The address is None without a map.
+        """
         predictor = self._of_fold(int(row["fold"]))
         if predictor is None or row["predicted"] not in predictor.classes:
-            return None
+            return None, False
         table, maps = predictor.explain([row["path"]])
         if table.loc[0, "status"] != "ok":
-            return None
+            return None, False
         saliency = against_rest(maps, [predictor.classes.index(row["predicted"])])[0]
         picture = Image.fromarray(pixels).convert("RGBA")
         crop = crop_of_row(as_rows(table)[0])  # what the model saw, which the map covers
@@ -109,7 +115,7 @@ class _Predictors:
         if not crop.is_whole:
             left, top, right, bottom = crop_pixels(crop[:4], picture.size)
             ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), outline="white")
-        return embed_image(picture.convert("RGB"))
+        return embed_image(picture.convert("RGB")), bool(saliency.max() <= 0)
 
     def _of_fold(self, fold: int) -> Predictor | None:
         if self.folder is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from covid_fastai.audit.audit import Audit
@@ -16,6 +16,7 @@ from covid_fastai.evaluation.metrics import Evaluation
 __all__ = ["CONDITIONS", "Evidence", "describe_conclusion"]
 
 AGAINST, UNKNOWN, FOR = "evidence against", "open", "evidence for"
+OF_DRAWINGS = "about drawings only"  # where no side would be one on patients
 CONDITIONS = {  # how the names of the conditions begin that the evidence belongs to
     "shortcut": "No lung-free baseline",
     "hospital": "Generalises to another hospital",
@@ -41,7 +42,7 @@ class Evidence:
 
     Attributes:
         title: The question that it answers.
-        side: `"evidence for"`, `"evidence against"` or `"open"`.
+        side: `"evidence for"`, `"evidence against"`, `"open"` or `"about drawings only"`.
         value: The result as a short text that is shown large, such as `"98%"` or `"6 of 12"`; empty if there is
             none, or if it is not the model's.
         text: What was measured, in plain words.
@@ -55,7 +56,7 @@ class Evidence:
     @property
     def level(self) -> str:
         """The class of the card's colours."""
-        return {AGAINST: "alarm", UNKNOWN: "caution", FOR: "good"}[self.side]
+        return {AGAINST: "alarm", FOR: "good"}.get(self.side, "caution")
 
 
 def describe_conclusion(
@@ -82,6 +83,8 @@ def describe_conclusion(
     plain = say_plainly(level, result.classes, result.positive, synthetic=synthetic)
     external = (audit.external if audit else ()) if external is None else external
     evidence = (_without_lungs(audit, result), _elsewhere(audit, external, result), _other_diseases(audit, result))
+    if synthetic:
+        evidence = tuple(one if one.side == UNKNOWN else replace(one, side=OF_DRAWINGS) for one in evidence)
     return {
         "conclusion": {
             "level": "caution" if synthetic else LEVELS[level],

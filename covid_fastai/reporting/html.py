@@ -10,15 +10,16 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from matplotlib.figure import Figure
+from markupsafe import Markup, escape
 from matplotlib.gridspec import GridSpec
 
+from covid_fastai.figures import Figure
 from covid_fastai.files import atomic_write
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.plotting import as_data_uri, encode_figure
 from covid_fastai.reporting.glossary import words_used
 
-__all__ = ["draw_chart", "embed_svg", "put_on_black", "write_page"]
+__all__ = ["draw_chart", "embed_svg", "keep_options_whole", "put_on_black", "write_page"]
 
 CHART_SIZE = (4.2, 3.7)  # inches: half the width of a page, and on a phone its whole width
 WIDE = 8.6  # inches, the whole width of a page
@@ -66,11 +67,19 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     ]
     environment.filters["headings"] = lambda content: re.findall(r'<h2 id="([\w-]+)"[^>]*>([^<]+)</h2>', content)
     environment.filters["words_used"] = words_used
+    environment.filters["whole_options"] = keep_options_whole
     environment.globals["research_use"] = RESEARCH_USE
     page = environment.get_template(template).render(version=version("covid_fastai"), written=_today(), **values)
     with atomic_write(path) as file:
         file.write(page)
     return path
+
+
+def keep_options_whole(value: Any) -> Any:
+    """Return text as HTML in which no line breaks within an option such as `--full`; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    return Markup(re.sub(r"(?<![\w-])(--[a-z][a-z-]*)", r'<span class="whole">\1</span>', str(escape(value))))
 
 
 def _today() -> str:

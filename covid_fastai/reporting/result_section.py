@@ -78,6 +78,6 @@ def _result_figures(result: Evaluation) -> list[dict[str, Any]]:
     has_both = result.positive is not None and (result.confusion.sum(axis=1) > 0).all()
     if has_both:
         curve = decision_curve(result.predictions, positive=result.positive)
-        text = "Useful only where the model lies above both grey lines, if the prevalence is that of these data."
+        text = "Useful only where the model lies above both other lines, if the prevalence is that of these data."
         charts.append(draw_chart(plot_decision_curve(curve), "Decision curve: net benefit by threshold", caption=text))
     return charts

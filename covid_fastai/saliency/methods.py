@@ -15,13 +15,13 @@ import pandas as pd
 import torch
 from fastai.learner import Learner
 from fastai.torch_core import get_model
-from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import nn
 
 from covid_fastai.data.cached_regions import region_pixels
 from covid_fastai.data.regions import Crop
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.figures import Figure
 from covid_fastai.model.learner_facts import require_facts
 from covid_fastai.model.precision import full_precision
 from covid_fastai.options import Repeats, SaliencyMethod, Seed, TopK, checked

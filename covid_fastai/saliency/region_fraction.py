@@ -12,7 +12,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -23,6 +22,7 @@ from covid_fastai.data.regions import FRAME, Crop
 from covid_fastai.errors import DataError
 from covid_fastai.evaluation.bootstrap import resample_patients
 from covid_fastai.evaluation.formatting import PERCENT, format_metric
+from covid_fastai.figures import Figure
 from covid_fastai.saliency.overlay import area_mean
 
 __all__ = [

@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 
 from covid_fastai import list_recipes, read_cohort
+from covid_fastai.app.cli import main  # noqa: F401 - makes the options of the commands known
+from covid_fastai.app.cli.wording import as_options
 from covid_fastai.config import TrainConfig
 from covid_fastai.data.recipe_tables import task_of_config
 from covid_fastai.data.recipes import get_recipe, recognise_recipe
@@ -76,11 +78,12 @@ def test_a_data_set_is_recognised_where_an_archive_unpacks_it(tmp_path, place):
         assert get_recipe("nih-chestxray14").require(data) == inner
 
 
-def test_an_error_names_the_recipe_and_its_command(tmp_path):
+def test_an_error_names_the_recipe_in_the_language_of_the_caller(tmp_path):
     build_covidx(tmp_path)
     with pytest.raises(DataError) as caught:
         read_cohort(tmp_path)
-    assert f"covid-fastai train {tmp_path} --recipe covidx\n" in caught.value.hint
+    assert "It is read with recipe='covidx'.\n" in caught.value.hint
+    assert "It is read with --recipe covidx.\n" in as_options(caught.value.hint)
 
 
 def test_check_names_the_recipe(nih, tmp_path):

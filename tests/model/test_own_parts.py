@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import types
 from functools import partial
@@ -12,9 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.learner import Learner
+from fastai.callback.progress import ShowGraphCallback
+from fastai.callback.tracker import SaveModelCallback
+from fastai.learner import Learner, mk_metric
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat
-from fastai.metrics import F1Score, accuracy, error_rate
+from fastai.metrics import F1Score, Perplexity, RocAucBinary, accuracy, error_rate
 from fastai.optimizer import SGD, OptimWrapper, ranger
 from fastai.vision.augment import Flip
 from fastai.vision.learner import create_vision_model, vision_learner
@@ -25,6 +28,7 @@ from covid_fastai import (
     TrainConfig,
     build_dataloaders,
     build_learner,
+    cross_validate,
     evaluate,
     fit,
     load_model,
@@ -33,9 +37,10 @@ from covid_fastai import (
     train_classifier,
     write_report,
 )
+from covid_fastai.config import ARGUMENTS
 from covid_fastai.errors import UsageError
 from covid_fastai.model.learner import linear_head
-from covid_fastai.model.own_parts import LossOfLogits, check_loss, check_optimiser, describe_part
+from covid_fastai.model.own_parts import LossOfLogits, check_loss, check_metrics, check_optimiser, describe_part
 from covid_fastai.options import FASTAI_NAMES, FASTAI_ONLY
 from covid_fastai.saliency.methods import class_activation_map, grad_cam
 
@@ -61,6 +66,15 @@ def test_the_names_of_fastai_are_hints(name):
     assert FASTAI_NAMES[name] in caught.value.hint
     for ours in FASTAI_NAMES[name].replace("(", "").replace(")", "").split(" and "):
         assert ours.split()[0] in inspect.signature(train_classifier).parameters  # the remedy works
+
+
+@pytest.mark.parametrize(("name", "ours"), [("fold", "folds"), ("callback", "callbacks"), ("metric", "metrics")])
+def test_a_misspelt_argument_is_named_as_an_option_is(name, ours):
+    both = inspect.signature(train_classifier).parameters.keys() | inspect.signature(cross_validate).parameters.keys()
+    assert set(ARGUMENTS) == both - set(TrainConfig.model_fields) - {"data"}
+    with pytest.raises(UsageError, match=f"no option '{name}'") as caught:
+        TrainConfig(**{name: 1})
+    assert f"Did you mean '{ours}'?" == caught.value.hint
 
 
 @pytest.mark.parametrize("name", FASTAI_ONLY)
@@ -99,7 +113,7 @@ def test_a_loss_of_logits_gives_probabilities(loaders, loss):
     [
         (CrossEntropyLossFlat, "cannot be called"),
         (BCEWithLogitsLossFlat(), "cannot be computed|not the softmax"),
-        (partial(cross_entropy, reduction="none"), "not one finite number"),
+        (partial(cross_entropy, reduction="none"), "2 numbers for two images, not one"),
         (lambda logits, targets: 1 / 0, "division by zero"),
         (lambda logits, targets: logits.mean() * float("nan"), "not one finite number"),
     ],
@@ -107,6 +121,55 @@ def test_a_loss_of_logits_gives_probabilities(loaders, loss):
 def test_a_loss_that_gives_no_probabilities_is_refused(loss, reason):
     with pytest.raises(UsageError, match=reason):
         check_loss(loss, classes=2)
+
+
+@pytest.mark.parametrize(
+    ("metric", "classes", "reason", "hint"),
+    [
+        (F1Score, 2, "F1Score, a function that makes a metric", r"metrics=\[F1Score\(\)\]"),
+        (F1Score(average=None), 2, "f1_score, which cannot be computed for 2 classes as one number", "F1Score"),
+        (F1Score(), 3, "Target is multiclass", "average='macro'"),
+        (lambda predictions, targets: predictions, 2, "cannot be computed", "error_rate"),
+        (partial(cross_entropy, reduction="none"), 2, "cannot be computed", "error_rate"),
+    ],
+)
+def test_a_metric_that_would_end_a_training_is_refused_before_it(metric, classes, reason, hint):
+    with pytest.raises(UsageError, match=reason) as caught:
+        check_metrics([mk_metric(metric)], classes=classes)
+    assert re.search(hint, caught.value.hint)
+
+
+def test_metrics_that_can_be_computed_are_left_as_they_are(loaders):
+    metrics = [accuracy, partial(cross_entropy, reduction="mean"), F1Score(), RocAucBinary(), Perplexity]
+    learn = build_learner(loaders, weights=None, metrics=metrics, callbacks=SaveModelCallback)
+    assert [metric.name for metric in learn.metrics][0] == "accuracy" and learn.metrics[2].preds == []
+    assert any(isinstance(callback, SaveModelCallback) for callback in learn.cbs)
+    with pytest.raises(UsageError, match="F1Score, a function"):
+        build_learner(loaders, weights=None, metrics=[F1Score])
+    check_metrics([F1Score(average="macro")], classes=3)
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ({"metrics": "accuracy"}, "metrics has 'accuracy', which is no metric"),
+        ({"opt_func": "adam"}, "opt_func='adam' makes no optimiser: it cannot be called"),
+        ({"opt_func": torch.optim.AdamW}, "makes a AdamW, which is no optimiser of fastai"),
+        ({"opt_func": OptimWrapper}, "opt_func=OptimWrapper makes no optimiser"),
+        ({"loss_func": CrossEntropyLossFlat}, "is not a loss: it cannot be called"),
+        ({"callbacks": ["SaveModelCallback"]}, "callbacks has 'SaveModelCallback', which is no callback"),
+        ({"callbacks": [ShowGraphCallback()]}, "draws beside the progress bar of a notebook"),
+        ({"metrics": [F1Score]}, "F1Score, a function that makes a metric"),
+        ({"loss_func": CrossEntropyLossFlat(reduction="none")}, "returns 2 numbers for two images, not one"),
+        ({"augmentation": [Flip]}, "is not one of|is not a list of fastai transforms"),
+        ({"augmentation": Flip()}, "is not one of|is not a list of fastai transforms"),
+    ],
+)
+def test_what_is_no_part_is_refused_before_anything_is_read(part, reason, tmp_path):
+    """Before the data, which are not there, and before a folder is made."""
+    with pytest.raises(UsageError, match=reason):
+        train_classifier(tmp_path / "nowhere", out=tmp_path / "run", **part)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_excludes_other_weights_of_classes(loaders):

@@ -19,7 +19,7 @@ from covid_fastai.reporting.cases import describe_cases
 from covid_fastai.reporting.conclusion import CONDITIONS, IN_PLAIN_WORDS, describe_conclusion
 from covid_fastai.reporting.external_section import MEANINGS, describe_external
 from covid_fastai.reporting.glossary import WORDS, words_used
-from covid_fastai.reporting.html import DARK, draw_chart, embed_svg
+from covid_fastai.reporting.html import DARK, draw_chart, embed_svg, keep_options_whole
 from covid_fastai.training.external import CONFOUNDED, NOT_STATED, ONE_CLASS, SAME
 from tests.audit.test_verdict import BLIND, ELSEWHERE, controls, flag, shortcuts
 from tests.prediction_fixtures import draw_predictions
@@ -72,7 +72,10 @@ def test_drawings_show_nothing_about_patients_whatever_the_level(result):
         assert plain.headline == "This shows nothing about COVID-19 in patients." and "drawings" in plain.reason
     passed = audit(external=[ELSEWHERE], negative_controls=controls(0, 40))
     assert passed.verdict.level == "shown"
-    assert conclude(result, passed, synthetic=True)["level"] == "caution"
+    drawn = conclude(result, passed, synthetic=True)
+    assert drawn["level"] == "caution"
+    assert {(evidence.side, evidence.level) for evidence in drawn["evidence"]} == {("about drawings only", "caution")}
+    assert {evidence.side for evidence in conclude(result, passed)["evidence"]} == {"evidence for"}
     assert conclude(result, passed)["level"] == "good"
 
 
@@ -125,6 +128,13 @@ def test_only_wrong_images_are_worst_cases(result):
     assert describe_cases(perfect) == {
         "cases": [], "n_wrong": 0, "n_evaluated": len(perfect.predictions), "has_maps": False
     }  # fmt: skip
+
+
+def test_no_line_breaks_within_an_option():
+    """A browser breaks after a hyphen, also after the first one of `--full`."""
+    text = keep_options_whole("train it (covid-fastai audit RUN --full) <b> a--b x -- y")
+    assert text == 'train it (covid-fastai audit RUN <span class="whole">--full</span>) &lt;b&gt; a--b x -- y'
+    assert keep_options_whole(3) == 3
 
 
 def test_the_meaning_of_every_comparison_is_said():

@@ -35,6 +35,8 @@ LAID_OUT = (
     "(selector) => [...document.querySelectorAll(selector)].filter((part) => part.getClientRects().length).length"
 )
 
+SIZE_OF = "parseFloat(getComputedStyle(document.querySelector('%s')).fontSize)"
+
 
 class Page(html.parser.HTMLParser):
     """The tags and texts of an HTML page."""
@@ -75,6 +77,10 @@ def test_a_print_has_all_tables_and_no_contents(copy):
         folded = browser.run("document.querySelectorAll('main details table').length")
         assert folded > 3 and browser.run(f"({LAID_OUT})('main details table')") == folded
         assert browser.run("document.documentElement.scrollWidth") <= 720
+        sizes = [
+            browser.run(SIZE_OF % selector) for selector in ("section > p:not([class])", "td", ".metrics dd", ".note")
+        ]
+        assert max(sizes) == sizes[0] < 16  # pixels: a table is not set larger than the text
 
 
 def test_the_page_is_self_contained_and_every_image_has_a_text(run_folder):
@@ -140,6 +146,13 @@ def test_wrong_images_have_the_map_of_the_saved_model_beside_them(run_folder, co
     shutil.rmtree(copy / "model")
     without = describe_cases(run.metrics, RunFolder(copy))
     assert without["cases"] and not without["has_maps"]
+
+
+def test_a_map_without_a_region_is_said_to_be_empty(run_folder, monkeypatch):
+    run = read_run(run_folder)
+    assert not any(case["is_empty"] for case in describe_cases(run.metrics, run.folder)["cases"])
+    monkeypatch.setattr("covid_fastai.reporting.cases.against_rest", lambda maps, targets: -abs(maps[:, 0]) - 1)
+    assert all(case["is_empty"] for case in describe_cases(run.metrics, run.folder)["cases"])
 
 
 def test_a_patient_in_training_and_held_out_is_an_alarm(copy):

@@ -230,11 +230,15 @@ def runs(
     if as_json:
         print_json(table.to_dict("records"))
         return
+    if table.empty:
+        echo(f"There is no run in {root}. A training writes one: covid-fastai train DATA, or covid-fastai demo.")
+        return
     shown = table.assign(
         n=[f"{n} {unit}s" if n else MISSING for n, unit in zip(table["n"], table["unit"], strict=True)]
     )
     shown["95% interval"] = [format_interval(*bounds) for bounds in table[["low", "high"]].to_numpy()]
     shown[metric] = [format_metric(value) for value in table["value"]]
+    shown["verdict"] = table["verdict"].replace("", "not audited")
     print_table(
         shown[["run", "task", "arch", "started", "status", "verdict", metric, "95% interval", "n"]], title=str(root)
     )

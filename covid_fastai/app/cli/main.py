@@ -42,7 +42,7 @@ from covid_fastai.app.cli.output import (
     set_up_logging,
     stop_activity,
 )
-from covid_fastai.app.cli.wording import as_options, know_commands, remedies_as_options
+from covid_fastai.app.cli.wording import as_options, know_commands, remedies_as_options, translate_option
 from covid_fastai.data.problems import visible
 from covid_fastai.errors import CovidFastaiError, DataError, ResourceError, UnavailableError, UsageError
 from covid_fastai.imports import importing
@@ -86,7 +86,17 @@ def _visible_errors() -> Iterator[None]:
     except Exception as error:
         if hasattr(error, "format_message"):  # an error about arguments, which typer prints; guard: visible_arguments
             error.message = visible(error.message, lines=True)  # type: ignore[attr-defined]
+            _name_our_option(error)
         raise
+
+
+def _name_our_option(error: Any) -> None:
+    """Complete the error about an option that does not exist, if it is one of fastai or of the Python function."""
+    flag, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if type(error).__name__ != "NoSuchOption" or flag is None or context is None:
+        return
+    if hint := translate_option(flag, [str(parameter.name) for parameter in context.command.params]):
+        error.message, error.possibilities = f"{error.message}. {hint}", None
 
 
 app = typer.Typer(
@@ -297,7 +307,7 @@ def explore(
 
 @options_of_config()
 def train(
-    data: Annotated[Path | None, typer.Argument(metavar="[DATA]", help="As in check; optional with --resume.")] = None,
+    data: Annotated[Path | None, typer.Argument(metavar="DATA", help="As in check; optional with --resume.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="The folder of the run; runs/<time>-<task>-... if not given.")
     ] = None,

@@ -8,7 +8,6 @@ import logging
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -123,16 +122,22 @@ def wrap_text(text: str, width: int) -> str:
         text: The text.
         width: Columns of the terminal.
     """
+    from rich.cells import cell_len  # columns: a Chinese character takes two
+
     lines = []
     for line in text.split("\n"):
-        command = COMMAND.search(line) if len(line) > width else None
+        command = COMMAND.search(line) if cell_len(line) > width else None
         if command:
             indent = line[: len(line) - len(line.lstrip())]
             lines += wrap_text(line[: command.start()] + ":", width).split("\n") + [f"{indent}  {command[1]}"]
-        elif len(line) > width:
+        elif cell_len(line) > width:
             indent = line[: len(line) - len(line.lstrip())]
-            options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": indent}
-            lines += textwrap.wrap(line, width, **options)
+            parts = [indent]
+            for word in re.split(r"[ \t]+", line.strip(" \t")):
+                if parts[-1].strip() and cell_len(f"{parts[-1]} {word}") > width:
+                    parts.append(indent)
+                parts[-1] += f" {word}" if parts[-1].strip() else word
+            lines += parts
         else:
             lines.append(line)
     return "\n".join(lines)
@@ -197,6 +202,9 @@ def print_table(table: pd.DataFrame, *, title: str) -> None:
     title = visible(title, lines=True)
     table = table.rename(columns=lambda name: visible(str(name)))
     table = table.map(lambda value: visible(value) if isinstance(value, str) else value)
+    if table.empty:
+        echo(f"{title}: none")
+        return
     if not console.is_terminal:
         echo(f"{title}\n{table.to_string(index=False)}")
         return

@@ -14,7 +14,7 @@ __all__ = ["recipes"]
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="Print the files, source and terms of this recipe.")
+        str | None, typer.Argument(metavar="RECIPE", help="Print the files, source and terms of this recipe.")
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,

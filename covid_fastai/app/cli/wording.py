@@ -11,11 +11,14 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from covid_fastai.app.cli.options import REPEATABLE
+from covid_fastai.options import FASTAI_NAMES, FASTAI_ONLY, translate_name
 
 if TYPE_CHECKING:
     from typer import Typer
 
-__all__ = ["OptionFormatter", "as_options", "know_commands", "remedies_as_options"]
+__all__ = ["OptionFormatter", "as_options", "know_commands", "remedies_as_options", "translate_option"]
+
+PYTHON_ONLY = ("callbacks", "loss_func", "metrics", "opt_func")  # parts of a training that are code
 
 # A call of Python stays as it is; quoted text and paths belong to the data. Then a name in backticks, `name=value`,
 # `name=` or a name with an underscore.
@@ -62,6 +65,33 @@ def as_options(text: str, flags: Mapping[str, str] | None = None) -> str:
         return flag if plain == "" and not value else _given(flag, plain)
 
     return _PART.sub(spelled, text)
+
+
+def translate_option(flag: str, parameters: Iterable[str]) -> str:
+    """Return a hint for an option that a command does not have, if fastai or the Python function has it.
+
+    Args:
+        flag: The option as it was given, such as `"--bs"`.
+        parameters: The Python names of the command's options and arguments.
+
+    Returns:
+        A sentence; empty for any other name.
+
+    Examples:
+        >>> translate_option("--bs", ["data", "batch_size"])
+        "fastai's bs is --batch-size here."
+        >>> translate_option("--loss-func", ["data", "unfrozen_epochs"])
+        'loss_func is code, which only Python can take: train_classifier(DATA, loss_func=...).'
+    """
+    name, known = flag.lstrip("-").replace("-", "_"), set(parameters)
+    ours, trains = FASTAI_NAMES.get(name, name), "unfrozen_epochs" in known
+    if ours in PYTHON_ONLY:
+        return f"{ours} is code, which only Python can take: train_classifier(DATA, {ours}=...)." if trains else ""
+    if name in FASTAI_ONLY:
+        return translate_name(name) if trains else ""
+    words = re.findall(r"\w+", ours) if name in FASTAI_NAMES else []
+    flags = [f"--{word.replace('_', '-')}" for word in words if word in known - {"data"}]
+    return f"fastai's {name} is {' and '.join(flags)} here." if flags else ""
 
 
 def remedies_as_options(problems: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -237,6 +237,16 @@ def test_names_and_commands_stay_whole_on_a_narrow_terminal(text, lines):
     assert wrap_text(text, 16).split("\n") == lines
 
 
+def test_lines_break_by_the_columns_that_characters_take():
+    """A Chinese character takes two columns, an accent of its own none."""
+    text = "  \u80ba\u708e \u80ba\u708e \u80ba\u708e e\u0301e\u0301e\u0301e\u0301 e\u0301e\u0301e\u0301e\u0301"
+    assert wrap_text(text, 12).split("\n") == [
+        "  \u80ba\u708e \u80ba\u708e",
+        "  \u80ba\u708e e\u0301e\u0301e\u0301e\u0301",
+        "  e\u0301e\u0301e\u0301e\u0301",
+    ]
+
+
 def test_a_long_command_stands_alone_below_what_it_is_for():
     """With any number of blanks before it, as in a list of steps, and further in than its step."""
     command = "covid-fastai audit runs/20261130-061535-covid-qfkn --full"

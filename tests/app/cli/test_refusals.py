@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from covid_fastai.app.cli.evaluate import runs
+from covid_fastai.app.cli.main import app
+from covid_fastai.app.cli.output import print_table
 from covid_fastai.audit.leaks import name_others
 from covid_fastai.config import TrainConfig
 from covid_fastai.errors import DataError, UsageError
@@ -37,6 +43,11 @@ REFUSED = [  # the words of a command, and what its error says; `run` is a finis
     ([*TRAIN, "--n-jobs", "2"], "--folds 5"),
     ([*TRAIN, "--out", "full"], "full exists and is not empty"),
     ([*TRAIN, "--out", "notes.txt"], "notes.txt exists and is not empty"),
+    (["train", "runs"], "runs holds the folders of runs, not data"),
+    (["train", "run"], "run is the folder of a run, not data"),
+    (["check", "empty"], "The folder empty is empty"),
+    (["predict", "pneumonia-children", "empty"], "The folder empty is empty"),
+    (["evaluate", "empty"], "empty is a folder, not a table"),
     (["train", "--resume", "gone"], "gone is not a run that can be resumed"),
     (["train", "--resume", "run"], "The run run is finished"),
     (["train", "--resume", "begun", "--seed", "1"], "A resumed run keeps its own options"),
@@ -77,6 +88,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("refusals")
     (folder / "data").mkdir()
     (folder / "full").mkdir()
+    (folder / "empty").mkdir()
     (folder / "full" / "mine.txt").write_text("mine")
     (folder / "notes.txt").write_text("no weights")
     (folder / "w.pth").write_text("no weights either")
@@ -85,6 +97,7 @@ def place(tmp_path_factory):
         run.path.mkdir()
         write_json(run.config, {"data": "moved", "config": TrainConfig(weights=None).to_dict(), "python": ""})
         run.log(FINISHED if name == "run" else "started")
+    shutil.copytree(folder / "run", folder / "runs" / "run")
     return folder
 
 
@@ -106,6 +119,35 @@ def test_what_cannot_be_right_is_refused_before_torch_is_imported(answers, words
     kind, message, imported = answers[" ".join(words)]
     assert text in message, f"{kind}: {message}"
     assert not imported
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["train", "data", "--lr", "1e-3"], "No such option: --lr. fastai's lr is --learning-rate here."),
+        (["train", "data", "--bs", "8"], "fastai's bs is --batch-size here."),
+        (["train", "data", "--epochs", "3"], "fastai's epochs is --frozen-epochs and --unfrozen-epochs here."),
+        (["train", "data", "--loss-func", "x"], "loss_func is code, which only Python can take"),
+        (["train", "data", "--cbs", "x"], "callbacks is code, which only Python can take"),
+        (["train", "data", "--moms", "x"], "fastai's moms is an option of vision_learner"),
+        (["check", "data", "--fn-col", "x"], "fastai's fn_col is --path-column here."),
+        (["check", "data", "--bs", "8"], "No such option: --bs"),
+        (["check", "data", "--loss-func", "8"], "No such option: --loss-func"),
+    ],
+)
+def test_the_command_line_knows_the_names_of_fastai(words, text):
+    shown = " ".join(CliRunner().invoke(app, words, terminal_width=200).output.replace("│", " ").split())
+    assert text in shown and ("here." in text or "Possible options: --arch" not in shown)
+    assert "code" in text or "is code" not in shown
+
+
+def test_a_folder_without_runs_is_called_so(tmp_path, capsys):
+    runs(tmp_path)
+    assert capsys.readouterr().out.startswith(
+        f"There is no run in {tmp_path}. A training writes one: covid-fastai train"
+    )
+    print_table(pd.DataFrame({"a": []}), title="Duplicate images")
+    assert capsys.readouterr().out == "Duplicate images: none\n"
 
 
 def test_other_folders_of_an_audit_have_names_of_their_own(tmp_path):

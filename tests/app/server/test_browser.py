@@ -19,6 +19,7 @@ pytest.importorskip("websockets", reason="websockets is not installed")
 from tests.app.cli.test_serve import serving
 from tests.app.server.browser import find_chromium, open_browser
 from tests.app.server.test_app import png, radiograph
+from tests.screenshots import take_page
 
 pytestmark = [
     pytest.mark.browser,
@@ -335,10 +336,7 @@ CONTRASTS = """(() => {
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("window", WINDOWS)
 def test_layout_contrast_and_size_of_controls(page, site, images, tmp_path, window, dark):
-    """Nothing is wider than the window, the contrast of text is at least 4.5, and controls are large enough for touch.
-
-    The environment variable COVID_FASTAI_SCREENSHOTS sets the folder of the screenshots.
-    """
+    """Nothing is wider than the window, the contrast of text is at least 4.5, and controls can be touched."""
     files = [images[name] for name in ("first.png", "turned.png", "page.png")]
     upload(page, site, files, dark=dark, **WINDOWS[window])
     contrasts = page.run(CONTRASTS)
@@ -347,7 +345,27 @@ def test_layout_contrast_and_size_of_controls(page, site, images, tmp_path, wind
     touched = "button, input[type=range], .check"
     controls = f"Array.from(document.querySelectorAll('{touched}')).filter((control) => control.checkVisibility())"
     assert min(page.run(f"{controls}.map((control) => control.getBoundingClientRect().height)")) >= 44  # WCAG 2.5.5
-    folder = Path(os.environ.get("COVID_FASTAI_SCREENSHOTS", tmp_path))
-    file = page.screenshot(folder / f"page-{window}-{'dark' if dark else 'light'}.png")
+    file = page.screenshot(tmp_path / "page.png")
     grey = np.asarray(Image.open(file).convert("L"))
     assert (np.median(grey) < 80) == dark
+
+
+@pytest.mark.slow
+def test_screenshots_show_one_and_many_results(browser, site, images, tmp_path):
+    """`python -m tests.screenshots`, on the two kinds of windows and the two colour schemes."""
+    (tmp_path / "whole").mkdir()
+    files = take_page(browser, site, [images["first.png"], images["second.png"]], tmp_path)
+    names = {f"page-{width}-{scheme}.webp" for width in (1200, 390) for scheme in ("light", "dark")}
+    assert names == {file.name for file in files if file.parent == tmp_path}
+    assert {file.name for file in files} - names == {
+        f"page-{number}-{width}-{scheme}-1.webp"
+        for number in (1, 2)
+        for width in (1200, 390)
+        for scheme in ("light", "dark")
+    }
+    sizes = {name: Image.open(tmp_path / name).size for name in names}
+    assert sizes["page-1200-dark.webp"] == (1200, 900) and sizes["page-390-dark.webp"] == (780, 1688)
+    light, dark = (
+        np.median(Image.open(tmp_path / f"page-1200-{scheme}.webp").convert("L")) for scheme in ("light", "dark")
+    )
+    assert dark < 80 < 160 < light
