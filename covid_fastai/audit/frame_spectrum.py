@@ -8,7 +8,7 @@ from scipy.fft import dctn
 
 from covid_fastai.data.images import resize_image
 
-__all__ = ["FEATURES", "describe_edges", "describe_frame"]
+__all__ = ["FEATURES", "describe_edges", "describe_frame", "measure_edges"]
 
 FRAME = 3 / 16  # of each side: the width of the frame around the central box, which holds most of the lungs
 BLOCK = 8  # pixels a side, as in JPEG
@@ -38,7 +38,9 @@ FEATURES = (
     "SD of the corners",
     "fraction below the corners' mean",
 )
-EDGES = ("sharpest to 7th", "2nd to 7th", "sharpest to 13th")  # logs of ratios of windows
+# Logs of ratios of windows, and of the differences of the sharpest edge. Its place and its intensities change with
+# opacities: they separate 300 drawings per class with an AUC of 0.63.
+EDGES = ("sharpest to 7th", "2nd to 7th", "sharpest to 13th", "across rows to across columns")
 
 
 def describe_frame(pixels: np.ndarray, outside: np.ndarray | None = None) -> np.ndarray:
@@ -70,11 +72,12 @@ def describe_frame(pixels: np.ndarray, outside: np.ndarray | None = None) -> np.
 
 
 def describe_edges(pixels: np.ndarray) -> np.ndarray:
-    """Describe how far the sharpest edges of an image exceed its other edges, wherever they lie.
+    """Describe how far the sharpest edges of an image exceed its other edges, wherever they lie, and the sharpest one.
 
     Letters, wires and clips have sharper edges than opacities, at few places. The sharpest edge of each of 8 x 8
     windows is measured, and the sharpest windows are compared with the 7th and the 13th: a letter lies in at most four.
-    A texture that is sharper in the whole lungs, as that of an interstitial disease, changes them together.
+    A texture that is sharper in the whole lungs, as that of an interstitial disease, changes them together. Marks of
+    both classes may be as sharp and have another direction.
 
     Args:
         pixels: Intensities, uint8 `(h, w)`; larger images are resized to 256 x 256 pixels.
@@ -82,15 +85,32 @@ def describe_edges(pixels: np.ndarray) -> np.ndarray:
     Returns:
         The features, `(EDGES,)`.
     """
+    down, across = measure_edges(pixels)
+    edges = np.maximum(down, across)
+    rows, columns = (length // WINDOWS for length in edges.shape)
+    windows = edges.reshape(WINDOWS, rows, WINDOWS, columns).max(axis=(1, 3))
+    logs = np.log(np.sort(windows, axis=None)[::-1] + SMALLEST_EDGE)
+    ratios = [logs[0] - logs[6], logs[1] - logs[6], logs[0] - logs[12]]
+    row, column = np.unravel_index(edges.argmax(), edges.shape)
+    direction = np.log(down[row, column] + SMALLEST_EDGE) - np.log(across[row, column] + SMALLEST_EDGE)
+    return np.array([*ratios, direction])
+
+
+def measure_edges(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Measure the edges of an image: the second differences at each pixel.
+
+    Args:
+        pixels: As in `describe_edges`.
+
+    Returns:
+        The size of the differences along the rows' and the columns' axis, `(h, w)` each, h and w multiples of 8.
+    """
     if max(pixels.shape) > LARGEST_IMAGE:
         pixels = np.asarray(resize_image(Image.fromarray(pixels), LARGEST_IMAGE))
     padding = [(1, 1 + -length % WINDOWS) for length in pixels.shape]  # to a multiple of 8, after the differences
     padded = np.pad(pixels.astype(np.float64), padding, mode="edge")
-    edges = np.maximum(*(np.abs(second) for second in _second_differences(padded)))
-    rows, columns = (length // WINDOWS for length in edges.shape)
-    windows = edges.reshape(WINDOWS, rows, WINDOWS, columns).max(axis=(1, 3))
-    logs = np.log(np.sort(windows, axis=None)[::-1] + SMALLEST_EDGE)
-    return np.array([logs[0] - logs[6], logs[1] - logs[6], logs[0] - logs[12]])
+    down, across = (np.abs(second) for second in _second_differences(padded))
+    return down, across
 
 
 def _cut_tiles(pixels: np.ndarray, outside: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

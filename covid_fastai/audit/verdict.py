@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from covid_fastai.audit.baselines import ShortcutAudit
+from covid_fastai.audit.baselines import HIDDEN_ABOUT, OF_TABLE, SMALLEST_EFFECT, ShortcutAudit
 from covid_fastai.audit.fixed_spots import CELLS, describe_box
+from covid_fastai.data.projections import fold_source
 from covid_fastai.data.tables import as_rows
 from covid_fastai.evaluation.formatting import SIGNED, ResultDisplay, format_estimate, format_metric, quote_source
 from covid_fastai.evaluation.intervals import Z
@@ -23,9 +24,9 @@ NOT_TESTED, NOT_APPLICABLE = "not tested", "not applicable"
 # An AUC counts as close to chance if its 95% interval lies below this margin (an equivalence test, Wellek 2010): a
 # marker of 0.65 separates as weakly as two normal distributions 0.54 standard deviations apart.
 NEAR_CHANCE = 0.65
-SMALLEST_EFFECT = 0.6  # a flag with a lower AUC is mentioned: with thousands of patients 0.52 is significant, too
 SIGNIFICANT = 0.05  # the p-value below which a baseline that may see some of the lungs is mentioned
 LARGEST_DROP = 0.1  # of the AUC where the telling cells are covered, which hide some of the lungs, too
+MOST_UNSTATED = 0.1  # of the images; sources that separate the classes within 10% of them give an AUC of 0.6
 MOST_FALSE_POSITIVES = 0.25  # of the negative controls: 3 of CoronaHack's 12
 # Baselines that do not see what is in the lungs, but may depend on it, and what the verdict says of them.
 PARTLY_BLIND = {
@@ -105,20 +106,23 @@ def give_verdict(
     unstated: Sequence[Mapping[str, Any]] = (),
     negative_controls: Mapping[str, Any] | None = None,
     covered: Mapping[str, Any] | None = None,
-    source_stated: bool = True,
+    marks: Mapping[str, Any] | None = None,
+    unstated_fraction: float = 0.0,
 ) -> Verdict:
     """Decide by fixed rules whether a model was shown to detect disease.
 
-    Six conditions have to be met. Each of them is judged by 95% intervals and has three results: it is met, it
+    Seven conditions have to be met. Each of them is judged by 95% intervals and has three results: it is met, it
     failed, or the data cannot decide. Close to chance means that the upper bound of an AUC is below 0.65.
 
     1. No lung-free baseline separates the classes: each is close to chance, and none is flagged with an AUC of 0.6 or
        more, which fails the condition. It stays open if the 16 x 16 thumbnail without its centre, the geometry of
-       the lungs or the sharpest edges separate the classes, or if the images' sources are not stated.
+       the lungs or the sharpest edges separate the classes, if the sources of 10% of the images or more are not
+       stated, if the lungs are not found in so many images of a class that a shortcut in these is not excluded, or if
+       the AUC of the network is not shown to exceed 0.65, up to which a shortcut is not excluded.
     2. The network is better than the 16 x 16 thumbnail: the interval of the paired difference lies above 0.
     3. A network that was trained and evaluated without the lungs (their convex hull with a margin is black; a central
        box where they were not found) is close to chance, and worse than the network. The condition failed if the AUC of
-       the network without the lungs lies above 0.5.
+       the network without the lungs lies above 0.5, and above what the images with a box can give alone.
     4. At another hospital, on images of both classes from one source, the AUC lies above 0.5 and not entirely below
        0.65, and the paired difference to the thumbnail lies above 0. The condition failed if the AUC is close to
        chance, if its interval includes 0.5 and excludes the AUC on held-out patients, or if the thumbnail is better.
@@ -129,6 +133,9 @@ def give_verdict(
     6. No mark at a fixed place, such as a letter in the lungs, explains the predictions. The condition is met if no
        cell of a 32 x 32 grid separates the classes, or if the AUC of the network is less than 0.1 lower where these
        cells are covered. It failed if the network is not better than chance then.
+    7. No letter, wire or other sharp mark in the lungs explains the predictions: the AUC of the network is less than
+       0.1 lower where the sharpest edges in the lungs of each image are covered. It failed if the network is not better
+       than chance then.
 
     Args:
         shortcuts: What `find_shortcuts` returned.
@@ -138,7 +145,8 @@ def give_verdict(
             difference if the network made no error.
         blind: The network that was trained without the lungs: its `auc` with `auc_low` and `auc_high`, the
             `network_auc` on the same patients, their `difference` with `low` and `high`, `n`, and the number of
-            `images` and of those with a box in place of the lungs, `boxes`; None if there is no such network.
+            `images` and of those with a box in place of the lungs, `boxes`, and the largest AUC that these can give
+            alone, `boxes_auc`; None if there is no such network.
         external: One mapping per external source with both classes: `source`, `value`, `low`, `high`, `n`,
             `thumbnail` (the thumbnail's AUC there) and the paired `difference` to it with `difference_low` and
             `difference_high` (these four None or NaN if the thumbnail was not evaluated).
@@ -148,22 +156,26 @@ def give_verdict(
         covered: The network on images whose telling cells are covered: its `auc` with `auc_low` and `auc_high`, the
             `network_auc` on the same patients, their `difference` with `low` and `high`, and `n`; None if it was not
             evaluated on such images.
-        source_stated: Whether the source of any image that the baselines use is stated.
+        marks: The same as `covered` for images whose sharpest edges in the lungs are covered.
+        unstated_fraction: Fraction of the images that the baselines use whose source is not stated.
 
     Returns:
         The verdict.
     """
     conditions = (
-        _no_shortcut(shortcuts, source_stated=source_stated),
+        _no_shortcut(shortcuts, network, unstated_fraction=unstated_fraction),
         _better_than_thumbnail(versus),
         _near_chance_without_lungs(blind),
         _generalises(external, unstated, network),
         _rejects_negative_controls(negative_controls),
         _needs_no_spot(shortcuts, covered),
+        _needs_no_mark(marks),
     )
     outcomes = {condition.outcome for condition in conditions}
     if outcomes <= {MET, NOT_APPLICABLE}:
         sentence = "Evidence of disease signal: every condition that applies is met on these data."
+        if shortcuts.flags:
+            sentence += f" Shortcuts that are too weak to explain it: {_list_aucs(shortcuts, shortcuts.flags)}."
         return Verdict("shown", sentence, conditions)
     open_reasons = [each.reason for each in conditions if each.outcome in (INCONCLUSIVE, NOT_TESTED)]
     if FAILED in outcomes:
@@ -174,11 +186,14 @@ def give_verdict(
         if undecided:
             sentence += f" These data cannot decide: {'; '.join(undecided)}."
         return Verdict("failed", sentence, conditions)
-    sentence = f"Disease signal not shown: a shortcut is neither found nor excluded. Open: {'; '.join(open_reasons)}."
+    shortcut = "a shortcut is neither found nor excluded"
+    if shortcuts.flags:  # weak ones, or the condition had failed
+        shortcut = "a weak shortcut is found, and a stronger one is not excluded"
+    sentence = f"Disease signal not shown: {shortcut}. Open: {'; '.join(open_reasons)}."
     return Verdict("not shown", sentence, conditions)
 
 
-def _no_shortcut(shortcuts: ShortcutAudit, *, source_stated: bool) -> Condition:
+def _no_shortcut(shortcuts: ShortcutAudit, network: Mapping[str, Any], *, unstated_fraction: float) -> Condition:
     name = "No lung-free baseline separates the classes"
     rows = [row for row in as_rows(shortcuts.table) if row["lung_free"] and row["auc"] == row["auc"]]  # not NaN
     flagged = {row["baseline"]: row for row in rows if row["flagged"]}
@@ -190,36 +205,55 @@ def _no_shortcut(shortcuts: ShortcutAudit, *, source_stated: bool) -> Condition:
     if weak:
         sentences.append(f"Better than chance, but below an AUC of {SMALLEST_EFFECT:g}: {_list_aucs(shortcuts, weak)}.")
     wide = [row["baseline"] for row in rows if not row["high"] < NEAR_CHANCE and row["baseline"] not in decisive]
+    # Images whose lungs are not found are ties to these baselines. If they are the fraction h of a class, a shortcut
+    # with the AUC a in the others has 0.5 + (1 - h) (a - 0.5) in all of them.
+    limit = 0.5 + (1 - shortcuts.hidden) * (NEAR_CHANCE - 0.5)
+    unseen = [row["baseline"] for row in rows if row["baseline"] in HIDDEN_ABOUT and limit <= row["high"] < NEAR_CHANCE]
+    unseen = [baseline for baseline in unseen if baseline not in decisive]
     if wide:
         listed = _list_aucs(shortcuts, wide)
         sentences.append(f"Too few patients to bound by an AUC of {NEAR_CHANCE:g}: {listed}.")
-    elif not decisive:
+    elif rows and not decisive:
         highest = max(rows, key=lambda row: row["high"])
         estimate = format_estimate(highest["auc"], highest["low"], highest["high"])
         sentences.append(
-            f"The AUC of every lung-free baseline is below {NEAR_CHANCE:g} by its 95% interval; the highest upper "
-            f"bound is that of {highest['baseline']}, {estimate}."
+            f"The AUC of every lung-free baseline that could be tested is below {NEAR_CHANCE:g} by its 95% interval; "
+            f"the highest upper bound is that of {highest['baseline']}, {estimate}."
         )
     open_reasons = []
     hidden = [row["baseline"] for row in as_rows(shortcuts.table) if row["lung_free"] and row["auc"] != row["auc"]]
-    if hidden := [baseline for baseline in hidden if baseline != "source"]:  # guard: hidden_baseline
+    if hidden := [baseline for baseline in hidden if baseline not in OF_TABLE]:  # guard: hidden_baseline
         text = "the lungs fill most images or were not found, so that what lies outside of them could not be tested"
         sentences.append(f"{text[:1].upper()}{text[1:]}: {', '.join(hidden)}.")
         open_reasons.append(text)
-    if wide:  # guard: shortcut_power
-        most = max(wide, key=lambda baseline: shortcuts.row(baseline)["high"])
-        open_reasons.append(
-            "too few patients to exclude a shortcut (the AUC of the baseline "
-            f"{most} may be {format_metric(shortcuts.row(most)['high'])})"
+    if unseen:  # guard: lungs_not_found
+        text = (
+            f"the lungs were not found in {shortcuts.hidden:.0%} of the images of a class, so that a shortcut in these "
+            "is not excluded"
         )
+        sentences.append(f"{text[:1].upper()}{text[1:]}: {_list_aucs(shortcuts, unseen)}.")
+        open_reasons.append(text)
+    if wide:  # guard: shortcut_power
+        bounds = {baseline: shortcuts.row(baseline)["high"] for baseline in wide}
+        most = max(wide, key=lambda baseline: bounds[baseline] if math.isfinite(bounds[baseline]) else 1.0)
+        may = f"may be {format_metric(bounds[most])}" if math.isfinite(bounds[most]) else "has no interval"
+        open_reasons.append(f"too few patients to exclude a shortcut (the AUC of the baseline {most} {may})")
+    if not network["low"] > NEAR_CHANCE:  # guard: weak_network
+        text = (
+            f"a shortcut with an AUC of up to {NEAR_CHANCE:g} is not excluded, and the network (AUC "
+            f"{format_estimate(network['value'], network['low'], network['high'])}) is not shown to be better than that"
+        )
+        sentences.append(f"{text[:1].upper()}{text[1:]}.")
+        open_reasons.append(text)
     for baseline, (separates, but) in PARTLY_BLIND.items():
         row = shortcuts.row(baseline)
         if row["p_holm"] < SIGNIFICANT and row["auc"] >= SMALLEST_EFFECT:
             text = f"{separates} (AUC {format_metric(row['auc'])})"
             sentences.append(f"{text[:1].upper()}{text[1:]}; {but}.")
             open_reasons.append(text)
-    if not source_stated:
-        text = "the images' sources are not stated, so that a source may separate the classes"
+    if unstated_fraction >= MOST_UNSTATED:
+        of_images = "the images" if unstated_fraction == 1 else f"{unstated_fraction:.0%} of the images"
+        text = f"the sources of {of_images} are not stated, so that a source may separate the classes"
         sentences.append(f"{text[:1].upper()}{text[1:]}.")
         open_reasons.append(text)
     if decisive:
@@ -274,7 +308,14 @@ def _near_chance_without_lungs(blind: Mapping[str, Any] | None) -> Condition:
     )
     if blind["auc_low"] > 0.5:  # guard: blind_network
         reason = f"a network trained without the lungs separates the classes (AUC {estimate})"
-        return Condition(name, FAILED, text, reason)
+        if blind["auc_low"] > blind["boxes_auc"]:  # guard: boxed_lungs
+            return Condition(name, FAILED, text, reason)
+        but = (
+            "but a central box leaves some of the lungs where they were not found, and these images alone can give an "
+            f"AUC of {format_metric(blind['boxes_auc'])}"
+        )
+        text += f" It separates the classes, {but}."
+        return Condition(name, INCONCLUSIVE, text, f"{reason}, {but}")
     if not blind["auc_high"] < NEAR_CHANCE:
         text += f" There are too few patients to bound the first by {NEAR_CHANCE:g}."
         reason = "too few patients to show that a network trained without the lungs is close to chance "
@@ -307,26 +348,37 @@ def _generalises(
         for result in unstated
     )
     if not external:
-        text = "No external data with both classes from one stated source were evaluated (covid-fastai validate RUN "
+        text = (
+            "No external data with both classes from another, stated source were evaluated (covid-fastai validate RUN "
+        )
         reason = f"{text[:1].lower()}{text[1:]}DATA)"
         return Condition(name, NOT_TESTED, f"{text}DATA). {not_stated}".strip(), reason)
-    judged = [(result, _judge_hospital(_auc_of(result), _difference_of(result), network)) for result in external]
     texts = [_describe_hospital(result) for result in external]
-    outcomes = [outcome for _, (outcome, _) in judged]
-    reasons = [f"{_at(result)}, {reason}" for result, (_, reason) in judged if reason]
-    outcome = MET if set(outcomes) == {MET} else FAILED if FAILED in outcomes else outcomes[0]
-    if outcome == FAILED:
-        reasons = [f"{_at(result)}, {why}" for result, (one, why) in judged if one == FAILED]
-    if len(external) > 1:
-        auc, difference = _pool(external)
+    judged = [(result, *_judge_hospital(_auc_of(result), _difference_of(result), network)) for result in external]
+    outcomes = {outcome for _, outcome, _ in judged}
+    # the first of these that occurs, in whatever order the hospitals stand; guard: mixed_hospitals
+    outcome = next(outcome for outcome in (FAILED, INCONCLUSIVE, NOT_TESTED, MET) if outcome in outcomes)
+    reasons = [f"{_at(result)}, {reason}" for result, of_result, reason in judged if of_result == outcome]
+    pooled = _one_a_source(external)
+    if len(pooled) > 1:
+        auc, difference = _pool(pooled)
         texts.append(_describe_pooled(auc, difference))
         if outcome not in (MET, FAILED):
             bounds = None if difference is None else (difference.value, difference.low, difference.high)
             outcome, reason = _judge_hospital((auc.value, auc.low, auc.high), bounds, network)
-            reasons = [f"pooled over {auc.count} hospitals, {reason}"] if reason else []
+            reasons = [f"pooled over {auc.count} hospitals, {reason}"]
     if not_stated:
         texts.append(not_stated)
     return Condition(name, outcome, " ".join(texts), "; ".join(reasons) if outcome != MET else "")
+
+
+def _one_a_source(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return one result of each source that has an interval, that of most patients: they are pooled as independent."""
+    largest: dict[str, Mapping[str, Any]] = {}
+    for result in sorted(results, key=lambda result: -result["n"]):
+        if all(map(math.isfinite, _auc_of(result))):
+            largest.setdefault(fold_source(result["source"]), result)
+    return list(largest.values())
 
 
 def _at(result: Mapping[str, Any]) -> str:
@@ -345,6 +397,8 @@ def _judge_hospital(
     """
     estimate = f"AUC {format_estimate(*auc)}"
     _, low, high = auc
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return INCONCLUSIVE, f"there are too few patients for an interval of the AUC ({format_metric(auc[0])})"
     if high < NEAR_CHANCE:
         return FAILED, f"the network is close to chance ({estimate})"
     if low <= 0.5 and high < network["low"]:
@@ -362,7 +416,9 @@ def _judge_hospital(
 
 
 def _auc_of(result: Mapping[str, Any]) -> tuple[float, float, float]:
-    return result["value"], result["low"], result["high"]
+    """Return the AUC and its bounds; NaN for what is missing, which a file holds as null."""
+    value, low, high = (math.nan if result[key] is None else float(result[key]) for key in ("value", "low", "high"))
+    return value, low, high
 
 
 def _difference_of(result: Mapping[str, Any]) -> tuple[float, float, float] | None:
@@ -410,17 +466,19 @@ def _rejects_negative_controls(negative_controls: Mapping[str, Any] | None) -> C
         text = "There are no unused negative images from the source of the positive class."
         return Condition(name, NOT_APPLICABLE, text)
     estimate = format_estimate(*(negative_controls[key] for key in ("fraction", "low", "high")), spec=".0%")
-    counts = f"{negative_controls['called']} of {negative_controls['images']} negative controls"
+    called, images = negative_controls["called"], negative_controls["images"]
+    are = "is" if called == 1 else "are"
+    counts = f"{called} of {images} negative controls {are} classified as positive"
     text = (
-        f"{negative_controls['called']} of {negative_controls['images']} negative images from the source of the "
-        f"positive class are classified as positive: {estimate}."
+        f"{called} of {images} negative images from the source of the positive class {are} classified as positive: "
+        f"{estimate}."
     )
     if negative_controls["high"] <= MOST_FALSE_POSITIVES:
         return Condition(name, MET, text)
     if negative_controls["low"] > MOST_FALSE_POSITIVES:
-        return Condition(name, FAILED, text, f"{counts} are classified as positive")
+        return Condition(name, FAILED, text, counts)
     text += f" They are too few to decide whether more than {MOST_FALSE_POSITIVES:.0%} would be."
-    reason = f"too few negative controls ({counts} are classified as positive, {estimate})"
+    reason = f"too few negative controls ({counts}, {estimate})"
     return Condition(name, INCONCLUSIVE, text, reason)
 
 
@@ -438,18 +496,41 @@ def _needs_no_spot(shortcuts: ShortcutAudit, covered: Mapping[str, Any] | None) 
             return Condition(name, MET, f"{text}.")
         reason = "the network was not evaluated with the most telling cells of the image covered"
         return Condition(name, NOT_TESTED, f"{text}{where}; {reason}.", f"{text[:1].lower()}{text[1:]}, and {reason}")
+    return _judge_covered(
+        name, f"{text}{where}.", covered, "the most telling cells", "with a fixed place of the image covered"
+    )
+
+
+def _needs_no_mark(marks: Mapping[str, Any] | None) -> Condition:
+    name = "No sharp mark in the lungs explains the predictions"
+    if marks is None:  # guard: marks_untested
+        reason = "the network was not evaluated with the sharpest edges in the lungs covered"
+        return Condition(name, NOT_TESTED, f"{reason[:1].upper()}{reason[1:]}.", reason)
+    return _judge_covered(
+        name, "", marks, "the sharpest edges in the lungs", "with letters or other sharp marks covered"
+    )
+
+
+def _judge_covered(name: str, before: str, covered: Mapping[str, Any], what: str, where: str) -> Condition:
+    """Return the condition that the network does not need what was covered in the images.
+
+    Args:
+        name: Name of the condition.
+        before: Sentences that precede the result.
+        covered: As in `give_verdict`.
+        what: What was covered, a plural.
+        where: The same as the beginning of a clause.
+    """
     estimate = format_estimate(covered["auc"], covered["auc_low"], covered["auc_high"])
     difference = format_estimate(covered["difference"], covered["low"], covered["high"], spec=SIGNED)
     text = (
-        f"{text}{where}. On the same {int(covered['n'])} patients, the AUC of the network is {estimate} where the most "
-        f"telling cells are covered, and {format_metric(covered['network_auc'])} where they are not; the paired "
-        f"difference is {difference}."
-    )
+        f"{before} On the same {int(covered['n'])} patients, the AUC of the network is {estimate} where {what} are "
+        f"covered, and {format_metric(covered['network_auc'])} where they are not; the paired difference is "
+        f"{difference}."
+    ).strip()
     if covered["low"] > 0 and not covered["auc_low"] > 0.5:  # guard: covered_spot
-        reason = f"with a fixed place of the image covered, the network is not better than chance (AUC {estimate})"
-        return Condition(name, FAILED, text, reason)
+        return Condition(name, FAILED, text, f"{where}, the network is not better than chance (AUC {estimate})")
     if covered["high"] < LARGEST_DROP:
         return Condition(name, MET, text)
     lower = format_estimate(covered["difference"], covered["low"], covered["high"])
-    reason = f"with a fixed place of the image covered, the AUC of the network may be lower by {lower}"
-    return Condition(name, INCONCLUSIVE, text, reason)
+    return Condition(name, INCONCLUSIVE, text, f"{where}, the AUC of the network may be lower by {lower}")

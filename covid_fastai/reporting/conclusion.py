@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from covid_fastai.audit.audit import Audit
+from covid_fastai.audit.baselines import SMALLEST_EFFECT
 from covid_fastai.audit.plain_words import say_plainly
-from covid_fastai.audit.verdict import SMALLEST_EFFECT
 from covid_fastai.data.tables import as_rows
 from covid_fastai.evaluation.formatting import format_metric, quote_source
 from covid_fastai.evaluation.metrics import Evaluation
@@ -22,9 +22,14 @@ CONDITIONS = {  # how the names of the conditions begin that the evidence belong
     "hospital": "Generalises to another hospital",
     "controls": "Negative controls",
 }
-NOT_PIXELS = ("source", "headers")  # a program that sees a part of the image is easier to imagine, and is preferred
+NOT_PIXELS = (
+    "source",
+    "projection",
+    "headers",
+)  # a program that sees a part of the image is easier to imagine, and is preferred
 IN_PLAIN_WORDS = {  # what the baselines without a lung see
     "source": "the name of the image source",
+    "projection": "the direction of the X-rays, as the table names it",
     "headers": "the format and size of the file",
     "intensity mean and SD": "the brightness and contrast outside of the lungs",
     "border ring": "the outermost edge of the image",
@@ -163,13 +168,16 @@ def _elsewhere(audit: Audit | None, external: Sequence[Mapping[str, Any]], resul
     if not external:
         return Evidence(title, UNKNOWN, "", "Not tested: no images of another hospital with both classes were given.")
     first, *others = sorted(external, key=lambda source: -source["n"])
-    interval = f"{_percent(first['low'])} to {_percent(first['high'])}"
-    link = "and" if result.value("auc") <= first["high"] else "but"
+    if first["low"] is None or first["high"] is None:  # a class with one patient; guard: no_interval
+        interval, link = "too few of one class for an interval", "and"
+    else:
+        bounds = f"{_percent(first['low'])} to {_percent(first['high'])}"
+        interval = f"95% interval {bounds}, {_place_of_guessing(first['low'], first['high'])}"
+        link = "and" if result.value("auc") <= first["high"] else "but"
     text = (
         f"of pairs ranked correctly at a hospital or collection that the model was not trained on, "
-        f"{quote_source(first['source'])} ({first['n']} patients; 95% interval {interval}, "
-        f"{_place_of_guessing(first['low'], first['high'])}), {link} {_percent(result.value('auc'))} of pairs at those "
-        "that it was trained on."
+        f"{quote_source(first['source'])} ({first['n']} patients; {interval}), {link} "
+        f"{_percent(result.value('auc'))} of pairs at those that it was trained on."
     )
     if others:
         text += f" {len(others)} more are listed below."

@@ -71,7 +71,7 @@ def test_a_planted_shortcut_is_flagged_by_the_baselines_that_can_detect_it(kind,
 
 def test_clean_data_are_not_flagged(audit):
     assert audit.flags == []
-    assert "No lung-free baseline separates the classes" in audit.notes()[0]
+    assert "No lung-free baseline is shown to separate the classes" in audit.notes()[0]
     assert audit.table["baseline"].tolist() == list(BASELINES)
     assert set(audit.table.loc[audit.table["lung_free"], "baseline"]) == set(LUNG_FREE)
     assert 0.3 < audit.permuted["low"] < 0.5 < audit.permuted["high"] < 0.7
@@ -305,6 +305,7 @@ def test_baselines_that_the_lungs_hide_are_not_tested(clean):
     for name in OUTSIDE:
         features.blocks[name][:] = np.nan
     result = find_shortcuts(clean, permutations=99, features=features)
+    assert result.hidden == 1
     for name in (*OUTSIDE, "non-linear"):
         assert np.isnan(result.row(name)["auc"]) and not result.row(name)["flagged"]
         assert "the lungs fill most images" in result.summary().set_index("baseline").loc[name, "better than chance"]
