@@ -1,5 +1,8 @@
 """Which copies are found: `python -m benchmarks.copies` alters 50 images in each of many ways, and searches them.
 
+The limits of the search were set on copies of other images: `--half tuning` alters those. `OTHER_KINDS` had no part in
+it on either half.
+
 The images are drawings; with `--data`, or COVID_FASTAI_DATA, they are radiographs of CoronaHack at full resolution, and
 all others of CoronaHack at 224 pixels are searched with them. The table has the fraction of the copies whose original
 is found, and the fraction that a manifest of the originals recognises, as before pretraining. Pairs of different images
@@ -20,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from covid_fastai.data.fingerprints import duplicate_pairs, fingerprint_images
 from covid_fastai.data.metadata import read_cohort
@@ -34,6 +37,7 @@ IMAGES = 50  # of each kind
 SIDE = 384  # pixels; the longer side of an image before it is altered, as in collections that were made smaller
 PATIENTS = 100  # drawn patients of two images each, which are searched with the copies
 AIM = 0.95
+HALVES = ("tuning", "reported")
 Alter = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
@@ -118,6 +122,46 @@ def equalise_locally(image: Image.Image, limit: float, *, tiles: int = 8) -> Ima
     return Image.fromarray(np.clip((1 - y) * top + y * bottom, 0, 255).astype(np.uint8))
 
 
+def watermark(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Write large letters across the image, half transparent."""
+    text = Image.new("L", image.size, 0)
+    pen = ImageDraw.Draw(text)
+    size = image.height // 9
+    for line in range(3):
+        pen.text(
+            (0.05 * image.width, (0.2 + 0.25 * line) * image.height), "SAMPLE  COPY  SAMPLE", fill=110, font_size=size
+        )
+    return ImageChops.add(image, text.rotate(rng.uniform(10, 30)))
+
+
+def photograph(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Photograph the image from a screen: in perspective, brighter on one side, with noise, as JPEG."""
+    width, height = image.size
+    x, y = rng.uniform(-0.03, 0.03, (2, 4)) * np.array([[width], [height]])
+    corners = np.array([(0, 0), (0, height), (width, height), (width, 0)]) + np.stack([x, y], axis=1)
+    tilted = image.transform(image.size, Image.Transform.QUAD, corners.ravel().tolist(), Image.Resampling.BICUBIC)
+    light = np.linspace(0.8, 1.1, width) * rng.normal(1, 0.02, (height, width))
+    return encode(Image.fromarray(np.clip(np.asarray(tilted) * light + 10, 0, 255).astype(np.uint8)), 70)
+
+
+def change_window(image: Image.Image) -> Image.Image:
+    """Show a narrower window: the darkest and the brightest 5% are clipped."""
+    low, high = np.quantile(np.asarray(image), [0.05, 0.95])
+    return image.point([round(np.clip(255 * (grey - low) / max(high - low, 1), 0, 255)) for grey in range(256)])
+
+
+def deepen(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Store with 16 bits, from 0 to the brightest value of 12 bits."""
+    return Image.fromarray(
+        np.asarray(image).astype(np.uint16) * 16 + rng.integers(0, 16, np.asarray(image).shape, np.uint16)
+    )
+
+
+def pad_square(image: Image.Image) -> Image.Image:
+    """Put black bars at two sides, so that the image becomes a square."""
+    return ImageOps.pad(image, (max(image.size),) * 2, color=0)
+
+
 def _between(centres: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return for each pixel the tiles before and behind it, and where it is between them, 0 to 1."""
     place = np.interp(np.arange(side), centres, np.arange(len(centres)))
@@ -162,12 +206,37 @@ KINDS: dict[str, Alter] = {
     ),
 }
 
+OTHER_KINDS: dict[str, Alter] = {
+    "JPEG of quality 20, cropped by 4% a side": lambda image, rng: encode(crop(image, 0.04, 0.04, 0.04, 0.04), 20),
+    "mirrored, cropped by 6% a side": lambda image, rng: ImageOps.mirror(crop(image, 0.06, 0.06, 0.06, 0.06)),
+    "right angle, cropped by 8% a side": lambda image, rng: crop(
+        image.transpose(FLIP.ROTATE_90), 0.08, 0.08, 0.08, 0.08
+    ),
+    "gamma 0.6 or 1.5, white frame": lambda image, rng: frame(change_gamma(image, rng.choice([0.6, 1.5])), 255, rng),
+    "gamma 0.6 or 1.5, cropped by 5% a side": lambda image, rng: change_gamma(
+        crop(image, 0.05, 0.05, 0.05, 0.05), rng.choice([0.6, 1.5])
+    ),
+    "half size, inverted": lambda image, rng: ImageOps.invert(image.resize((image.width // 2, image.height // 2))),
+    "quarter size, JPEG of quality 30": lambda image, rng: encode(
+        image.resize((image.width // 4, image.height // 4), Image.Resampling.BILINEAR), 30
+    ),
+    "watermark across": watermark,
+    "photograph of a screen": photograph,
+    "padded to a square": lambda image, rng: pad_square(image),
+    "16 bits": deepen,
+    "narrower window": lambda image, rng: change_window(image),
+    "narrower window, cropped by 5% a side": lambda image, rng: change_window(crop(image, 0.05, 0.05, 0.05, 0.05)),
+    "blurred by 1.5 pixels": lambda image, rng: image.filter(ImageFilter.GaussianBlur(1.5)),
+    "sharpened": lambda image, rng: image.filter(ImageFilter.UnsharpMask(3, 150, 0)),
+    "left or right half": lambda image, rng: crop(image, *((0.5, 0, 0, 0) if rng.random() < 0.5 else (0, 0, 0.5, 0))),
+}
 
-def draw_images(folder: Path) -> pd.DataFrame:
+
+def draw_images(folder: Path, half: str) -> pd.DataFrame:
     """Draw the images that are altered, and two of each of other patients; columns `path`, `patient`, `altered`."""
     rows = []
     for patient in range(IMAGES + PATIENTS):
-        rng = np.random.default_rng([7, patient])
+        rng = np.random.default_rng([7 + HALVES.index(half), patient])
         altered = patient < IMAGES
         anatomy = draw_anatomy(rng)
         for number in range(1 if altered else 2):
@@ -180,20 +249,25 @@ def draw_images(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def real_images(data: Path) -> pd.DataFrame:
-    """List 50 of CoronaHack's images at full resolution, which are altered, and others at 224 pixels."""
+def real_images(data: Path, half: str) -> pd.DataFrame:
+    """List 50 of CoronaHack's images at full resolution, which are altered, and others at 224 pixels.
+
+    The halves share no patient among the images that are altered.
+    """
     full, small = (
         pd.DataFrame(read_cohort(data / name, check_images=False, exclude_pretraining_overlap=False))
         for name in ("coronahack-full", "coronahack-224")
     )
     chosen = full.sample(IMAGES, random_state=0)
+    if half == "reported":
+        chosen = full[~full["patient"].isin(chosen["patient"])].sample(IMAGES, random_state=1)
     names = small["path"].map(os.path.basename)
     small = small[~names.isin(chosen["path"].map(os.path.basename))]  # the same images, at another size
     rows = pd.concat([chosen.assign(altered=True), small.assign(altered=False)], ignore_index=True)
     return rows[["path", "patient", "altered"]]
 
 
-def measure(images: pd.DataFrame, folder: Path, *, kinds: dict[str, Alter] = KINDS) -> pd.DataFrame:
+def measure(images: pd.DataFrame, folder: Path, *, kinds: dict[str, Alter]) -> pd.DataFrame:
     """Alter the images in each way, and count the copies that are found, and the false pairs.
 
     Args:
@@ -211,8 +285,9 @@ def measure(images: pd.DataFrame, folder: Path, *, kinds: dict[str, Alter] = KIN
         image = Image.open(path).convert("L")
         image.thumbnail((SIDE, SIDE))
         for place, (kind, alter) in enumerate(kinds.items()):
-            copy = folder / f"copy-{number:03d}-{place:02d}.bmp"
-            alter(image, np.random.default_rng([number, place])).save(copy)
+            altered = alter(image, np.random.default_rng([number, place]))
+            copy = folder / f"copy-{number:03d}-{place:02d}.{'png' if altered.mode == 'I;16' else 'bmp'}"
+            altered.save(copy, compress_level=1)
             made.append({"path": str(copy), "kind": kind, "original": number, "patient": originals["patient"][number]})
     copies, others = pd.DataFrame(made), images[~images["altered"]]
     table = pd.concat([originals, copies, others], ignore_index=True)
@@ -310,12 +385,13 @@ def main() -> None:
     """Measure one set of images, and write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.copies", description=__doc__)
     parser.add_argument("--data", type=Path, help="folder of real radiographs; default: COVID_FASTAI_DATA")
+    parser.add_argument("--half", choices=HALVES, default="reported", help="which images are altered")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of copies.csv and copies.md")
     arguments = parser.parse_args()
     data = arguments.data or (Path(os.environ["COVID_FASTAI_DATA"]) if os.environ.get("COVID_FASTAI_DATA") else None)
     with tempfile.TemporaryDirectory(prefix="covid_fastai-copies-") as folder:
-        images = draw_images(Path(folder)) if data is None else real_images(data)
-        counts = measure(images, Path(folder))
+        images = draw_images(Path(folder), arguments.half) if data is None else real_images(data, arguments.half)
+        counts = measure(images, Path(folder), kinds=KINDS | OTHER_KINDS)
     counts.insert(0, "images", "drawings" if data is None else "radiographs")
     write_counts(counts, arguments.out)
     print(counts.to_string(index=False))

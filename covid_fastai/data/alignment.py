@@ -12,19 +12,22 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, minimum_filter, uniform_filter
 
 from covid_fastai.data.keypoint_search import Matches, match_images
-from covid_fastai.data.keypoints import standardise
+from covid_fastai.data.keypoints import FLOOR, standardise
 
 __all__ = ["AlignedPair", "INPUT_SIDE", "aligned_pairs", "equalised_pairs", "fewest_keypoints", "measure_agreement"]
 
 INPUT_SIDE = 64  # pixels
 WINDOW = 13  # pixels; side of the box of the local standardisation, twice
 COARSE_STEPS = (1.5, 1.5, 1.5)  # pixels, standard deviation of the smoothing in each Gauss-Newton step
-FINE_STEPS = (1.5, 0.7, 0.7)
+FINE_STEPS = (1.5, 0.7)
+LAST_STEP = 0.7  # of the step on images that are standardised where both show something
+MARGIN = 6  # pixels; nearer to an edge, the local standardisation depends on what a crop has cut off
 OUTLIER = 0.7  # residual, in local standard deviations, beyond which a pixel counts little
 MIN_COARSE = 0.7  # correlation after the first steps; of copies with a strong local equalisation 0.8
+MIN_ROUGH = 0.65  # median before the last step; nine of ten pairs that are no copies have less
 FINE = (1.5, 0.6)  # pixels, the band of a difference of Gaussians: upper and lower standard deviation
 FINEST = 0.8  # pixels, the standard deviation above which the finest structure lies
 BLOCK = 8  # pixels; side of a block
@@ -32,22 +35,28 @@ MIN_VALID = 0.75  # fraction of a block's pixels that both images show
 MIN_ENERGY = 0.02  # of a block's fine structure; less is noise of an even region
 EDGE = 1.5  # pixels; places nearer to the edge of the second image are not compared
 SMOOTH = 1.5  # pixels, standard deviation; what remains does not depend on how an image was resized
-TRIMMED = (0.1, 0.2)  # fractions of the pixels that may differ: letters, corners, the edge of a frame
+TRIMMED = 0.2  # fraction of the pixels that may differ: letters, corners, the edge of a frame
+INTERIOR = 7  # pixels; side of the box in which all pixels are compared, so that smoothing mixes in no others
 PAIRS = 32  # compared together; their images stay in a core's cache
-MIN_KEYPOINTS = 8  # of two images that are compared, among up to `FEW_IMAGES`
+# Two images are compared if this many keypoints match, among up to `FEW_IMAGES`, with this much evidence (`Matches`).
+MIN_KEYPOINTS, MIN_EVIDENCE, EVIDENCE_PER_KEYPOINT = 6, 38.0, 5.0
 FEW_IMAGES = 10_000
-# The images of CoronaHack (17 million pairs): two images of one patient have a median of at most 0.87, of different
-# patients of at most 0.84, but for one pair of neighbouring numbers with 0.90. Drawings are more alike, but differ in
-# their shading: of one patient, 95% correlate by less than 0.9993 without 10% of the pixels, of two by less than 0.997.
-MIN_MEDIAN, MIN_BLOCKS = 0.85, 12
-MIN_CORRELATIONS = (0.9991, 0.99955)  # without 10% and 20% of the pixels
-# a local equalisation changes the shading, but not the finest structure
-MIN_FINEST, MIN_MEDIAN_EQUALISED = 0.945, 0.93
+# The limits were set on copies of 50 images of CoronaHack and its other pairs, 17 million. Two images of different
+# patients have a median of at most 0.84, but for one pair of neighbouring numbers with 0.89, and correlate by at most
+# 0.997 without 20% of the pixels. Drawings of one patient share their fine detail, but differ in their shading.
+MIN_BLOCKS = 12
+MIN_MEDIAN, MIN_SHADING, MIN_TONES = 0.92, 0.9998, 0.9999
+MIN_MEDIAN_DETAILED, MIN_FINEST_DETAILED = 0.93, 0.965
+# a local equalisation changes the shading more than another exposure does, but not the detail
+MAX_SHADING_EQUALISED, MIN_MEDIAN_EQUALISED, MIN_FINEST_EQUALISED = 0.99, 0.91, 0.79
 # The same of whole images with similar hashes, which are fewer: of 2,000 images of CoronaHack, different ones have at
 # most 0.56 and 0.77; copies with a strong equalisation have 0.88 and 0.93 or more, of drawings 0.85 and 0.89.
 MIN_FINEST_WHOLE, MIN_MEDIAN_WHOLE = 0.83, 0.87
 TURN = 1.5  # degrees; less is not called turned
 CROP = 0.02  # fraction of a side; corners that differ less are not called cropped
+
+INNER = np.zeros((INPUT_SIDE, INPUT_SIDE), bool)
+INNER[MARGIN:-MARGIN, MARGIN:-MARGIN] = True
 
 
 class AlignedPair(NamedTuple):
@@ -74,8 +83,9 @@ class Agreement(NamedTuple):
         blocks: Number of blocks of 8 x 8 pixels that were compared, `(n,)`.
         median: Median over the blocks of the correlation of the fine structure, `(n,)`; 0 without a block.
         finest: The same of the finest structure.
-        trimmed: Correlation of the smoothed intensities in the common part, without the 10% and without the 20% of the
-            pixels that differ most, `(n, 2)`.
+        shading: Correlation of the smoothed intensities in the common part, without the 20% of the pixels that differ
+            most, `(n,)`.
+        tones: The same after the second image was given the histogram of the first one.
         correlation: Correlation of the intensities in the common part, `(n,)`.
     """
 
@@ -83,16 +93,17 @@ class Agreement(NamedTuple):
     blocks: np.ndarray
     median: np.ndarray
     finest: np.ndarray
-    trimmed: np.ndarray
+    shading: np.ndarray
+    tones: np.ndarray
     correlation: np.ndarray
 
 
 def fewest_keypoints(images: int) -> int:
-    """Return how many keypoints must match before two images are compared: 8 up to 10,000 images, 15 for 100,000.
+    """Return how many keypoints must match before two images are compared: 6 up to 10,000 images, 13 for 100,000.
 
-    Among 1,200 images of CoronaHack 192, 108 and 55 pairs have 8, 9 and 10 or more by chance: one more keypoint nearly
-    halves them. Their number grows with the square of the number of images. Two more keypoints for each doubling keep
-    the time for comparisons in bounds, and miss more of the copies that show less than the original.
+    The pairs of images that share keypoints by chance grow with the square of the number of images, and one keypoint
+    more nearly halves them. Two more keypoints for each doubling keep the time for comparisons in bounds, and miss more
+    of the copies that show less than the original.
 
     Args:
         images: Number of images.
@@ -112,7 +123,9 @@ def aligned_pairs(images: np.ndarray, keypoints: np.ndarray, owners: np.ndarray 
         The pairs of images, sorted by their positions. Of two images with several views, the views that differ least.
     """
     owners = np.arange(len(images)) if owners is None else owners
-    matches = match_images(keypoints, min_count=fewest_keypoints(len(np.unique(owners))), owners=owners)
+    fewest = fewest_keypoints(len(np.unique(owners)))
+    evidence = MIN_EVIDENCE + EVIDENCE_PER_KEYPOINT * (fewest - MIN_KEYPOINTS)
+    matches = match_images(keypoints, min_count=fewest, min_evidence=evidence, owners=owners)
     pairs: dict[tuple[int, int], AlignedPair] = {}
     for start in range(0, len(matches.first), PAIRS):
         part = Matches(*(values[start : start + PAIRS] for values in matches))
@@ -120,8 +133,13 @@ def aligned_pairs(images: np.ndarray, keypoints: np.ndarray, owners: np.ndarray 
         second = np.where(part.inverted[:, None, None], 255 - second, second)
         maps, coarse = _align(first, second, part.maps)
         near = np.flatnonzero(coarse > MIN_COARSE)
+        if len(near):
+            maps, rough = _align_finely(first[near], second[near], maps[near])
+            near, maps = near[rough > MIN_ROUGH], maps[rough > MIN_ROUGH]
+        if not len(near):
+            continue
         part = Matches(*(values[near] for values in part))
-        agreement = measure_agreement(first[near], second[near], maps[near])
+        agreement = _measure(first[near], second[near], maps)
         for row in np.flatnonzero(_are_copies(agreement)):
             ends = int(owners[part.first[row]]), int(owners[part.second[row]])
             kind = _kind(agreement.maps[row], inverted=bool(part.inverted[row]))
@@ -156,9 +174,12 @@ def equalised_pairs(images: np.ndarray, pairs: Sequence[tuple[int, int]]) -> lis
 
 
 def _are_copies(agreement: Agreement) -> np.ndarray:
-    same_shading = (agreement.median > MIN_MEDIAN) & (agreement.trimmed > MIN_CORRELATIONS).all(axis=1)
-    equalised = (agreement.median > MIN_MEDIAN_EQUALISED) & (agreement.finest > MIN_FINEST)
-    return (same_shading | equalised) & (agreement.blocks >= MIN_BLOCKS)
+    same_shading = agreement.median > MIN_MEDIAN
+    same_shading &= (agreement.shading > MIN_SHADING) | (agreement.tones > MIN_TONES)
+    detailed = (agreement.median > MIN_MEDIAN_DETAILED) & (agreement.finest > MIN_FINEST_DETAILED)
+    equalised = (agreement.median > MIN_MEDIAN_EQUALISED) & (agreement.finest > MIN_FINEST_EQUALISED)
+    equalised &= agreement.shading < MAX_SHADING_EQUALISED
+    return (same_shading | detailed | equalised) & (agreement.blocks >= MIN_BLOCKS)
 
 
 def _kind(affine: np.ndarray, *, inverted: bool) -> str:
@@ -183,7 +204,7 @@ def _align(images: np.ndarray, others: np.ndarray, maps: np.ndarray) -> tuple[np
     """Return the maps after the first steps, and the correlation of the locally standardised images, `(n,)`."""
     first, second = (_smooth(standardise(pixels, WINDOW), COARSE_STEPS[0]) for pixels in (images, others))
     for _ in COARSE_STEPS:
-        maps = _step(first, second, maps)
+        maps = _refine(first, second, maps)
     x, y = _positions(maps)
     return maps, _correlate(first, _sample(second, x, y), _inside(x, y))
 
@@ -196,24 +217,51 @@ def measure_agreement(images: np.ndarray, others: np.ndarray, maps: np.ndarray) 
         others: The second images, inverted if they are negatives of the first.
         maps: From the first to the second, `(n, 2, 3)`, as `match_images` returns them.
     """
+    return _measure(images, others, _align_finely(images, others, maps)[0])
+
+
+def _align_finely(images: np.ndarray, others: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the maps after the fine steps, and a first estimate of the median over the blocks, `(n,)`."""
     first, second = standardise(images, WINDOW), standardise(others, WINDOW)
     for deviation in FINE_STEPS:
-        maps = _step(_smooth(first, deviation), _smooth(second, deviation), maps)
+        maps = _refine(_smooth(first, deviation), _smooth(second, deviation), maps)
     x, y = _positions(maps)
     valid = _inside(x, y)
-    first, second = np.where(valid, first, 0), np.where(valid, _sample(second, x, y), 0)
+    bands = (_smooth(image, FINE[1]) - _smooth(image, FINE[0]) for image in (first, _sample(second, x, y)))
+    return maps, _agree(*bands, valid)[1]
+
+
+def _measure(images: np.ndarray, others: np.ndarray, maps: np.ndarray) -> Agreement:
+    """Take the last step, and measure how well the images agree."""
+    plain, moving = images.astype(np.float32), others.astype(np.float32)
+    x, y = _positions(maps)
+    first, second = _standardise_common(plain, _sample(moving, x, y), _inside(x, y))
+    maps = _step(_smooth(first, LAST_STEP), _smooth(second, LAST_STEP), _interior(_inside(x, y)), maps)
+    x, y = _positions(maps)
+    valid, moved = _inside(x, y), _sample(moving, x, y)
+    first, second = _standardise_common(plain, moved, valid)
     band, other_band = (_smooth(image, FINE[1]) - _smooth(image, FINE[0]) for image in (first, second))
     blocks, median = _agree(band, other_band, valid)
     _, finest = _agree(first - _smooth(first, FINEST), second - _smooth(second, FINEST), valid)
-    plain, other = images.astype(np.float32), _sample(others.astype(np.float32), x, y)
     weight = _smooth(valid.astype(np.float32), SMOOTH) + 1e-6
-    a, b = (_smooth(np.where(valid, image, 0), SMOOTH) / weight for image in (plain, other))
-    trimmed = np.stack([_correlate(a, b, _without_outliers(a, b, valid, part)) for part in TRIMMED], axis=1)
-    return Agreement(maps, blocks, median, finest, trimmed, _correlate(plain, other, valid))
+    a, b = (_smooth(np.where(valid, image, 0), SMOOTH) / weight for image in (plain, moved))
+    shading, tones = (
+        _correlate(a, other, _without_outliers(a, other, valid)) for other in (b, _match_tones(b, a, valid))
+    )
+    return Agreement(maps, blocks, median, finest, shading, tones, _correlate(plain, moved, valid))
 
 
-def _without_outliers(first: np.ndarray, second: np.ndarray, valid: np.ndarray, part: float) -> np.ndarray:
-    """Return the valid pixels without the part that is farthest from a line between the intensities, `(n, h, w)`."""
+def _match_tones(images: np.ndarray, references: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return images with the histograms of others, so that a tone curve or a window changes nothing."""
+    n = len(images)
+    values, targets = (np.where(valid, pixels, np.inf).reshape(n, -1) for pixels in (images, references))
+    matched = np.zeros_like(values)
+    np.put_along_axis(matched, np.argsort(values, axis=1), np.sort(targets, axis=1), axis=1)
+    return np.where(valid, matched.reshape(images.shape), 0)
+
+
+def _without_outliers(first: np.ndarray, second: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return the valid pixels without the 20% that are farthest from a line between the intensities, `(n, h, w)`."""
     n = len(first)
     a, b, all_valid = (values.reshape(n, -1) for values in (first, second, valid))
     kept = all_valid
@@ -222,7 +270,7 @@ def _without_outliers(first: np.ndarray, second: np.ndarray, valid: np.ndarray, 
         across, up = (values - (values * kept).sum(axis=1, keepdims=True) / count for values in (a, b))
         slope = (across * up * kept).sum(axis=1) / np.maximum((across * across * kept).sum(axis=1), 1e-6)
         residual = np.where(all_valid, np.abs(up - slope[:, None] * across), np.inf)
-        last = np.maximum(np.ceil((1 - part) * all_valid.sum(axis=1)).astype(np.intp) - 1, 0)
+        last = np.maximum(np.ceil((1 - TRIMMED) * all_valid.sum(axis=1)).astype(np.intp) - 1, 0)
         kept = all_valid & (residual <= np.take_along_axis(np.sort(residual, axis=1), last[:, None], axis=1))
     return kept.reshape(valid.shape)
 
@@ -237,9 +285,31 @@ def _positions(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return moved[:, 0].reshape(shape), moved[:, 1].reshape(shape)
 
 
-def _inside(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    low, high = EDGE - 0.5, INPUT_SIDE - 0.5 - EDGE
+def _inside(x: np.ndarray, y: np.ndarray, edge: float = EDGE) -> np.ndarray:
+    low, high = edge - 0.5, INPUT_SIDE - 0.5 - edge
     return (x >= low) & (x <= high) & (y >= low) & (y <= high)
+
+
+def _interior(valid: np.ndarray) -> np.ndarray:
+    """Return the valid pixels around which all others are valid, too."""
+    return minimum_filter(valid, (1, INTERIOR, INTERIOR), mode="constant", cval=False)
+
+
+def _standardise_common(first: np.ndarray, second: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standardise two images by the surroundings that both show, so that a crop changes nothing; 0 elsewhere."""
+    size = (1, WINDOW, WINDOW)
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return uniform_filter(uniform_filter(values, size, mode="constant"), size, mode="constant")
+
+    common = valid.astype(np.float32)
+    weight = np.maximum(total(common), 1e-3)
+    standardised = []
+    for image in (first, second):
+        mean = total(image * common) / weight
+        variance = np.maximum(total(image * image * common) / weight - mean * mean, 0)
+        standardised.append((image - mean) / (np.sqrt(variance) + FLOOR) * common)
+    return standardised[0], standardised[1]
 
 
 def _sample(images: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -257,24 +327,37 @@ def _sample(images: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return top + down * (bottom - top)
 
 
-def _step(first: np.ndarray, second: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Return the maps after a Gauss-Newton step with robust weights."""
-    n = len(maps)
+def _refine(first: np.ndarray, second: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Return the maps after a step that leaves out the margins of both images."""
     x, y = _positions(maps)
-    valid = _inside(x, y).reshape(n, -1)
-    slope_y, slope_x = np.gradient(second, axis=(1, 2))
-    residual = (first - _sample(second, x, y)).reshape(n, -1)
-    slopes = [_sample(slope, x, y).reshape(n, -1) * INPUT_SIDE for slope in (slope_x, slope_y)]
-    weight = valid / (1 + (residual / OUTLIER) ** 2)
+    return _step(first, _sample(second, x, y), _inside(x, y, MARGIN + 0.5) & INNER, maps)
+
+
+def _step(first: np.ndarray, moved: np.ndarray, valid: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Return the maps after a Gauss-Newton step with robust weights.
+
+    Args:
+        first: The first images, `(n, 64, 64)`.
+        moved: The second images, placed on the first ones by the maps.
+        valid: Which pixels are compared.
+        maps: `(n, 2, 3)`.
+    """
+    n = len(maps)
+    residual = (first - moved).reshape(n, -1)
+    slope_y, slope_x = (slope.reshape(n, -1) * INPUT_SIDE for slope in np.gradient(moved, axis=(1, 2)))
+    weight = valid.reshape(n, -1) / (1 + (residual / OUTLIER) ** 2)
     centre = ((np.arange(INPUT_SIDE) + 0.5) / INPUT_SIDE - 0.5).astype(np.float32)
     place_y, place_x = (grid.ravel() for grid in np.meshgrid(centre, centre, indexing="ij"))
-    columns = [slope * factor for slope in slopes for factor in (place_x, place_y, np.float32(1))]
+    columns = [slope * factor for slope in (slope_x, slope_y) for factor in (place_x, place_y, np.float32(1))]
     tangents = np.stack(columns, axis=1)  # (n, 6, 4096)
     weighted = tangents * weight[:, None]
     gram = weighted @ tangents.transpose(0, 2, 1)
     gram += (1e-4 * np.trace(gram, axis1=1, axis2=2)[:, None, None] + 1e-6) * np.eye(6)
     change = np.linalg.solve(gram, weighted @ residual[:, :, None])[:, :, 0].reshape(n, 2, 3)
-    return maps + np.clip(change, -0.08, 0.08)
+    change = np.clip(change, -0.08, 0.08)
+    # the places of the first image move before the map, since the slopes are those on its grid
+    linear = maps[:, :, :2]
+    return maps + linear @ change
 
 
 def _agree(first: np.ndarray, second: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -30,6 +30,7 @@ SIEVE_BITS, SIEVE_SPREAD, MIN_SIEVED = 18, 0.1, 6  # a candidate has this many k
 FIT_BITS = 20  # of 64 that may differ between the codes of a fitted match
 FIT_REACH = (0.1, 0.07, 0.05, 0.03)  # fraction of the side that a match may be off in each round of the fit
 RIDGE = 0.02  # weight of the initial map, so that two or three matches do not fit a degenerate one
+CELL_BITS = 22  # of the number of the cell in which the votes for a pair are counted first
 QUERIES = 1024  # images that are looked up together
 CANDIDATES = 4096  # pairs that are fitted together
 
@@ -44,6 +45,8 @@ class Matches(NamedTuple):
             centre, in units of the side.
         inverted: Whether bright spots of one are dark in the other, `(n,)`.
         matched: Number of matching keypoints, `(n,)`.
+        evidence: Sum over the matching keypoints of the bits by which their codes are nearer than `FIT_BITS`, and less
+            the farther they are from where the map puts them, `(n,)`. Matches by chance are barely near enough.
     """
 
     first: np.ndarray
@@ -51,17 +54,24 @@ class Matches(NamedTuple):
     maps: np.ndarray
     inverted: np.ndarray
     matched: np.ndarray
+    evidence: np.ndarray
 
 
 def match_images(
-    queries: np.ndarray, database: np.ndarray | None = None, *, min_count: int, owners: np.ndarray | None = None
+    queries: np.ndarray,
+    database: np.ndarray | None = None,
+    *,
+    min_count: int,
+    min_evidence: float = 0.0,
+    owners: np.ndarray | None = None,
 ) -> Matches:
-    """Return the pairs of images of which at least `min_count` keypoints match.
+    """Return the pairs of images of which enough keypoints match.
 
     Args:
         queries: `(n, 32)` of the type `KEYPOINT`.
         database: `(m, 32)` of the same type; None to compare the queries with each other, each pair once.
         min_count: The smallest number of matching keypoints, 6 or more.
+        min_evidence: The smallest `Matches.evidence`.
         owners: Without a database: two queries with the same number are not compared, `(n,)`.
 
     Returns:
@@ -74,14 +84,16 @@ def match_images(
             owners = np.arange(len(queries))
         for candidates in _candidates(queries, others, owners if database is None else None):
             for start in range(0, len(candidates), CANDIDATES):
-                fitted.append(_fit_maps(queries, others, candidates[start : start + CANDIDATES]))
+                maps = _fit_maps(queries, others, candidates[start : start + CANDIDATES])
+                enough = (maps.matched >= min_count) & (maps.evidence >= min_evidence)
+                fitted.append(Matches(*(values[enough] for values in maps)))
     if not fitted:
         return Matches(*(np.zeros(shape, kind) for shape, kind in SHAPES))
     matches = Matches(*(np.concatenate(values) for values in zip(*fitted, strict=True)))
-    return _best_of_each_pair(matches, min_count, same=database is None)
+    return _best_of_each_pair(matches, same=database is None)
 
 
-SHAPES = ((0, np.intp), (0, np.intp), ((0, 2, 3), np.float64), (0, bool), (0, np.intp))
+SHAPES = ((0, np.intp), (0, np.intp), ((0, 2, 3), np.float64), (0, bool), (0, np.intp), (0, np.float64))
 # a candidate: rotation in degrees, number of the scale and shift in units of the side, after mirroring
 CANDIDATE = np.dtype(
     [("query", "i8"), ("other", "i8"), ("turn", "f4"), ("scale", "i8"), ("x", "f4"), ("y", "f4")]
@@ -91,12 +103,12 @@ SIZES = np.array(SCALES, np.float32)
 
 
 def key_bits(images: int) -> int:
-    """Return the number of bits that must be equal in a table: 18 up to 600 images, 27 for 100,000, 31 for a million.
+    """Return the number of bits that must be equal in a table: 18 up to 3,000 images, 26 for 100,000, 31 for a million.
 
     The number of keypoints that meet by chance grows with the square of the number of images; longer keys keep the time
     in bounds, and miss more of the strongly altered copies (Indyk and Motwani 1998).
     """
-    return max(18, round(22 + 1.25 * math.log2(max(images, 1) / 6000)))
+    return max(18, round(19.5 + 1.6 * math.log2(max(images, 1) / 6000)))
 
 
 class _Tables:
@@ -219,6 +231,7 @@ def _turned(place: tuple[np.ndarray, np.ndarray], turn: np.ndarray, mirrored) ->
 def _count_votes(votes: np.ndarray) -> np.ndarray:
     """Return the candidates: images of which several keypoints say the same rotation, shift and inversion."""
     sectors = 360 // SECTOR
+    votes = votes[_repeated(votes["query"] << 32 | votes["other"])]
     candidates = []
     for shift in (0.0, 0.5):  # two ways to cut the circle, since matches that agree can lie on both sides of a cut
         sector = np.floor(votes["turn"] / SECTOR + shift).astype(np.int64) % sectors
@@ -248,6 +261,12 @@ def _count_votes(votes: np.ndarray) -> np.ndarray:
         found["turn"] = (middle + np.bincount(number, off, len(chosen)) / total)[agreeing] % 360
         candidates.append(found)
     return np.concatenate(candidates)
+
+
+def _repeated(keys: np.ndarray) -> np.ndarray:
+    """Return which keys occur several times, and a few others; faster than a count of each, since most occur once."""
+    cells = (keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - CELL_BITS)).astype(np.int64)
+    return np.flatnonzero(np.bincount(cells, minlength=2**CELL_BITS)[cells] >= MIN_VOTES)
 
 
 def _sieve(first: np.ndarray, second: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -295,9 +314,12 @@ def _fit_maps(queries: np.ndarray, others: np.ndarray, candidates: np.ndarray) -
     match, weight = np.zeros(first.shape, np.intp), np.zeros(first.shape)
     places = np.stack([*_place(first), np.ones(first.shape, np.float32)], axis=-1).astype(float)
     targets = np.stack(_place(second), axis=-1).astype(float)
+    x, y = (np.ascontiguousarray(targets[:, None, :, axis], np.float32) for axis in (0, 1))
+    distance = np.where(possible, distance, 99).astype(np.float32)
     for reach in FIT_REACH:
-        error = np.abs((places @ maps.transpose(0, 2, 1))[:, :, None] - targets[:, None]).max(axis=-1)
-        cost = np.where(possible & (error < reach), distance + error / reach, 99.0)
+        moved = (places @ maps.transpose(0, 2, 1)).astype(np.float32)
+        error = np.maximum(np.abs(moved[:, :, :1] - x), np.abs(moved[:, :, 1:] - y))
+        cost = np.where(error < reach, np.minimum(distance + error / np.float32(reach), 99), np.float32(99))
         match = cost.argmin(axis=2)
         weight = (np.take_along_axis(cost, match[:, :, None], axis=2)[:, :, 0] < 99).astype(float)
         target = np.take_along_axis(targets, match[:, :, None], axis=1)
@@ -306,7 +328,10 @@ def _fit_maps(queries: np.ndarray, others: np.ndarray, candidates: np.ndarray) -
         right = weighted.transpose(0, 2, 1) @ target + RIDGE * initial.transpose(0, 2, 1)
         maps = np.linalg.solve(gram, right).transpose(0, 2, 1)
     matched = _distinct(match, np.asarray(weight > 0))
-    return Matches(candidates["query"], candidates["other"], maps, candidates["inverted"], matched)
+    nearest = np.take_along_axis(distance, match[:, :, None], axis=2)[:, :, 0]
+    off = np.take_along_axis(error, match[:, :, None], axis=2)[:, :, 0]
+    evidence = (weight * (FIT_BITS + 0.5 - nearest) * (1 - off / FIT_REACH[-1])).sum(axis=1)
+    return Matches(candidates["query"], candidates["other"], maps, candidates["inverted"], matched, evidence)
 
 
 def _distinct(match: np.ndarray, matched: np.ndarray) -> np.ndarray:
@@ -317,10 +342,8 @@ def _distinct(match: np.ndarray, matched: np.ndarray) -> np.ndarray:
     return np.minimum(hit.sum(axis=1), matched.sum(axis=1))
 
 
-def _best_of_each_pair(matches: Matches, min_count: int, *, same: bool) -> Matches:
+def _best_of_each_pair(matches: Matches, *, same: bool) -> Matches:
     """Keep of each pair of images the map with the most matches."""
-    enough = matches.matched >= min_count
-    matches = Matches(*(values[enough] for values in matches))
     low, high = matches.first, matches.second
     if same:
         low, high = np.minimum(low, high), np.maximum(low, high)

@@ -126,10 +126,10 @@ def test_pixels_that_differ_most_are_left_out():
     valid = np.ones(first.shape, bool)
     valid[0, :, :4] = False
     second[0, :6, 4:] = 255
-    kept = alignment._without_outliers(first, second, valid, 0.2)
+    kept = alignment._without_outliers(first, second, valid)
     assert kept.sum() == np.ceil(0.8 * valid.sum()) and not kept[0, :, :4].any() and kept[0, :6].sum() < 20
     assert alignment._correlate(first, second, valid)[0] < 0.9
-    assert alignment._correlate(first, second, alignment._without_outliers(first, second, valid, 0.2))[0] > 0.995
+    assert alignment._correlate(first, second, alignment._without_outliers(first, second, valid))[0] > 0.995
 
 
 def test_more_images_need_more_common_keypoints():
