@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 
 from covid_fastai.data.alignment import INPUT_SIDE, aligned_pairs, equalised_pairs
 from covid_fastai.data.cache import keep
-from covid_fastai.data.frames import list_views
+from covid_fastai.data.frames import list_views, trim_even_frame
 from covid_fastai.data.image_facts import name_notes
 from covid_fastai.data.images import Source, read_image
 from covid_fastai.data.keypoints import COUNT, KEYPOINT, SIDE, find_keypoints, unpack_keypoints
@@ -49,12 +49,13 @@ MAX_DISTANCE = 30  # bits of 256
 MIN_CORRELATION = 0.98  # of the thumbnails
 # A local equalisation changes up to 42 bits and the shading, but not the fine detail, which `equalised_pairs` compares.
 FARTHEST = 44  # bits of 256
-VERSION = 4  # increase with every change to the fingerprints or to the output of open_image
+VERSION = 5  # increase with every change to the fingerprints or to the output of open_image
 HASH_BYTES = HASH_SIDE**2 // 8
 ORIENTATIONS = 8  # right angles, mirrored or not
-# bytes of hash and thumbnail; and of the 64 x 64 image, the keypoints and the hashes of each view
+LOST = 0.03  # fraction of each side that may be cut off; an image is hashed with as much added at its edges, too
+# bytes of hash and thumbnail; and of the 64 x 64 image and the keypoints of each view
 PRINTS = (HASH_BYTES, THUMBNAIL_SIDE**2)
-VIEW_PRINTS = (INPUT_SIDE**2, COUNT * KEYPOINT.itemsize, 2 * ORIENTATIONS * HASH_BYTES)
+VIEW_PRINTS = (INPUT_SIDE**2, COUNT * KEYPOINT.itemsize)
 EVERY_PAIR = 10_000  # images, of which all hashes are compared, in about a second
 ROWS = 64  # hashes that are compared together with all others
 # Among more, hashes that agree in the bits of one of the tables are compared. A pair that differs in 18 bits is missed
@@ -81,7 +82,8 @@ def fingerprint_images(paths: Iterable[str | os.PathLike], *, workers: WorkerCou
         bytes (256-bit perceptual hash: signs of the lowest DCT frequencies against their median, after Zauner 2010);
         `thumbnail`, 32 x 32 bytes of pixels; `picture`, 64 x 64 bytes of pixels, and as many again for what is inside a
         frame; `keypoints`, the bytes of what `find_keypoints` returns for the same views; `hashes`, 16 hashes of each
-        view: turned by right angles, mirrored and inverted. The last six are empty if the image cannot be read.
+        view: turned by right angles, mirrored and inverted, as many without a frame of one brightness, and 8 with 3% of
+        each side added. The last six are empty if the image cannot be read.
     """
     paths = [os.fsdecode(path) for path in paths]  # bytes would be taken for an image's content
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
@@ -96,8 +98,9 @@ def _fingerprint(path: str) -> tuple[Any, ...]:
     except ImageError as error:
         reason = error.reason if isinstance(error, NotRadiographError) else ""
         return path, error.message, error.hint, reason, "", "", 0, 0, "", "", "", *[b""] * 5
-    sizes = [*PRINTS, *(content[-1] * size for size in VIEW_PRINTS)]  # the last byte is the number of views
-    facts, prints = json.loads(content[: -sum(sizes) - 1]), content[-sum(sizes) - 1 : -1]
+    views, hashes = content[-2:]  # how many
+    sizes = [*PRINTS, *(views * size for size in VIEW_PRINTS), hashes * HASH_BYTES]
+    facts, prints = json.loads(content[: -sum(sizes) - 2]), content[-sum(sizes) - 2 : -2]
     notes = [*facts["notes"], *name_notes(path, facts["format"])]
     ends = np.cumsum(sizes)
     values = [prints[end - size : end] for size, end in zip(sizes, ends, strict=True)]
@@ -116,12 +119,29 @@ def _compute_prints(source: Source) -> bytes:
     record |= {"notes": facts.notes, "view": facts.view, "sha256": digest}
     views = list_views(image)
     pictures = [np.asarray(view.resize((INPUT_SIDE, INPUT_SIDE), Image.Resampling.BOX)) for view in views]
-    hashes = [phash for picture in pictures for phash in _oriented_hashes(picture)]
+    hashes = [phash for picture in _hashed_forms(image, pictures) for phash in _oriented_hashes(picture)]
+    hashes += itertools.islice(_oriented_hashes(_extended(image)), ORIENTATIONS)  # not at right angles
     squashed = (np.asarray(view.resize((SIDE, SIDE), Image.Resampling.BOX)) for view in views)
     keypoints = [find_keypoints(pixels).tobytes() for pixels in squashed]
     per_view = *(picture.tobytes() for picture in pictures), *keypoints, *hashes
-    prints = [_phash(small), thumbnail, *per_view, bytes([len(views)])]
+    prints = [_phash(small), thumbnail, *per_view, bytes([len(views), len(hashes)])]
     return json.dumps(record).encode() + b"".join(prints)
+
+
+def _hashed_forms(image: Image.Image, pictures: list[np.ndarray]) -> list[np.ndarray]:
+    """Return the views, and what is inside a frame of one brightness, since of originals whole images are known."""
+    content = trim_even_frame(image)
+    if content.size == image.size:
+        return pictures
+    return [*pictures, np.asarray(content.resize((INPUT_SIDE, INPUT_SIDE), Image.Resampling.BOX))]
+
+
+def _extended(image: Image.Image) -> np.ndarray:
+    """Return an image whose outermost pixels are repeated, as large as before a crop of `LOST` a side."""
+    inside = round(HASHED_SIDE * (1 - 2 * LOST))
+    added = HASHED_SIDE - inside
+    small = np.asarray(image.resize((inside, inside), Image.Resampling.BOX))
+    return np.pad(small, (added // 2, added - added // 2), mode="edge")
 
 
 def _phash(image: np.ndarray) -> bytes:
