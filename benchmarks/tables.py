@@ -178,7 +178,7 @@ def measure_search(*, repeats: int, quick: bool) -> list[Measurement]:
     The keypoints are those of 200 drawn radiographs, mixed, each with a quarter of the bits of its code changed at
     random. Fingerprinting and the confirmation of candidates are not included.
     """
-    from covid_fastai.data.alignment import fewest_keypoints
+    from covid_fastai.data.alignment import fewest_keypoints, least_evidence
     from covid_fastai.data.keypoint_search import match_images
     from covid_fastai.data.keypoints import COUNT, SCALES, SIDE, find_keypoints
     from covid_fastai.data.phantom import draw_phantom
@@ -192,7 +192,8 @@ def measure_search(*, repeats: int, quick: bool) -> list[Measurement]:
             changed = rng.integers(0, 2**64, (2, images, COUNT), dtype=np.uint64)
             keypoints["codes"][:, :, scale] ^= changed[0] & changed[1]
         name, remark = f"candidates for copies among {images:,} images", "drawn keypoints, one core"
-        work = partial(match_images, keypoints, min_count=fewest_keypoints(images))
+        limits = {"min_count": fewest_keypoints(images), "min_evidence": least_evidence(images)}
+        work = partial(match_images, keypoints, **limits)
         options = {"target": 60 if images == 100_000 else None, "repeats": 1, "warm": False}
         measurements.append(compare(name, lambda work=work: work() and None, remark=remark, size=images, **options))
     return measurements

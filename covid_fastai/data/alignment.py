@@ -17,7 +17,15 @@ from scipy.ndimage import gaussian_filter, minimum_filter, uniform_filter
 from covid_fastai.data.keypoint_search import Matches, match_images
 from covid_fastai.data.keypoints import FLOOR, standardise
 
-__all__ = ["AlignedPair", "INPUT_SIDE", "aligned_pairs", "equalised_pairs", "fewest_keypoints", "measure_agreement"]
+__all__ = [
+    "AlignedPair",
+    "INPUT_SIDE",
+    "aligned_pairs",
+    "equalised_pairs",
+    "fewest_keypoints",
+    "least_evidence",
+    "measure_agreement",
+]
 
 INPUT_SIDE = 64  # pixels
 WINDOW = 13  # pixels; side of the box of the local standardisation, twice
@@ -111,6 +119,15 @@ def fewest_keypoints(images: int) -> int:
     return MIN_KEYPOINTS + max(0, round(2 * math.log2(max(images, 1) / FEW_IMAGES)))
 
 
+def least_evidence(images: int) -> float:
+    """Return how much evidence (`Matches.evidence`) the matching keypoints of two images need, as `fewest_keypoints`.
+
+    Args:
+        images: Number of images.
+    """
+    return MIN_EVIDENCE + EVIDENCE_PER_KEYPOINT * (fewest_keypoints(images) - MIN_KEYPOINTS)
+
+
 def aligned_pairs(images: np.ndarray, keypoints: np.ndarray, owners: np.ndarray | None = None) -> list[AlignedPair]:
     """Return the pairs of images that are copies of each other.
 
@@ -123,9 +140,9 @@ def aligned_pairs(images: np.ndarray, keypoints: np.ndarray, owners: np.ndarray 
         The pairs of images, sorted by their positions. Of two images with several views, the views that differ least.
     """
     owners = np.arange(len(images)) if owners is None else owners
-    fewest = fewest_keypoints(len(np.unique(owners)))
-    evidence = MIN_EVIDENCE + EVIDENCE_PER_KEYPOINT * (fewest - MIN_KEYPOINTS)
-    matches = match_images(keypoints, min_count=fewest, min_evidence=evidence, owners=owners)
+    count = len(np.unique(owners))
+    limits = {"min_count": fewest_keypoints(count), "min_evidence": least_evidence(count)}
+    matches = match_images(keypoints, **limits, owners=owners)
     pairs: dict[tuple[int, int], AlignedPair] = {}
     for start in range(0, len(matches.first), PAIRS):
         part = Matches(*(values[start : start + PAIRS] for values in matches))

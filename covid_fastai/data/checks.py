@@ -48,7 +48,7 @@ class RowChecker:
         self.table, self.problems = table, problems
         self.faulty: set[int] = set()
         self.repeated: set[int] = set()
-        self.hashes = pd.Series(b"", index=table.index)
+        self.hashes = self.keypoints = pd.Series(b"", index=table.index)
         self.headers = pd.DataFrame(columns=["view", "notes", "not_radiograph"], dtype=str)
         self._unopened: set[int] = set()  # rows without a file that could be opened
         # in one conversion a column: iterating over pandas' strings takes twenty times as long
@@ -157,7 +157,9 @@ class RowChecker:
             table = table.sample(most, random_state=seed).sort_index()
         prints = fingerprint_images(table["path"].tolist(), workers=workers)
         prints.index = table.index
-        self.hashes = prints["hashes"].reindex(self.table.index, fill_value=b"")
+        self.hashes, self.keypoints = (
+            prints[name].reindex(self.table.index, fill_value=b"") for name in ("hashes", "keypoints")
+        )
         opened = (prints["error"] == "") | (prints["not_radiograph"] != "")
         self.headers = prints.loc[opened, ["view", "notes", "not_radiograph"]]
         for index, error, hint in prints.loc[~opened, ["error", "hint"]].itertuples(name=None):

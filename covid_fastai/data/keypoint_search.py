@@ -103,12 +103,12 @@ SIZES = np.array(SCALES, np.float32)
 
 
 def key_bits(images: int) -> int:
-    """Return the number of bits that must be equal in a table: 18 up to 3,000 images, 26 for 100,000, 31 for a million.
+    """Return the number of bits that must be equal in a table: 18 up to 3,000 images, 27 for 100,000, 33 for a million.
 
     The number of keypoints that meet by chance grows with the square of the number of images; longer keys keep the time
     in bounds, and miss more of the strongly altered copies (Indyk and Motwani 1998).
     """
-    return max(18, round(19.5 + 1.6 * math.log2(max(images, 1) / 6000)))
+    return max(18, round(19.5 + 1.85 * math.log2(max(images, 1) / 6000)))
 
 
 class _Tables:

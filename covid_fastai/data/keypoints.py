@@ -20,8 +20,11 @@ __all__ = [
     "PLAIN",
     "SCALES",
     "SIDE",
+    "STORED_BYTES",
     "find_keypoints",
+    "from_stored",
     "standardise",
+    "to_stored",
     "unpack_keypoints",
 ]
 
@@ -38,6 +41,9 @@ GRID = 12  # samples along each side of the surroundings
 SCALES = (0.8, 0.9, 1.0, 1.11, 1.25)  # sizes of the surroundings; a copy may be cropped, and its content larger
 PLAIN = SCALES.index(1.0)
 KEYPOINT = np.dtype([("x", "u1"), ("y", "u1"), ("angle", "u1"), ("sign", "i1"), ("codes", "<u8", (len(SCALES),))])
+
+STORED = np.dtype([("x", "u1"), ("y", "u1"), ("angle", "u1"), ("sign", "i1"), ("code", "<u8")])  # what is searched in
+STORED_BYTES = COUNT * STORED.itemsize  # of an image
 
 
 def standardise(pixels: np.ndarray, window: int = WINDOW) -> np.ndarray:
@@ -132,3 +138,26 @@ def _peak_offset(response: np.ndarray, rows: np.ndarray, columns: np.ndarray, st
 def unpack_keypoints(packed: Iterable[bytes]) -> np.ndarray:
     """Return the keypoints of n images from their bytes, `(n, 32)` of the type `KEYPOINT`."""
     return np.frombuffer(b"".join(packed), dtype=KEYPOINT).reshape(-1, COUNT)
+
+
+def to_stored(keypoints: np.ndarray) -> np.ndarray:
+    """Return what a database needs of keypoints, with one code each, `(n, STORED_BYTES)` uint8.
+
+    Args:
+        keypoints: `(n, 32)` of the type `KEYPOINT`.
+    """
+    stored = np.zeros(keypoints.shape, STORED)
+    for name in ("x", "y", "angle", "sign"):
+        stored[name] = keypoints[name]
+    stored["code"] = keypoints["codes"][..., PLAIN]
+    return stored.view(np.uint8).reshape(-1, STORED_BYTES)
+
+
+def from_stored(stored: np.ndarray) -> np.ndarray:
+    """Return keypoints in which `match_images` can search, `(n, 32)` of the type `KEYPOINT`, from `to_stored`."""
+    values = np.ascontiguousarray(stored).view(STORED).reshape(-1, COUNT)
+    keypoints = np.zeros(values.shape, KEYPOINT)
+    for name in ("x", "y", "angle", "sign"):
+        keypoints[name] = values[name]
+    keypoints["codes"][..., PLAIN] = values["code"]
+    return keypoints

@@ -400,7 +400,7 @@ def _check(
     if limit:
         duplicates = checker.check_images(workers=workers, most=limit, seed=seed)
         table = apply_headers(
-            table.assign(hashes=checker.hashes),
+            table.assign(hashes=checker.hashes, keypoints=checker.keypoints),
             checker.headers,
             frontal_only=task.frontal_only,
             report=checker.report,
@@ -425,7 +425,7 @@ def _check(
 
 def _mark_pretraining(table: pd.DataFrame, manifests: Sequence[Manifest]) -> pd.Series:
     """Return for each row whether any image of its group is in the pretraining data."""
-    overlap = mark_pretraining_overlap(table, table.get("hashes"), manifests)
+    overlap = mark_pretraining_overlap(table, table.get("hashes"), manifests, keypoints=table.get("keypoints"))
     return table["group"].isin(set(table.loc[overlap, "group"]))
 
 

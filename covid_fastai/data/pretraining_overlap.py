@@ -2,7 +2,7 @@
 
 A model is better on images that its weights were pretrained on, and on other images of the same patients. Such images
 may be used for training and never for evaluation. A manifest identifies the images without showing them: it holds a
-perceptual hash of each image, and hashes of its file name and of its patient.
+perceptual hash of each image, the places and codes of its keypoints, and hashes of its file name and of its patient.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_safetensors
 
 from covid_fastai.data.fingerprints import HASH_BYTES, MAX_DISTANCE, fingerprint_images
+from covid_fastai.data.keypoint_search import match_images
+from covid_fastai.data.keypoints import COUNT, KEYPOINT, STORED_BYTES, from_stored, to_stored, unpack_keypoints
 from covid_fastai.data.patients import patient_key
 from covid_fastai.data.projections import is_unstated
 from covid_fastai.errors import DataError, ModelFormatError, ResourceError
@@ -41,6 +43,10 @@ FORMAT = 1
 KEY = "manifest"  # one entry: safetensors does not fix the order of several, and the sha256 would change
 NAME_BYTES = 8  # of a sha256: 10,000 names and 10,000 other names have a false match in one of 10^11 cases
 TENSORS = {"phash": HASH_BYTES, "name": NAME_BYTES, "patient": NAME_BYTES}  # bytes per image
+KEYPOINTS = "keypoints"  # a further tensor, which older manifests do not have
+VIEW_BYTES = COUNT * KEYPOINT.itemsize  # of the keypoints of one view of an image
+# Without the pixels of both images, keypoints decide alone: many must match, and well (`Matches.evidence`).
+MIN_MATCHED, MIN_EVIDENCE = 10, 100.0
 BARE_NUMBER = r"[\d.]*"
 BLOCK = 32  # rows compared at once: the hashes and their distances then stay in a core's cache
 
@@ -55,6 +61,8 @@ class Manifest:
         names: `(n,)` uint64, hash of each file name.
         patients: `(n,)` uint64, hash of each patient; 0 where the patient is not known.
         sources: Number of images by collection.
+        keypoints: `(n, 32)` of the type `KEYPOINT`, with the code of the plain scale only; None in a manifest that was
+            written without them.
     """
 
     path: Path
@@ -62,6 +70,7 @@ class Manifest:
     names: np.ndarray = field(repr=False)
     patients: np.ndarray = field(repr=False)
     sources: Mapping[str, int]
+    keypoints: np.ndarray | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -113,6 +122,8 @@ def write_manifest(
         "name": _numbers(_names(images)).view(np.uint8).reshape(-1, NAME_BYTES),
         "patient": _numbers(_patients(images)).view(np.uint8).reshape(-1, NAME_BYTES),
     }
+    views = [value[:VIEW_BYTES] for value in fingerprints["keypoints"]]  # of the whole image
+    columns[KEYPOINTS] = to_stored(unpack_keypoints(views))
     source = next((images[name] for name in ("bank", "source") if name in images), pd.Series("unknown", images.index))
     sources = {str(name): int(n) for name, n in source.value_counts().sort_index().items()}
     facts = {"format": FORMAT, "images": len(images), "sources": sources}
@@ -149,8 +160,12 @@ def read_manifest(file: str | Path) -> Manifest:
         tensor = tensors.get(name)
         if tensor is None or tensor.dtype != np.uint8 or tensor.shape != (facts.get("images"), width):
             raise _damaged(file, f"{name} is not {width} bytes for each of {facts.get('images')} images")
+    stored = tensors.get(KEYPOINTS)
+    if stored is not None and (stored.dtype != np.uint8 or stored.shape != (facts["images"], STORED_BYTES)):
+        raise _damaged(file, f"{KEYPOINTS} is not {STORED_BYTES} bytes for each of {facts['images']} images")
+    keypoints = None if stored is None else from_stored(stored)
     names, patients = (np.ascontiguousarray(tensors[name]).view("<u8").ravel() for name in ("name", "patient"))
-    return Manifest(file, np.ascontiguousarray(tensors["phash"]), names, patients, facts["sources"])
+    return Manifest(file, np.ascontiguousarray(tensors["phash"]), names, patients, facts["sources"], keypoints)
 
 
 def package_manifests() -> list[Path]:
@@ -158,21 +173,29 @@ def package_manifests() -> list[Path]:
     return sorted(MANIFEST_FOLDER.glob(f"*{SUFFIX}"))
 
 
-def mark_pretraining_overlap(table: pd.DataFrame, hashes: pd.Series | None, manifests: Iterable[Manifest]) -> pd.Series:
+def mark_pretraining_overlap(
+    table: pd.DataFrame,
+    hashes: pd.Series | None,
+    manifests: Iterable[Manifest],
+    *,
+    keypoints: pd.Series | None = None,
+) -> pd.Series:
     """Return for each row whether its image, or another image of its patient, is in the pretraining data.
 
-    A row overlaps if a hash of its image is at most `MAX_DISTANCE` of 256 bits from one in a manifest; if its file name
-    is in a manifest and is one that `patient_key` knows (any data set can have a `1.png`); or if its patient, from the
-    table or the file name, is in a manifest. A copy under another name is recognised if it was inverted, mirrored or
-    turned by right angles, and often if it was framed. One that was cropped, turned by another angle or equalised
-    locally is not: that needs the pixels of both images, which a manifest does not hold. `python -m benchmarks.copies`
-    measures the fractions.
+    A row overlaps if a hash of its image is at most `MAX_DISTANCE` of 256 bits from one in a manifest; if many of its
+    keypoints match those of an image in a manifest that has them; if its file name is in a manifest and is one that
+    `patient_key` knows (any data set can have a `1.png`); or if its patient, from the table or the file name, is in a
+    manifest. By hashes, a copy under another name is recognised if it was inverted, mirrored or turned by right angles,
+    and mostly if it was framed or cropped by 3% a side. Keypoints recognise many of those that were cropped or turned
+    by more. `duplicate_pairs` finds more of them, since it has the pixels of both images, which a manifest does not
+    hold. `python -m benchmarks.copies` measures the fractions.
 
     Args:
         table: One row per image: `path`, `patient` and optionally `patient_known`.
         hashes: `hashes` or `phash` from `fingerprint_images`, with the table's index; empty for an image that was not
             opened. None to compare names and patients only.
         manifests: The manifests of the pretraining data.
+        keypoints: `keypoints` from `fingerprint_images`, likewise; None to compare none.
 
     Returns:
         One bool per row, with the table's index.
@@ -188,12 +211,23 @@ def mark_pretraining_overlap(table: pd.DataFrame, hashes: pd.Series | None, mani
         names = np.concatenate([manifest.names for manifest in manifests])
         overlap |= np.isin(_numbers(_names(table).where(by_name != "", "")), names[names != 0])
         if hashes is not None:
-            own = hashes.reindex(table.index)
-            rows = np.flatnonzero(~overlap & own.map(lambda value: isinstance(value, bytes) and value != b""))
-            values = own.iloc[rows].tolist()
+            rows, values = _present(hashes, table.index, ~overlap)
             near = _near_any(values, np.concatenate([manifest.hashes for manifest in manifests]))
             overlap[np.repeat(rows, [len(value) // HASH_BYTES for value in values])[near]] = True
+        stored = [manifest.keypoints for manifest in manifests if manifest.keypoints is not None]
+        if keypoints is not None and stored:
+            rows, values = _present(keypoints, table.index, ~overlap)
+            owners = np.repeat(rows, [len(value) // VIEW_BYTES for value in values])
+            limits = {"min_count": MIN_MATCHED, "min_evidence": MIN_EVIDENCE}
+            overlap[owners[match_images(unpack_keypoints(values), np.concatenate(stored), **limits).first]] = True
     return pd.Series(overlap, index=table.index, name="in_pretraining")
+
+
+def _present(prints: pd.Series, index: pd.Index, wanted: np.ndarray) -> tuple[np.ndarray, list[bytes]]:
+    """Return the positions of the wanted rows whose images were opened, and their prints."""
+    own = prints.reindex(index)
+    rows = np.flatnonzero(wanted & own.map(lambda value: isinstance(value, bytes) and value != b""))
+    return rows, own.iloc[rows].tolist()
 
 
 def _names(table: pd.DataFrame) -> pd.Series:

@@ -84,8 +84,8 @@ class Validation(ResultDisplay):
         unknown_patients: Whether an image has no patient identifier; each such image counts as one patient.
         not_compared: Number of images whose patients could not be compared with the training patients: their
             identifiers are numbers without a stated source, which other hospitals use too. The images were compared.
-        hashed_only: Number of training images whose files are gone. Copies of them are recognised by their hashes, but
-            not if they are cropped or turned.
+        hashed_only: Number of training images whose files are gone. Copies of them are recognised by their hashes and
+            keypoints, but not all of those that are cropped or turned.
     """
 
     table: pd.DataFrame
@@ -125,7 +125,7 @@ class Validation(ResultDisplay):
             )
         if self.hashed_only:
             notes.append(
-                f"{self.hashed_only} training images are no longer there. Cropped or turned copies of them are not "
+                f"{self.hashed_only} training images are no longer there. Not all cropped or turned copies of them are "
                 "recognised."
             )
         if (self.table["comparison"] == NOT_STATED).any():
@@ -434,15 +434,15 @@ def _manifests(run: Run, weights: str) -> list[Manifest]:
 def _find_overlap(run: Run, cohort: pd.DataFrame, manifests: Sequence[Manifest]) -> tuple[pd.Series, int]:
     """Find the rows that the model was trained on.
 
-    A manifest contains the patients and the hashes of the training images. Cropped and turned copies have other hashes:
-    they are found by the search that `read_cohort` uses, with the pixels of the training images that are still there.
+    A manifest contains the patients, the hashes and the keypoints of the training images. More of the cropped and
+    turned copies are found by the search of `read_cohort`, with the pixels of the training images that are still there.
 
     Returns:
         Whether the model was trained on the image of a row or on its patient, and the number of training images that
-        were compared by their hashes only.
+        were compared by their hashes and keypoints only.
     """
     prints = fingerprint_images(cohort["path"]).set_axis(cohort.index)
-    overlap = mark_pretraining_overlap(cohort, prints["hashes"], manifests)
+    overlap = mark_pretraining_overlap(cohort, prints["hashes"], manifests, keypoints=prints["keypoints"])
     trained = run.cohort.loc[run.cohort["split"] == "train", "path"]
     there = trained[trained.map(os.path.isfile)]
     copied = has_copy(prints[~overlap], fingerprint_images(there))  # guard: training_copies

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-from covid_fastai.data.frames import list_views, trim_frame
+from covid_fastai.data.frames import list_views, trim_even_frame, trim_frame
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +61,18 @@ def test_the_views_are_the_image_and_what_is_inside_its_frame(content):
     assert len(list_views(ImageOps.expand(content, border=2, fill=0))) == 1  # too narrow to matter
     whole, inside = list_views(ImageOps.expand(content, border=20, fill=0))
     assert whole.size == (340, 240) and inside.size == content.size
+
+
+@pytest.mark.parametrize("grey", [0, 255])
+def test_an_even_frame_is_cut_off_and_the_dark_air_inside_remains(content, grey):
+    """The air around a patient is dark, but not of one brightness; its hash belongs to the original."""
+    dark = np.random.default_rng(1).integers(0, 9, (240, 360), dtype=np.uint8)
+    image = Image.fromarray(dark)
+    image.paste(content, (30, 20))
+    framed = ImageOps.expand(image, border=(20, 10), fill=grey)
+    assert_same(trim_even_frame(framed), image)
+    assert trim_even_frame(image).size == image.size != trim_frame(image).size
+
+
+def test_an_image_of_one_brightness_has_no_even_frame():
+    assert trim_even_frame(Image.new("L", (40, 30), 7)).size == (40, 30)

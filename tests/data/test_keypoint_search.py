@@ -87,7 +87,7 @@ def test_blocks_and_the_order_of_images_change_nothing(both, monkeypatch):
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_images_have_no_pair(keypoints, count):
     matches = match_images(keypoints[:count], min_count=6)
-    assert [len(values) for values in matches] == [0] * 5 and matches.maps.shape == (0, 2, 3)
+    assert [len(values) for values in matches] == [0] * 6 and matches.maps.shape == (0, 2, 3)
     assert len(match_images(keypoints[:count], keypoints[:0], min_count=6).first) == 0
 
 
@@ -96,3 +96,23 @@ def test_images_without_keypoints_are_in_no_pair(keypoints):
     assert len(match_images(empty, min_count=6).first) == 0
     matches = match_images(np.concatenate([empty, keypoints[:3]]), keypoints, min_count=30)
     assert (matches.first - 2).tolist() == matches.second.tolist() == [0, 1, 2]
+
+
+def test_pairs_without_enough_evidence_are_left_out(both):
+    """Matches by chance are barely near enough, so that they have less evidence at the same number of keypoints."""
+    matches = match_images(both, min_count=6)
+    chosen = match_images(both, min_count=6, min_evidence=60)
+    enough = matches.evidence >= 60
+    assert 0 < enough.sum() < len(enough)
+    pairs = [np.stack([m.first, m.second], axis=1).tolist() for m in (matches, chosen)]
+    assert [pair for pair, kept in zip(pairs[0], enough, strict=True) if kept] == pairs[1]
+    is_copy = np.abs(matches.first - matches.second) == PATIENTS
+    per_keypoint = matches.evidence / matches.matched
+    assert np.median(per_keypoint[is_copy]) > 1.5 * np.median(per_keypoint[~is_copy])
+
+
+def test_keys_that_occur_several_times_are_kept():
+    keys = np.array([7, 1 << 40, 3, 7, 9, 1 << 40, 11])
+    assert set(keypoint_search._repeated(keys)) >= {0, 1, 3, 5}
+    many = np.arange(1000) * 7919
+    assert len(keypoint_search._repeated(many)) < 50

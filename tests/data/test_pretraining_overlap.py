@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from covid_fastai.data import pretraining_overlap as module
 from covid_fastai.data.fingerprints import MAX_DISTANCE, fingerprint_images
+from covid_fastai.data.keypoints import PLAIN
 from covid_fastai.data.metadata import IN_PRETRAINING, read_cohort
 from covid_fastai.data.phantom import draw_phantom
 from covid_fastai.data.pretraining_overlap import (
@@ -95,13 +97,43 @@ def test_a_manifest_holds_hashes_and_no_names(pretraining_images, manifest_folde
     assert (manifest.patients[:4] != 0).all() and (manifest.patients[4:] == 0).all()
     assert len(set(manifest.names)) == 8
     content = path.read_bytes()
-    assert b"IM-0007" not in content and b"bacteria" not in content and len(content) < 1200
+    assert b"IM-0007" not in content and b"bacteria" not in content and len(content) < 4400
 
 
 def test_the_same_images_give_the_same_bytes(pretraining_images, manifest_folder, tmp_path):
     prints = fingerprint_images(pretraining_images["path"])
     again = write_manifest(pretraining_images, tmp_path / "again.manifest.safetensors", fingerprints=prints)
     assert again.read_bytes() == (manifest_folder / "cxr-test.manifest.safetensors").read_bytes()
+
+
+def test_a_manifest_without_keypoints_is_read(pretraining_images, tmp_path):
+    path = write_manifest(pretraining_images, tmp_path / "a.manifest.safetensors")
+    keypoints = read_manifest(path).keypoints
+    views = fingerprint_images(pretraining_images["path"])["keypoints"].map(lambda value: value[: module.VIEW_BYTES])
+    for stored, expected in zip(keypoints, module.unpack_keypoints(views), strict=True):
+        assert stored["sign"].tolist() == expected["sign"].tolist()
+        assert stored["codes"][:, PLAIN].tolist() == expected["codes"][:, PLAIN].tolist()
+    with safe_open(path, framework="numpy") as opened:
+        tensors = {name: opened.get_tensor(name) for name in module.TENSORS}
+        save_file(tensors, path, metadata=opened.metadata())
+    assert read_manifest(path).keypoints is None
+    save_file(tensors | {"keypoints": np.zeros((8, 5), np.uint8)}, path, metadata={"manifest": FACTS_OF_8})
+    with pytest.raises(ModelFormatError, match="keypoints is not 384 bytes for each of 8 images"):
+        read_manifest(path)
+
+
+def test_keypoints_recognise_turned_and_cropped_copies_and_no_other_image(
+    pretraining_images, manifest_folder, tmp_path
+):
+    numbers = range(16)
+    for number in numbers:  # the first eight are in the manifest
+        phantom(number).rotate(7, resample=Image.Resampling.BICUBIC).save(tmp_path / f"{number:02d}.png")
+    prints = fingerprint_images(tmp_path / f"{number:02d}.png" for number in numbers)
+    nameless = pd.DataFrame({"path": "", "patient": ""}, index=prints.index)
+    manifests = [read_manifest(path) for path in manifest_folder.iterdir()]
+    by_hash = mark_pretraining_overlap(nameless, prints["hashes"], manifests)
+    by_both = mark_pretraining_overlap(nameless, prints["hashes"], manifests, keypoints=prints["keypoints"])
+    assert not by_hash.any() and by_both[:8].sum() >= 7 and not by_both[8:].any()
 
 
 def test_unknown_patients_are_not_stored(pretraining_images, tmp_path):
@@ -133,6 +165,7 @@ def tensors(n=2, **changes):
     return {name: np.zeros((n, width), np.uint8) for name, width in module.TENSORS.items()} | changes
 
 
+FACTS_OF_8 = json.dumps({"format": 1, "images": 8, "sources": {"a": 8}})
 FACTS = {"format": 1, "images": 2, "sources": {"a": 2}}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from covid_fastai.training.external import _find_overlap
 
 
 def test_cropped_and_turned_copies_of_training_images_are_found(tmp_path):
-    """The hashes of the manifest do not recognise them; the images of the training do, while they are there."""
+    """The search finds them while the images of the training are there; then the keypoints in the manifest do."""
     images = [Image.fromarray(draw_phantom(np.random.default_rng([3, k]), image_size=224).image) for k in range(8)]
     for number, image in enumerate(images):
         image.save(tmp_path / f"{number}.png")
@@ -32,4 +33,6 @@ def test_cropped_and_turned_copies_of_training_images_are_found(tmp_path):
     for path in trained["path"][:2]:
         (tmp_path / path).unlink()
     overlap, hashed_only = _find_overlap(SimpleNamespace(cohort=trained), rows, [manifest])
-    assert not overlap.any() and hashed_only == 2
+    assert overlap.tolist() == [True, True, False, False, False, False] and hashed_only == 2
+    without = [dataclasses.replace(manifest, keypoints=None)]
+    assert not _find_overlap(SimpleNamespace(cohort=trained), rows, without)[0].any()
