@@ -293,11 +293,19 @@ def measure(images: pd.DataFrame, folder: Path, *, kinds: dict[str, Alter]) -> p
     table = pd.concat([originals, copies, others], ignore_index=True)
     prints = fingerprint_images(table["path"])
     started = time.process_time()
-    pairs = duplicate_pairs(prints)
+    # copies of one image are not compared with each other; what is left is as many images as a data set has
+    apart = pd.Series([*range(len(table))], index=prints.index)
+    apart[len(originals) : len(originals) + len(copies)] = -1 - copies["original"].to_numpy()
+    pairs = duplicate_pairs(prints, apart=apart)
     print(f"Search of {len(prints):,} images: {time.process_time() - started:.1f} s of CPU", flush=True)
     ends = set(map(frozenset, pairs[["first", "second"]].to_numpy().tolist()))
     first = len(originals)
-    copies["found"] = [frozenset((row, first + n)) in ends for n, row in enumerate(copies["original"])]
+    # of two rows with equal pixels, only the first one is in further pairs
+    same = prints.index.to_series().groupby(prints["sha256"]).transform("min").tolist()
+    copies["found"] = [
+        same[row] == same[first + n] or frozenset((same[row], same[first + n])) in ends
+        for n, row in enumerate(copies["original"])
+    ]
     manifest = folder / "originals.manifest.safetensors"
     write_manifest(originals, manifest, fingerprints=prints[:first])
     nameless = pd.DataFrame({"path": "", "patient": ""}, index=prints.index)

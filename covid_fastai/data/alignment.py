@@ -128,13 +128,20 @@ def least_evidence(images: int) -> float:
     return MIN_EVIDENCE + EVIDENCE_PER_KEYPOINT * (fewest_keypoints(images) - MIN_KEYPOINTS)
 
 
-def aligned_pairs(images: np.ndarray, keypoints: np.ndarray, owners: np.ndarray | None = None) -> list[AlignedPair]:
+def aligned_pairs(
+    images: np.ndarray,
+    keypoints: np.ndarray,
+    owners: np.ndarray | None = None,
+    *,
+    apart: np.ndarray | None = None,
+) -> list[AlignedPair]:
     """Return the pairs of images that are copies of each other.
 
     Args:
         images: `(n, 64, 64)` uint8, each a view of an image, squashed to a square.
         keypoints: `(n, 32)` of the type `KEYPOINT`, of the same views.
         owners: The image that each view is of, `(n,)`; None if each is of another one.
+        apart: A number for each image; two with the same number are not compared. None to compare all.
 
     Returns:
         The pairs of images, sorted by their positions. Of two images with several views, the views that differ least.
@@ -142,7 +149,7 @@ def aligned_pairs(images: np.ndarray, keypoints: np.ndarray, owners: np.ndarray 
     owners = np.arange(len(images)) if owners is None else owners
     count = len(np.unique(owners))
     limits = {"min_count": fewest_keypoints(count), "min_evidence": least_evidence(count)}
-    matches = match_images(keypoints, **limits, owners=owners)
+    matches = match_images(keypoints, **limits, owners=owners if apart is None else apart[owners])
     pairs: dict[tuple[int, int], AlignedPair] = {}
     for start in range(0, len(matches.first), PAIRS):
         part = Matches(*(values[start : start + PAIRS] for values in matches))

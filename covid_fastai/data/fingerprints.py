@@ -170,7 +170,7 @@ def _pack_signs(low: np.ndarray) -> bytes:
     return np.packbits(low.ravel() > np.median(low)).tobytes()
 
 
-def duplicate_pairs(fingerprints: pd.DataFrame) -> pd.DataFrame:
+def duplicate_pairs(fingerprints: pd.DataFrame, *, apart: pd.Series | None = None) -> pd.DataFrame:
     """Return the pairs of rows whose images are duplicates.
 
     A pair has one of six kinds. `exact`: the pixels are equal. `near`: at most `MAX_DISTANCE` of the 256 bits differ
@@ -178,13 +178,15 @@ def duplicate_pairs(fingerprints: pd.DataFrame) -> pd.DataFrame:
     the same fine detail, or `aligned_pairs` finds the same whole image, framed or not.
     `cropped`: `aligned_pairs` finds one image in a part of the other, or stretched. `turned`: rotated, by a right angle
     or another, cropped or not. `inverted`: in the negative of the other. `mirrored`: in its mirror image, inverted or
-    not. `python -m benchmarks.copies` measures the fraction of each kind that is found: an image that was both cropped
-    and equalised locally is often missed. Among more than 600 images the search looks at fewer candidates, and among
-    more than 10,000 two images need more common keypoints before they are compared (`fewest_keypoints`), so that the
-    time stays in bounds. It then misses more of the strongly altered copies, such as those cropped by 8% a side.
+    not. `python -m benchmarks.copies` measures the fraction of each kind that is found: one that lost a fifth of two
+    sides, or a half, is often missed. Among more than 3,000 images the search looks at fewer candidates, and among more
+    than 10,000 two images need more common keypoints before they are compared (`fewest_keypoints`), so that the time
+    stays in bounds. It then misses more of the strongly altered copies, such as those cropped by 8% a side.
 
     Args:
         fingerprints: As `fingerprint_images` returns them.
+        apart: With the same index: keypoints of two rows with the same value are not compared, which saves time where
+            pairs within a group do not matter. None to compare all.
 
     Returns:
         A table of `first` and `second` (index labels), `kind`, `distance` (bits between the images before alignment,
@@ -206,9 +208,10 @@ def duplicate_pairs(fingerprints: pd.DataFrame) -> pd.DataFrame:
     images = np.frombuffer(b"".join(unique["picture"]), dtype=np.uint8).reshape(-1, INPUT_SIDE, INPUT_SIDE)
     owners = np.repeat(np.arange(len(unique)), [len(picture) // INPUT_SIDE**2 for picture in unique["picture"]])
     whole = images[np.searchsorted(owners, np.arange(len(unique)))]  # the first view of each image
+    groups = None if apart is None else pd.factorize(apart[unique.index])[0]
     for pair in [
         *equalised_pairs(whole, farther),
-        *aligned_pairs(images, unpack_keypoints(unique["keypoints"]), owners),
+        *aligned_pairs(images, unpack_keypoints(unique["keypoints"]), owners, apart=groups),
     ]:
         distance = int(np.bitwise_count(hashes[pair.first] ^ hashes[pair.second]).sum())
         near.setdefault((pair.first, pair.second), (pair.kind, distance, pair.correlation))
