@@ -22,6 +22,7 @@ from covid_fastai.data.keypoints import PLAIN
 from covid_fastai.data.metadata import IN_PRETRAINING, read_cohort
 from covid_fastai.data.phantom import draw_phantom
 from covid_fastai.data.pretraining_overlap import (
+    VIEW_BYTES,
     mark_pretraining_overlap,
     package_manifests,
     patients_not_compared,
@@ -523,7 +524,7 @@ def test_a_renamed_copy_of_coronahack_is_recognised_and_no_other_patient(real_da
 
 def test_a_bare_number_is_a_patient_of_its_source_only(tmp_path):
     rows = pd.DataFrame({"path": ["a.png", "b.png"], "patient": ["12", "13"], "source": ["Lyon", ""]})
-    prints = pd.DataFrame({"phash": [bytes(32), bytes([255] * 32)]})
+    prints = pd.DataFrame({"phash": [bytes(32), bytes([255] * 32)], "keypoints": [bytes(VIEW_BYTES)] * 2})
     manifest = read_manifest(write_manifest(rows, tmp_path / "x.manifest.safetensors", fingerprints=prints))
     others = pd.DataFrame({"path": list("cdefg"), "patient": ["12", "12", "12", "13", "Lyon/12"]})
     others["source"] = ["Lyon", "Turin", "", "", "Lyon"]
