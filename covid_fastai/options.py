@@ -473,8 +473,8 @@ def refuse_option(name: str, value: Any, option: Any) -> UsageError:
     """
     if type(value).__module__ == "numpy" and hasattr(value, "item"):
         value = value.item() if getattr(value, "size", 1) == 1 else value
-    named = callable(value) and getattr(value, "__name__", "")  # a function's repr has an address in memory
-    text = named or " ".join(repr(value).split())
+    named = getattr(value, "__name__", "") if callable(value) else ""  # a function's repr has an address in memory
+    text = str(named) or " ".join(repr(value).split())
     shown = text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
     near = (
         difflib.get_close_matches(str(value).lower(), option_names(option), n=1, cutoff=NEAR)

@@ -251,8 +251,8 @@ def _align_finely(images: np.ndarray, others: np.ndarray, maps: np.ndarray) -> t
         maps = _refine(_smooth(first, deviation), _smooth(second, deviation), maps)
     x, y = _positions(maps)
     valid = _inside(x, y)
-    bands = (_smooth(image, FINE[1]) - _smooth(image, FINE[0]) for image in (first, _sample(second, x, y)))
-    return maps, _agree(*bands, valid)[1]
+    band, other = (_smooth(image, FINE[1]) - _smooth(image, FINE[0]) for image in (first, _sample(second, x, y)))
+    return maps, _agree(band, other, valid)[1]
 
 
 def _measure(images: np.ndarray, others: np.ndarray, maps: np.ndarray) -> Agreement:

@@ -311,7 +311,7 @@ def _fit_maps(queries: np.ndarray, others: np.ndarray, candidates: np.ndarray) -
     maps[:, 1, 0], maps[:, 1, 1] = np.sin(radians) * side / size, np.cos(radians) / size
     maps[:, 0, 2], maps[:, 1, 2] = candidates["x"], candidates["y"]
     initial = maps
-    match, weight = np.zeros(first.shape, np.intp), np.zeros(first.shape)
+    match, weight, error = np.zeros(first.shape, np.intp), np.zeros(first.shape), np.zeros(0)
     places = np.stack([*_place(first), np.ones(first.shape, np.float32)], axis=-1).astype(float)
     targets = np.stack(_place(second), axis=-1).astype(float)
     x, y = (np.ascontiguousarray(targets[:, None, :, axis], np.float32) for axis in (0, 1))
