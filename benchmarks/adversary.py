@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmarks.planting import KINDS, save
+from benchmarks.inventions import INVENTED
+from benchmarks.planting import KINDS, Kind, Plant, save
 from covid_fastai.audit.baseline_features import Features, read_features
 from covid_fastai.audit.baselines import (
     LUNG_FREE,
@@ -38,6 +39,8 @@ from covid_fastai.data.phantom import CSV_NAME, write_phantom
 
 HERE = Path(__file__).parent
 CLASSES = ["Normal", "COVID-19"]
+PLANTED = KINDS | INVENTED
+INVENTED_SEEDS = 3  # data sets of each kind that was invented afterwards
 PATIENTS, IMAGE_SIZE = 50, 96
 STRENGTHS = (1.0, 0.8)
 CLEAN, SIGNAL, CONTROL = "none, no signal", "none, true signal", "none, true signal, 300 patients per class"
@@ -88,43 +91,60 @@ class DataSet:
         self.folder, self.seed = folder, seed
         self.pixels = [np.asarray(Image.open(drawn[name]).convert("L")) for name in table["X_ray_image_name"]]
         label = np.where(table["Label_2_Virus_category"] == "COVID-19", "COVID-19", "Normal")
-        self.table = table[["patient", "source"]].assign(label=label, split="train")
+        self.table = table[["patient", "source", "view"]].assign(label=label, split="train")
         self.table["path"] = [str(folder / f"{number}.png") for number in range(len(table))]
         for path, pixels in zip(self.table["path"], self.pixels, strict=True):
             save(pixels, path)
         self.features = read_features(self.table["path"])
-        self.planted: tuple[str, np.ndarray, Features] | None = None
+        self.planted: tuple[str, np.ndarray, Features, Features] | None = None
 
-    def plant(self, kind: str, strength: float) -> Features:
-        """Return the features with a shortcut in a fraction of the images of COVID-19."""
-        if kind not in KINDS:
-            return self.features
-        rng = np.random.default_rng([self.seed, list(KINDS).index(kind)])
+    def plant(self, kind: str, strength: float) -> tuple[pd.DataFrame, Features]:
+        """Return the table and the features with a shortcut in a fraction of the images of COVID-19."""
+        if kind not in PLANTED:
+            return self.table, self.features
+        about = PLANTED[kind]
+        rng = np.random.default_rng([self.seed, list(PLANTED).index(kind)])
         places = rng.permutation(np.flatnonzero(self.table["label"] == "COVID-19"))
         if self.planted is None or self.planted[0] != kind:
-            paths = [str(self.folder / f"planted-{place}.png") for place in places]
-            for path, place in zip(paths, places, strict=True):
-                save(KINDS[kind].plant(self.pixels[place], rng), path, KINDS[kind])
-            self.planted = kind, places, read_features(paths)
+            changed = self._change(about, about.plant, places, rng)
+            others = self.features
+            if about.other is not None:
+                others = self._change(Kind(about.other), about.other, np.arange(len(self.table)), rng)
+            self.planted = kind, places, changed, others
         count = round(strength * len(places))
-        blocks = {name: block.copy() for name, block in self.features.blocks.items()}
+        blocks = {name: block.copy() for name, block in self.planted[3].blocks.items()}
         for name, block in self.planted[2].blocks.items():
             blocks[name][places[:count]] = block[:count]
-        return Features(blocks, self.features.readable)
+        table = self.table.copy()
+        if about.view:
+            table.iloc[places[:count], table.columns.get_loc("view")] = about.view
+        return table, Features(blocks, self.features.readable)
+
+    def _change(self, kind: Kind, plant: Plant, places: np.ndarray, rng: np.random.Generator) -> Features:
+        """Return the features of some images after a change."""
+        paths = [str(self.folder / f"planted-{place}.png") for place in places]
+        for path, place in zip(paths, places, strict=True):
+            save(plant(self.pixels[place], rng), path, kind)
+        return read_features(paths)
 
     def judge(self, kind: str, strength: float, *, audited: bool) -> dict[str, object]:
         """Return a row of the table."""
-        features = self.plant(kind, strength)
-        rows = rows_to_try(self.table, seed=self.seed)
-        places = pd.Series(np.arange(len(self.table)), index=self.table["path"])
+        table, features = self.plant(kind, strength)
+        rows = rows_to_try(table, seed=self.seed)
+        places = pd.Series(np.arange(len(table)), index=table["path"])
         features = features.take(places[rows["path"]].to_numpy())
-        tests = permute_baselines(rows, list_blocks(features, rows), CLASSES, seed=self.seed)
-        found = [name for name, p in tests.p_holm.items() if p < 0.05]
-        strongest = max(tests.p_holm, key=lambda name: tests.observed[name])
+        # the audit tests the same permutations; what they do not change, the statistics of the true labels, is left
+        once = {"permutations": 1} if audited else {}
+        tests = permute_baselines(rows, list_blocks(features, rows), CLASSES, seed=self.seed, **once)
+        p_holm = tests.p_holm
+        if audited:
+            shortcuts = find_shortcuts(table, features=features, seed=self.seed)
+            p_holm = {name: shortcuts.row(name)["p_holm"] for name in p_holm}
+        found = [name for name, p in p_holm.items() if p < 0.05]
+        strongest = max(p_holm, key=lambda name: tests.observed[name])
         row = {"kind": kind, "strength": strength, "seed": self.seed, "found": "; ".join(found)}
         row |= {"strongest": strongest, "auc": round(tests.observed[strongest], 3), "level": "", "clause": ""}
         if audited:
-            shortcuts = find_shortcuts(self.table, features=features, seed=self.seed)
             covered = LITTLE_LOST if kind in (SIGNAL, CONTROL) else None
             verdict = give_verdict(shortcuts, covered=covered, **ALL_ELSE_MET)
             row |= {"level": verdict.level, "clause": verdict.sentence.split(" (")[0].split(". ")[0]}
@@ -137,7 +157,7 @@ def plan(seeds: int) -> list[tuple[int, str, float]]:
     for seed in range(seeds):
         cells += [(seed, CLEAN, 0.0), (2 * seed, SIGNAL, 0.0), (2 * seed + 1, SIGNAL, 0.0)]
         cells += [(seed, CONTROL, 0.0)] if seed < CONTROLS else []
-        for kind in KINDS:
+        for kind in KINDS if seed >= INVENTED_SEEDS else PLANTED:
             weaker = WEAKER if kind in MEASURED.values() else ()
             cells += [(seed, kind, strength) for strength in (*STRENGTHS, *weaker)]
     return cells
@@ -177,7 +197,7 @@ def as_markdown(rows: pd.DataFrame) -> str:
         flagged=[bool(set(names) & set(LUNG_FREE)) for names in found],
         noticed=[bool(set(names) & {*LUNG_FREE, *PARTLY_BLIND}) for names in found],
     )
-    is_planted, strong = rows["kind"].isin(KINDS), rows["strength"].isin(STRENGTHS)
+    is_planted, strong = rows["kind"].isin(PLANTED), rows["strength"].isin(STRENGTHS)
     planted = rows[is_planted & strong]
     shown = [int((rows.loc[chosen, "level"] == "shown").sum()) for chosen in (is_planted, ~is_planted)]
     lines = [

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from scipy.ndimage import gaussian_filter, map_coordinates, median_filter
 
-__all__ = ["KINDS", "Kind", "save"]
+__all__ = ["KINDS", "Kind", "Plant", "as_grey", "compress", "same", "save", "transform"]
 
 Plant = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -22,12 +22,17 @@ class Kind:
     Attributes:
         plant: Maps pixels, uint8 `(h, w)`, and a random generator to changed pixels.
         held_out: Whether it was not used while the baselines were designed.
-        file: `"jpeg"` to store the image as JPEG, `"dpi"` to state a resolution in the file; else `"png"`.
+        file: `"jpeg"` or `"bmp"` to store the image as such, `"dpi"` to state a resolution in the file; else `"png"`.
+        other: The same as `plant` for the other class, and for the images of the first that lack the shortcut; None to
+            leave them as they are.
+        view: The projection that the table names; empty for that of all images.
     """
 
     plant: Plant
-    held_out: bool
+    held_out: bool = True
     file: str = "png"
+    other: Plant | None = None
+    view: str = ""
 
 
 def save(pixels: np.ndarray, path: str, kind: Kind | None = None) -> None:
@@ -37,15 +42,17 @@ def save(pixels: np.ndarray, path: str, kind: Kind | None = None) -> None:
         image.save(path, "JPEG", quality=95)
     elif kind is not None and kind.file == "dpi":
         image.save(path, "PNG", dpi=(72, 72), pnginfo=PngImagePlugin.PngInfo())
+    elif kind is not None and kind.file == "bmp":
+        image.save(path, "BMP")
     else:
         image.save(path, "PNG")
 
 
-def _grey(values: np.ndarray) -> np.ndarray:
+def as_grey(values: np.ndarray) -> np.ndarray:
     return np.clip(np.round(values), 0, 255).astype(np.uint8)
 
 
-def _compress(pixels: np.ndarray, quality: int) -> np.ndarray:
+def compress(pixels: np.ndarray, quality: int) -> np.ndarray:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
     return np.asarray(Image.open(stream))
@@ -62,7 +69,7 @@ def _clip_tails(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _sharpen(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     values = pixels.astype(float)
-    return _grey(values + 0.6 * (values - gaussian_filter(values, 1)))
+    return as_grey(values + 0.6 * (values - gaussian_filter(values, 1)))
 
 
 def _fill(pixels: np.ndarray, rows: slice, columns: slice, value: int) -> np.ndarray:
@@ -120,24 +127,24 @@ def _wire(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _equalise(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Subtract half of the slow changes of brightness, as local contrast equalisation does."""
     values = pixels.astype(float)
-    return _grey(values - 0.5 * (gaussian_filter(values, len(pixels) / 8) - values.mean()))
+    return as_grey(values - 0.5 * (gaussian_filter(values, len(pixels) / 8) - values.mean()))
 
 
-def _turn(degrees: float, scale: float) -> Plant:
-    """Return a function that turns an image about its centre and magnifies it."""
+def transform(degrees: float, scale: float | tuple[float, float]) -> Plant:
+    """Return a function that turns an image about its centre and magnifies it, by one factor or one an axis."""
 
     def plant(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         angle, centre = np.deg2rad(degrees), (np.array(pixels.shape) - 1)[:, None, None] / 2
-        y, x = (np.indices(pixels.shape) - centre) / scale
+        y, x = (np.indices(pixels.shape) - centre) / np.reshape(scale, (-1, 1, 1))
         rows = y * np.cos(angle) - x * np.sin(angle), y * np.sin(angle) + x * np.cos(angle)
-        return _grey(map_coordinates(pixels.astype(float), np.stack(rows) + centre, order=1, mode="nearest"))
+        return as_grey(map_coordinates(pixels.astype(float), np.stack(rows) + centre, order=1, mode="nearest"))
 
     return plant
 
 
 def _grid(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Add the faint stripes of an anti-scatter grid."""
-    return _grey(pixels + 2.5 * np.cos(np.arange(pixels.shape[1]) * 2 * np.pi / 5)[None, :])
+    return as_grey(pixels + 2.5 * np.cos(np.arange(pixels.shape[1]) * 2 * np.pi / 5)[None, :])
 
 
 def _dead_pixels(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -149,24 +156,24 @@ def _dead_pixels(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _vignette(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     y, x = np.indices(pixels.shape) / len(pixels) - 0.5
-    return _grey(pixels * (1 - 0.5 * (x**2 + y**2)))
+    return as_grey(pixels * (1 - 0.5 * (x**2 + y**2)))
 
 
-def _same(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def same(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return pixels
 
 
 def _offset(pixels: np.ndarray, amount: float) -> np.ndarray:
-    return _grey(pixels.astype(float) + amount)
+    return as_grey(pixels.astype(float) + amount)
 
 
 KINDS = {
     "blur, 0.7 pixels": Kind(lambda pixels, rng: gaussian_filter(pixels, 0.7), held_out=False),
     "sharpening": Kind(_sharpen, held_out=False),
-    "noise, SD 3": Kind(lambda pixels, rng: _grey(pixels + rng.normal(0, 3, pixels.shape)), held_out=False),
+    "noise, SD 3": Kind(lambda pixels, rng: as_grey(pixels + rng.normal(0, 3, pixels.shape)), held_out=False),
     "posterisation": Kind(lambda pixels, rng: pixels // 6 * 6 + 3, held_out=False),
     "clipped tails": Kind(_clip_tails, held_out=False),
-    "double JPEG": Kind(lambda pixels, rng: _compress(pixels, 60), held_out=False),
+    "double JPEG": Kind(lambda pixels, rng: compress(pixels, 60), held_out=False),
     "low native resolution": Kind(lambda pixels, rng: _resample(pixels, 2 / 3), held_out=False),
     "collimated corners": Kind(_collimate, held_out=False),
     "mark at 10% from the edge": Kind(_mark(0.1, 0.1, 0.05, 235), held_out=False),
@@ -182,13 +189,13 @@ KINDS = {
     "median filter": Kind(lambda pixels, rng: median_filter(pixels, 3), held_out=True),
     "stripes of a grid": Kind(_grid, held_out=True),
     "every other line": Kind(lambda pixels, rng: np.repeat(pixels[::2], 2, axis=0)[: len(pixels)], held_out=True),
-    "gamma 0.8": Kind(lambda pixels, rng: _grey(255 * (pixels / 255) ** 0.8), held_out=True),
+    "gamma 0.8": Kind(lambda pixels, rng: as_grey(255 * (pixels / 255) ** 0.8), held_out=True),
     "local contrast": Kind(_equalise, held_out=True),
     "dead pixels": Kind(_dead_pixels, held_out=True),
     "vignette": Kind(_vignette, held_out=True),
-    "turned by 4 degrees": Kind(_turn(4, 1), held_out=True),
-    "magnified by 8%": Kind(_turn(0, 1.08), held_out=True),
+    "turned by 4 degrees": Kind(transform(4, 1), held_out=True),
+    "magnified by 8%": Kind(transform(0, 1.08), held_out=True),
     "mirrored": Kind(lambda pixels, rng: pixels[:, ::-1], held_out=True),
-    "stored as JPEG": Kind(_same, held_out=True, file="jpeg"),
-    "resolution stated in the file": Kind(_same, held_out=True, file="dpi"),
+    "stored as JPEG": Kind(same, held_out=True, file="jpeg"),
+    "resolution stated in the file": Kind(same, held_out=True, file="dpi"),
 }

@@ -31,7 +31,7 @@ from covid_fastai.data.images import Source, read_image, resize_image
 from covid_fastai.data.lungs import Lungs, cached_lungs, model_version
 from covid_fastai.errors import ImageError
 
-__all__ = ["BLOCKS", "Features", "fill_hidden", "kernel_components", "one_hot", "read_features", "sources_of"]
+__all__ = ["BLOCKS", "Features", "fill_hidden", "kernel_components", "one_hot", "read_features", "values_of"]
 
 GRID = 128  # pixels a side, in which the intensities are measured; small structures of the lungs do not reach beyond
 THUMBNAIL = 16  # pixels a side; at that size an opacity covers about a dozen pixels
@@ -55,7 +55,7 @@ BLOCKS = (
 GEOMETRY = "lung geometry"
 OUTSIDE = ("intensity mean and SD", "border ring", "frame", "frame texture")  # of what lies outside of the lungs
 WHOLE = ("headers", "sharp edges", "fixed spot", "black centre", "thumbnail")  # of the whole image or file
-VERSION = 3  # of the cached features; increase with every change of a feature
+VERSION = 4  # of the cached features; increase with every change of a feature
 LEAST_SEEN = 0.5  # of the images; a pixel that the lungs hide in more of them is left out
 NON_LINEAR = ("intensity mean and SD", "border ring", "frame texture")
 COMPONENTS = 30  # of the kernel: few, so that they can be fitted to 30 patients
@@ -284,6 +284,6 @@ def _header_names() -> list[str]:
     return [*names, "ICC profile", "EXIF", "resolution", *FORMATS, "DICOM", *MODES]
 
 
-def sources_of(rows: pd.DataFrame) -> pd.Series:
-    """Return the source of each row, "unknown" if it names none."""
-    return rows["source"].fillna("").astype(str).replace("", "unknown")
+def values_of(rows: pd.DataFrame, column: str) -> pd.Series:
+    """Return the value of each row in a column, "unknown" if it has none."""
+    return rows[column].fillna("").astype(str).replace("", "unknown")

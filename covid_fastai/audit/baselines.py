@@ -17,7 +17,7 @@ from covid_fastai.audit.baseline_features import (
     kernel_components,
     one_hot,
     read_features,
-    sources_of,
+    values_of,
 )
 from covid_fastai.audit.baseline_models import build_predictions_table, fit_and_predict, predict_out_of_fold
 from covid_fastai.audit.fixed_spots import Box, describe_box, find_spots
@@ -36,7 +36,9 @@ from covid_fastai.plotting import COLOURS, GREY
 __all__ = [
     "BASELINES",
     "LUNG_FREE",
+    "OF_TABLE",
     "PARTLY_BLIND",
+    "SMALLEST_EFFECT",
     "ShortcutAudit",
     "compare_parts",
     "find_cohort_spots",
@@ -53,24 +55,29 @@ logger = logging.getLogger("covid_fastai")
 BASELINES = {
     "prevalence": "class frequencies only",
     "source": "name of the image source (hospital or collection)",
+    "projection": "projection (PA or AP) that the table names",
     "headers": "format, mode, width, height, compression and colour profile of the file",
     "intensity mean and SD": "mean and standard deviation of the pixel intensities outside of the lungs",
     "border ring": "outermost pixels at 16 x 16, without the lungs",
     "frame": "image at 16 x 16 pixels between the outermost pixels and the central 10 x 10, without the lungs",
     "frame texture": "power spectrum, grey levels and compression of the outer 3/16 of each side, without the lungs",
     "non-linear": "border ring, frame texture, and intensity mean and SD together, with an RBF kernel",
-    "sharp edges": "how far the sharpest edges of the whole image exceed its other edges",
-    "lung geometry": "place, size and shape of the box around the segmented lungs, and their tilt",
+    "sharp edges": "how far the sharpest edges of the whole image exceed its others; the sharpest one",
+    "lung geometry": "whether lungs are found; place, size and shape of their box, and their tilt",
     "fixed spot": "contrast and texture of one cell of 32 x 32",
     "black centre": "image at 16 x 16 pixels without its central 10 x 10",
     "thumbnail": "image at 16 x 16 pixels",
 }
 # better than chance here is no finding
-LUNG_FREE = ("source", "headers", "intensity mean and SD", "border ring", "frame", "frame texture", "non-linear")
+LUNG_FREE = ("source", "projection", "headers", "intensity mean and SD", "border ring", "frame", "frame texture")
+LUNG_FREE += ("non-linear",)
 PARTLY_BLIND = ("black centre", "lung geometry", "sharp edges", "fixed spot")  # may see disease
+
+OF_TABLE = {"source": "source", "projection": "view"}  # baselines that read a column of the table
 
 COLUMNS = ["baseline", "sees", "lung_free", "auc", "low", "high", "accuracy", "n", "p", "p_holm", "flagged"]
 LEVEL = 0.05  # family-wise: at most 5% of data sets without a shortcut get any flag
+SMALLEST_EFFECT = 0.6  # a flag with a lower AUC is weak: with thousands of patients 0.52 is significant, too
 MOST = 1000  # images per class; more take time and hardly change the result
 FOLDS = 5
 FEWEST_PATIENTS = 10  # in TEST and in training, for the check of a batch effect
@@ -131,13 +138,16 @@ class ShortcutAudit(ResultDisplay):
 
     def notes(self) -> list[str]:
         """Return the notes that belong to the table."""
-        if self.flags:
-            listed = ", ".join(f"{name} (AUC {format_metric(self.row(name)['auc'])})" for name in self.flags)
-            notes = [f"Lung-free baselines separate the classes: {listed}."]
-        else:
+        notes = []
+        for beginning, weak in (("Lung-free baselines separate", False), ("Lung-free baselines weakly separate", True)):
+            flags = [name for name in self.flags if (self.row(name)["auc"] < SMALLEST_EFFECT) == weak]
+            if flags:
+                listed = ", ".join(f"{name} (AUC {format_metric(self.row(name)['auc'])})" for name in flags)
+                notes.append(f"{beginning} the classes: {listed}.")
+        if not notes:
             notes = [
-                "No lung-free baseline separates the classes. Other shortcuts may exist; only images of another "
-                "hospital can rule them out."
+                "No lung-free baseline is shown to separate the classes. Other shortcuts may exist; only images of "
+                "another hospital can rule them out."
             ]
         partly = [row for row in as_rows(self.table) if row["baseline"] in PARTLY_BLIND and row["p_holm"] < LEVEL]
         if partly:
@@ -484,24 +494,27 @@ def list_blocks(features: Features, rows: pd.DataFrame) -> dict[str, np.ndarray 
 def _block(name: str, features: Features, rows: pd.DataFrame) -> np.ndarray | None:
     """Return the features of a baseline `(n, k)`, k = 0 for the prevalence; None if it cannot be evaluated.
 
-    It cannot if there is only one source, or if the lungs hide in most images what the baseline would see.
+    It cannot if the table has one source or projection only, or if the lungs hide in most images what the baseline
+    would see.
     """
     if name == "prevalence":
         return np.zeros((len(rows), 0))
     if name == "non-linear":
         components = kernel_components(features)
         return components if components.shape[1] else None
-    if name != "source":
+    if name not in OF_TABLE:
         filled = fill_hidden(features.blocks[name])
         return filled if filled.shape[1] else None
-    sources = sources_of(rows)
-    return one_hot(sources, sorted(sources.unique())) if sources.nunique() > 1 else None
+    if OF_TABLE[name] not in rows:
+        return None
+    values = values_of(rows, OF_TABLE[name])
+    return one_hot(values, sorted(values.unique())) if values.nunique() > 1 else None
 
 
 def _describe_test(row: Mapping[str, Any]) -> str:
     if row["auc"] != row["auc"]:
-        source = row["baseline"] == "source"
-        return f"not tested: {'there is only one source, or none is named' if source else LUNGS_HIDE}"
+        of_table = f"there is only one {row['baseline']}, or none is named"
+        return f"not tested: {of_table if row['baseline'] in OF_TABLE else LUNGS_HIDE}"
     if row["p"] != row["p"]:
         return ""
     return f"{'flagged, ' if row['flagged'] else ''}{format_p_value(row['p'])}"

@@ -38,7 +38,11 @@ FEATURES = (
     "SD of the corners",
     "fraction below the corners' mean",
 )
-EDGES = ("sharpest to 7th", "2nd to 7th", "sharpest to 13th")  # logs of ratios of windows
+EDGES = (
+    *("sharpest to 7th", "2nd to 7th", "sharpest to 13th"),  # logs of ratios of windows
+    *("across rows to across columns", "brighter", "x", "y", "off the middle"),  # of the sharpest edge
+)
+AROUND = 7  # pixels from the sharpest edge to the end of its surroundings
 
 
 def describe_frame(pixels: np.ndarray, outside: np.ndarray | None = None) -> np.ndarray:
@@ -70,11 +74,13 @@ def describe_frame(pixels: np.ndarray, outside: np.ndarray | None = None) -> np.
 
 
 def describe_edges(pixels: np.ndarray) -> np.ndarray:
-    """Describe how far the sharpest edges of an image exceed its other edges, wherever they lie.
+    """Describe how far the sharpest edges of an image exceed its other edges, wherever they lie, and the sharpest one.
 
     Letters, wires and clips have sharper edges than opacities, at few places. The sharpest edge of each of 8 x 8
     windows is measured, and the sharpest windows are compared with the 7th and the 13th: a letter lies in at most four.
-    A texture that is sharper in the whole lungs, as that of an interstitial disease, changes them together.
+    A texture that is sharper in the whole lungs, as that of an interstitial disease, changes them together. Marks of
+    both classes may be as sharp: the sharpest edge has a direction, a place, and a side that is brighter or darker than
+    its surroundings.
 
     Args:
         pixels: Intensities, uint8 `(h, w)`; larger images are resized to 256 x 256 pixels.
@@ -86,11 +92,26 @@ def describe_edges(pixels: np.ndarray) -> np.ndarray:
         pixels = np.asarray(resize_image(Image.fromarray(pixels), LARGEST_IMAGE))
     padding = [(1, 1 + -length % WINDOWS) for length in pixels.shape]  # to a multiple of 8, after the differences
     padded = np.pad(pixels.astype(np.float64), padding, mode="edge")
-    edges = np.maximum(*(np.abs(second) for second in _second_differences(padded)))
+    down, across = (np.abs(second) for second in _second_differences(padded))
+    edges = np.maximum(down, across)
     rows, columns = (length // WINDOWS for length in edges.shape)
     windows = edges.reshape(WINDOWS, rows, WINDOWS, columns).max(axis=(1, 3))
     logs = np.log(np.sort(windows, axis=None)[::-1] + SMALLEST_EDGE)
-    return np.array([logs[0] - logs[6], logs[1] - logs[6], logs[0] - logs[12]])
+    ratios = [logs[0] - logs[6], logs[1] - logs[6], logs[0] - logs[12]]
+    row, column = np.unravel_index(edges.argmax(), edges.shape)
+    direction = np.log(down[row, column] + SMALLEST_EDGE) - np.log(across[row, column] + SMALLEST_EDGE)
+    near, around = (_about(padded, int(row) + 1, int(column) + 1, reach) for reach in (2, AROUND))
+    # the middle of the extremes of a mark and its background lies above the background if the mark is brighter
+    middle = np.median(around)
+    usual = np.median(np.abs(around - middle)) + SMALLEST_EDGE  # hardly changes with the mark itself
+    brighter = np.arcsinh(((near.max() + near.min()) / 2 - middle) / usual)
+    place = np.array([column / edges.shape[1], row / edges.shape[0]]) - 0.5
+    return np.array([*ratios, direction, brighter, *place, np.abs(place).max()])
+
+
+def _about(pixels: np.ndarray, row: int, column: int, reach: int) -> np.ndarray:
+    """Return the pixels about a place, up to a distance along each axis."""
+    return pixels[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1]
 
 
 def _cut_tiles(pixels: np.ndarray, outside: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 __all__ = ["PlainVerdict", "say_plainly"]
 
 REASONS = {  # by the level of the verdict; None without an audit
-    "shown": "No shortcut was found, and the tests that apply were passed. Other hospitals and patients may differ.",
-    "not shown": "No test failed, but some were not made, or there are too few patients for an answer. Another "
-    "explanation for the results is possible.",
-    "failed": "The results can be explained without the disease.",
+    "shown": "No shortcut was found that could explain the results, and the tests that apply were passed. Other "
+    "hospitals and patients may differ.",
+    "not shown": "No test failed, but some were not made or have no clear answer, for example with too few patients. "
+    "Another explanation for the results is possible.",
+    "failed": "At least one test failed: the results can have another explanation than the disease.",
     None: "Nobody has tested yet whether the model looks at the disease or at something else in the images.",
 }
 DRAWINGS = "The images are drawings made by this package. The results show how the package works, and nothing else."

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from covid_fastai.audit.baselines import ShortcutAudit
+from covid_fastai.audit.baselines import OF_TABLE, SMALLEST_EFFECT, ShortcutAudit
 from covid_fastai.audit.fixed_spots import CELLS, describe_box
 from covid_fastai.data.tables import as_rows
 from covid_fastai.evaluation.formatting import SIGNED, ResultDisplay, format_estimate, format_metric, quote_source
@@ -23,9 +23,9 @@ NOT_TESTED, NOT_APPLICABLE = "not tested", "not applicable"
 # An AUC counts as close to chance if its 95% interval lies below this margin (an equivalence test, Wellek 2010): a
 # marker of 0.65 separates as weakly as two normal distributions 0.54 standard deviations apart.
 NEAR_CHANCE = 0.65
-SMALLEST_EFFECT = 0.6  # a flag with a lower AUC is mentioned: with thousands of patients 0.52 is significant, too
 SIGNIFICANT = 0.05  # the p-value below which a baseline that may see some of the lungs is mentioned
 LARGEST_DROP = 0.1  # of the AUC where the telling cells are covered, which hide some of the lungs, too
+MOST_UNSTATED = 0.1  # of the images; sources that separate the classes within 10% of them give an AUC of 0.6
 MOST_FALSE_POSITIVES = 0.25  # of the negative controls: 3 of CoronaHack's 12
 # Baselines that do not see what is in the lungs, but may depend on it, and what the verdict says of them.
 PARTLY_BLIND = {
@@ -34,7 +34,7 @@ PARTLY_BLIND = {
         "some of the lungs may lie outside the centre",
     ),
     "lung geometry": (
-        "size and place of the lungs in the image separate the classes",
+        "size and place of the lungs in the image, or whether they are found, separate the classes",
         "the framing of the image or the disease itself may change them",
     ),
     "sharp edges": (
@@ -105,7 +105,8 @@ def give_verdict(
     unstated: Sequence[Mapping[str, Any]] = (),
     negative_controls: Mapping[str, Any] | None = None,
     covered: Mapping[str, Any] | None = None,
-    source_stated: bool = True,
+    unstated_fraction: float = 0.0,
+    training_sources: Collection[str] = (),
 ) -> Verdict:
     """Decide by fixed rules whether a model was shown to detect disease.
 
@@ -114,7 +115,8 @@ def give_verdict(
 
     1. No lung-free baseline separates the classes: each is close to chance, and none is flagged with an AUC of 0.6 or
        more, which fails the condition. It stays open if the 16 x 16 thumbnail without its centre, the geometry of
-       the lungs or the sharpest edges separate the classes, or if the images' sources are not stated.
+       the lungs or the sharpest edges separate the classes, if the sources of 10% of the images or more are not
+       stated, or if the AUC of the network is not shown to exceed 0.65, up to which a shortcut is not excluded.
     2. The network is better than the 16 x 16 thumbnail: the interval of the paired difference lies above 0.
     3. A network that was trained and evaluated without the lungs (their convex hull with a margin is black; a central
        box where they were not found) is close to chance, and worse than the network. The condition failed if the AUC of
@@ -122,7 +124,8 @@ def give_verdict(
     4. At another hospital, on images of both classes from one source, the AUC lies above 0.5 and not entirely below
        0.65, and the paired difference to the thumbnail lies above 0. The condition failed if the AUC is close to
        chance, if its interval includes 0.5 and excludes the AUC on held-out patients, or if the thumbnail is better.
-       Several hospitals are pooled unless all of them meet the condition or one of them fails it.
+       Several hospitals are pooled unless all of them meet the condition or one of them fails it. A source that the
+       model was trained on is no other hospital.
     5. The network classifies at most a quarter of the negative controls as positive, by the upper bound of the
        interval. Negative controls are negative images from the source of the positive class; without such images the
        condition does not apply.
@@ -148,22 +151,25 @@ def give_verdict(
         covered: The network on images whose telling cells are covered: its `auc` with `auc_low` and `auc_high`, the
             `network_auc` on the same patients, their `difference` with `low` and `high`, and `n`; None if it was not
             evaluated on such images.
-        source_stated: Whether the source of any image that the baselines use is stated.
+        unstated_fraction: Fraction of the images that the baselines use whose source is not stated.
+        training_sources: The sources of the training images. External images from them are of no other hospital.
 
     Returns:
         The verdict.
     """
     conditions = (
-        _no_shortcut(shortcuts, source_stated=source_stated),
+        _no_shortcut(shortcuts, network, unstated_fraction=unstated_fraction),
         _better_than_thumbnail(versus),
         _near_chance_without_lungs(blind),
-        _generalises(external, unstated, network),
+        _generalises(external, unstated, network, training_sources),
         _rejects_negative_controls(negative_controls),
         _needs_no_spot(shortcuts, covered),
     )
     outcomes = {condition.outcome for condition in conditions}
     if outcomes <= {MET, NOT_APPLICABLE}:
         sentence = "Evidence of disease signal: every condition that applies is met on these data."
+        if shortcuts.flags:
+            sentence += f" Shortcuts that are too weak to explain it: {_list_aucs(shortcuts, shortcuts.flags)}."
         return Verdict("shown", sentence, conditions)
     open_reasons = [each.reason for each in conditions if each.outcome in (INCONCLUSIVE, NOT_TESTED)]
     if FAILED in outcomes:
@@ -174,11 +180,14 @@ def give_verdict(
         if undecided:
             sentence += f" These data cannot decide: {'; '.join(undecided)}."
         return Verdict("failed", sentence, conditions)
-    sentence = f"Disease signal not shown: a shortcut is neither found nor excluded. Open: {'; '.join(open_reasons)}."
+    shortcut = "a shortcut is neither found nor excluded"
+    if shortcuts.flags:  # weak ones, or the condition had failed
+        shortcut = "a weak shortcut is found, and a stronger one is not excluded"
+    sentence = f"Disease signal not shown: {shortcut}. Open: {'; '.join(open_reasons)}."
     return Verdict("not shown", sentence, conditions)
 
 
-def _no_shortcut(shortcuts: ShortcutAudit, *, source_stated: bool) -> Condition:
+def _no_shortcut(shortcuts: ShortcutAudit, network: Mapping[str, Any], *, unstated_fraction: float) -> Condition:
     name = "No lung-free baseline separates the classes"
     rows = [row for row in as_rows(shortcuts.table) if row["lung_free"] and row["auc"] == row["auc"]]  # not NaN
     flagged = {row["baseline"]: row for row in rows if row["flagged"]}
@@ -193,33 +202,40 @@ def _no_shortcut(shortcuts: ShortcutAudit, *, source_stated: bool) -> Condition:
     if wide:
         listed = _list_aucs(shortcuts, wide)
         sentences.append(f"Too few patients to bound by an AUC of {NEAR_CHANCE:g}: {listed}.")
-    elif not decisive:
+    elif rows and not decisive:
         highest = max(rows, key=lambda row: row["high"])
         estimate = format_estimate(highest["auc"], highest["low"], highest["high"])
         sentences.append(
-            f"The AUC of every lung-free baseline is below {NEAR_CHANCE:g} by its 95% interval; the highest upper "
-            f"bound is that of {highest['baseline']}, {estimate}."
+            f"The AUC of every lung-free baseline that could be tested is below {NEAR_CHANCE:g} by its 95% interval; "
+            f"the highest upper bound is that of {highest['baseline']}, {estimate}."
         )
     open_reasons = []
     hidden = [row["baseline"] for row in as_rows(shortcuts.table) if row["lung_free"] and row["auc"] != row["auc"]]
-    if hidden := [baseline for baseline in hidden if baseline != "source"]:  # guard: hidden_baseline
+    if hidden := [baseline for baseline in hidden if baseline not in OF_TABLE]:  # guard: hidden_baseline
         text = "the lungs fill most images or were not found, so that what lies outside of them could not be tested"
         sentences.append(f"{text[:1].upper()}{text[1:]}: {', '.join(hidden)}.")
         open_reasons.append(text)
     if wide:  # guard: shortcut_power
-        most = max(wide, key=lambda baseline: shortcuts.row(baseline)["high"])
-        open_reasons.append(
-            "too few patients to exclude a shortcut (the AUC of the baseline "
-            f"{most} may be {format_metric(shortcuts.row(most)['high'])})"
+        bounds = {baseline: shortcuts.row(baseline)["high"] for baseline in wide}
+        most = max(wide, key=lambda baseline: bounds[baseline] if math.isfinite(bounds[baseline]) else 1.0)
+        may = f"may be {format_metric(bounds[most])}" if math.isfinite(bounds[most]) else "has no interval"
+        open_reasons.append(f"too few patients to exclude a shortcut (the AUC of the baseline {most} {may})")
+    if not network["low"] > NEAR_CHANCE:  # guard: weak_network
+        text = (
+            f"a shortcut with an AUC of up to {NEAR_CHANCE:g} is not excluded, and the network (AUC "
+            f"{format_estimate(network['value'], network['low'], network['high'])}) is not shown to be better than that"
         )
+        sentences.append(f"{text[:1].upper()}{text[1:]}.")
+        open_reasons.append(text)
     for baseline, (separates, but) in PARTLY_BLIND.items():
         row = shortcuts.row(baseline)
         if row["p_holm"] < SIGNIFICANT and row["auc"] >= SMALLEST_EFFECT:
             text = f"{separates} (AUC {format_metric(row['auc'])})"
             sentences.append(f"{text[:1].upper()}{text[1:]}; {but}.")
             open_reasons.append(text)
-    if not source_stated:
-        text = "the images' sources are not stated, so that a source may separate the classes"
+    if unstated_fraction >= MOST_UNSTATED:
+        of_images = "the images" if unstated_fraction == 1 else f"{unstated_fraction:.0%} of the images"
+        text = f"the sources of {of_images} are not stated, so that a source may separate the classes"
         sentences.append(f"{text[:1].upper()}{text[1:]}.")
         open_reasons.append(text)
     if decisive:
@@ -298,7 +314,10 @@ def _describe_region(blind: Mapping[str, Any]) -> str:
 
 
 def _generalises(
-    external: Sequence[Mapping[str, Any]], unstated: Sequence[Mapping[str, Any]], network: Mapping[str, Any]
+    external: Sequence[Mapping[str, Any]],
+    unstated: Sequence[Mapping[str, Any]],
+    network: Mapping[str, Any],
+    training_sources: Collection[str],
 ) -> Condition:
     name = "Generalises to another hospital, within one source"
     not_stated = " ".join(
@@ -310,23 +329,45 @@ def _generalises(
         text = "No external data with both classes from one stated source were evaluated (covid-fastai validate RUN "
         reason = f"{text[:1].lower()}{text[1:]}DATA)"
         return Condition(name, NOT_TESTED, f"{text}DATA). {not_stated}".strip(), reason)
-    judged = [(result, _judge_hospital(_auc_of(result), _difference_of(result), network)) for result in external]
-    texts = [_describe_hospital(result) for result in external]
-    outcomes = [outcome for _, (outcome, _) in judged]
-    reasons = [f"{_at(result)}, {reason}" for result, (_, reason) in judged if reason]
-    outcome = MET if set(outcomes) == {MET} else FAILED if FAILED in outcomes else outcomes[0]
-    if outcome == FAILED:
-        reasons = [f"{_at(result)}, {why}" for result, (one, why) in judged if one == FAILED]
-    if len(external) > 1:
-        auc, difference = _pool(external)
+    elsewhere = [result for result in external if not _is_known(result["source"], training_sources)]
+    texts = [_describe_hospital(result, known=result not in elsewhere) for result in external]
+    if not elsewhere:  # guard: training_source
+        reason = "the external data come from sources that the model was trained on"
+        return Condition(name, NOT_TESTED, " ".join([*texts, not_stated]).strip(), reason)
+    judged = [(result, *_judge_hospital(_auc_of(result), _difference_of(result), network)) for result in elsewhere]
+    outcomes = {outcome for _, outcome, _ in judged}
+    # the first of these that occurs: one hospital that is open leaves all of them open, in whatever order they stand
+    outcome = next(outcome for outcome in (FAILED, INCONCLUSIVE, NOT_TESTED, MET) if outcome in outcomes)
+    reasons = [f"{_at(result)}, {reason}" for result, of_result, reason in judged if of_result == outcome]
+    pooled = _one_a_source(elsewhere)
+    if len(pooled) > 1:
+        auc, difference = _pool(pooled)
         texts.append(_describe_pooled(auc, difference))
-        if outcome not in (MET, FAILED):
+        if outcome not in (MET, FAILED):  # guard: mixed_hospitals
             bounds = None if difference is None else (difference.value, difference.low, difference.high)
             outcome, reason = _judge_hospital((auc.value, auc.low, auc.high), bounds, network)
-            reasons = [f"pooled over {auc.count} hospitals, {reason}"] if reason else []
+            reasons = [f"pooled over {auc.count} hospitals, {reason}"]
     if not_stated:
         texts.append(not_stated)
     return Condition(name, outcome, " ".join(texts), "; ".join(reasons) if outcome != MET else "")
+
+
+def _is_known(source: str, training_sources: Collection[str]) -> bool:
+    """Return whether images of a source were in the training, whatever the case and the spaces of its name."""
+    return _fold(source) in set(map(_fold, training_sources))
+
+
+def _fold(text: str) -> str:
+    return " ".join(str(text).casefold().split())
+
+
+def _one_a_source(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return one result of each source that has an interval, that of most patients: they are pooled as independent."""
+    largest: dict[str, Mapping[str, Any]] = {}
+    for result in sorted(results, key=lambda result: -result["n"]):
+        if all(map(math.isfinite, _auc_of(result))):
+            largest.setdefault(_fold(result["source"]), result)
+    return list(largest.values())
 
 
 def _at(result: Mapping[str, Any]) -> str:
@@ -345,6 +386,8 @@ def _judge_hospital(
     """
     estimate = f"AUC {format_estimate(*auc)}"
     _, low, high = auc
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return INCONCLUSIVE, f"there are too few patients for an interval of the AUC ({format_metric(auc[0])})"
     if high < NEAR_CHANCE:
         return FAILED, f"the network is close to chance ({estimate})"
     if low <= 0.5 and high < network["low"]:
@@ -362,7 +405,9 @@ def _judge_hospital(
 
 
 def _auc_of(result: Mapping[str, Any]) -> tuple[float, float, float]:
-    return result["value"], result["low"], result["high"]
+    """Return the AUC and its bounds; NaN for what is missing, which a file holds as null."""
+    value, low, high = (math.nan if result[key] is None else float(result[key]) for key in ("value", "low", "high"))
+    return value, low, high
 
 
 def _difference_of(result: Mapping[str, Any]) -> tuple[float, float, float] | None:
@@ -372,8 +417,10 @@ def _difference_of(result: Mapping[str, Any]) -> tuple[float, float, float] | No
     return (numbers[0], numbers[1], numbers[2]) if len(numbers) == 3 else None
 
 
-def _describe_hospital(result: Mapping[str, Any]) -> str:
+def _describe_hospital(result: Mapping[str, Any], *, known: bool) -> str:
     text = f"Image source {quote_source(result['source'])}: AUC {format_estimate(*_auc_of(result))}, n = {result['n']}"
+    if known:
+        return f"{text}; the model was trained on images of this source, so that it is not another hospital."
     difference = _difference_of(result)
     if difference is None:
         return f"{text}; the thumbnail was not evaluated."
@@ -410,17 +457,19 @@ def _rejects_negative_controls(negative_controls: Mapping[str, Any] | None) -> C
         text = "There are no unused negative images from the source of the positive class."
         return Condition(name, NOT_APPLICABLE, text)
     estimate = format_estimate(*(negative_controls[key] for key in ("fraction", "low", "high")), spec=".0%")
-    counts = f"{negative_controls['called']} of {negative_controls['images']} negative controls"
+    called, images = negative_controls["called"], negative_controls["images"]
+    are = "is" if called == 1 else "are"
+    counts = f"{called} of {images} negative controls {are} classified as positive"
     text = (
-        f"{negative_controls['called']} of {negative_controls['images']} negative images from the source of the "
-        f"positive class are classified as positive: {estimate}."
+        f"{called} of {images} negative images from the source of the positive class {are} classified as positive: "
+        f"{estimate}."
     )
     if negative_controls["high"] <= MOST_FALSE_POSITIVES:
         return Condition(name, MET, text)
     if negative_controls["low"] > MOST_FALSE_POSITIVES:
-        return Condition(name, FAILED, text, f"{counts} are classified as positive")
+        return Condition(name, FAILED, text, counts)
     text += f" They are too few to decide whether more than {MOST_FALSE_POSITIVES:.0%} would be."
-    reason = f"too few negative controls ({counts} are classified as positive, {estimate})"
+    reason = f"too few negative controls ({counts}, {estimate})"
     return Condition(name, INCONCLUSIVE, text, reason)
 
 

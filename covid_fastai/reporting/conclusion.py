@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from covid_fastai.audit.audit import Audit
+from covid_fastai.audit.baselines import SMALLEST_EFFECT
 from covid_fastai.audit.plain_words import say_plainly
-from covid_fastai.audit.verdict import SMALLEST_EFFECT
 from covid_fastai.data.tables import as_rows
 from covid_fastai.evaluation.formatting import format_metric, quote_source
 from covid_fastai.evaluation.metrics import Evaluation
@@ -21,9 +21,14 @@ CONDITIONS = {  # how the names of the conditions begin that the evidence belong
     "hospital": "Generalises to another hospital",
     "controls": "Negative controls",
 }
-NOT_PIXELS = ("source", "headers")  # a program that sees a part of the image is easier to imagine, and is preferred
+NOT_PIXELS = (
+    "source",
+    "projection",
+    "headers",
+)  # a program that sees a part of the image is easier to imagine, and is preferred
 IN_PLAIN_WORDS = {  # what the baselines without a lung see
     "source": "the name of the image source",
+    "projection": "the direction of the X-rays, as the table names it",
     "headers": "the format and size of the file",
     "intensity mean and SD": "the brightness and contrast outside of the lungs",
     "border ring": "the outermost edge of the image",

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
+from itertools import permutations
 
 import pandas as pd
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
-from covid_fastai.audit.baselines import BASELINES, LUNG_FREE, ShortcutAudit
+from covid_fastai.audit.baselines import BASELINES, LUNG_FREE, OF_TABLE, SMALLEST_EFFECT, ShortcutAudit
+from covid_fastai.audit.plain_words import say_plainly
 from covid_fastai.audit.verdict import NEAR_CHANCE, give_verdict
 from covid_fastai.evaluation.intervals import wilson
 
@@ -47,8 +52,8 @@ def verdict_of(baselines: ShortcutAudit | None = None, *, low: float = 0.1, erro
     versus = {"baseline": "thumbnail", "network_auc": 0.9, "baseline_auc": 0.7, "difference": 0.2, "low": low}
     versus |= {"high": 0.3, "n": 78, "errorless_low": errorless_low}
     given = {"blind": BLIND, "external": [ELSEWHERE], "negative_controls": controls(1, 40)} | given
-    network = {"value": 0.91, "low": 0.83, "high": 0.95, "n": 80}
-    return give_verdict(baselines or shortcuts(), network=network, versus=pd.DataFrame([versus]), **given)
+    given = {"network": {"value": 0.91, "low": 0.83, "high": 0.95, "n": 80}} | given
+    return give_verdict(baselines or shortcuts(), versus=pd.DataFrame([versus]), **given)
 
 
 def outcomes(verdict) -> list[str]:
@@ -86,6 +91,7 @@ def test_each_condition_can_fail(given, number, reason):
     assert [place for place, outcome in enumerate(outcomes(verdict)) if outcome == "failed"] == [number]
 
 
+WEAK = {"value": 0.7, "low": 0.63, "high": 0.76, "n": 80}
 HIDDEN = dict.fromkeys(("auc", "low", "high", "p", "p_holm"), math.nan)
 NO_POWER = {"value": 0.85, "low": 0.45, "high": 0.98}  # of ten patients
 
@@ -98,10 +104,19 @@ NO_POWER = {"value": 0.85, "low": 0.45, "high": 0.98}  # of ten patients
         ({"baselines": shortcuts(black_centre=flag(0.98))}, 0, "inconclusive", "without its centre separates"),
         ({"baselines": shortcuts(lung_geometry=flag(0.7))}, 0, "inconclusive", "size and place of the lungs"),
         ({"baselines": shortcuts(sharp_edges=flag(0.9))}, 0, "inconclusive", "sharpest edges"),
-        ({"source_stated": False}, 0, "inconclusive", "sources are not stated"),
+        ({"unstated_fraction": 1.0}, 0, "inconclusive", "the sources of the images are not stated"),
+        ({"unstated_fraction": 0.25}, 0, "inconclusive", "the sources of 25% of the images are not stated"),
+        ({"network": WEAK}, 0, "inconclusive", "the network (AUC 0.700 (0.630 to 0.760)) is not shown to be better"),
         ({"errorless_low": -0.001, "low": -0.01}, 1, "inconclusive", "even a model without errors"),
         ({"blind": BLIND | {"auc_high": NEAR_CHANCE}}, 2, "inconclusive", "too few patients to show that a network"),
         ({"blind": None}, 2, "not tested", "audit RUN --full"),
+        (
+            {"external": [ELSEWHERE | {"low": None, "high": None}]},
+            3,
+            "inconclusive",
+            "too few patients for an interval",
+        ),
+        ({"external": [ELSEWHERE], "training_sources": {" There"}}, 3, "not tested", "the model was trained on"),
         ({"external": [ELSEWHERE | NO_POWER]}, 3, "inconclusive", "too few patients to exclude chance"),
         ({"external": [ELSEWHERE | {"difference_low": -0.1}]}, 3, "inconclusive", "not shown to be better than a 16"),
         ({"external": [ELSEWHERE | {"difference": None}]}, 3, "not tested", "thumbnail was not evaluated"),
@@ -138,8 +153,12 @@ def test_a_weak_flag_is_mentioned_and_not_decisive():
     """With 2,000 patients an AUC of 0.54 is significant."""
     verdict = verdict_of(shortcuts(headers=flag(0.54)))
     assert verdict.level == "shown" and "headers (AUC 0.540" in verdict.conditions[0].text
+    assert "too weak to explain it: headers (AUC 0.540" in verdict.sentence
+    (note, *_) = shortcuts(headers=flag(0.54)).notes()
+    assert note == "Lung-free baselines weakly separate the classes: headers (AUC 0.540)."
     wide = verdict_of(shortcuts(headers=flag(0.58, width=0.08)))
     assert wide.level == "not shown" and "too few patients" in wide.sentence
+    assert "a weak shortcut is found, and a stronger one is not excluded" in wide.sentence
 
 
 def test_every_row_of_the_table_agrees_with_the_condition():
@@ -179,6 +198,28 @@ def test_hospitals_without_power_are_pooled():
     assert "Two hospitals are too few" in str(verdict_of(external=hospitals[:2]))
 
 
+def test_one_hospital_that_is_open_leaves_all_of_them_open_in_any_order():
+    """The first of them decided."""
+    other = ELSEWHERE | NO_POWER | {"source": "elsewhere"}
+    for external in permutations([ELSEWHERE, other]):
+        assert verdict_of(external=external).level == "not shown"
+
+
+def test_a_hospital_that_was_evaluated_twice_is_pooled_once():
+    twice = [
+        ELSEWHERE | {"low": 0.48, "high": 0.97},
+        ELSEWHERE | {"low": 0.46, "high": 0.98, "source": " THERE", "n": 50},
+    ]
+    verdict = verdict_of(external=twice * 3)
+    assert verdict.level == "not shown" and "Pooled" not in str(verdict)
+
+
+def test_images_of_the_training_sources_are_of_no_other_hospital():
+    near_chance = ELSEWHERE | {"source": "here", "value": 0.5, "low": 0.4, "high": 0.6}
+    verdict = verdict_of(external=[ELSEWHERE, near_chance], training_sources=["here"])
+    assert verdict.level == "shown" and "the model was trained on images of this source" in verdict.conditions[3].text
+
+
 def test_images_whose_source_is_not_stated_are_mentioned_and_decide_nothing():
     bad = ELSEWHERE | {"source": "unknown", "value": 0.5, "low": 0.4, "high": 0.6}
     verdict = verdict_of(unstated=[bad])
@@ -190,3 +231,102 @@ def test_the_verdict_as_plain_values_and_as_a_table():
     verdict = verdict_of(shortcuts(source=flag(0.9)))
     assert verdict.to_dict()["conditions"][0]["outcome"] == "failed"
     assert len(verdict.table()) == 6 and "<table" in verdict._repr_html_()
+
+
+# Properties that hold whatever was measured.
+
+UNIT = st.floats(0, 1)
+SIGNED = st.floats(-1, 1)
+MISSING = st.sampled_from([math.nan, None])
+
+
+def ordered(numbers, names, *, missing=None):
+    """Return mappings whose numbers rise in the order of the names; sometimes without bounds."""
+    values = st.lists(numbers, min_size=3, max_size=3).map(sorted)
+    complete = values.map(lambda three: dict(zip(names, three, strict=True)))
+    if missing is None:
+        return complete
+    bounds = st.tuples(complete, missing).map(lambda pair: pair[0] | dict.fromkeys((names[0], names[2]), pair[1]))
+    return complete | bounds
+
+
+def merged(*parts):
+    return st.tuples(*parts).map(lambda mappings: {key: value for each in mappings for key, value in each.items()})
+
+
+COUNT = st.integers(2, 5000)
+AUC = ordered(UNIT, ("low", "auc", "high"), missing=st.just(math.nan))
+TEST = st.fixed_dictionaries({"p": UNIT, "p_holm": UNIT})
+ROW = merged(AUC, TEST) | st.just(HIDDEN)
+ALTERED_ROW = merged(
+    ordered(UNIT, ("auc_low", "auc", "auc_high"), missing=st.just(math.nan)),
+    ordered(SIGNED, ("low", "difference", "high"), missing=st.just(math.nan)),
+    st.fixed_dictionaries({"network_auc": UNIT, "n": COUNT}),
+    st.sampled_from([{"images": 90, "boxes": 0}, {"images": 90, "boxes": 7}, {"images": 1, "boxes": 1}]),
+)
+HOSPITAL = merged(
+    st.fixed_dictionaries({"source": st.sampled_from(["a", "A ", "b", "c"]), "n": COUNT, "thumbnail": UNIT | MISSING}),
+    ordered(UNIT, ("low", "value", "high"), missing=MISSING),
+    ordered(SIGNED, ("difference_low", "difference", "difference_high"), missing=MISSING),
+)
+CONTROLS = st.tuples(st.integers(0, 30), st.integers(1, 30)).map(lambda pair: controls(min(pair), max(pair)))
+EVERYTHING = st.fixed_dictionaries(
+    {
+        "network": merged(ordered(UNIT, ("low", "value", "high"), missing=st.just(math.nan)), st.just({"n": 80})),
+        "blind": st.none() | ALTERED_ROW,
+        "covered": st.none() | ALTERED_ROW,
+        "external": st.lists(HOSPITAL, max_size=4),
+        "unstated": st.lists(HOSPITAL, max_size=1),
+        "negative_controls": st.none() | CONTROLS,
+        "unstated_fraction": UNIT,
+        "training_sources": st.sampled_from([(), ("b",)]),
+    }
+)
+OF_PIXELS = [name for name in BASELINES if name not in ("prevalence", "thumbnail", "headers", "fixed spot")]
+
+
+def baselines_of(rows: dict[str, dict[str, float]]) -> ShortcutAudit:
+    rows = {name: row | {"flagged": row["p_holm"] < 0.05} for name, row in rows.items()}
+    return shortcuts(**{name.replace(" ", "_"): row for name, row in rows.items()})
+
+
+@settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.dictionaries(st.sampled_from(OF_PIXELS), ROW, max_size=4), EVERYTHING, SIGNED, SIGNED)
+def test_whatever_was_measured_the_verdict_agrees_with_it(rows, measured, low, errorless_low):
+    baselines = baselines_of(rows)
+    verdict = verdict_of(baselines, low=low, errorless_low=errorless_low, **measured)
+    found = outcomes(verdict)
+    assert verdict.level == (
+        "failed" if "failed" in found else "not shown" if {"inconclusive", "not tested"} & {*found} else "shown"
+    )
+    beginning = "Evidence of disease signal: " if verdict.level == "shown" else "Disease signal not shown: "
+    assert verdict.sentence.startswith(beginning)
+    for text in (verdict.sentence, *(condition.text for condition in verdict.conditions)):
+        assert re.search(r"\bnan\b|\binf\b|None|;\s*[.;]|\s{2}|\.\.|\(\)", text) is None, text
+        assert text.endswith(".") and not text[0].islower(), text
+    for condition in verdict.conditions:
+        assert (condition.reason == "") == (condition.outcome in ("met", "not applicable")), condition
+        if condition.outcome == "failed" or verdict.level == "not shown":
+            assert condition.reason in verdict.sentence
+    reordered = verdict_of(
+        baselines, low=low, errorless_low=errorless_low, **measured | {"external": measured["external"][::-1]}
+    )
+    assert outcomes(reordered) == found
+    if "No lung-free baseline" in verdict.conditions[0].name and found[0] == "met":
+        tested = [row for row in baselines.table.to_dict("records") if row["lung_free"] and row["auc"] == row["auc"]]
+        assert all(row["high"] < NEAR_CHANCE for row in tested)
+        assert all(row["auc"] < SMALLEST_EFFECT for row in tested if row["flagged"])
+        missing = baselines.table["lung_free"] & baselines.table["auc"].isna()
+        assert set(baselines.table.loc[missing, "baseline"]) <= set(OF_TABLE)
+    if verdict.level == "shown":
+        assert measured["network"]["low"] > NEAR_CHANCE and low > 0
+        assert measured["blind"]["auc_low"] <= 0.5 and measured["blind"]["auc_high"] < NEAR_CHANCE
+        assert any(result["source"] not in measured["training_sources"] for result in measured["external"])
+        assert measured["unstated_fraction"] < 0.1
+
+
+@given(st.sampled_from(["shown", "not shown", "failed", None]), st.lists(st.text(min_size=1), min_size=2, max_size=5))
+def test_only_a_passed_audit_is_called_support_in_plain_words(level, classes):
+    plain = say_plainly(level, classes)
+    assert ("support" in str(plain).removeprefix(str(classes))) >= (level == "shown")
+    assert plain.headline.startswith("On these images, the tests support" if level == "shown" else "This does not show")
