@@ -40,9 +40,8 @@ FEATURES = (
 )
 EDGES = (
     *("sharpest to 7th", "2nd to 7th", "sharpest to 13th"),  # logs of ratios of windows
-    *("across rows to across columns", "brighter", "x", "y", "off the middle"),  # of the sharpest edge
+    *("across rows to across columns", "brightest", "darkest", "x", "y", "off the middle"),  # of the sharpest edge
 )
-AROUND = 7  # pixels from the sharpest edge to the end of its surroundings
 
 
 def describe_frame(pixels: np.ndarray, outside: np.ndarray | None = None) -> np.ndarray:
@@ -100,18 +99,11 @@ def describe_edges(pixels: np.ndarray) -> np.ndarray:
     ratios = [logs[0] - logs[6], logs[1] - logs[6], logs[0] - logs[12]]
     row, column = np.unravel_index(edges.argmax(), edges.shape)
     direction = np.log(down[row, column] + SMALLEST_EDGE) - np.log(across[row, column] + SMALLEST_EDGE)
-    near, around = (_about(padded, int(row) + 1, int(column) + 1, reach) for reach in (2, AROUND))
-    # the middle of the extremes of a mark and its background lies above the background if the mark is brighter
-    middle = np.median(around)
-    usual = np.median(np.abs(around - middle)) + SMALLEST_EDGE  # hardly changes with the mark itself
-    brighter = np.arcsinh(((near.max() + near.min()) / 2 - middle) / usual)
+    near = padded[max(row - 1, 0) : row + 4, max(column - 1, 0) : column + 4]  # 5 x 5; the padding is one pixel
+    low, middle, high = np.quantile(padded, [0.05, 0.5, 0.95])
+    extremes = (np.array([near.max(), near.min()]) - middle) / (high - low + SMALLEST_EDGE)
     place = np.array([column / edges.shape[1], row / edges.shape[0]]) - 0.5
-    return np.array([*ratios, direction, brighter, *place, np.abs(place).max()])
-
-
-def _about(pixels: np.ndarray, row: int, column: int, reach: int) -> np.ndarray:
-    """Return the pixels about a place, up to a distance along each axis."""
-    return pixels[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1]
+    return np.array([*ratios, direction, *extremes, *place, np.abs(place).max()])
 
 
 def _cut_tiles(pixels: np.ndarray, outside: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
