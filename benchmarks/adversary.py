@@ -3,10 +3,12 @@
 Each data set has 50 patients per class and about 165 images of 96 pixels, without disease signal. A shortcut is planted
 in a fraction of the images of one class, its strength. For each kind, strength and seed, the table has the baselines
 that are better than chance after correction, by the test of the audit. For all but the weaker strengths it has the
-verdict, too, with every condition but those on the shortcuts met: the adversary's network reads the shortcut without an
-error, no network without the lungs separates the classes, and another hospital has the same shortcut. The verdict must
+verdict, too, with every other condition met: the adversary's network reads the shortcut without an error, no network
+without the lungs separates the classes, and another hospital has the same shortcut. Where marks are covered, it
+is at chance if less than a fifth of the change of its images is left, and else as good as before. The verdict must
 never be "evidence of disease signal". Data sets without a shortcut give the false flags; there are twice as many with a
 true signal, and three of them have 300 patients per class, of which the verdict must be "evidence of disease signal".
+The shortcuts of `inventions.py` are planted in three data sets each.
 Rows are written as they are computed, so that an interrupted run can be continued. `adversary.csv` and `adversary.md`
 stand in this folder.
 """
@@ -17,6 +19,7 @@ import argparse
 import csv
 import logging
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +37,10 @@ from covid_fastai.audit.baselines import (
     permute_baselines,
     rows_to_try,
 )
+from covid_fastai.audit.fixed_spots import find_edges, places_of
+from covid_fastai.audit.lung_region import within_lungs
 from covid_fastai.audit.verdict import give_verdict
+from covid_fastai.data.lungs import segment_lungs
 from covid_fastai.data.phantom import CSV_NAME, write_phantom
 
 HERE = Path(__file__).parent
@@ -68,9 +74,12 @@ ALL_ELSE_MET = {
                   "difference": 0.2, "difference_low": 0.1, "difference_high": 0.3}],
 }  # fmt: skip
 
-# A network that reads opacities all over the lungs, where the most telling cells are covered.
+# A network where the most telling cells, or the sharpest edges, are covered: one that reads what lies in many places,
+# as opacities do, and one that reads nothing else than what was covered.
 LITTLE_LOST = {"auc": 0.99, "auc_low": 0.95, "auc_high": 1.0, "network_auc": 1.0, "difference": 0.01, "low": 0.0,
                "high": 0.03, "n": 100}  # fmt: skip
+ALL_LOST = LITTLE_LOST | {"auc": 0.5, "auc_low": 0.4, "auc_high": 0.6, "difference": 0.5, "low": 0.4, "high": 0.6}
+MOST_LEFT, LOOKED_AT = 0.2, 20  # of the change that a shortcut makes in an image; images of which the median is taken
 
 
 class DataSet:
@@ -97,6 +106,7 @@ class DataSet:
             save(pixels, path)
         self.features = read_features(self.table["path"])
         self.planted: tuple[str, np.ndarray, Features, Features] | None = None
+        self.altered: list[tuple[np.ndarray, np.ndarray]] = []  # some images before and after the shortcut
 
     def plant(self, kind: str, strength: float) -> tuple[pd.DataFrame, Features]:
         """Return the table and the features with a shortcut in a fraction of the images of COVID-19."""
@@ -107,6 +117,10 @@ class DataSet:
         places = rng.permutation(np.flatnonzero(self.table["label"] == "COVID-19"))
         if self.planted is None or self.planted[0] != kind:
             changed = self._change(about, about.plant, places, rng)
+            # before the files are overwritten
+            self.altered = [
+                (self.pixels[place], np.asarray(Image.open(self._path(place)))) for place in places[:LOOKED_AT]
+            ]
             others = self.features
             if about.other is not None:
                 others = self._change(Kind(about.other), about.other, np.arange(len(self.table)), rng)
@@ -122,10 +136,29 @@ class DataSet:
 
     def _change(self, kind: Kind, plant: Plant, places: np.ndarray, rng: np.random.Generator) -> Features:
         """Return the features of some images after a change."""
-        paths = [str(self.folder / f"planted-{place}.png") for place in places]
-        for path, place in zip(paths, places, strict=True):
-            save(plant(self.pixels[place], rng), path, kind)
-        return read_features(paths)
+        for place in places:
+            save(plant(self.pixels[place], rng), self._path(place), kind)
+        return read_features(map(self._path, places))
+
+    def _path(self, place: int) -> str:
+        return str(self.folder / f"planted-{place}.png")
+
+    def _cover(self, kind: str, spots: Sequence[Sequence[int]]) -> dict[str, Mapping[str, float] | None]:
+        """Return the results of the adversary's network on covered images: it is lost if its shortcut is covered."""
+        if kind == CLEAN:
+            return {"covered": None, "marks": None}
+        if kind not in PLANTED:
+            return {"covered": LITTLE_LOST, "marks": LITTLE_LOST}
+        left: dict[str, list[float]] = {"covered": [], "marks": []}
+        for before, after in self.altered:
+            (lungs,) = segment_lungs(after)
+            change = np.abs(after.astype(float) - before)
+            for name, boxes in {"covered": spots, "marks": find_edges(after, within_lungs(lungs))}.items():
+                uncovered = change.copy()
+                for place in places_of(boxes, *change.shape):
+                    uncovered[place] = 0
+                left[name].append(float(uncovered.sum() / max(change.sum(), 1)))
+        return {name: ALL_LOST if np.median(each) < MOST_LEFT else LITTLE_LOST for name, each in left.items()}
 
     def judge(self, kind: str, strength: float, *, audited: bool) -> dict[str, object]:
         """Return a row of the table."""
@@ -145,8 +178,7 @@ class DataSet:
         row = {"kind": kind, "strength": strength, "seed": self.seed, "found": "; ".join(found)}
         row |= {"strongest": strongest, "auc": round(tests.observed[strongest], 3), "level": "", "clause": ""}
         if audited:
-            covered = LITTLE_LOST if kind in (SIGNAL, CONTROL) else None
-            verdict = give_verdict(shortcuts, covered=covered, **ALL_ELSE_MET)
+            verdict = give_verdict(shortcuts, **ALL_ELSE_MET, **self._cover(kind, shortcuts.spots))
             row |= {"level": verdict.level, "clause": verdict.sentence.split(" (")[0].split(". ")[0]}
         return row
 

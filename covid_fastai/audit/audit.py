@@ -49,6 +49,7 @@ N_RESAMPLES = 500  # bootstrap resamples; only the mean AUC of more than two cla
 BLIND, PERMUTED, NEGATIVE_CONTROL, UNTRAINED = "lungs removed", "permuted labels", "negative control", "frozen backbone"
 REGION = "lung_region"  # the column of predictions of altered images that names the region of the lungs in each
 COVERED, SPOTS = "fixed spots covered", "spots"  # a probe, and the column that names what it covered
+MARKS = "sharpest edges covered"
 # when the images were altered: values of the column `when`
 EVALUATION_ONLY, RETRAINED = "at evaluation only", "in training and evaluation"
 NOT_RETRAINED = "frozen, linear head only"
@@ -180,6 +181,7 @@ def audit_predictions(
         unstated=unstated,
         negative_controls=negative_controls,
         covered=_find_covered(altered, probes, shortcuts),
+        marks=next(iter(as_rows(altered[altered["change"] == MARKS])), None),
         unstated_fraction=float(shortcuts.predictions["thumbnail"]["source"].map(is_unstated).mean()),
         training_sources=_training_sources(cohort),
     )
@@ -372,7 +374,7 @@ def _evaluate_altered(
 
 def _count_boxes(change: str, predictions: pd.DataFrame) -> dict[str, float]:
     """Return the number of images whose lungs were altered, and of those with a box in place of the lungs."""
-    if change in (PERMUTED, UNTRAINED, COVERED):
+    if change in (PERMUTED, UNTRAINED, COVERED, MARKS):
         return {"images": 0, "boxes": 0}
     if REGION not in predictions:  # a table of another program
         return {"images": float("nan"), "boxes": float("nan")}

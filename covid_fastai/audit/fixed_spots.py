@@ -1,4 +1,7 @@
-"""Marks at a fixed place: a maximum-statistic permutation test over the cells of a grid (Westfall and Young 1993)."""
+"""Marks at a fixed place: a maximum-statistic permutation test over the cells of a grid (Westfall and Young 1993).
+
+Marks at other places have sharp edges, which are found in each image, so that they can be covered.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, label, uniform_filter
 from scipy.stats import rankdata
 
+from covid_fastai.audit.frame_spectrum import measure_edges
 from covid_fastai.audit.permutation import PERMUTATIONS, auc_of_ranks, group_codes, permute_groups
 from covid_fastai.data.images import resize_image
 
@@ -21,9 +25,11 @@ __all__ = [
     "cover_image",
     "describe_box",
     "describe_cells",
+    "find_edges",
     "find_spots",
     "format_boxes",
     "most_telling",
+    "places_of",
 ]
 
 CELLS = 32  # a side of the grid
@@ -31,6 +37,8 @@ PIXELS = 4  # a side of a cell, at 128 x 128 pixels
 NEIGHBOURS = 5  # cells a side, whose mean is subtracted: a mark is smaller, an opacity is not
 LEVEL = 0.05
 MOST_SPOTS = 3
+SHARPEST = 3  # places with the sharpest edges that are covered in each image
+HALF_SIDE = 2  # cells from the middle one of such a place to its end: 5 cells hold a letter of 1/8 of the side
 LARGEST = 6  # cells a side: a fifth of the image's; larger differences are no mark
 Box = tuple[int, int, int, int]
 
@@ -99,6 +107,32 @@ def find_spots(
     return SpotTest(float(largest[0]), largest[1:], _boxes(distance[0], significant))
 
 
+def find_edges(pixels: np.ndarray, inside: np.ndarray | None) -> tuple[Box, ...]:
+    """Find the places of an image with the sharpest edges, such as letters, wires and clips.
+
+    Args:
+        pixels: Intensities, uint8 `(h, w)`.
+        inside: Where to search, bool of any shape over the same area; None for the whole image.
+
+    Returns:
+        Three places that do not overlap with each other's middle, the sharpest first, as `SpotTest.boxes`.
+    """
+    _, down, across = measure_edges(pixels)
+    edges = np.maximum(down, across)
+    if inside is not None:
+        places = (np.arange(length) * cells // length for length, cells in zip(edges.shape, inside.shape, strict=True))
+        edges = np.where(inside[np.ix_(*places)], edges, -1.0)
+    boxes = []
+    for _ in range(SHARPEST):
+        place = np.unravel_index(edges.argmax(), edges.shape)
+        middle = [int(place[axis]) * CELLS // edges.shape[axis] for axis in (0, 1)]
+        bounds = [bound for cell in middle for bound in (max(cell - HALF_SIDE, 0), min(cell + HALF_SIDE + 1, CELLS))]
+        boxes.append((bounds[0], bounds[1], bounds[2], bounds[3]))
+        (covered,) = places_of(boxes[-1:], *edges.shape)
+        edges[covered] = -2.0
+    return tuple(boxes)
+
+
 def most_telling(x: np.ndarray, labels: np.ndarray, classes: list[str]) -> int:
     """Return the column whose AUC is farthest from 0.5 for some class."""
     ranks = rankdata(x, axis=0)
@@ -131,7 +165,7 @@ def cover_image(image: Image.Image, boxes: Sequence[Sequence[int]], *, side: int
     covered = Image.fromarray(cover_boxes(np.array(resize_image(image, side)), boxes))
     covered = covered if covered.size == image.size else covered.resize(image.size, Image.Resampling.BILINEAR)
     result = image.copy()
-    for rows, columns in _places(boxes, image.height, image.width):
+    for rows, columns in places_of(boxes, image.height, image.width):
         place = (columns.start, rows.start, columns.stop, rows.stop)
         result.paste(covered.crop(place), place)
     return result
@@ -149,7 +183,7 @@ def cover_boxes(pixels: np.ndarray, boxes: Sequence[Sequence[int]]) -> np.ndarra
     """
     known = np.ones(pixels.shape)
     height, width = pixels.shape
-    for rows, columns in _places(boxes, height, width):
+    for rows, columns in places_of(boxes, height, width):
         known[rows, columns] = 0
     reach = LARGEST / 2 / CELLS * np.array([height, width])  # the blur reaches over the largest box
     weight = gaussian_filter(known, reach, truncate=6)
@@ -157,7 +191,7 @@ def cover_boxes(pixels: np.ndarray, boxes: Sequence[Sequence[int]]) -> np.ndarra
     return np.where(known > 0, pixels, np.clip(blurred, 0, 255).round()).astype(np.uint8)
 
 
-def _places(boxes: Sequence[Sequence[int]], height: int, width: int) -> list[tuple[slice, slice]]:
+def places_of(boxes: Sequence[Sequence[int]], height: int, width: int) -> list[tuple[slice, slice]]:
     """Return the rows and columns of boxes of cells in an image."""
     places = []
     for top, bottom, left, right in boxes:

@@ -8,7 +8,7 @@ from scipy.fft import dctn
 
 from covid_fastai.data.images import resize_image
 
-__all__ = ["FEATURES", "describe_edges", "describe_frame"]
+__all__ = ["FEATURES", "describe_edges", "describe_frame", "measure_edges"]
 
 FRAME = 3 / 16  # of each side: the width of the frame around the central box, which holds most of the lungs
 BLOCK = 8  # pixels a side, as in JPEG
@@ -87,11 +87,7 @@ def describe_edges(pixels: np.ndarray) -> np.ndarray:
     Returns:
         The features, `(EDGES,)`.
     """
-    if max(pixels.shape) > LARGEST_IMAGE:
-        pixels = np.asarray(resize_image(Image.fromarray(pixels), LARGEST_IMAGE))
-    padding = [(1, 1 + -length % WINDOWS) for length in pixels.shape]  # to a multiple of 8, after the differences
-    padded = np.pad(pixels.astype(np.float64), padding, mode="edge")
-    down, across = (np.abs(second) for second in _second_differences(padded))
+    padded, down, across = measure_edges(pixels)
     edges = np.maximum(down, across)
     rows, columns = (length // WINDOWS for length in edges.shape)
     windows = edges.reshape(WINDOWS, rows, WINDOWS, columns).max(axis=(1, 3))
@@ -104,6 +100,24 @@ def describe_edges(pixels: np.ndarray) -> np.ndarray:
     extremes = (np.array([near.max(), near.min()]) - middle) / (high - low + SMALLEST_EDGE)
     place = np.array([column / edges.shape[1], row / edges.shape[0]]) - 0.5
     return np.array([*ratios, direction, *extremes, *place, np.abs(place).max()])
+
+
+def measure_edges(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Measure the edges of an image: the second differences at each pixel.
+
+    Args:
+        pixels: As in `describe_edges`.
+
+    Returns:
+        The pixels, with one more on each side, and the size of the differences along the rows' and the columns' axis,
+        `(h, w)` each, h and w multiples of 8.
+    """
+    if max(pixels.shape) > LARGEST_IMAGE:
+        pixels = np.asarray(resize_image(Image.fromarray(pixels), LARGEST_IMAGE))
+    padding = [(1, 1 + -length % WINDOWS) for length in pixels.shape]  # to a multiple of 8, after the differences
+    padded = np.pad(pixels.astype(np.float64), padding, mode="edge")
+    down, across = (np.abs(second) for second in _second_differences(padded))
+    return padded, down, across
 
 
 def _cut_tiles(pixels: np.ndarray, outside: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from covid_fastai.data.lungs import MASK_SIZE, Lungs
 from covid_fastai.data.regions import FRAME, Crop
 from covid_fastai.saliency.region_fraction import BORDER, CENTRAL_BOX, find_lung_region
 
-__all__ = ["MARGIN", "outside_region", "thorax_region"]
+__all__ = ["MARGIN", "outside_region", "thorax_region", "within_lungs"]
 
 MARGIN = 0.04  # of the side; a margin of some pixels hides the border of the lungs, and most of what lies at it
 OUTSIDE_MARGIN = 0.04  # of the side, around what a baseline must not see
@@ -67,6 +67,18 @@ def outside_region(lungs: Lungs) -> np.ndarray:
     outside = np.ones((MASK_SIZE, MASK_SIZE), dtype=bool)
     outside[edge:-edge, edge:-edge] = False
     return outside
+
+
+def within_lungs(lungs: Lungs) -> np.ndarray | None:
+    """Return where an image shows the lungs: their convex hull without a margin.
+
+    Args:
+        lungs: What `segment_lungs` found.
+
+    Returns:
+        bool `(256, 256)`, over the whole image squashed to a square; None where the lungs are not found.
+    """
+    return _grown_hull(lungs.mask, 0) > 0 if lungs.usable else None
 
 
 def _grown_hull(mask: np.ndarray, margin: float) -> np.ndarray:

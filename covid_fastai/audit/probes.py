@@ -16,13 +16,14 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from covid_fastai.audit.audit import BLIND, COVERED, NEGATIVE_CONTROL, REGION, SPOTS, negative_control_rows
+from covid_fastai.audit.audit import BLIND, COVERED, MARKS, NEGATIVE_CONTROL, REGION, SPOTS, negative_control_rows
 from covid_fastai.audit.baselines import find_cohort_spots
-from covid_fastai.audit.fixed_spots import cover_image, format_boxes
-from covid_fastai.audit.lung_region import thorax_region
+from covid_fastai.audit.fixed_spots import Box, cover_image, find_edges, format_boxes
+from covid_fastai.audit.lung_region import thorax_region, within_lungs
 from covid_fastai.data.cached_regions import region_pixels
 from covid_fastai.data.fastai_types import seeing
 from covid_fastai.data.images import open_image, open_square
+from covid_fastai.data.lungs import cached_lungs
 from covid_fastai.data.regions import crop_square, decoded_size
 from covid_fastai.errors import ImageError, UsageError
 from covid_fastai.evaluation.predict import predict
@@ -57,7 +58,8 @@ def predict_probes(
     A model that performs almost as well without the lungs does not use them. A lower performance proves little: the
     model never saw a black box in training. `covid-fastai audit --full` trains a network on such images. The fixed
     spots are the places that separate the classes best (`find_cohort_spots`). Their surroundings are blurred over them,
-    so that a model that does not need them hardly changes.
+    so that a model that does not need them hardly changes. In another copy, the three places with the sharpest edges in
+    the lungs of each image are covered: letters, wires and clips lie at other places in each image.
 
     Args:
         learn: A fitted learner.
@@ -67,9 +69,9 @@ def predict_probes(
         seed: Seed of the sample of held-out images.
 
     Returns:
-        A table like that of `predict` with the columns `probe`: a change of `write_altered`, `"fixed spots covered"`
-        or `"negative control"`, `lung_region`: the region that was altered, and `spots`: what was covered, as
-        `format_boxes`. `path` names the original image.
+        A table like that of `predict` with the columns `probe`: a change of `write_altered`, `"fixed spots covered"`,
+        `"sharpest edges covered"` or `"negative control"`, `lung_region`: the region that was altered, and `spots`:
+        which fixed spots were covered, as `format_boxes`. `path` names the original image.
     """
     held_out = cohort[cohort["split"] == "valid"]
     held_out = held_out.sample(min(MOST, len(held_out)), random_state=seed).sort_index()
@@ -81,11 +83,14 @@ def predict_probes(
                 table = predict(learn, rows, fold=fold)
             of_rows = {"path": rows["original"].to_numpy(), REGION: rows[REGION].to_numpy()}
             tables.append(table.assign(**of_rows, probe=change))
-        if spots := find_cohort_spots(cohort, seed=seed):
-            rows = write_covered(held_out, Path(folder) / COVERED, boxes=spots, **options)
+        spots = find_cohort_spots(cohort, seed=seed)
+        for probe, boxes in {COVERED: spots, MARKS: None}.items():
+            if boxes == ():
+                continue
+            rows = write_covered(held_out, Path(folder) / probe, boxes=boxes, **options)
             with seeing(learn.dls, "frame"):  # guard: covered_whole
                 table = predict(learn, rows, fold=fold).assign(path=rows["original"].to_numpy())
-            tables.append(table.assign(probe=COVERED, **{SPOTS: format_boxes(spots)}))
+            tables.append(table.assign(probe=probe, **{SPOTS: format_boxes(boxes or ())}))
     if positive is not None:
         rows = negative_control_rows(cohort, positive=positive)
         if len(rows):
@@ -171,7 +176,7 @@ def write_altered(rows: Table, folder: str | Path, *, change: str, image_size: i
 
 
 def write_covered(
-    rows: Table, folder: str | Path, *, boxes: Sequence[Sequence[int]], image_size: int, region: Region = "frame"
+    rows: Table, folder: str | Path, *, boxes: Sequence[Sequence[int]] | None, image_size: int, region: Region = "frame"
 ) -> Table:
     """Write copies of images as a model sees them, with places covered by their blurred surroundings.
 
@@ -181,7 +186,8 @@ def write_covered(
     Args:
         rows: As in `write_altered`.
         folder: A new folder.
-        boxes: The places in the whole image, as `SpotTest.boxes`.
+        boxes: The places in the whole image, as `SpotTest.boxes`; None for those of each image with the sharpest edges
+            in its lungs, or in the whole image if the lungs are not found.
         image_size: Side of the copies in pixels.
         region: What the model sees of an image, and the copy shows.
 
@@ -191,11 +197,12 @@ def write_covered(
     folder, copies = make_folder(folder), []
     for number, path in enumerate(rows["path"]):
         try:
+            places = _find_marks(path) if boxes is None else boxes
             if region == "frame":
-                copy = cover_image(open_square(path, image_size), boxes, side=image_size)
+                copy = cover_image(open_square(path, image_size), places, side=image_size)
             else:
                 side, crop = decoded_size(image_size, region), region_pixels(path, image_size, region)[1]
-                whole = cover_image(open_image(path, image_size=side), boxes, side=side)
+                whole = cover_image(open_image(path, image_size=side), places, side=side)
                 copy = crop_square(whole, image_size, crop)
         except ImageError:
             copies.append("")  # read_cohort has reported it
@@ -204,6 +211,11 @@ def write_covered(
         copy.save(copies[-1])
     written = rows.assign(original=rows["path"], path=copies)
     return written[written["path"] != ""]
+
+
+def _find_marks(path: str) -> tuple[Box, ...]:
+    """Return the places with the sharpest edges in the lungs of an image."""
+    return find_edges(np.asarray(open_image(path)), within_lungs(cached_lungs(path)))
 
 
 def _write_copy(folder: Path, change: str, image_size: int, seen: Region, number: int, path: str) -> tuple[str, str]:

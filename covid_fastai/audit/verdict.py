@@ -105,12 +105,13 @@ def give_verdict(
     unstated: Sequence[Mapping[str, Any]] = (),
     negative_controls: Mapping[str, Any] | None = None,
     covered: Mapping[str, Any] | None = None,
+    marks: Mapping[str, Any] | None = None,
     unstated_fraction: float = 0.0,
     training_sources: Collection[str] = (),
 ) -> Verdict:
     """Decide by fixed rules whether a model was shown to detect disease.
 
-    Six conditions have to be met. Each of them is judged by 95% intervals and has three results: it is met, it
+    Seven conditions have to be met. Each of them is judged by 95% intervals and has three results: it is met, it
     failed, or the data cannot decide. Close to chance means that the upper bound of an AUC is below 0.65.
 
     1. No lung-free baseline separates the classes: each is close to chance, and none is flagged with an AUC of 0.6 or
@@ -132,6 +133,9 @@ def give_verdict(
     6. No mark at a fixed place, such as a letter in the lungs, explains the predictions. The condition is met if no
        cell of a 32 x 32 grid separates the classes, or if the AUC of the network is less than 0.1 lower where these
        cells are covered. It failed if the network is not better than chance then.
+    7. No letter, wire or other sharp mark in the lungs explains the predictions: the AUC of the network is less than
+       0.1 lower where the sharpest edges in the lungs of each image are covered. It failed if the network is not better
+       than chance then.
 
     Args:
         shortcuts: What `find_shortcuts` returned.
@@ -151,6 +155,7 @@ def give_verdict(
         covered: The network on images whose telling cells are covered: its `auc` with `auc_low` and `auc_high`, the
             `network_auc` on the same patients, their `difference` with `low` and `high`, and `n`; None if it was not
             evaluated on such images.
+        marks: The same as `covered` for images whose sharpest edges in the lungs are covered.
         unstated_fraction: Fraction of the images that the baselines use whose source is not stated.
         training_sources: The sources of the training images. External images from them are of no other hospital.
 
@@ -164,6 +169,7 @@ def give_verdict(
         _generalises(external, unstated, network, training_sources),
         _rejects_negative_controls(negative_controls),
         _needs_no_spot(shortcuts, covered),
+        _needs_no_mark(marks),
     )
     outcomes = {condition.outcome for condition in conditions}
     if outcomes <= {MET, NOT_APPLICABLE}:
@@ -487,18 +493,41 @@ def _needs_no_spot(shortcuts: ShortcutAudit, covered: Mapping[str, Any] | None) 
             return Condition(name, MET, f"{text}.")
         reason = "the network was not evaluated with the most telling cells of the image covered"
         return Condition(name, NOT_TESTED, f"{text}{where}; {reason}.", f"{text[:1].lower()}{text[1:]}, and {reason}")
+    return _judge_covered(
+        name, f"{text}{where}.", covered, "the most telling cells", "with a fixed place of the image covered"
+    )
+
+
+def _needs_no_mark(marks: Mapping[str, Any] | None) -> Condition:
+    name = "No sharp mark in the lungs explains the predictions"
+    if marks is None:  # guard: marks_untested
+        reason = "the network was not evaluated with the sharpest edges in the lungs covered"
+        return Condition(name, NOT_TESTED, f"{reason[:1].upper()}{reason[1:]}.", reason)
+    return _judge_covered(
+        name, "", marks, "the sharpest edges in the lungs", "with letters or other sharp marks covered"
+    )
+
+
+def _judge_covered(name: str, before: str, covered: Mapping[str, Any], what: str, where: str) -> Condition:
+    """Return the condition that the network does not need what was covered in the images.
+
+    Args:
+        name: Name of the condition.
+        before: Sentences that precede the result.
+        covered: As in `give_verdict`.
+        what: What was covered, a plural.
+        where: The same as the beginning of a clause.
+    """
     estimate = format_estimate(covered["auc"], covered["auc_low"], covered["auc_high"])
     difference = format_estimate(covered["difference"], covered["low"], covered["high"], spec=SIGNED)
     text = (
-        f"{text}{where}. On the same {int(covered['n'])} patients, the AUC of the network is {estimate} where the most "
-        f"telling cells are covered, and {format_metric(covered['network_auc'])} where they are not; the paired "
-        f"difference is {difference}."
-    )
+        f"{before} On the same {int(covered['n'])} patients, the AUC of the network is {estimate} where {what} are "
+        f"covered, and {format_metric(covered['network_auc'])} where they are not; the paired difference is "
+        f"{difference}."
+    ).strip()
     if covered["low"] > 0 and not covered["auc_low"] > 0.5:  # guard: covered_spot
-        reason = f"with a fixed place of the image covered, the network is not better than chance (AUC {estimate})"
-        return Condition(name, FAILED, text, reason)
+        return Condition(name, FAILED, text, f"{where}, the network is not better than chance (AUC {estimate})")
     if covered["high"] < LARGEST_DROP:
         return Condition(name, MET, text)
     lower = format_estimate(covered["difference"], covered["low"], covered["high"])
-    reason = f"with a fixed place of the image covered, the AUC of the network may be lower by {lower}"
-    return Condition(name, INCONCLUSIVE, text, reason)
+    return Condition(name, INCONCLUSIVE, text, f"{where}, the AUC of the network may be lower by {lower}")

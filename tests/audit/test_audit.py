@@ -14,7 +14,7 @@ from scipy.spatial import Delaunay
 from sklearn.metrics import roc_auc_score
 
 from covid_fastai.audit import lung_region
-from covid_fastai.audit.audit import COVERED, audit_predictions, audit_run, negative_control_rows, read_audit
+from covid_fastai.audit.audit import COVERED, MARKS, audit_predictions, audit_run, negative_control_rows, read_audit
 from covid_fastai.audit.fixed_spots import format_boxes
 from covid_fastai.audit.lung_region import thorax_region
 from covid_fastai.audit.probes import CHANGES, write_altered
@@ -67,7 +67,7 @@ def test_a_run_is_audited_by_default_and_its_audit_can_be_read(run_folder, run):
     audit = read_audit(run_folder)
     assert RunFolder(run_folder).audit.is_file() and RunFolder(run_folder).probes.is_file()
     changes = {"lungs removed", "noise for lungs", "lungs only"}
-    assert set(audit.altered["change"]) == {*CHANGES, COVERED} == {*changes, COVERED}
+    assert set(audit.altered["change"]) == {*CHANGES, COVERED, MARKS} == {*changes, COVERED, MARKS}
     probes = pd.read_csv(RunFolder(run_folder).probes)
     boxes = probes[probes["probe"] == "lungs only"]["lung_region"].str.startswith(BOX_NAME).sum()
     row = audit.altered.set_index("change").loc["lungs only"]
@@ -75,6 +75,7 @@ def test_a_run_is_audited_by_default_and_its_audit_can_be_read(run_folder, run):
     covered = probes[probes["probe"] == COVERED]
     assert covered["spots"].unique().tolist() == [format_boxes(audit.shortcuts.spots)]  # those of the audit itself
     assert "where the most telling cells are covered" in audit.verdict.conditions[5].text
+    assert "where the sharpest edges in the lungs are covered" in audit.verdict.conditions[6].text
     again = audit_run(run)
     assert again.verdict == audit.verdict
     pd.testing.assert_frame_equal(again.versus, audit.versus, check_dtype=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 
@@ -13,9 +14,11 @@ from covid_fastai.audit.fixed_spots import (
     cover_boxes,
     describe_box,
     describe_cells,
+    find_edges,
     find_spots,
     format_boxes,
     most_telling,
+    places_of,
 )
 from covid_fastai.audit.permutation import auc_of_ranks
 
@@ -88,6 +91,33 @@ def test_a_covered_mark_is_gone_and_the_rest_of_the_image_is_the_same(images):
     outside[48:60, 76:96] = False
     np.testing.assert_array_equal(covered[outside], marked[outside])
     assert cover_boxes(np.full((50, 70), 90, dtype=np.uint8), [[0, 6, 26, 32]]).min() == 90
+
+
+def test_letters_anywhere_are_covered_in_each_image(images):
+    """The letters of one class may be as sharp as those of the other: nothing but covering them shows their part."""
+    rng = np.random.default_rng(3)
+    inside = np.zeros((256, 256), dtype=bool)
+    inside[40:220, 40:220] = True
+    for image in images[:10]:
+        canvas = Image.fromarray(image)
+        place = rng.integers(28, 88, 2)
+        ImageDraw.Draw(canvas).text(tuple(place), "AP", fill=235, font=ImageFont.load_default(12))
+        ImageDraw.Draw(canvas).text((1, 1), "L", fill=255, font=ImageFont.load_default(12))  # sharper, and outside
+        written = np.asarray(canvas)
+        letters = (written != image) & (np.add.outer(np.arange(128), np.arange(128)) > 40)
+        boxes = find_edges(written, inside)
+        for place in places_of(boxes, 128, 128):
+            letters[place] = False
+        assert letters.sum() < 0.1 * (written != image).sum() and len(boxes) == 3
+        assert any(top == left == 0 for top, _, left, _ in find_edges(written, None))  # the letter outside, too
+
+
+def test_places_of_sharp_edges_lie_in_the_image():
+    for corner in ((0, 0), (0, 127), (127, 127)):
+        pixels = np.zeros((128, 128), dtype=np.uint8)
+        pixels[corner] = 255
+        for top, bottom, left, right in find_edges(pixels, None):
+            assert 0 <= top < bottom <= CELLS and 0 <= left < right <= CELLS
 
 
 def test_boxes_as_text():

@@ -51,7 +51,7 @@ def flag(auc: float, *, width: float = 0.05) -> dict[str, float | bool]:
 def verdict_of(baselines: ShortcutAudit | None = None, *, low: float = 0.1, errorless_low: float = 0.3, **given):
     versus = {"baseline": "thumbnail", "network_auc": 0.9, "baseline_auc": 0.7, "difference": 0.2, "low": low}
     versus |= {"high": 0.3, "n": 78, "errorless_low": errorless_low}
-    given = {"blind": BLIND, "external": [ELSEWHERE], "negative_controls": controls(1, 40)} | given
+    given = {"blind": BLIND, "external": [ELSEWHERE], "negative_controls": controls(1, 40), "marks": COVERED} | given
     given = {"network": {"value": 0.91, "low": 0.83, "high": 0.95, "n": 80}} | given
     return give_verdict(baselines or shortcuts(), versus=pd.DataFrame([versus]), **given)
 
@@ -63,8 +63,8 @@ def outcomes(verdict) -> list[str]:
 def test_the_signal_is_shown_if_all_conditions_are_met():
     verdict = verdict_of()
     assert verdict.level == "shown" and verdict.sentence.startswith("Evidence of disease signal")
-    assert outcomes(verdict) == ["met"] * 6
-    assert outcomes(verdict_of(negative_controls=None)) == ["met"] * 4 + ["not applicable", "met"]
+    assert outcomes(verdict) == ["met"] * 7
+    assert outcomes(verdict_of(negative_controls=None)) == ["met"] * 4 + ["not applicable", "met", "met"]
     assert verdict_of(negative_controls=None).level == "shown"
 
 
@@ -81,6 +81,7 @@ def test_the_signal_is_shown_if_all_conditions_are_met():
         ({"external": [ELSEWHERE | {"difference_low": -0.3, "difference_high": -0.1}]}, 3, "thumbnail is better"),
         ({"external": [ELSEWHERE] * 3 + [ELSEWHERE | {"value": 0.5, "low": 0.4, "high": 0.6}]}, 3, "close to chance"),
         ({"negative_controls": controls(11, 12)}, 4, "11 of 12 negative controls"),
+        ({"marks": ON_A_SPOT}, 6, "with letters or other sharp marks covered, the network is not better than chance"),
         ({"covered": ON_A_SPOT}, 5, "with a fixed place of the image covered, the network is not better than chance"),
     ],
 )
@@ -126,6 +127,8 @@ NO_POWER = {"value": 0.85, "low": 0.45, "high": 0.98}  # of ten patients
         ({"negative_controls": controls(2, 12)}, 4, "inconclusive", "too few negative controls"),
         ({"baselines": shortcuts(fixed_spot=flag(0.97))}, 5, "not tested", "the best of 32 × 32 cells separates"),
         ({"baselines": shortcuts(fixed_spot={"high": 0.7})}, 5, "not tested", "not evaluated with the most telling"),
+        ({"marks": None}, 6, "not tested", "not evaluated with the sharpest edges in the lungs covered"),
+        ({"marks": COVERED | {"high": 0.15}}, 6, "inconclusive", "with letters or other sharp marks covered, the AUC"),
         ({"covered": COVERED | {"high": 0.15}}, 5, "inconclusive", "may be lower by 0.020 (-0.010 to 0.150)"),
     ],
 )
@@ -134,7 +137,7 @@ def test_each_condition_can_stay_open(given, number, outcome, reason):
     assert verdict.level == "not shown"
     assert verdict.sentence.startswith("Disease signal not shown: a shortcut is neither found nor excluded. Open: ")
     assert reason in verdict.sentence
-    assert outcomes(verdict) == ["met"] * number + [outcome] + ["met"] * (5 - number)
+    assert outcomes(verdict) == ["met"] * number + [outcome] + ["met"] * (6 - number)
 
 
 def test_the_verdict_says_where_a_box_was_removed_instead_of_the_lungs():
@@ -171,7 +174,7 @@ def test_every_row_of_the_table_agrees_with_the_condition():
 
 def test_a_spot_that_the_network_does_not_need_is_mentioned():
     verdict = verdict_of(shortcuts(fixed_spot=flag(0.7)), covered=COVERED)
-    assert verdict.level == "shown" and outcomes(verdict) == ["met"] * 6
+    assert verdict.level == "shown" and outcomes(verdict) == ["met"] * 7
     assert "43% from the top and 65% from the left" in verdict.conditions[5].text
     assert "0.880" in verdict.conditions[5].text and "0.900 where they are not" in verdict.conditions[5].text
 
@@ -230,7 +233,7 @@ def test_images_whose_source_is_not_stated_are_mentioned_and_decide_nothing():
 def test_the_verdict_as_plain_values_and_as_a_table():
     verdict = verdict_of(shortcuts(source=flag(0.9)))
     assert verdict.to_dict()["conditions"][0]["outcome"] == "failed"
-    assert len(verdict.table()) == 6 and "<table" in verdict._repr_html_()
+    assert len(verdict.table()) == 7 and "<table" in verdict._repr_html_()
 
 
 # Properties that hold whatever was measured.
@@ -275,6 +278,7 @@ EVERYTHING = st.fixed_dictionaries(
         "network": merged(ordered(UNIT, ("low", "value", "high"), missing=st.just(math.nan)), st.just({"n": 80})),
         "blind": st.none() | ALTERED_ROW,
         "covered": st.none() | ALTERED_ROW,
+        "marks": st.none() | ALTERED_ROW,
         "external": st.lists(HOSPITAL, max_size=4),
         "unstated": st.lists(HOSPITAL, max_size=1),
         "negative_controls": st.none() | CONTROLS,

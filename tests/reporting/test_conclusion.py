@@ -21,7 +21,7 @@ from covid_fastai.reporting.external_section import MEANINGS, describe_external
 from covid_fastai.reporting.glossary import WORDS, words_used
 from covid_fastai.reporting.html import DARK, draw_chart, embed_svg
 from covid_fastai.training.external import CONFOUNDED, NOT_STATED, ONE_CLASS, SAME
-from tests.audit.test_verdict import BLIND, ELSEWHERE, controls, flag, shortcuts
+from tests.audit.test_verdict import BLIND, COVERED, ELSEWHERE, controls, flag, shortcuts
 from tests.prediction_fixtures import draw_predictions
 
 CLASSES = ["Normal", "COVID-19"]
@@ -38,7 +38,7 @@ def audit(*, baselines=None, external=(), negative_controls=None) -> Audit:
     found = shortcuts(**baselines or {})
     versus = pd.DataFrame([VERSUS_ROW], columns=VERSUS)
     given = {"external": list(external), "negative_controls": negative_controls}
-    verdict = give_verdict(found, network=NETWORK, versus=versus, blind=BLIND, **given)
+    verdict = give_verdict(found, network=NETWORK, versus=versus, blind=BLIND, marks=COVERED, **given)
     tables = {"batch_effect": pd.DataFrame(columns=BATCH_EFFECT), "altered": pd.DataFrame(columns=ALTERED)}
     return Audit(network=NETWORK, shortcuts=found, versus=versus, **tables, **given, verdict=verdict)
 
