@@ -183,7 +183,6 @@ def audit_predictions(
         covered=_find_covered(altered, probes, shortcuts),
         marks=next(iter(as_rows(altered[altered["change"] == MARKS])), None),
         unstated_fraction=float(shortcuts.predictions["thumbnail"]["source"].map(is_unstated).mean()),
-        training_sources=_training_sources(cohort),
     )
     batch_effect = compare_parts(cohort, seed=seed)
     return Audit(network, shortcuts, versus, batch_effect, altered, negative_controls, list(external), verdict)
@@ -308,12 +307,6 @@ def _cohort_from_predictions(table: pd.DataFrame, classes: list[str]) -> Cohort:
     rows = table[has_label_and_prediction(table)].assign(split="train")
     rows = rows if rows["fold"].nunique() > 1 else rows.drop(columns="fold")
     return Cohort(rows, facts=CohortInfo(classes=tuple(classes)))
-
-
-def _training_sources(cohort: pd.DataFrame) -> set[str]:
-    """Return the stated sources of the images that the model was trained on, or chosen by."""
-    used = cohort.loc[cohort["split"].isin(["train", "valid"]), "source"]
-    return {source for source in used.dropna().astype(str).unique() if not is_unstated(source)}
 
 
 def _compare_with_baselines(table: pd.DataFrame, shortcuts: ShortcutAudit, positive: str | None) -> pd.DataFrame:

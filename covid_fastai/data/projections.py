@@ -77,6 +77,11 @@ def is_unstated(text: object) -> bool:
     return folded in UNSTATED or folded.strip("-_.()[]<>#*/\\ ") in UNSTATED
 
 
+def fold_source(source: object) -> str:
+    """Return the name of an image source without differences of case and spaces, to compare it with others."""
+    return " ".join(str(source).casefold().split())
+
+
 def read_projection(text: object) -> str:
     """Return the usual name of a projection.
 

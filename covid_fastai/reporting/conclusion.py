@@ -165,13 +165,16 @@ def _elsewhere(audit: Audit | None, external: Sequence[Mapping[str, Any]], resul
     if not external:
         return Evidence(title, UNKNOWN, "", "Not tested: no images of another hospital with both classes were given.")
     first, *others = sorted(external, key=lambda source: -source["n"])
-    interval = f"{_percent(first['low'])} to {_percent(first['high'])}"
-    link = "and" if result.value("auc") <= first["high"] else "but"
+    if first["low"] is None or first["high"] is None:  # a class with one patient; guard: no_interval
+        interval, link = "too few of one class for an interval", "and"
+    else:
+        bounds = f"{_percent(first['low'])} to {_percent(first['high'])}"
+        interval = f"95% interval {bounds}, {_place_of_guessing(first['low'], first['high'])}"
+        link = "and" if result.value("auc") <= first["high"] else "but"
     text = (
         f"of pairs ranked correctly at a hospital or collection that the model was not trained on, "
-        f"{quote_source(first['source'])} ({first['n']} patients; 95% interval {interval}, "
-        f"{_place_of_guessing(first['low'], first['high'])}), {link} {_percent(result.value('auc'))} of pairs at those "
-        "that it was trained on."
+        f"{quote_source(first['source'])} ({first['n']} patients; {interval}), {link} "
+        f"{_percent(result.value('auc'))} of pairs at those that it was trained on."
     )
     if others:
         text += f" {len(others)} more are listed below."

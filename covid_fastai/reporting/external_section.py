@@ -16,6 +16,7 @@ SAME = "same source"
 KEY = ["images of", "comparison", "metric"]
 MEANINGS = {  # of the values of the column `comparison`
     SAME: "both classes come from this hospital, so that they differ in nothing else that is known.",
+    "source of the training": "the model was trained on images of this source, which is no other hospital.",
     "each class from another source": "any difference between the sources separates the classes. These results are "
     "no evidence for a finding.",
     "source not stated": "it is unknown whether both classes come from one hospital. These results decide nothing.",

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from covid_fastai.data.pretraining_overlap import (
     patients_not_compared,
     read_manifest,
 )
-from covid_fastai.data.projections import is_unstated
+from covid_fastai.data.projections import fold_source, is_unstated
 from covid_fastai.data.pseudonymise import check_key, number_data, patient_manifest
 from covid_fastai.data.recipe_tables import task_of_config
 from covid_fastai.data.tables import as_rows
@@ -60,7 +60,7 @@ logger = logging.getLogger("covid_fastai")
 
 COLUMNS = ["images of", "comparison", "metric", "value", "low", "high", "n"]
 SAME, CONFOUNDED, ONE_CLASS = "same source", "each class from another source", "one class"
-NOT_STATED = "source not stated"
+NOT_STATED, TRAINED = "source not stated", "source of the training"
 DIFFERENCES = ["images of", "difference", "low", "high"]
 METRICS = ("auc", "sensitivity", "specificity")
 
@@ -70,7 +70,8 @@ class Validation(ResultDisplay):
     """The external validation of a model: its metrics on other hospitals' images.
 
     Attributes:
-        table: One row per metric: `images of` (the sources), `comparison` ("same source"; "source not stated" if images
+        table: One row per metric: `images of` (the sources), `comparison` ("same source"; "source of the training" if
+            the model was trained on images of this source, which is no other hospital; "source not stated" if images
             of both classes may come from different hospitals; "each class from another source", so that the model
             may separate the sources and not the findings; or "one class"), `metric`, `value`, `low` and `high` (95%
             interval), `n` patients.
@@ -127,6 +128,11 @@ class Validation(ResultDisplay):
             notes.append(
                 f"{self.hashed_only} training images are no longer there. Cropped or turned copies of them are not "
                 "recognised."
+            )
+        if (self.table["comparison"] == TRAINED).any():
+            notes.append(
+                "Source of the training: the model was trained on images of this source, which is no other hospital. "
+                "These metrics meet no condition of the verdict."
             )
         if (self.table["comparison"] == NOT_STATED).any():
             notes.append(
@@ -205,9 +211,10 @@ def validate(
 ) -> Validation:
     """Evaluate a run's model on other data with its threshold unchanged, without images that it was trained on.
 
-    Metrics are computed by source. A source with images of both classes is a "same source" comparison, and images of
-    both classes without a stated source are "source not stated". Sources that have one class each are compared
-    together as "confounded", and never pooled with others.
+    Metrics are computed by source. A source with images of both classes is a "same source" comparison, or a "source of
+    the training", which is no other hospital, if the model was trained on images of this source. Images of both classes
+    without a stated source are "source not stated". Sources that have one class each are compared together as
+    "confounded", and never pooled with others.
 
     Args:
         model: A run's folder, as `train_classifier` or `cross_validate` wrote it, or the result of `read_run`. For a
@@ -263,6 +270,7 @@ def validate(
     if exported is not None and learners[0].facts.bundle.threshold is not None:
         threshold = learners[0].facts.bundle.threshold
     options = {"positive": positive, "threshold": threshold or 0.5, "n_resamples": n_resamples, "seed": seed}
+    options["training_sources"] = set(run.cohort.loc[run.cohort["split"].isin(["train", "valid"]), "source"])
     table, thumbnail = evaluate_sources(predictions, **options), _predict_thumbnail(run, rows)
     baseline, differences = pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=DIFFERENCES)
     if thumbnail is not None:
@@ -294,7 +302,13 @@ def _update_run(run: Run) -> None:
 
 
 def evaluate_sources(
-    predictions: pd.DataFrame, *, positive: str | None, threshold: float = 0.5, n_resamples: int = 2000, seed: int = 0
+    predictions: pd.DataFrame,
+    *,
+    positive: str | None,
+    threshold: float = 0.5,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    training_sources: Collection[str] = (),
 ) -> pd.DataFrame:
     """Compute the metrics by source, and state for each whether class and source are confounded.
 
@@ -304,17 +318,19 @@ def evaluate_sources(
         threshold: The positive class is predicted at this probability or above.
         n_resamples: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
+        training_sources: The sources of the images that the model was trained on.
 
     Returns:
         `Validation.table`.
     """
     options = {"positive": positive, "threshold": threshold, "n_resamples": n_resamples, "seed": seed}
-    predictions = _with_named_sources(predictions)
+    predictions, known = _with_named_sources(predictions), set(map(fold_source, training_sources))
     classes = predictions.groupby("source")["label"].agg(lambda labels: frozenset(labels))
     rows = []
     for source, source_classes in classes.items():
         group = predictions[predictions["source"] == source].reset_index(drop=True)
-        comparison = ONE_CLASS if len(source_classes) == 1 else NOT_STATED if is_unstated(source) else SAME
+        comparison = TRAINED if fold_source(source) in known else SAME  # guard: training_source
+        comparison = ONE_CLASS if len(source_classes) == 1 else NOT_STATED if is_unstated(source) else comparison
         rows += _metric_rows(evaluate(group, **options), str(source), comparison)
     single = classes[classes.map(len) == 1]
     if single.explode().nunique() > 1:

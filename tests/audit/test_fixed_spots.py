@@ -109,7 +109,7 @@ def test_letters_anywhere_are_covered_in_each_image(images):
         for place in places_of(boxes, 128, 128):
             letters[place] = False
         assert letters.sum() < 0.1 * (written != image).sum() and len(boxes) == 3
-        assert any(top == left == 0 for top, _, left, _ in find_edges(written, None))  # the letter outside, too
+        assert any(top <= 2 and left <= 2 for top, _, left, _ in find_edges(written, None))  # the letter outside, too
 
 
 def test_places_of_sharp_edges_lie_in_the_image():

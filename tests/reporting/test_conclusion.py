@@ -20,7 +20,7 @@ from covid_fastai.reporting.conclusion import CONDITIONS, IN_PLAIN_WORDS, descri
 from covid_fastai.reporting.external_section import MEANINGS, describe_external
 from covid_fastai.reporting.glossary import WORDS, words_used
 from covid_fastai.reporting.html import DARK, draw_chart, embed_svg
-from covid_fastai.training.external import CONFOUNDED, NOT_STATED, ONE_CLASS, SAME
+from covid_fastai.training.external import CONFOUNDED, NOT_STATED, ONE_CLASS, SAME, TRAINED
 from tests.audit.test_verdict import BLIND, COVERED, ELSEWHERE, controls, flag, shortcuts
 from tests.prediction_fixtures import draw_predictions
 
@@ -106,6 +106,15 @@ def test_what_was_not_tested_is_not_known(result):
     assert outdated["evidence"][1].value == "85%" and outdated["evidence"][1].side == "open"
 
 
+def test_a_hospital_with_one_patient_of_a_class_has_no_interval(result):
+    """Its interval is null in the file; the report and the audit of the run could not be written."""
+    alone = ELSEWHERE | dict.fromkeys(("low", "high", "difference_low", "difference_high"))
+    found = audit(external=[alone])
+    hospital = conclude(result, found)["evidence"][1]
+    assert found.verdict.level == "not shown" and hospital.side == "open"
+    assert "(60 patients; too few of one class for an interval)" in hospital.text
+
+
 def test_an_auc_below_one_is_never_called_all_pairs(result):
     found = audit(baselines={"border_ring": flag(0.9996, width=0)})
     assert "ranks >99% of pairs" in conclude(result, found)["evidence"][0].text
@@ -128,7 +137,7 @@ def test_only_wrong_images_are_worst_cases(result):
 
 
 def test_the_meaning_of_every_comparison_is_said():
-    assert set(MEANINGS) == {SAME, CONFOUNDED, NOT_STATED, ONE_CLASS}
+    assert set(MEANINGS) == {SAME, TRAINED, CONFOUNDED, NOT_STATED, ONE_CLASS}
     row = {"images of": "there", "comparison": CONFOUNDED, "metric": "auc", "value": 0.7, "low": 0.6, "high": 0.8}
     stored = {"table": [row | {"n": 50}], "thumbnail": [row | {"value": 0.4}], "overlap": 3, "not_compared": 2}
     (data,) = describe_external({"there-123456": stored})

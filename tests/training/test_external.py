@@ -26,7 +26,7 @@ from covid_fastai.app.export import export_model
 from covid_fastai.audit.baselines import predict_shortcuts
 from covid_fastai.data.cohort import load_cohort
 from covid_fastai.errors import CovidFastaiError, DataError, UsageError
-from covid_fastai.training.external import CONFOUNDED, NOT_STATED, ONE_CLASS, SAME, evaluate_sources
+from covid_fastai.training.external import CONFOUNDED, NOT_STATED, ONE_CLASS, SAME, TRAINED, evaluate_sources
 
 pytestmark = pytest.mark.slow
 QUICK = {"image_size": 32, "batch_size": 8, "frozen_epochs": 0, "unfrozen_epochs": 1, "weights": None, "num_workers": 0}
@@ -139,6 +139,12 @@ def test_sources_that_have_a_class_each_are_confounded():
     assert kinds == {"a": {ONE_CLASS}, "b": {ONE_CLASS}, "c": {SAME}, "a + b": {CONFOUNDED}}
     assert set(table.loc[table["images of"] == "a", "metric"]) == {"sensitivity"}
     assert table[table["images of"] == "c"].set_index("metric").loc["auc", "value"] == 1.0
+
+
+def test_a_source_that_the_model_was_trained_on_is_no_other_hospital():
+    table = evaluate_sources(predictions({"b": "ill+well", "c": "ill+well"}), positive="ill", training_sources=[" B"])
+    kinds = {source: set(rows["comparison"]) for source, rows in table.groupby("images of")}
+    assert kinds == {"b": {TRAINED}, "c": {SAME}}
 
 
 @pytest.mark.parametrize("source", ["", "unknown", "nan", "N/A"])
