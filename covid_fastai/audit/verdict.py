@@ -335,14 +335,14 @@ def _generalises(
     texts = [_describe_hospital(result) for result in external]
     judged = [(result, *_judge_hospital(_auc_of(result), _difference_of(result), network)) for result in external]
     outcomes = {outcome for _, outcome, _ in judged}
-    # the first of these that occurs: one hospital that is open leaves all of them open, in whatever order they stand
+    # the first of these that occurs, in whatever order the hospitals stand; guard: mixed_hospitals
     outcome = next(outcome for outcome in (FAILED, INCONCLUSIVE, NOT_TESTED, MET) if outcome in outcomes)
     reasons = [f"{_at(result)}, {reason}" for result, of_result, reason in judged if of_result == outcome]
     pooled = _one_a_source(external)
     if len(pooled) > 1:
         auc, difference = _pool(pooled)
         texts.append(_describe_pooled(auc, difference))
-        if outcome not in (MET, FAILED):  # guard: mixed_hospitals
+        if outcome not in (MET, FAILED):
             bounds = None if difference is None else (difference.value, difference.low, difference.high)
             outcome, reason = _judge_hospital((auc.value, auc.low, auc.high), bounds, network)
             reasons = [f"pooled over {auc.count} hospitals, {reason}"]

@@ -25,6 +25,8 @@ MARKER = re.compile(r"\bguard: ([a-z0-9_]+(?:, [a-z0-9_]+)*)$")
 
 WITHOUT: dict[str, str] = {
     "jpeg_2000": "decoder = ''",
+    "mixed_hospitals": "outcome = judged[0][1]",
+    "training_source": "comparison = SAME",
     "faulty_rows": "usable = table.drop(index=checker.repeated | set(table.index[table['unknown_split']]))",
     "bare_400": "headers = {'Content-Type': 'application/json', 'Content-Length': str(len(body))}",
     "fair_turns": "chosen = self._waiting[0]",
