@@ -35,6 +35,7 @@ from covid_fastai.plotting import COLOURS, GREY
 
 __all__ = [
     "BASELINES",
+    "HIDDEN_ABOUT",
     "LUNG_FREE",
     "OF_TABLE",
     "PARTLY_BLIND",
@@ -63,7 +64,7 @@ BASELINES = {
     "frame texture": "power spectrum, grey levels and compression of the outer 3/16 of each side, without the lungs",
     "non-linear": "border ring, frame texture, and intensity mean and SD together, with an RBF kernel",
     "sharp edges": "how far the sharpest edges of the whole image exceed its others; the sharpest one",
-    "lung geometry": "whether lungs are found; place, size and shape of their box, and their tilt",
+    "lung geometry": "place, size and shape of the box around the segmented lungs, and their tilt",
     "fixed spot": "contrast and texture of one cell of 32 x 32",
     "black centre": "image at 16 x 16 pixels without its central 10 x 10",
     "thumbnail": "image at 16 x 16 pixels",
@@ -73,6 +74,7 @@ LUNG_FREE = ("source", "projection", "headers", "intensity mean and SD", "border
 LUNG_FREE += ("non-linear",)
 PARTLY_BLIND = ("black centre", "lung geometry", "sharp edges", "fixed spot")  # may see disease
 
+HIDDEN_ABOUT = ("intensity mean and SD", "frame", "frame texture", "non-linear")  # nothing to see without lungs
 OF_TABLE = {"source": "source", "projection": "view"}  # baselines that read a column of the table
 
 COLUMNS = ["baseline", "sees", "lung_free", "auc", "low", "high", "accuracy", "n", "p", "p_holm", "flagged"]
@@ -101,6 +103,8 @@ class ShortcutAudit(ResultDisplay):
         predictions: Out-of-fold predictions of each baseline, tables like that of `predict`.
         images: Number of images used.
         unreadable: Number of images that could not be opened.
+        hidden: Largest fraction of a class's images whose lungs were not found, so that the baselines of `HIDDEN_ABOUT`
+            see nothing of them.
     """
 
     table: pd.DataFrame
@@ -109,6 +113,7 @@ class ShortcutAudit(ResultDisplay):
     images: int
     unreadable: int
     spots: Sequence[Sequence[int]] = ()
+    hidden: float = 0.0
 
     @property
     def flags(self) -> list[str]:
@@ -164,7 +169,7 @@ class ShortcutAudit(ResultDisplay):
     def to_dict(self) -> dict[str, Any]:
         """Return the results as plain values, without the predictions."""
         names = {"permuted": dict(self.permuted), "images": self.images, "unreadable": self.unreadable}
-        names |= {"spots": [list(box) for box in self.spots]}
+        names |= {"spots": [list(box) for box in self.spots], "hidden": self.hidden}
         return {"table": self.table.to_dict("records"), **names}
 
     @classmethod
@@ -173,7 +178,9 @@ class ShortcutAudit(ResultDisplay):
         table = pd.DataFrame(fields["table"], columns=COLUMNS)
         for name in ("auc", "low", "high", "accuracy", "p", "p_holm"):
             table[name] = table[name].astype(float)  # JSON has null in place of NaN
-        return cls(table, fields["permuted"], {}, fields["images"], fields["unreadable"], fields["spots"])
+        return cls(
+            table, fields["permuted"], {}, fields["images"], fields["unreadable"], fields["spots"], fields["hidden"]
+        )
 
     def _display_parts(self) -> Iterator[pd.DataFrame | str]:
         yield from (self.summary(), *self.notes())
@@ -243,7 +250,9 @@ def find_shortcuts(
     table["flagged"] = table["lung_free"] & (table["p_holm"] < LEVEL)
     low, median, high = np.quantile(tests.permuted_thumbnail, [0.025, 0.5, 0.975])
     permuted = {"median": float(median), "low": float(low), "high": float(high)}
-    return ShortcutAudit(table, permuted, predictions, len(rows), unreadable, tests.spots)
+    unseen = np.isnan(features.blocks["frame texture"]).all(axis=1)
+    hidden = float(max(unseen[rows["label"] == name].mean() for name in classes))
+    return ShortcutAudit(table, permuted, predictions, len(rows), unreadable, tests.spots, hidden)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """The baseline of the lungs' geometry: how large their box is in an image, where it lies, and how they are tilted.
 
-It also sees whether the lungs are found: where they are not, most of the image is hidden from the lung-free baselines,
-and a class in which that is more frequent is not tested as the other one is. Opacities hide lungs, too, so that this
-baseline only leaves a verdict open. The area of the lungs is no part of it, since opacities change it.
+The area of the lungs, and whether they are found at all, are no part of it: opacities change both.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from covid_fastai.errors import ImageError
 
 __all__ = ["GEOMETRY", "measure_geometry", "read_geometry"]
 
-GEOMETRY = ("x", "y", "width", "height", "log aspect", "tilt", "found")
+GEOMETRY = ("x", "y", "width", "height", "log aspect", "tilt")
 
 
 def measure_geometry(lungs: Lungs) -> np.ndarray:
@@ -29,10 +27,9 @@ def measure_geometry(lungs: Lungs) -> np.ndarray:
         lungs: What `segment_lungs` found; of a usable quality.
 
     Returns:
-        `(7,)` in the order of `GEOMETRY`: the centre of the box around both lungs from the left and from the top; its
+        `(6,)` in the order of `GEOMETRY`: the centre of the box around both lungs from the left and from the top; its
         width and height, all as fractions of the sides; the logarithm of width by height; and the angle of the line
-        from the centre of the left lung to that of the right one, in radians, positive if the right one is lower; and
-        1, since the lungs were found.
+        from the centre of the left lung to that of the right one, in radians, positive if the right one is lower.
     """
     assert lungs.box is not None  # usable lungs have a box
     left, top, right, bottom = lungs.box
@@ -40,7 +37,7 @@ def measure_geometry(lungs: Lungs) -> np.ndarray:
     (y0, x0), (y1, x1) = (np.argwhere(mask).mean(axis=0) for mask in lungs.masks)
     tilt = math.atan2(y1 - y0, x1 - x0)
     place = (left + right) / 2, (top + bottom) / 2
-    return np.array([*place, width, height, math.log(width / height), tilt, 1.0])
+    return np.array([*place, width, height, math.log(width / height), tilt])
 
 
 def read_geometry(paths: Iterable[str | os.PathLike[str]], *, workers: int | None = None) -> np.ndarray:
@@ -51,15 +48,14 @@ def read_geometry(paths: Iterable[str | os.PathLike[str]], *, workers: int | Non
         workers: Number of threads; None for one per processor core, at most 8.
 
     Returns:
-        `(n, 7)`: the measurements of `GEOMETRY`. Where the lungs were not found, or the file cannot be opened, they are
-        the mean of the other images, and the last one is 0.
+        `(n, 6)`: the measurements of `GEOMETRY`. Where the lungs were not found, or the file cannot be opened, they are
+        the mean of the other images.
     """
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         rows = list(pool.map(_read, paths))
     values = np.array(rows, dtype=float).reshape(-1, len(GEOMETRY))
     found = np.isfinite(values).all(axis=1)
     values[~found] = values[found].mean(axis=0) if found.any() else 0
-    values[~found, GEOMETRY.index("found")] = 0  # guard: lungs_not_found
     return values
 
 

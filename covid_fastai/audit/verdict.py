@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from covid_fastai.audit.baselines import OF_TABLE, SMALLEST_EFFECT, ShortcutAudit
+from covid_fastai.audit.baselines import HIDDEN_ABOUT, OF_TABLE, SMALLEST_EFFECT, ShortcutAudit
 from covid_fastai.audit.fixed_spots import CELLS, describe_box
 from covid_fastai.data.projections import fold_source
 from covid_fastai.data.tables import as_rows
@@ -35,7 +35,7 @@ PARTLY_BLIND = {
         "some of the lungs may lie outside the centre",
     ),
     "lung geometry": (
-        "size and place of the lungs in the image, or whether they are found, separate the classes",
+        "size and place of the lungs in the image separate the classes",
         "the framing of the image or the disease itself may change them",
     ),
     "sharp edges": (
@@ -117,7 +117,8 @@ def give_verdict(
     1. No lung-free baseline separates the classes: each is close to chance, and none is flagged with an AUC of 0.6 or
        more, which fails the condition. It stays open if the 16 x 16 thumbnail without its centre, the geometry of
        the lungs or the sharpest edges separate the classes, if the sources of 10% of the images or more are not
-       stated, or if the AUC of the network is not shown to exceed 0.65, up to which a shortcut is not excluded.
+       stated, if the lungs are not found in so many images of a class that a shortcut in these is not excluded, or if
+       the AUC of the network is not shown to exceed 0.65, up to which a shortcut is not excluded.
     2. The network is better than the 16 x 16 thumbnail: the interval of the paired difference lies above 0.
     3. A network that was trained and evaluated without the lungs (their convex hull with a margin is black; a central
        box where they were not found) is close to chance, and worse than the network. The condition failed if the AUC of
@@ -203,6 +204,11 @@ def _no_shortcut(shortcuts: ShortcutAudit, network: Mapping[str, Any], *, unstat
     if weak:
         sentences.append(f"Better than chance, but below an AUC of {SMALLEST_EFFECT:g}: {_list_aucs(shortcuts, weak)}.")
     wide = [row["baseline"] for row in rows if not row["high"] < NEAR_CHANCE and row["baseline"] not in decisive]
+    # Images whose lungs are not found are ties to these baselines. If they are the fraction h of a class, a shortcut
+    # with the AUC a in the others has 0.5 + (1 - h) (a - 0.5) in all of them.
+    limit = 0.5 + (1 - shortcuts.hidden) * (NEAR_CHANCE - 0.5)
+    unseen = [row["baseline"] for row in rows if row["baseline"] in HIDDEN_ABOUT and limit <= row["high"] < NEAR_CHANCE]
+    unseen = [baseline for baseline in unseen if baseline not in decisive]
     if wide:
         listed = _list_aucs(shortcuts, wide)
         sentences.append(f"Too few patients to bound by an AUC of {NEAR_CHANCE:g}: {listed}.")
@@ -218,6 +224,13 @@ def _no_shortcut(shortcuts: ShortcutAudit, network: Mapping[str, Any], *, unstat
     if hidden := [baseline for baseline in hidden if baseline not in OF_TABLE]:  # guard: hidden_baseline
         text = "the lungs fill most images or were not found, so that what lies outside of them could not be tested"
         sentences.append(f"{text[:1].upper()}{text[1:]}: {', '.join(hidden)}.")
+        open_reasons.append(text)
+    if unseen:  # guard: lungs_not_found
+        text = (
+            f"the lungs were not found in {shortcuts.hidden:.0%} of the images of a class, so that a shortcut in these "
+            "is not excluded"
+        )
+        sentences.append(f"{text[:1].upper()}{text[1:]}: {_list_aucs(shortcuts, unseen)}.")
         open_reasons.append(text)
     if wide:  # guard: shortcut_power
         bounds = {baseline: shortcuts.row(baseline)["high"] for baseline in wide}

@@ -305,6 +305,7 @@ def test_baselines_that_the_lungs_hide_are_not_tested(clean):
     for name in OUTSIDE:
         features.blocks[name][:] = np.nan
     result = find_shortcuts(clean, permutations=99, features=features)
+    assert result.hidden == 1
     for name in (*OUTSIDE, "non-linear"):
         assert np.isnan(result.row(name)["auc"]) and not result.row(name)["flagged"]
         assert "the lungs fill most images" in result.summary().set_index("baseline").loc[name, "better than chance"]
