@@ -69,7 +69,7 @@ ALL_ELSE_MET = {
           "n": 100, "errorless_low": 0.1}]
     ),
     "blind": {"auc": 0.5, "auc_low": 0.4, "auc_high": 0.6, "network_auc": 1.0, "difference": 0.5, "low": 0.4,
-              "high": 0.6, "n": 100, "images": 100, "boxes": 0},
+              "high": 0.6, "n": 100, "images": 100, "boxes": 0, "boxes_auc": 0.5},
     "external": [{"source": "the other hospital", "value": 1.0, "low": 0.96, "high": 1.0, "n": 100, "thumbnail": 0.8,
                   "difference": 0.2, "difference_low": 0.1, "difference_high": 0.3}],
 }  # fmt: skip

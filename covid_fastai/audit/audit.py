@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from covid_fastai.audit.baselines import ShortcutAudit, compare_parts, find_shortcuts
@@ -56,7 +57,7 @@ NOT_RETRAINED = "frozen, linear head only"
 VERSUS = ["baseline", "network_auc", "baseline_auc", "difference", "low", "high", "n", "errorless_low"]
 BATCH_EFFECT = ["class", "auc", "low", "high", "n"]
 ALTERED = ["change", "when", "auc", "auc_low", "auc_high", "network_auc", "difference", "low", "high", "n"]
-ALTERED += ["images", "boxes"]
+ALTERED += ["images", "boxes", "boxes_auc"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,7 +78,7 @@ class Audit(ResultDisplay):
             with `auc_low` and `auc_high`, `network_auc` (unaltered, on the same patients), `difference` (unaltered
             minus altered) with `low` and `high`, and `n`; `images` whose lungs were altered, and `boxes`, how many of
             them had a central box altered since their lungs were not found (both 0 if images were not altered, NaN if
-            the predictions do not say).
+            the predictions do not say); and `boxes_auc`, the largest AUC that these images alone can give.
         negative_controls: `images`, `patients`, `called` (number of images classified as positive), `fraction`, `low`
             and `high` for negative images from the source of the positive class; None if there are none.
         external: One mapping per external source with both classes, as `validate` writes them.
@@ -366,13 +367,21 @@ def _evaluate_altered(
 
 
 def _count_boxes(change: str, predictions: pd.DataFrame) -> dict[str, float]:
-    """Return the number of images whose lungs were altered, and of those with a box in place of the lungs."""
+    """Return the number of images whose lungs were altered, of those with a box instead, and the AUC of these alone.
+
+    A box leaves some of the lungs, and opacities are a reason that lungs are not found: all patients with a box may be
+    ranked correctly by the disease, and the others at random.
+    """
     if change in (PERMUTED, UNTRAINED, COVERED, MARKS):
-        return {"images": 0, "boxes": 0}
+        return {"images": 0, "boxes": 0, "boxes_auc": 0.5}
     if REGION not in predictions:  # a table of another program
-        return {"images": float("nan"), "boxes": float("nan")}
-    names = predictions[REGION].astype(str)
-    return {"images": len(names), "boxes": int(names.str.startswith(BOX_NAME).sum())}
+        return {"images": float("nan"), "boxes": float("nan"), "boxes_auc": 0.5}
+    boxed = predictions[REGION].astype(str).str.startswith(BOX_NAME)
+    patients = boxed.groupby([predictions["label"], predictions["patient"]]).any()
+    label = patients.index.get_level_values(0)
+    without = [(1 - patients[label == name].mean()) * (1 - patients[label != name].mean()) for name in label.unique()]
+    aucs = 1 - np.array(without) / 2  # of a pair that has no box, half is in order
+    return {"images": len(boxed), "boxes": int(boxed.sum()), "boxes_auc": float(aucs.mean())}
 
 
 def _find_covered(
@@ -391,6 +400,8 @@ def _count_negative_controls(probes: pd.DataFrame | None, positive: str | None) 
     if probes is None or positive is None or not (probes["probe"] == NEGATIVE_CONTROL).any():
         return None
     rows = probes[(probes["probe"] == NEGATIVE_CONTROL) & (probes["status"] == "ok")]
+    if rows.empty:  # none could be opened
+        return None
     images = rows.assign(p=pd.to_numeric(rows[f"p_{positive}"])).groupby("path")  # over the models of the folds
     hits, patients = images["p"].mean().ge(0.5), images["patient"].first()
     low, high = clustered_proportion(hits.to_numpy(dtype=float), patients.to_numpy())

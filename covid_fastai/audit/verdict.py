@@ -122,7 +122,7 @@ def give_verdict(
     2. The network is better than the 16 x 16 thumbnail: the interval of the paired difference lies above 0.
     3. A network that was trained and evaluated without the lungs (their convex hull with a margin is black; a central
        box where they were not found) is close to chance, and worse than the network. The condition failed if the AUC of
-       the network without the lungs lies above 0.5.
+       the network without the lungs lies above 0.5, and above what the images with a box can give alone.
     4. At another hospital, on images of both classes from one source, the AUC lies above 0.5 and not entirely below
        0.65, and the paired difference to the thumbnail lies above 0. The condition failed if the AUC is close to
        chance, if its interval includes 0.5 and excludes the AUC on held-out patients, or if the thumbnail is better.
@@ -145,7 +145,8 @@ def give_verdict(
             difference if the network made no error.
         blind: The network that was trained without the lungs: its `auc` with `auc_low` and `auc_high`, the
             `network_auc` on the same patients, their `difference` with `low` and `high`, `n`, and the number of
-            `images` and of those with a box in place of the lungs, `boxes`; None if there is no such network.
+            `images` and of those with a box in place of the lungs, `boxes`, and the largest AUC that these can give
+            alone, `boxes_auc`; None if there is no such network.
         external: One mapping per external source with both classes: `source`, `value`, `low`, `high`, `n`,
             `thumbnail` (the thumbnail's AUC there) and the paired `difference` to it with `difference_low` and
             `difference_high` (these four None or NaN if the thumbnail was not evaluated).
@@ -307,7 +308,14 @@ def _near_chance_without_lungs(blind: Mapping[str, Any] | None) -> Condition:
     )
     if blind["auc_low"] > 0.5:  # guard: blind_network
         reason = f"a network trained without the lungs separates the classes (AUC {estimate})"
-        return Condition(name, FAILED, text, reason)
+        if blind["auc_low"] > blind["boxes_auc"]:  # guard: boxed_lungs
+            return Condition(name, FAILED, text, reason)
+        but = (
+            "but a central box leaves some of the lungs where they were not found, and these images alone can give an "
+            f"AUC of {format_metric(blind['boxes_auc'])}"
+        )
+        text += f" It separates the classes, {but}."
+        return Condition(name, INCONCLUSIVE, text, f"{reason}, {but}")
     if not blind["auc_high"] < NEAR_CHANCE:
         text += f" There are too few patients to bound the first by {NEAR_CHANCE:g}."
         reason = "too few patients to show that a network trained without the lungs is close to chance "

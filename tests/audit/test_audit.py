@@ -14,7 +14,15 @@ from scipy.spatial import Delaunay
 from sklearn.metrics import roc_auc_score
 
 from covid_fastai.audit import lung_region
-from covid_fastai.audit.audit import COVERED, MARKS, audit_predictions, audit_run, negative_control_rows, read_audit
+from covid_fastai.audit.audit import (
+    COVERED,
+    MARKS,
+    _count_boxes,
+    audit_predictions,
+    audit_run,
+    negative_control_rows,
+    read_audit,
+)
 from covid_fastai.audit.fixed_spots import format_boxes
 from covid_fastai.audit.lung_region import thorax_region
 from covid_fastai.audit.probes import CHANGES, write_altered
@@ -103,6 +111,16 @@ def test_retrained_networks_and_external_validations_enter_the_audit(run):
     outcomes = {condition.name: condition.outcome for condition in audit.verdict.conditions}
     assert outcomes["Generalises to another hospital, within one source"] == "met"
     assert outcomes["Close to chance, and worse, when trained without the lungs"] in ("failed", "inconclusive")
+
+
+def test_images_with_a_box_can_give_no_more_than_the_pairs_that_they_are_in():
+    table = pd.DataFrame({"label": ["ill"] * 4 + ["well"] * 4, "patient": list("abcdefgh")})
+    regions = [f"{BOX_NAME}, none found"] + ["lungs"] * 7
+    counts = _count_boxes("lungs removed", table.assign(lung_region=regions))
+    # the one with a box is in 4 of 16 pairs, which are in order, as are 6 of the other 12
+    assert counts == {"images": 8, "boxes": 1, "boxes_auc": pytest.approx(10 / 16)}
+    assert _count_boxes("lungs removed", table.assign(lung_region="lungs"))["boxes_auc"] == 0.5
+    assert _count_boxes("lungs removed", table.assign(lung_region=BOX_NAME))["boxes_auc"] == 1
 
 
 def test_a_damaged_audit_is_refused(run):
