@@ -117,7 +117,7 @@ def find_edges(pixels: np.ndarray, inside: np.ndarray | None) -> tuple[Box, ...]
     Returns:
         Three places that do not overlap with each other's middle, the sharpest first, as `SpotTest.boxes`.
     """
-    _, down, across = measure_edges(pixels)
+    down, across = measure_edges(pixels)
     edges = np.maximum(down, across)
     if inside is not None:
         places = (np.arange(length) * cells // length for length, cells in zip(edges.shape, inside.shape, strict=True))

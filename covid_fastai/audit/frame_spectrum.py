@@ -38,10 +38,9 @@ FEATURES = (
     "SD of the corners",
     "fraction below the corners' mean",
 )
-EDGES = (
-    *("sharpest to 7th", "2nd to 7th", "sharpest to 13th"),  # logs of ratios of windows
-    *("across rows to across columns", "brightest", "darkest", "x", "y", "off the middle"),  # of the sharpest edge
-)
+# Logs of ratios of windows, and of the differences of the sharpest edge. Its place and its intensities change with
+# opacities: they separate 300 drawings per class with an AUC of 0.63.
+EDGES = ("sharpest to 7th", "2nd to 7th", "sharpest to 13th", "across rows to across columns")
 
 
 def describe_frame(pixels: np.ndarray, outside: np.ndarray | None = None) -> np.ndarray:
@@ -78,8 +77,7 @@ def describe_edges(pixels: np.ndarray) -> np.ndarray:
     Letters, wires and clips have sharper edges than opacities, at few places. The sharpest edge of each of 8 x 8
     windows is measured, and the sharpest windows are compared with the 7th and the 13th: a letter lies in at most four.
     A texture that is sharper in the whole lungs, as that of an interstitial disease, changes them together. Marks of
-    both classes may be as sharp: the sharpest edge has a direction, a place, and a side that is brighter or darker than
-    its surroundings.
+    both classes may be as sharp and have another direction.
 
     Args:
         pixels: Intensities, uint8 `(h, w)`; larger images are resized to 256 x 256 pixels.
@@ -87,7 +85,7 @@ def describe_edges(pixels: np.ndarray) -> np.ndarray:
     Returns:
         The features, `(EDGES,)`.
     """
-    padded, down, across = measure_edges(pixels)
+    down, across = measure_edges(pixels)
     edges = np.maximum(down, across)
     rows, columns = (length // WINDOWS for length in edges.shape)
     windows = edges.reshape(WINDOWS, rows, WINDOWS, columns).max(axis=(1, 3))
@@ -95,29 +93,24 @@ def describe_edges(pixels: np.ndarray) -> np.ndarray:
     ratios = [logs[0] - logs[6], logs[1] - logs[6], logs[0] - logs[12]]
     row, column = np.unravel_index(edges.argmax(), edges.shape)
     direction = np.log(down[row, column] + SMALLEST_EDGE) - np.log(across[row, column] + SMALLEST_EDGE)
-    near = padded[max(row - 1, 0) : row + 4, max(column - 1, 0) : column + 4]  # 5 x 5; the padding is one pixel
-    low, middle, high = np.quantile(padded, [0.05, 0.5, 0.95])
-    extremes = (np.array([near.max(), near.min()]) - middle) / (high - low + SMALLEST_EDGE)
-    place = np.array([column / edges.shape[1], row / edges.shape[0]]) - 0.5
-    return np.array([*ratios, direction, *extremes, *place, np.abs(place).max()])
+    return np.array([*ratios, direction])
 
 
-def measure_edges(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def measure_edges(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Measure the edges of an image: the second differences at each pixel.
 
     Args:
         pixels: As in `describe_edges`.
 
     Returns:
-        The pixels, with one more on each side, and the size of the differences along the rows' and the columns' axis,
-        `(h, w)` each, h and w multiples of 8.
+        The size of the differences along the rows' and the columns' axis, `(h, w)` each, h and w multiples of 8.
     """
     if max(pixels.shape) > LARGEST_IMAGE:
         pixels = np.asarray(resize_image(Image.fromarray(pixels), LARGEST_IMAGE))
     padding = [(1, 1 + -length % WINDOWS) for length in pixels.shape]  # to a multiple of 8, after the differences
     padded = np.pad(pixels.astype(np.float64), padding, mode="edge")
     down, across = (np.abs(second) for second in _second_differences(padded))
-    return padded, down, across
+    return down, across
 
 
 def _cut_tiles(pixels: np.ndarray, outside: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -97,18 +97,12 @@ def test_a_sharp_mark_anywhere_is_an_edge_and_disease_is_not(texture):
     assert mark[0] > plain[0] + 0.3
 
 
-def test_marks_that_are_as_sharp_differ_by_direction_brightness_and_place(texture):
-    """One class has a bright mark and the other a dark one, or an upright line and a level one."""
+def test_marks_that_are_as_sharp_differ_by_their_direction(texture):
+    """One class has an upright line and the other a level one."""
 
-    def describe(rows, columns, value):
+    def describe(rows, columns):
         image = texture.copy()
-        image[rows, columns] = value
-        return dict(zip(EDGES, describe_edges(image), strict=True))
+        image[rows, columns] = 250
+        return dict(zip(EDGES, describe_edges(image), strict=True))["across rows to across columns"]
 
-    bright, dark = (describe(slice(100, 108), slice(90, 98), value) for value in (250, 5))
-    assert bright["brightest"] > dark["brightest"] + 0.3 and dark["darkest"] < bright["darkest"] - 0.3
-    level, upright = describe(slice(100, 102), slice(60, 120), 250), describe(slice(60, 120), slice(100, 102), 250)
-    name = "across rows to across columns"
-    assert level[name] > 1 and upright[name] < -1
-    low = describe(slice(180, 184), slice(10, 14), 250)
-    assert low["y"] > 0.35 and low["x"] < -0.35 and low["off the middle"] > 0.35 > bright["off the middle"]
+    assert describe(slice(100, 102), slice(60, 120)) > 1 and describe(slice(60, 120), slice(100, 102)) < -1
