@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy.stats import norm
 
-from benchmarks import copies, coverage, gpu, gpu_checks
+from benchmarks import adversary, copies, coverage, gpu, gpu_checks
 from benchmarks.machine import NEITHER, instructions
 from benchmarks.measuring import compare, data_folder, fresh_cache
 from benchmarks.recording import as_markdown, write_results
@@ -200,3 +200,26 @@ def test_copies_are_counted_by_kind(tmp_path):
     found, missed = "100% (34% to 100%)", "**0%** (0% to 66%)"
     assert f"| cropped by 8% a side | {found} | {missed} | {found} | {missed} |" in text
     assert "| radiographs | images of different patients | 1 | 0 | 0.00 | 0 |" in text
+
+
+@pytest.mark.parametrize("kind", adversary.PLANTED)
+def test_a_planted_shortcut_changes_the_image_and_nothing_of_its_form(kind):
+    about = adversary.PLANTED[kind]
+    pixels = draw_phantom(np.random.default_rng([9, 1]), image_size=96).image
+    changed = [plant(pixels, np.random.default_rng(3)) for plant in (about.plant, about.other) if plant is not None]
+    assert all(image.shape == pixels.shape and image.dtype == np.uint8 for image in changed)
+    assert (changed[0] != pixels).any() or about.file != "png" or about.view
+    if about.other is not None:
+        assert (changed[0] != changed[1]).any()
+
+
+def test_every_kind_of_shortcut_is_planned_and_reported(tmp_path):
+    cells = pd.DataFrame(adversary.plan(4), columns=["seed", "kind", "strength"])
+    seeds = cells[cells["kind"].isin(adversary.PLANTED)].groupby("kind")["seed"].nunique()
+    assert set(seeds[seeds == 4].index) == set(adversary.KINDS) and set(seeds[seeds == 3].index) == set(
+        adversary.INVENTED
+    )
+    assert not cells.duplicated().any()
+    rows = cells.assign(found="frame", strongest="frame", auc=1.0, level="failed", clause="A shortcut")
+    page = adversary.as_markdown(rows)
+    assert all(f"| {kind} | " in page for kind in adversary.PLANTED) and "invented later" in page
