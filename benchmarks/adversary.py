@@ -167,17 +167,15 @@ class DataSet:
         places = pd.Series(np.arange(len(table)), index=table["path"])
         features = features.take(places[rows["path"]].to_numpy())
         # the audit tests the same permutations; what they do not change, the statistics of the true labels, is left
-        once = {"permutations": 1} if audited else {}
+        shortcuts = find_shortcuts(table, features=features, seed=self.seed) if audited else None
+        once = {"permutations": 1} if shortcuts else {}
         tests = permute_baselines(rows, list_blocks(features, rows), CLASSES, seed=self.seed, **once)
-        p_holm = tests.p_holm
-        if audited:
-            shortcuts = find_shortcuts(table, features=features, seed=self.seed)
-            p_holm = {name: shortcuts.row(name)["p_holm"] for name in p_holm}
+        p_holm = {name: shortcuts.row(name)["p_holm"] for name in tests.p_holm} if shortcuts else tests.p_holm
         found = [name for name, p in p_holm.items() if p < 0.05]
         strongest = max(p_holm, key=lambda name: tests.observed[name])
         row = {"kind": kind, "strength": strength, "seed": self.seed, "found": "; ".join(found)}
         row |= {"strongest": strongest, "auc": round(tests.observed[strongest], 3), "level": "", "clause": ""}
-        if audited:
+        if shortcuts:
             verdict = give_verdict(shortcuts, **ALL_ELSE_MET, **self._cover(kind, shortcuts.spots))
             row |= {"level": verdict.level, "clause": verdict.sentence.split(" (")[0].split(". ")[0]}
         return row

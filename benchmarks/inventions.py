@@ -40,10 +40,10 @@ def _letters(text: str, value: int = 235, *, corner: bool = False) -> Plant:
     """Return a function that writes at a random place in the lungs, or in a random corner."""
 
     def draw(canvas: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:
-        place = _in_lungs(rng, side)
+        x, y = _in_lungs(rng, side)
         if corner:
-            place = tuple(int(side * (rng.choice([0.03, 0.85]) + rng.uniform(-0.02, 0.02))) for _ in range(2))
-        canvas.text(place, text, fill=value, font=ImageFont.load_default(side // 11))
+            x, y = (int(side * (rng.choice([0.03, 0.85]) + rng.uniform(-0.02, 0.02))) for _ in range(2))
+        canvas.text((x, y), text, fill=value, font=ImageFont.load_default(side // 11))
 
     return _drawn(draw)
 
@@ -119,7 +119,7 @@ def _resized(method: Image.Resampling) -> Plant:
     """Return a function that resizes to 4/3 and back."""
 
     def plant(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        large = Image.fromarray(pixels).resize((len(pixels) * 4 // 3,) * 2, method)
+        large = Image.fromarray(pixels).resize((len(pixels) * 4 // 3, len(pixels) * 4 // 3), method)
         return np.asarray(large.resize(pixels.shape[::-1], method))
 
     return plant

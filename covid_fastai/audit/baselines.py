@@ -251,7 +251,8 @@ def find_shortcuts(
     low, median, high = np.quantile(tests.permuted_thumbnail, [0.025, 0.5, 0.975])
     permuted = {"median": float(median), "low": float(low), "high": float(high)}
     unseen = np.isnan(features.blocks["frame texture"]).all(axis=1)
-    hidden = float(max(unseen[rows["label"] == name].mean() for name in classes))
+    label = rows["label"].to_numpy()
+    hidden = max(float(np.mean(unseen[label == name])) for name in classes)
     return ShortcutAudit(table, permuted, predictions, len(rows), unreadable, tests.spots, hidden)
 
 
