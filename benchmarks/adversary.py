@@ -131,7 +131,7 @@ class DataSet:
             blocks[name][places[:count]] = block[:count]
         table = self.table.copy()
         if about.view:
-            table.iloc[places[:count], table.columns.get_loc("view")] = about.view
+            table.loc[table.index[places[:count]], "view"] = about.view
         return table, Features(blocks, self.features.readable)
 
     def _change(self, kind: Kind, plant: Plant, places: np.ndarray, rng: np.random.Generator) -> Features:
@@ -143,22 +143,23 @@ class DataSet:
     def _path(self, place: int) -> str:
         return str(self.folder / f"planted-{place}.png")
 
-    def _cover(self, kind: str, spots: Sequence[Sequence[int]]) -> dict[str, Mapping[str, float] | None]:
-        """Return the results of the adversary's network on covered images: it is lost if its shortcut is covered."""
-        if kind == CLEAN:
-            return {"covered": None, "marks": None}
+    def _cover(self, kind: str, spots: Sequence[Sequence[int]]) -> list[Mapping[str, float] | None]:
+        """Return the results of the adversary's network with the fixed spots and with the sharpest edges covered.
+
+        It is lost if its shortcut is covered.
+        """
         if kind not in PLANTED:
-            return {"covered": LITTLE_LOST, "marks": LITTLE_LOST}
-        left: dict[str, list[float]] = {"covered": [], "marks": []}
+            return [None, None] if kind == CLEAN else [LITTLE_LOST, LITTLE_LOST]
+        left: tuple[list[float], list[float]] = ([], [])
         for before, after in self.altered:
             (lungs,) = segment_lungs(after)
             change = np.abs(after.astype(float) - before)
-            for name, boxes in {"covered": spots, "marks": find_edges(after, within_lungs(lungs))}.items():
+            for fractions, boxes in zip(left, (spots, find_edges(after, within_lungs(lungs))), strict=True):
                 uncovered = change.copy()
                 for place in places_of(boxes, *change.shape):
                     uncovered[place] = 0
-                left[name].append(float(uncovered.sum() / max(change.sum(), 1)))
-        return {name: ALL_LOST if np.median(each) < MOST_LEFT else LITTLE_LOST for name, each in left.items()}
+                fractions.append(float(uncovered.sum() / max(change.sum(), 1)))
+        return [ALL_LOST if np.median(fractions) < MOST_LEFT else LITTLE_LOST for fractions in left]
 
     def judge(self, kind: str, strength: float, *, audited: bool) -> dict[str, object]:
         """Return a row of the table."""
@@ -176,7 +177,8 @@ class DataSet:
         row = {"kind": kind, "strength": strength, "seed": self.seed, "found": "; ".join(found)}
         row |= {"strongest": strongest, "auc": round(tests.observed[strongest], 3), "level": "", "clause": ""}
         if shortcuts:
-            verdict = give_verdict(shortcuts, **ALL_ELSE_MET, **self._cover(kind, shortcuts.spots))
+            covered, marks = self._cover(kind, shortcuts.spots)
+            verdict = give_verdict(shortcuts, covered=covered, marks=marks, **ALL_ELSE_MET)
             row |= {"level": verdict.level, "clause": verdict.sentence.split(" (")[0].split(". ")[0]}
         return row
 

@@ -250,9 +250,8 @@ def find_shortcuts(
     table["flagged"] = table["lung_free"] & (table["p_holm"] < LEVEL)
     low, median, high = np.quantile(tests.permuted_thumbnail, [0.025, 0.5, 0.975])
     permuted = {"median": float(median), "low": float(low), "high": float(high)}
-    unseen = np.isnan(features.blocks["frame texture"]).all(axis=1)
-    label = rows["label"].to_numpy()
-    hidden = max(float(np.mean(unseen[label == name])) for name in classes)
+    unseen = pd.Series(np.isnan(features.blocks["frame texture"]).all(axis=1))
+    hidden = float(unseen.groupby(rows["label"].to_numpy()).mean().max())
     return ShortcutAudit(table, permuted, predictions, len(rows), unreadable, tests.spots, hidden)
 
 
