@@ -158,7 +158,8 @@ class DataSet:
                 uncovered = change.copy()
                 for place in places_of(boxes, *change.shape):
                     uncovered[place] = 0
-                fractions.append(float(uncovered.sum() / max(change.sum(), 1)))
+                # a shortcut of the file or of the table changes no pixel, and is not covered
+                fractions.append(float(uncovered.sum() / change.sum()) if change.any() else 1.0)
         return [ALL_LOST if np.median(fractions) < MOST_LEFT else LITTLE_LOST for fractions in left]
 
     def judge(self, kind: str, strength: float, *, audited: bool) -> dict[str, object]:
