@@ -63,7 +63,7 @@ BASELINES = {
     "frame": "image at 16 x 16 pixels between the outermost pixels and the central 10 x 10, without the lungs",
     "frame texture": "power spectrum, grey levels and compression of the outer 3/16 of each side, without the lungs",
     "non-linear": "border ring, frame texture, and intensity mean and SD together, with an RBF kernel",
-    "sharp edges": "how far the sharpest edges of the whole image exceed its others; their direction",
+    "sharp edges": "how far the sharpest edges of the whole image exceed its other edges",
     "lung geometry": "place, size and shape of the box around the segmented lungs, and their tilt",
     "fixed spot": "contrast and texture of one cell of 32 x 32",
     "black centre": "image at 16 x 16 pixels without its central 10 x 10",

@@ -38,9 +38,9 @@ FEATURES = (
     "SD of the corners",
     "fraction below the corners' mean",
 )
-# Logs of ratios of windows, and of the differences of the sharpest edge. Its place and its intensities change with
-# opacities: they separate 300 drawings per class with an AUC of 0.63.
-EDGES = ("sharpest to 7th", "2nd to 7th", "sharpest to 13th", "across rows to across columns")
+# Logs of ratios of windows. The place, the intensities and the direction of the sharpest edge are no part of them, since
+# a disease changes them, too: the direction alone separates drawings with streaks in the lungs with an AUC of 0.77.
+EDGES = ("sharpest to 7th", "2nd to 7th", "sharpest to 13th")
 
 
 def describe_frame(pixels: np.ndarray, outside: np.ndarray | None = None) -> np.ndarray:
@@ -72,12 +72,11 @@ def describe_frame(pixels: np.ndarray, outside: np.ndarray | None = None) -> np.
 
 
 def describe_edges(pixels: np.ndarray) -> np.ndarray:
-    """Describe how far the sharpest edges of an image exceed its other edges, wherever they lie, and the sharpest one.
+    """Describe how far the sharpest edges of an image exceed its other edges, wherever they lie.
 
     Letters, wires and clips have sharper edges than opacities, at few places. The sharpest edge of each of 8 x 8
     windows is measured, and the sharpest windows are compared with the 7th and the 13th: a letter lies in at most four.
-    A texture that is sharper in the whole lungs, as that of an interstitial disease, changes them together. Marks of
-    both classes may be as sharp and have another direction.
+    A texture that is sharper in the whole lungs, as that of an interstitial disease, changes them together.
 
     Args:
         pixels: Intensities, uint8 `(h, w)`; larger images are resized to 256 x 256 pixels.
@@ -90,10 +89,7 @@ def describe_edges(pixels: np.ndarray) -> np.ndarray:
     rows, columns = (length // WINDOWS for length in edges.shape)
     windows = edges.reshape(WINDOWS, rows, WINDOWS, columns).max(axis=(1, 3))
     logs = np.log(np.sort(windows, axis=None)[::-1] + SMALLEST_EDGE)
-    ratios = [logs[0] - logs[6], logs[1] - logs[6], logs[0] - logs[12]]
-    row, column = np.unravel_index(edges.argmax(), edges.shape)
-    direction = np.log(down[row, column] + SMALLEST_EDGE) - np.log(across[row, column] + SMALLEST_EDGE)
-    return np.array([*ratios, direction])
+    return np.array([logs[0] - logs[6], logs[1] - logs[6], logs[0] - logs[12]])
 
 
 def measure_edges(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -93,16 +93,5 @@ def test_a_sharp_mark_anywhere_is_an_edge_and_disease_is_not(texture):
     plain, soft, fine, mark = (
         describe_edges(np.clip(image, 0, 255).astype(np.uint8)) for image in (background, opacity, streaks, marked)
     )
-    assert np.abs(soft - plain)[:3].max() < 0.1 and np.abs(fine[:2] - plain[:2]).max() < 0.3
+    assert np.abs(soft - plain).max() < 0.1 and np.abs(fine[:2] - plain[:2]).max() < 0.3
     assert mark[0] > plain[0] + 0.3
-
-
-def test_marks_that_are_as_sharp_differ_by_their_direction(texture):
-    """One class has an upright line and the other a level one."""
-
-    def describe(rows, columns):
-        image = texture.copy()
-        image[rows, columns] = 250
-        return dict(zip(EDGES, describe_edges(image), strict=True))["across rows to across columns"]
-
-    assert describe(slice(100, 102), slice(60, 120)) > 1 and describe(slice(60, 120), slice(100, 102)) < -1
