@@ -38,7 +38,7 @@ FEATURES = (
     "SD of the corners",
     "fraction below the corners' mean",
 )
-# Logs of ratios of windows. The place, the intensities and the direction of the sharpest edge are no part of them, since
+# Logs of ratios of windows. Place, intensities and direction of the sharpest edge are no part of them, since
 # a disease changes them, too: the direction alone separates drawings with streaks in the lungs with an AUC of 0.77.
 EDGES = ("sharpest to 7th", "2nd to 7th", "sharpest to 13th")
 
