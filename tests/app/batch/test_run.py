@@ -170,7 +170,7 @@ def test_errors_name_the_invalid_argument(model, images, tmp_path):
     with pytest.raises(UsageError, match="engine='spark'"):
         predict_batch(model, images, tmp_path / "table.csv", engine="spark")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="contains no image"):
+    with pytest.raises(DataError, match="is empty"):
         predict_batch(model, tmp_path / "empty", tmp_path / "table.csv")
 
 

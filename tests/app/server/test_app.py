@@ -137,7 +137,9 @@ def test_maps_are_returned_on_request(client, small_model):
     if lungs.usable:
         outline = np.asarray(Image.open(io.BytesIO(base64.b64decode(image["lungs"]))))
         assert outline.shape == (*pixels.shape, 4) and 0 < (outline[..., 3] > 0).mean() < 0.1
-        assert image["lungs_saliency"] == fraction_inside(saliency, lungs.mask) and image["lungs_area"] == lungs.area
+        # a session with more threads adds in another order
+        assert image["lungs_saliency"] == pytest.approx(fraction_inside(saliency, lungs.mask), rel=1e-5)
+        assert image["lungs_area"] == lungs.area
     else:
         assert (image["lungs"], image["lungs_saliency"], image["lungs_area"]) == (None, None, None)
         assert lungs.remark in image["lungs_text"]
