@@ -363,9 +363,11 @@ def test_screenshots_show_one_and_many_results(browser, site, images, tmp_path):
         for width in (1200, 390)
         for scheme in ("light", "dark")
     }
-    sizes = {name: Image.open(tmp_path / name).size for name in names}
-    assert sizes["page-1200-dark.webp"] == (1200, 900) and sizes["page-390-dark.webp"] == (780, 1688)
-    light, dark = (
-        np.median(Image.open(tmp_path / f"page-1200-{scheme}.webp").convert("L")) for scheme in ("light", "dark")
-    )
+    pictures = {}
+    for name in names:
+        with Image.open(tmp_path / name) as picture:
+            pictures[name] = np.asarray(picture.convert("L"))
+    assert pictures["page-1200-dark.webp"].shape == (900, 1200)
+    assert pictures["page-390-dark.webp"].shape == (1688, 780)
+    light, dark = (np.median(pictures[f"page-1200-{scheme}.webp"]) for scheme in ("light", "dark"))
     assert dark < 80 < 160 < light
