@@ -79,7 +79,7 @@ def test_runs_that_cannot_be_retrained_are_refused(run_folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("shortcut", [None, "corner"])
-def test_a_true_signal_is_not_refuted_and_a_planted_one_is(shortcut, tmp_path):
+def test_a_true_signal_gets_the_positive_verdict_and_a_planted_one_does_not(shortcut, tmp_path):
     """Streaks are too fine for a thumbnail; without the signal, only a bright corner separates the classes.
 
     With 240 held-out patients, the AUC of a network without the lungs can be bounded by 0.65.
@@ -100,13 +100,7 @@ def test_a_true_signal_is_not_refuted_and_a_planted_one_is(shortcut, tmp_path):
     found = validate(learn.path, rows.assign(source="another hospital"))
     assert len(found.same_source()) == 1 and np.isfinite(found.same_source()[0]["thumbnail"])
     verdict = audit_run(learn.path).verdict
-    if shortcut is not None:
-        assert verdict.level == "failed", str(verdict)
-        return
-    # the cells that separate the classes best show the disease itself: with them covered, the AUC may be lower
-    spot = next(each for each in verdict.conditions if each.name.startswith("No mark at a fixed place"))
-    others = {each.outcome for each in verdict.conditions if each is not spot}
-    assert others <= {"met", "not applicable"} and spot.outcome in ("met", "inconclusive"), str(verdict)
+    assert verdict.level == ("shown" if shortcut is None else "failed"), str(verdict)
 
 
 @pytest.mark.parametrize("pooled", [False, True], ids=["feature maps", "a body that pools"])
