@@ -25,7 +25,7 @@ NOT_TESTED, NOT_APPLICABLE = "not tested", "not applicable"
 # marker of 0.65 separates as weakly as two normal distributions 0.54 standard deviations apart.
 NEAR_CHANCE = 0.65
 SIGNIFICANT = 0.05  # the p-value below which a baseline that may see some of the lungs is mentioned
-LARGEST_DROP = 0.1  # of the AUC where the telling cells are covered, which hide some of the lungs, too
+LARGEST_DROP = 0.1  # of the AUC where places are covered; they hide some of the lungs, too
 MOST_UNSTATED = 0.1  # of the images; sources that separate the classes within 10% of them give an AUC of 0.6
 MOST_FALSE_POSITIVES = 0.25  # of the negative controls: 3 of CoronaHack's 12
 # Baselines that do not see what is in the lungs, but may depend on it, and what the verdict says of them.
@@ -132,7 +132,8 @@ def give_verdict(
        condition does not apply.
     6. No mark at a fixed place, such as a letter in the lungs, explains the predictions. The condition is met if no
        cell of a 32 x 32 grid separates the classes, or if the AUC of the network is less than 0.1 lower where these
-       cells are covered. It failed if the network is not better than chance then.
+       cells are covered than where nothing is covered, or than where the mirrored cells are: a disease of both lungs is
+       hidden there, too. It failed if the network is not better than chance where the cells are covered.
     7. No letter, wire or other sharp mark in the lungs explains the predictions: the AUC of the network is less than
        0.1 lower where the sharpest edges in the lungs of each image are covered. It failed if the network is not better
        than chance then.
@@ -155,7 +156,8 @@ def give_verdict(
             and `high`; None if there are none.
         covered: The network on images whose telling cells are covered: its `auc` with `auc_low` and `auc_high`, the
             `network_auc` on the same patients, their `difference` with `low` and `high`, and `n`; None if it was not
-            evaluated on such images.
+            evaluated on such images. If the mirrored cells were covered in other copies, also the AUC there,
+            `mirrored_auc`, and how far it exceeds `auc`: `beyond` with `beyond_low` and `beyond_high`.
         marks: The same as `covered` for images whose sharpest edges in the lungs are covered.
         unstated_fraction: Fraction of the images that the baselines use whose source is not stated.
 
@@ -533,4 +535,14 @@ def _judge_covered(name: str, before: str, covered: Mapping[str, Any], what: str
     if covered["high"] < LARGEST_DROP:
         return Condition(name, MET, text)
     lower = format_estimate(covered["difference"], covered["low"], covered["high"])
-    return Condition(name, INCONCLUSIVE, text, f"{where}, the AUC of the network may be lower by {lower}")
+    reason = f"{where}, the AUC of the network may be lower by {lower}"
+    if "beyond" in covered:
+        beyond = format_estimate(covered["beyond"], covered["beyond_low"], covered["beyond_high"], spec=SIGNED)
+        text += (
+            f" Where the mirrored places are covered, it is {format_metric(covered['mirrored_auc'])}; the paired "
+            f"difference to these is {beyond}."
+        )
+        if covered["beyond_high"] < LARGEST_DROP:  # guard: mirrored_spot
+            return Condition(name, MET, text)
+        reason += f", and by {beyond} compared to the mirrored places"
+    return Condition(name, INCONCLUSIVE, text, reason)

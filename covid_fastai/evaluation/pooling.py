@@ -15,7 +15,8 @@ from covid_fastai.evaluation.intervals import LEVEL, Z
 
 __all__ = ["PooledEstimate", "pool_aucs", "pool_random_effects"]
 
-EXTREMES = (0.001, 0.999)  # stand for areas of 0 and 1, whose log odds are infinite
+EXTREME = 0.001  # and 1 - EXTREME stand for areas of 0 and 1, whose log odds are infinite
+SMALLEST_ERROR = 0.001  # standard error of log odds; an interval without a width would outweigh all others
 FEWEST_FOR_PREDICTION = 3  # data sets; the prediction interval has two degrees of freedom less than data sets
 
 
@@ -91,9 +92,15 @@ def pool_aucs(values: Sequence[float], lows: Sequence[float], highs: Sequence[fl
         highs: The upper bounds.
 
     Returns:
-        The pooled area. Areas and bounds of 0 or 1 are taken as 0.001 or 0.999, whose log odds are finite.
+        The pooled area. Areas and bounds of 0 or 1 are taken as 0.001 or 0.999, whose log odds are finite, or as half of
+        the distance of the other bound from 0 or 1, where that is shorter.
     """
-    logits = [logit(np.clip(np.asarray(each, dtype=float), *EXTREMES)) for each in (values, lows, highs)]
-    pooled = pool_random_effects(logits[0].tolist(), (((logits[2] - logits[1]) / (2 * Z)) ** 2).tolist())
+    areas = np.array([values, lows, highs], dtype=float)
+    from_the_ends = np.minimum(areas, 1 - areas)
+    inside = np.where(from_the_ends > 0, from_the_ends / 2, 1).min(axis=0)
+    extreme = np.clip(inside, 1e-12, EXTREME)
+    estimates, lower, upper = logit(np.clip(areas, extreme, 1 - extreme))
+    errors = np.maximum((upper - lower) / (2 * Z), SMALLEST_ERROR)
+    pooled = pool_random_effects(estimates.tolist(), (errors**2).tolist())
     names = ("value", "low", "high", "predicted_low", "predicted_high")
     return replace(pooled, **{name: float(expit(getattr(pooled, name))) for name in names})

@@ -198,6 +198,18 @@ def test_a_spot_that_the_network_does_not_need_is_mentioned():
     assert "0.880" in verdict.conditions[5].text and "0.900 where they are not" in verdict.conditions[5].text
 
 
+def test_a_spot_hides_a_disease_of_both_lungs_no_more_than_its_mirrored_place():
+    hides = COVERED | {"auc": 0.8, "auc_low": 0.74, "difference": 0.1, "low": 0.07, "high": 0.15}
+    assert verdict_of(covered=hides).conditions[5].outcome == "inconclusive"
+    mirrored = {"mirrored_auc": 0.81, "beyond": 0.01, "beyond_low": -0.03, "beyond_high": 0.05}
+    verdict = verdict_of(covered=hides | mirrored)
+    assert verdict.level == "shown" and "it is 0.810; the paired difference to these is +0.010" in str(verdict)
+    verdict = verdict_of(covered=hides | mirrored | {"beyond_high": 0.11})
+    assert verdict.level == "not shown"
+    assert "may be lower by 0.100 (0.070 to 0.150), and by +0.010 (-0.030 to +0.110) compared to" in verdict.sentence
+    assert verdict_of(covered=ON_A_SPOT | mirrored).level == "failed"
+
+
 def test_all_failures_and_what_is_undecided_are_named():
     verdict = verdict_of(low=-0.002, errorless_low=-0.001, blind=BLIND | {"auc_low": 0.6, "auc_high": 0.9})
     assert verdict.level == "failed" and "a network trained without the lungs" in verdict.sentence

@@ -42,3 +42,19 @@ def test_two_data_sets_predict_nothing():
 def test_a_perfect_area_can_be_pooled():
     pooled = pool_aucs([1.0, 0.9, 0.95], [0.8, 0.8, 0.85], [1.0, 0.96, 0.99])
     assert 0.85 < pooled.value < 1
+
+
+@pytest.mark.parametrize(
+    "area",
+    [(1.0, 0.9996, 1.0), (0.9997, 0.9992, 0.9999), (0.0, 0.0, 4e-32), (5e-324, 0.0, 1e-9), (1.0, 1.0, 1.0), (0.3,) * 3],
+)
+def test_an_interval_close_to_an_end_or_without_a_width_can_be_pooled(area):
+    values, lows, highs = zip(area, (0.9, 0.8, 0.96), (0.7, 0.6, 0.78), strict=True)
+    pooled = pool_aucs(values, lows, highs)
+    assert 0 <= pooled.low <= pooled.value <= pooled.high <= 1
+    assert min(values) < pooled.value < max(values)
+
+
+def test_a_narrow_interval_close_to_one_outweighs_a_wide_one():
+    narrow, wide = (pool_aucs([1.0, 0.9996], [low, 0.999], [1.0, 0.9999]) for low in (0.9996, 0.9))
+    assert narrow.value > wide.value
