@@ -50,7 +50,6 @@ N_RESAMPLES = 500  # bootstrap resamples; only the mean AUC of more than two cla
 BLIND, PERMUTED, NEGATIVE_CONTROL, UNTRAINED = "lungs removed", "permuted labels", "negative control", "frozen backbone"
 REGION = "lung_region"  # the column of predictions of altered images that names the region of the lungs in each
 COVERED, SPOTS = "fixed spots covered", "spots"  # a probe, and the column that names what it covered
-MIRRORED = "mirrored spots covered"  # a probe: the same number of pixels, where no spot is
 MARKS = "sharpest edges covered"
 # when the images were altered: values of the column `when`
 EVALUATION_ONLY, RETRAINED = "at evaluation only", "in training and evaluation"
@@ -182,7 +181,7 @@ def audit_predictions(
         external=external,
         unstated=unstated,
         negative_controls=negative_controls,
-        covered=_find_covered(altered, probes, shortcuts, positive),
+        covered=_find_covered(altered, probes, shortcuts),
         marks=next(iter(as_rows(altered[altered["change"] == MARKS])), None),
         unstated_fraction=float(shortcuts.predictions["thumbnail"]["source"].map(is_unstated).mean()),
     )
@@ -373,7 +372,7 @@ def _count_boxes(change: str, predictions: pd.DataFrame) -> dict[str, float]:
     A box leaves some of the lungs, and opacities are a reason that lungs are not found: all patients with a box may be
     ranked correctly by the disease, and the others at random.
     """
-    if change in (PERMUTED, UNTRAINED, COVERED, MIRRORED, MARKS):
+    if change in (PERMUTED, UNTRAINED, COVERED, MARKS):
         return {"images": 0, "boxes": 0, "boxes_auc": 0.5}
     if REGION not in predictions:  # a table of another program
         return {"images": float("nan"), "boxes": float("nan"), "boxes_auc": 0.5}
@@ -386,24 +385,14 @@ def _count_boxes(change: str, predictions: pd.DataFrame) -> dict[str, float]:
 
 
 def _find_covered(
-    altered: pd.DataFrame, probes: pd.DataFrame | None, shortcuts: ShortcutAudit, positive: str | None
+    altered: pd.DataFrame, probes: pd.DataFrame | None, shortcuts: ShortcutAudit
 ) -> dict[str, Any] | None:
-    """Return the row of the network on images with the fixed spots covered; None if other spots, or none, were.
-
-    If mirrored places were covered in other copies, the row has the difference to these, too: `beyond`.
-    """
+    """Return the row of the network on images with the fixed spots covered; None if other spots, or none, were."""
     row = altered[altered["change"] == COVERED]
     if probes is None or row.empty:
         return None
-    tables = {name: probes[probes["probe"] == name] for name in (COVERED, MIRRORED)}
-    if set(tables[COVERED][SPOTS]) != {format_boxes(shortcuts.spots)}:
-        return None
-    if tables[MIRRORED].empty:
-        return as_rows(row)[0]
-    covered, mirrored = (read_predictions(table) for table in tables.values())
-    (beyond,) = as_rows(_paired_differences(mirrored, {COVERED: covered}, positive))
-    names = {"beyond": "difference", "beyond_low": "low", "beyond_high": "high", "mirrored_auc": "network_auc"}
-    return as_rows(row)[0] | {name: beyond[of] for name, of in names.items()}
+    covered = set(probes.loc[probes["probe"] == COVERED, SPOTS])
+    return as_rows(row)[0] if covered == {format_boxes(shortcuts.spots)} else None
 
 
 def _count_negative_controls(probes: pd.DataFrame | None, positive: str | None) -> dict[str, Any] | None:

@@ -28,7 +28,6 @@ __all__ = [
     "find_edges",
     "find_spots",
     "format_boxes",
-    "mirror_boxes",
     "most_telling",
     "places_of",
 ]
@@ -150,16 +149,6 @@ def describe_box(box: Sequence[int]) -> str:
 def format_boxes(boxes: Sequence[Sequence[int]]) -> str:
     """Return boxes as text, as a table names them, such as "12 16 19 23; 0 4 28 32"."""
     return "; ".join(" ".join(map(str, box)) for box in boxes)
-
-
-def mirror_boxes(boxes: Sequence[Sequence[int]]) -> tuple[Box, ...]:
-    """Return the same places on the other side of the image; none if one of them would touch a given one."""
-    mirrored = tuple((top, bottom, CELLS - right, CELLS - left) for top, bottom, left, right in boxes)
-    for top, bottom, left, right in mirrored:
-        for other in boxes:
-            if top <= other[1] and other[0] <= bottom and left <= other[3] and other[2] <= right:  # guard: two_sided
-                return ()
-    return mirrored
 
 
 def cover_image(image: Image.Image, boxes: Sequence[Sequence[int]], *, side: int) -> Image.Image:

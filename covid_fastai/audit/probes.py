@@ -16,18 +16,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from covid_fastai.audit.audit import (
-    BLIND,
-    COVERED,
-    MARKS,
-    MIRRORED,
-    NEGATIVE_CONTROL,
-    REGION,
-    SPOTS,
-    negative_control_rows,
-)
+from covid_fastai.audit.audit import BLIND, COVERED, MARKS, NEGATIVE_CONTROL, REGION, SPOTS, negative_control_rows
 from covid_fastai.audit.baselines import find_cohort_spots
-from covid_fastai.audit.fixed_spots import Box, cover_image, find_edges, format_boxes, mirror_boxes
+from covid_fastai.audit.fixed_spots import Box, cover_image, find_edges, format_boxes
 from covid_fastai.audit.lung_region import thorax_region, within_lungs
 from covid_fastai.data.cached_regions import region_pixels
 from covid_fastai.data.fastai_types import seeing
@@ -67,9 +58,8 @@ def predict_probes(
     A model that performs almost as well without the lungs does not use them. A lower performance proves little: the
     model never saw a black box in training. `covid-fastai audit --full` trains a network on such images. The fixed
     spots are the places that separate the classes best (`find_cohort_spots`). Their surroundings are blurred over them,
-    so that a model that does not need them hardly changes. In other copies, the mirrored places are covered, unless they
-    touch the fixed spots: a disease lies in both lungs, a mark on one side. In further copies, the three places with the
-    sharpest edges in the lungs of each image are covered: letters, wires and clips lie at other places in each image.
+    so that a model that does not need them hardly changes. In another copy, the three places with the sharpest edges in
+    the lungs of each image are covered: letters, wires and clips lie at other places in each image.
 
     Args:
         learn: A fitted learner.
@@ -80,8 +70,8 @@ def predict_probes(
 
     Returns:
         A table like that of `predict` with the columns `probe`: a change of `write_altered`, `"fixed spots covered"`,
-        `"mirrored spots covered"`, `"sharpest edges covered"` or `"negative control"`, `lung_region`: the region that
-        was altered, and `spots`: which places were covered, as `format_boxes`. `path` names the original image.
+        `"sharpest edges covered"` or `"negative control"`, `lung_region`: the region that was altered, and `spots`:
+        which fixed spots were covered, as `format_boxes`. `path` names the original image.
     """
     held_out = cohort[cohort["split"] == "valid"]
     held_out = held_out.sample(min(MOST, len(held_out)), random_state=seed).sort_index()
@@ -94,7 +84,7 @@ def predict_probes(
             of_rows = {"path": rows["original"].to_numpy(), REGION: rows[REGION].to_numpy()}
             tables.append(table.assign(**of_rows, probe=change))
         spots = find_cohort_spots(cohort, seed=seed)
-        for probe, boxes in {COVERED: spots, MIRRORED: mirror_boxes(spots), MARKS: None}.items():
+        for probe, boxes in {COVERED: spots, MARKS: None}.items():
             if boxes == ():
                 continue
             rows = write_covered(held_out, Path(folder) / probe, boxes=boxes, **options)

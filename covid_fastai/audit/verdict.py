@@ -25,7 +25,10 @@ NOT_TESTED, NOT_APPLICABLE = "not tested", "not applicable"
 # marker of 0.65 separates as weakly as two normal distributions 0.54 standard deviations apart.
 NEAR_CHANCE = 0.65
 SIGNIFICANT = 0.05  # the p-value below which a baseline that may see some of the lungs is mentioned
-LARGEST_DROP = 0.1  # of the AUC where places are covered; they hide some of the lungs, too
+# Of what the AUC exceeds 0.5 by, a mark may explain less than this fraction. Covered places hide some of the lungs, too:
+# of drawings with streaks in both lungs, the most telling cells hide 0.20 of it (0.14 to 0.30), and marks alone all.
+MOST_EXPLAINED = 0.5
+TELLING, SHARPEST = "the most telling cells", "the sharpest edges in the lungs"  # what is covered
 MOST_UNSTATED = 0.1  # of the images; sources that separate the classes within 10% of them give an AUC of 0.6
 MOST_FALSE_POSITIVES = 0.25  # of the negative controls: 3 of CoronaHack's 12
 # Baselines that do not see what is in the lungs, but may depend on it, and what the verdict says of them.
@@ -131,12 +134,10 @@ def give_verdict(
        interval. Negative controls are negative images from the source of the positive class; without such images the
        condition does not apply.
     6. No mark at a fixed place, such as a letter in the lungs, explains the predictions. The condition is met if no
-       cell of a 32 x 32 grid separates the classes, or if the AUC of the network is less than 0.1 lower where these
-       cells are covered than where nothing is covered, or than where the mirrored cells are: a disease of both lungs is
-       hidden there, too. It failed if the network is not better than chance where the cells are covered.
-    7. No letter, wire or other sharp mark in the lungs explains the predictions: the AUC of the network is less than
-       0.1 lower where the sharpest edges in the lungs of each image are covered. It failed if the network is not better
-       than chance then.
+       cell of a 32 x 32 grid separates the classes, or if these cells, when covered, lower the AUC of the network by less
+       than half of what it exceeds 0.5 by. It failed if the network is not better than chance then.
+    7. No letter, wire or other sharp mark in the lungs explains the predictions: the same with the sharpest edges in
+       the lungs of each image covered.
 
     Args:
         shortcuts: What `find_shortcuts` returned.
@@ -156,8 +157,7 @@ def give_verdict(
             and `high`; None if there are none.
         covered: The network on images whose telling cells are covered: its `auc` with `auc_low` and `auc_high`, the
             `network_auc` on the same patients, their `difference` with `low` and `high`, and `n`; None if it was not
-            evaluated on such images. If the mirrored cells were covered in other copies, also the AUC there,
-            `mirrored_auc`, and how far it exceeds `auc`: `beyond` with `beyond_low` and `beyond_high`.
+            evaluated on such images.
         marks: The same as `covered` for images whose sharpest edges in the lungs are covered.
         unstated_fraction: Fraction of the images that the baselines use whose source is not stated.
 
@@ -176,6 +176,10 @@ def give_verdict(
     outcomes = {condition.outcome for condition in conditions}
     if outcomes <= {MET, NOT_APPLICABLE}:
         sentence = "Evidence of disease signal: every condition that applies is met on these data."
+        for what, result in ((TELLING, covered), (SHARPEST, marks)):
+            if result is not None and result["low"] > 0:
+                estimate = format_estimate(result["auc"], result["auc_low"], result["auc_high"])
+                sentence += f" Where {what} are covered, the AUC is {estimate}."
         if shortcuts.flags:
             sentence += f" Shortcuts that are too weak to explain it: {_list_aucs(shortcuts, shortcuts.flags)}."
         return Verdict("shown", sentence, conditions)
@@ -498,9 +502,7 @@ def _needs_no_spot(shortcuts: ShortcutAudit, covered: Mapping[str, Any] | None) 
             return Condition(name, MET, f"{text}.")
         reason = "the network was not evaluated with the most telling cells of the image covered"
         return Condition(name, NOT_TESTED, f"{text}{where}; {reason}.", f"{text[:1].lower()}{text[1:]}, and {reason}")
-    return _judge_covered(
-        name, f"{text}{where}.", covered, "the most telling cells", "with a fixed place of the image covered"
-    )
+    return _judge_covered(name, f"{text}{where}.", covered, TELLING, "with a fixed place of the image covered")
 
 
 def _needs_no_mark(marks: Mapping[str, Any] | None) -> Condition:
@@ -508,9 +510,7 @@ def _needs_no_mark(marks: Mapping[str, Any] | None) -> Condition:
     if marks is None:  # guard: marks_untested
         reason = "the network was not evaluated with the sharpest edges in the lungs covered"
         return Condition(name, NOT_TESTED, f"{reason[:1].upper()}{reason[1:]}.", reason)
-    return _judge_covered(
-        name, "", marks, "the sharpest edges in the lungs", "with letters or other sharp marks covered"
-    )
+    return _judge_covered(name, "", marks, SHARPEST, "with letters or other sharp marks covered")
 
 
 def _judge_covered(name: str, before: str, covered: Mapping[str, Any], what: str, where: str) -> Condition:
@@ -532,17 +532,7 @@ def _judge_covered(name: str, before: str, covered: Mapping[str, Any], what: str
     ).strip()
     if covered["low"] > 0 and not covered["auc_low"] > 0.5:  # guard: covered_spot
         return Condition(name, FAILED, text, f"{where}, the network is not better than chance (AUC {estimate})")
-    if covered["high"] < LARGEST_DROP:
+    if covered["high"] < MOST_EXPLAINED * (covered["network_auc"] - 0.5):  # guard: mostly_covered
         return Condition(name, MET, text)
     lower = format_estimate(covered["difference"], covered["low"], covered["high"])
-    reason = f"{where}, the AUC of the network may be lower by {lower}"
-    if "beyond" in covered:
-        beyond = format_estimate(covered["beyond"], covered["beyond_low"], covered["beyond_high"], spec=SIGNED)
-        text += (
-            f" Where the mirrored places are covered, it is {format_metric(covered['mirrored_auc'])}; the paired "
-            f"difference to these is {beyond}."
-        )
-        if covered["beyond_high"] < LARGEST_DROP:  # guard: mirrored_spot
-            return Condition(name, MET, text)
-        reason += f", and by {beyond} compared to the mirrored places"
-    return Condition(name, INCONCLUSIVE, text, reason)
+    return Condition(name, INCONCLUSIVE, text, f"{where}, the AUC of the network may be lower by {lower}")

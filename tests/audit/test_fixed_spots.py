@@ -17,7 +17,6 @@ from covid_fastai.audit.fixed_spots import (
     find_edges,
     find_spots,
     format_boxes,
-    mirror_boxes,
     most_telling,
     places_of,
 )
@@ -124,11 +123,3 @@ def test_places_of_sharp_edges_lie_in_the_image():
 def test_boxes_as_text():
     assert describe_box([12, 16, 19, 23]) == "43% from the top and 65% from the left"
     assert format_boxes([[12, 16, 19, 23], [0, 4, 28, 32]]) == "12 16 19 23; 0 4 28 32"
-
-
-def test_mirrored_places_lie_on_the_other_side_and_touch_no_spot():
-    assert mirror_boxes([(12, 16, 19, 23), (0, 4, 28, 32)]) == ((12, 16, 9, 13), (0, 4, 0, 4))
-    assert mirror_boxes([(12, 16, 14, 18)]) == ()  # the middle
-    assert mirror_boxes([(12, 16, 16, 20)]) == ()  # beside it
-    assert mirror_boxes([(12, 16, 2, 6), (15, 19, 25, 28)]) == ()  # on both sides
-    assert mirror_boxes([]) == ()

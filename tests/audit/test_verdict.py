@@ -140,8 +140,8 @@ NO_POWER = {"value": 0.85, "low": 0.45, "high": 0.98}  # of ten patients
         ({"baselines": shortcuts(fixed_spot=flag(0.97))}, 5, "not tested", "the best of 32 × 32 cells separates"),
         ({"baselines": shortcuts(fixed_spot={"high": 0.7})}, 5, "not tested", "not evaluated with the most telling"),
         ({"marks": None}, 6, "not tested", "not evaluated with the sharpest edges in the lungs covered"),
-        ({"marks": COVERED | {"high": 0.15}}, 6, "inconclusive", "with letters or other sharp marks covered, the AUC"),
-        ({"covered": COVERED | {"high": 0.15}}, 5, "inconclusive", "may be lower by 0.020 (-0.010 to 0.150)"),
+        ({"marks": COVERED | {"high": 0.21}}, 6, "inconclusive", "with letters or other sharp marks covered, the AUC"),
+        ({"covered": COVERED | {"high": 0.21}}, 5, "inconclusive", "may be lower by 0.020 (-0.010 to 0.210)"),
     ],
 )
 def test_each_condition_can_stay_open(given, number, outcome, reason):
@@ -198,16 +198,19 @@ def test_a_spot_that_the_network_does_not_need_is_mentioned():
     assert "0.880" in verdict.conditions[5].text and "0.900 where they are not" in verdict.conditions[5].text
 
 
-def test_a_spot_hides_a_disease_of_both_lungs_no_more_than_its_mirrored_place():
-    hides = COVERED | {"auc": 0.8, "auc_low": 0.74, "difference": 0.1, "low": 0.07, "high": 0.15}
-    assert verdict_of(covered=hides).conditions[5].outcome == "inconclusive"
-    mirrored = {"mirrored_auc": 0.81, "beyond": 0.01, "beyond_low": -0.03, "beyond_high": 0.05}
-    verdict = verdict_of(covered=hides | mirrored)
-    assert verdict.level == "shown" and "it is 0.810; the paired difference to these is +0.010" in str(verdict)
-    verdict = verdict_of(covered=hides | mirrored | {"beyond_high": 0.11})
-    assert verdict.level == "not shown"
-    assert "may be lower by 0.100 (0.070 to 0.150), and by +0.010 (-0.030 to +0.110) compared to" in verdict.sentence
-    assert verdict_of(covered=ON_A_SPOT | mirrored).level == "failed"
+@pytest.mark.parametrize("probe", ["covered", "marks"])
+def test_what_is_covered_may_explain_less_than_half_of_the_performance(probe):
+    """Of drawings with streaks in both lungs, the telling cells hide some: 0.987 becomes 0.888."""
+    hides = {"auc": 0.888, "auc_low": 0.837, "auc_high": 0.924, "network_auc": 0.987, "n": 213}
+    hides |= {"difference": 0.099, "low": 0.07, "high": 0.146}
+    verdict = verdict_of(**{probe: hides})
+    assert verdict.level == "shown"
+    assert verdict.sentence.endswith(" are covered, the AUC is 0.888 (0.837 to 0.924).")
+    assert verdict_of(**{probe: hides | {"high": 0.243}}).level == "shown"
+    assert verdict_of(**{probe: hides | {"high": 0.244}}).level == "not shown"
+    # of a network with an AUC of 0.7, the same drop is most of it
+    weak = {"auc": 0.6, "auc_low": 0.52, "auc_high": 0.67, "network_auc": 0.7, "difference": 0.1}
+    assert verdict_of(**{probe: hides | weak}).level == "not shown"
 
 
 def test_all_failures_and_what_is_undecided_are_named():
