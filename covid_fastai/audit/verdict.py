@@ -25,8 +25,8 @@ NOT_TESTED, NOT_APPLICABLE = "not tested", "not applicable"
 # marker of 0.65 separates as weakly as two normal distributions 0.54 standard deviations apart.
 NEAR_CHANCE = 0.65
 SIGNIFICANT = 0.05  # the p-value below which a baseline that may see some of the lungs is mentioned
-# Of what the AUC exceeds 0.5 by, a mark may explain less than this fraction. Covered places hide some of the lungs, too:
-# of drawings with streaks in both lungs, the most telling cells hide 0.20 of it (0.14 to 0.30), and marks alone all.
+# Of what the AUC exceeds 0.5 by, a mark may explain less than this fraction. Covered places hide some of the lungs,
+# too: of drawings with streaks in both lungs, the most telling cells hide 0.20 of it (0.14 to 0.30).
 MOST_EXPLAINED = 0.5
 TELLING, SHARPEST = "the most telling cells", "the sharpest edges in the lungs"  # what is covered
 MOST_UNSTATED = 0.1  # of the images; sources that separate the classes within 10% of them give an AUC of 0.6
@@ -134,8 +134,8 @@ def give_verdict(
        interval. Negative controls are negative images from the source of the positive class; without such images the
        condition does not apply.
     6. No mark at a fixed place, such as a letter in the lungs, explains the predictions. The condition is met if no
-       cell of a 32 x 32 grid separates the classes, or if these cells, when covered, lower the AUC of the network by less
-       than half of what it exceeds 0.5 by. It failed if the network is not better than chance then.
+       cell of a 32 x 32 grid separates the classes, or if these cells, when covered, lower the AUC of the network by
+       less than half of what it exceeds 0.5 by. It failed if the network is not better than chance then.
     7. No letter, wire or other sharp mark in the lungs explains the predictions: the same with the sharpest edges in
        the lungs of each image covered.
 

@@ -92,8 +92,8 @@ def pool_aucs(values: Sequence[float], lows: Sequence[float], highs: Sequence[fl
         highs: The upper bounds.
 
     Returns:
-        The pooled area. Areas and bounds of 0 or 1 are taken as 0.001 or 0.999, whose log odds are finite, or as half of
-        the distance of the other bound from 0 or 1, where that is shorter.
+        The pooled area. Areas and bounds of 0 or 1 are taken as 0.001 or 0.999, whose log odds are finite, or as half
+        of the distance of the other bound from 0 or 1, where that is shorter.
     """
     areas = np.array([values, lows, highs], dtype=float)
     from_the_ends = np.minimum(areas, 1 - areas)
