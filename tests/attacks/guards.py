@@ -13,13 +13,14 @@ syntax tree, not the text, so that a marked line can be reworded. Without a guar
 from __future__ import annotations
 
 import ast
+import copy
 import io
 import re
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Guard", "WITHOUT", "find_guards", "take_out"]
+__all__ = ["Guard", "WITHOUT", "changes_nothing", "find_guards", "take_out"]
 
 MARKER = re.compile(r"\bguard: ([a-z0-9_]+(?:, [a-z0-9_]+)*)$")
 
@@ -162,6 +163,16 @@ def take_out(text: str, guard: Guard) -> str:
     if taker.changed != 1:
         raise ValueError(f"guard {guard.name!r}: {taker.changed} statements start in line {guard.line} of {guard.path}")
     return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def changes_nothing(tree: ast.Module, guard: Guard) -> bool:
+    """Return whether the guarded statement of a module is the same without its guard."""
+    (node,) = (
+        node for node in ast.walk(tree) if isinstance(node, ast.stmt | ast.excepthandler) and node.lineno == guard.line
+    )
+    without = _without(copy.deepcopy(node), WITHOUT.get(guard.name))
+    without = without if isinstance(without, list) else [without]
+    return "\n".join(ast.unparse(ast.fix_missing_locations(each)) for each in without) == ast.unparse(node)
 
 
 def _markers(text: str) -> list[tuple[str, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastai.torch_core import no_random
 
 from covid_fastai.data.dataloaders import build_dataloaders
@@ -135,8 +135,16 @@ class Formats(Callback):
 
 
 def make_learner(cohort, tmp_path, *, precision, callbacks=()):
+    """Few small images: a processor that does not multiply in bf16 takes ten times as long as in fp32."""
     with no_random(0):
-        dls = build_dataloaders(cohort, image_size=64, batch_size=8, num_workers=0, device="cpu", augmentation="none")
+        dls = build_dataloaders(
+            cohort.groupby(["split", "label"]).head(8),
+            image_size=32,
+            batch_size=8,
+            num_workers=0,
+            device="cpu",
+            augmentation="none",
+        )
         return build_learner(dls, weights=None, precision=precision, path=tmp_path, callbacks=callbacks)
 
 
@@ -167,11 +175,11 @@ def test_both_formats_have_the_same_gradient(phantom_cohort, tmp_path):
 
 
 class FirstGradient(Callback):
-    """Keep the gradient of the first step."""
+    """Keep the gradient of the first step, which ends the training."""
 
     def before_step(self):
-        if not hasattr(self.learn, "kept_gradient"):
-            self.learn.kept_gradient = torch.cat([p.grad.flatten() for p in self.model.parameters()]).clone()
+        self.learn.kept_gradient = torch.cat([p.grad.flatten() for p in self.model.parameters()]).clone()
+        raise CancelFitException
 
 
 def test_autocast_is_off_after_an_error(phantom_cohort, tmp_path):
