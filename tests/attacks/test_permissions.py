@@ -56,7 +56,9 @@ def write_data(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="system: Windows has no umask")
-@pytest.mark.parametrize("umask", [0o000, 0o027, 0o077])
+@pytest.mark.parametrize(
+    "umask", [0o027, *(pytest.param(other, marks=pytest.mark.nightly) for other in (0o000, 0o077))]
+)
 def test_every_file_of_every_command_respects_the_umask(tmp_path, umask):
     write_data(tmp_path)
     before = {*tmp_path.rglob("*")}

@@ -113,7 +113,9 @@ def test_a_layer_with_a_hook_is_left_to_torchs_exporter():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["resnet18", pytest.param("resnet34", marks=pytest.mark.nightly), "resnet50"])
+@pytest.mark.parametrize(
+    "arch", ["resnet18", *(pytest.param(arch, marks=pytest.mark.nightly) for arch in ("resnet34", "resnet50"))]
+)
 def test_torchs_exporter_gives_the_same_outputs(arch, monkeypatch):
     model, options = model_of(arch, image_size=48), dict(classes=["a", "b", "c"], image_size=48, mean=0.4, std=0.2)
     ours = export_onnx(copy.deepcopy(model), **options)

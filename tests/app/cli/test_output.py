@@ -77,9 +77,10 @@ def json_of(text: str) -> dict:
     ("encoding", "terminal"),
     [
         ("cp437", True),
+        pytest.param("cp1252", False, marks=pytest.mark.slow),
         *(
-            pytest.param(*other, marks=pytest.mark.slow)
-            for other in [("cp1252", False), ("ascii", False), ("koi8-r", True), ("utf-8", True)]
+            pytest.param(*other, marks=[pytest.mark.slow, pytest.mark.nightly])
+            for other in [("ascii", False), ("koi8-r", True), ("utf-8", True)]
         ),
     ],
 )
