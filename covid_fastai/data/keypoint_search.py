@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array
 
 from covid_fastai.data.keypoints import COUNT, MIRROR, PLAIN, SCALES
 
-__all__ = ["Matches", "match_images"]
+__all__ = ["KeypointIndex", "Matches", "match_images"]
 
 TABLES = 16
 KEY_POOL = 40  # bits of a code that those of a table are chosen from: the lowest frequencies, which change least
@@ -59,7 +60,7 @@ class Matches(NamedTuple):
 
 def match_images(
     queries: np.ndarray,
-    database: np.ndarray | None = None,
+    database: np.ndarray | KeypointIndex | None = None,
     *,
     min_count: int,
     min_evidence: float = 0.0,
@@ -69,7 +70,8 @@ def match_images(
 
     Args:
         queries: `(n, 32)` of the type `KEYPOINT`.
-        database: `(m, 32)` of the same type; None to compare the queries with each other, each pair once.
+        database: `(m, 32)` of the same type, or their index; None to compare the queries with each other, each pair
+            once.
         min_count: The smallest number of matching keypoints, 6 or more.
         min_evidence: The smallest `Matches.evidence`.
         owners: Without a database: two queries with the same number are not compared, `(n,)`.
@@ -78,11 +80,13 @@ def match_images(
         The pairs, sorted by their positions.
     """
     others = queries if database is None else database
+    others = others.keypoints if isinstance(others, KeypointIndex) else others
     fitted: list[Matches] = []
     if len(queries) and len(others):
         if database is None and owners is None:
             owners = np.arange(len(queries))
-        for candidates in _candidates(queries, others, owners if database is None else None):
+        index = database if isinstance(database, KeypointIndex) else KeypointIndex(others)
+        for candidates in _candidates(queries, index, owners if database is None else None):
             for start in range(0, len(candidates), CANDIDATES):
                 maps = _fit_maps(queries, others, candidates[start : start + CANDIDATES])
                 enough = (maps.matched >= min_count) & (maps.evidence >= min_evidence)
@@ -111,10 +115,15 @@ def key_bits(images: int) -> int:
     return max(18, round(19.5 + 1.85 * math.log2(max(images, 1) / 6000)))
 
 
-class _Tables:
-    """The keypoints of the database by the hashes of their codes."""
+class KeypointIndex:
+    """The keypoints of images by the hashes of their codes, to search several times.
+
+    Args:
+        database: `(m, 32)` of the type `KEYPOINT`.
+    """
 
     def __init__(self, database: np.ndarray):
+        self.keypoints, self.points = database, _Points(database)
         flat = database.ravel()
         self.member = np.flatnonzero(flat["sign"])  # position of each keypoint in the database
         self.codes = flat["codes"][self.member, PLAIN]
@@ -123,13 +132,13 @@ class _Tables:
         self.masks = [np.uint64(sum(1 << int(bit) for bit in rng.permutation(KEY_POOL)[:bits])) for _ in range(TABLES)]
         self.tables = []
         for mask in self.masks:
-            hashes = self.hash(self.codes, mask)
-            order = np.argsort(hashes, kind="stable").astype(np.int32)
-            starts = np.zeros(2**self.size + 1, np.int32)
-            np.cumsum(np.bincount(hashes, minlength=2**self.size), out=starts[1:])
-            self.tables.append((order, starts))
+            # the rows of a sparse matrix are what a table is, and scipy makes them in linear time
+            hashes, columns = self._hash(self.codes, mask), np.arange(len(self.codes), dtype=np.int32)
+            entries = (np.ones(len(hashes), bool), (hashes.astype(np.int32), columns))
+            table = coo_array(entries, shape=(2**self.size, max(1, len(hashes)))).tocsr()
+            self.tables.append((table.indices, table.indptr))
 
-    def hash(self, codes: np.ndarray, mask: np.uint64) -> np.ndarray:
+    def _hash(self, codes: np.ndarray, mask: np.uint64) -> np.ndarray:
         chosen = codes & mask
         chosen = (chosen ^ (chosen >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)  # Knuth's multiplicative hash
         return (chosen >> np.uint64(64 - self.size)).astype(np.int64)
@@ -137,7 +146,7 @@ class _Tables:
     def look_up(self, codes: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions of codes, and of the keypoints with the same hash, whose codes are similar."""
         order, starts = self.tables[number]
-        hashes = self.hash(codes, self.masks[number])
+        hashes = self._hash(codes, self.masks[number])
         low = starts[hashes]
         counts = starts[hashes + 1] - low
         counts[counts > MOST] = 0
@@ -149,10 +158,8 @@ class _Tables:
         return asked[close], self.member[met[close]]
 
 
-def _candidates(queries: np.ndarray, others: np.ndarray, owners: np.ndarray | None) -> Iterator[np.ndarray]:
+def _candidates(queries: np.ndarray, index: KeypointIndex, owners: np.ndarray | None) -> Iterator[np.ndarray]:
     """Yield arrays of the type CANDIDATE; with owners, none of a query and another one of the same owner."""
-    tables = _Tables(others)
-    met_points = _Points(others)
     for start in range(0, len(queries), QUERIES):
         block = queries[start : start + QUERIES]
         asking = np.flatnonzero(block["sign"])
@@ -162,17 +169,17 @@ def _candidates(queries: np.ndarray, others: np.ndarray, owners: np.ndarray | No
         for mirrored in (False, True):
             asked_codes = (codes ^ MIRROR if mirrored else codes).ravel()
             for number in range(TABLES):
-                asked, met = tables.look_up(asked_codes, number)
+                asked, met = index.look_up(asked_codes, number)
                 here, scale = asking[asked // len(SCALES)], asked % len(SCALES)
                 if owners is not None:
                     keep = owners[here // COUNT + start] != owners[met // COUNT]
                     here, scale, met = here[keep], scale[keep], met[keep]
-                votes.append(_votes(points, here, scale, met_points, met, mirrored))
+                votes.append(_votes(points, here, scale, index.points, met, mirrored))
         candidates = _count_votes(np.concatenate(votes))
         candidates["query"] += start
         for first in range(0, len(candidates), CANDIDATES):
             part = candidates[first : first + CANDIDATES]
-            yield part[_sieve(queries[part["query"]], others[part["other"]], part) >= MIN_SIEVED]
+            yield part[_sieve(queries[part["query"]], index.keypoints[part["other"]], part) >= MIN_SIEVED]
 
 
 class _Points:

@@ -23,7 +23,7 @@ from covid_fastai.data.lung_tables import STORED, add_lungs
 from covid_fastai.data.official_splits import read_official_split
 from covid_fastai.data.patient_ids import join_patients, patients_from_paths, patients_of_pattern
 from covid_fastai.data.patients import image_facts, patient_key, source_of_patient
-from covid_fastai.data.pretraining_overlap import Manifest, mark_pretraining_overlap, package_manifests, read_manifest
+from covid_fastai.data.pretraining_overlap import Manifest, mark_pretraining_overlap, read_package_manifests
 from covid_fastai.data.problems import ProblemLog, count_kinds, no_row_left, printable
 from covid_fastai.data.projections import (
     is_unstated,
@@ -190,7 +190,7 @@ def read_cohort(
     task = make_task(task, labels=labels, classes=classes, positive=positive, label_columns=label_columns)
     if negatives_per_positive is not None:
         check_positive(task)
-    manifests = [read_manifest(file) for file in package_manifests()] if exclude_pretraining_overlap else []
+    manifests = read_package_manifests() if exclude_pretraining_overlap else []
     problems = ProblemLog()
     derived = DerivedColumns(path_column=path_column, path_template=path_template, join=join, on=on, encoding=encoding)
     columns = {"path": derived.path_column, "label": label_column, "patient": patient_column}

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_safetensors
 
 from covid_fastai.data.fingerprints import HASH_BYTES, MAX_DISTANCE, fingerprint_images
-from covid_fastai.data.keypoint_search import match_images
+from covid_fastai.data.keypoint_search import KeypointIndex, match_images
 from covid_fastai.data.keypoints import COUNT, KEYPOINT, STORED_BYTES, from_stored, to_stored, unpack_keypoints
 from covid_fastai.data.patients import patient_key
 from covid_fastai.data.projections import is_unstated
@@ -34,6 +34,7 @@ __all__ = [
     "package_manifests",
     "patients_not_compared",
     "read_manifest",
+    "read_package_manifests",
     "write_manifest",
 ]
 
@@ -74,6 +75,11 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.hashes)
+
+    @cached_property
+    def keypoint_index(self) -> KeypointIndex | None:
+        """The index of the keypoints; None without keypoints."""
+        return None if self.keypoints is None else KeypointIndex(self.keypoints)
 
 
 def write_manifest(
@@ -173,6 +179,17 @@ def package_manifests() -> list[Path]:
     return sorted(MANIFEST_FOLDER.glob(f"*{SUFFIX}"))
 
 
+def read_package_manifests() -> list[Manifest]:
+    """Read the manifests of the package's own weights; a file that has not changed is read once in a process."""
+    facts = [(path, path.stat()) for path in package_manifests()]
+    return [_read_unchanged(path, stat.st_mtime_ns, stat.st_size) for path, stat in facts]
+
+
+@lru_cache(maxsize=4)
+def _read_unchanged(path: Path, modified: int, size: int) -> Manifest:
+    return read_manifest(path)
+
+
 def mark_pretraining_overlap(
     table: pd.DataFrame,
     hashes: pd.Series | None,
@@ -214,12 +231,12 @@ def mark_pretraining_overlap(
             rows, values = _present(hashes, table.index, ~overlap)
             near = _near_any(values, np.concatenate([manifest.hashes for manifest in manifests]))
             overlap[np.repeat(rows, [len(value) // HASH_BYTES for value in values])[near]] = True
-        stored = [manifest.keypoints for manifest in manifests if manifest.keypoints is not None]
-        if keypoints is not None and stored:
-            rows, values = _present(keypoints, table.index, ~overlap)
-            owners = np.repeat(rows, [len(value) // VIEW_BYTES for value in values])
-            limits = {"min_count": MIN_MATCHED, "min_evidence": MIN_EVIDENCE}
-            overlap[owners[match_images(unpack_keypoints(values), np.concatenate(stored), **limits).first]] = True
+        for index in (manifest.keypoint_index for manifest in manifests if keypoints is not None):
+            if index is not None:
+                rows, values = _present(keypoints, table.index, ~overlap)
+                owners = np.repeat(rows, [len(value) // VIEW_BYTES for value in values])
+                limits = {"min_count": MIN_MATCHED, "min_evidence": MIN_EVIDENCE}
+                overlap[owners[match_images(unpack_keypoints(values), index, **limits).first]] = True
     return pd.Series(overlap, index=table.index, name="in_pretraining")
 
 

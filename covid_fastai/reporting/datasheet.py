@@ -8,7 +8,7 @@ import pandas as pd
 
 from covid_fastai.data.download import TERMS
 from covid_fastai.data.metadata import summarise_cohort
-from covid_fastai.data.pretraining_overlap import package_manifests, read_manifest
+from covid_fastai.data.pretraining_overlap import read_package_manifests
 from covid_fastai.evaluation.subgroups import AGE_BANDS
 from covid_fastai.notices import RESEARCH_USE
 from covid_fastai.reporting.caveats import cohort_caveats, source_table
@@ -220,7 +220,7 @@ def _pretraining(facts: RunFacts) -> str:
     text = f"{int(pretrained.sum()):,} images, or other images of their patients, are in the pretraining data of this "
     text += f"package's weights; {int(evaluated.sum())} of them are evaluated."
     collections = "; ".join(
-        f"{name}, {n:,} images" for file in package_manifests() for name, n in read_manifest(file).sources.items()
+        f"{name}, {n:,} images" for manifest in read_package_manifests() for name, n in manifest.sources.items()
     )
     text += f" The pretraining data are: {collections}." if collections else ""
     name = facts.weights.get("name", "unknown")

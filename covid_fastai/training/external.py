@@ -23,9 +23,9 @@ from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.pretraining_overlap import (
     Manifest,
     mark_pretraining_overlap,
-    package_manifests,
     patients_not_compared,
     read_manifest,
+    read_package_manifests,
 )
 from covid_fastai.data.projections import fold_source, is_unstated
 from covid_fastai.data.pseudonymise import check_key, number_data, patient_manifest
@@ -443,7 +443,7 @@ def _manifests(run: Run, weights: str) -> list[Manifest]:
         check_key(run.folder)  # the hashes of the patients are there
     manifests = [read_manifest(path) for path in (file, patient_manifest(run.folder)) if path.is_file()]
     if weights == "cxr":
-        manifests += [read_manifest(path) for path in package_manifests()]
+        manifests += read_package_manifests()
     return manifests
 
 

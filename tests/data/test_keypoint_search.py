@@ -38,7 +38,7 @@ def both(images, keypoints) -> np.ndarray:
 
 
 def test_tables_find_the_codes_that_agree_in_a_mask(both):
-    tables = keypoint_search._Tables(both)
+    tables = keypoint_search.KeypointIndex(both)
     codes = both["codes"][:4, :, 0].ravel()
     stored = both["codes"][..., PLAIN].ravel()
     for number, mask in enumerate(tables.masks):

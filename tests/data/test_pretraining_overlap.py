@@ -27,6 +27,7 @@ from covid_fastai.data.pretraining_overlap import (
     package_manifests,
     patients_not_compared,
     read_manifest,
+    read_package_manifests,
     write_manifest,
 )
 from covid_fastai.data.splits import fold_by_patient, fold_cohort, leaked_patients, split_by_image, split_by_patient
@@ -223,7 +224,23 @@ def test_the_packages_weights_have_a_manifest_that_can_be_read():
     assert [path.with_suffix("").name + module.SUFFIX for path in sorted(weights)] == [
         path.name for path in package_manifests()
     ]
-    assert all(len(read_manifest(path)) > 0 for path in package_manifests())
+    manifests = read_package_manifests()
+    assert all(len(manifest.keypoints) == len(manifest) > 0 for manifest in manifests)
+    assert [id(manifest) for manifest in read_package_manifests()] == [id(manifest) for manifest in manifests]
+
+
+@pytest.mark.realdata
+def test_a_cropped_copy_of_an_image_of_the_package_weights_is_marked(real_data, tmp_path):
+    """The hash of a crop by 7% a side is that of another image."""
+    present = sorted((real_data / "radiography-224" / "COVID").iterdir())[:10]
+    for path in present:
+        image = Image.open(path).convert("L")
+        width, height = image.size
+        image.crop((0.07 * width, 0.07 * height, 0.93 * width, 0.93 * height)).save(tmp_path / f"x{path.name}")
+    copies = pd.DataFrame({"path": [str(tmp_path / f"x{path.name}") for path in present], "patient": ""})
+    prints, manifests = fingerprint_images(copies["path"].tolist()), read_package_manifests()
+    assert mark_pretraining_overlap(copies, prints["hashes"], manifests).sum() < 3
+    assert mark_pretraining_overlap(copies, prints["hashes"], manifests, keypoints=prints["keypoints"]).sum() >= 8
 
 
 def test_the_wheel_includes_manifests():
