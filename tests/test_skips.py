@@ -55,6 +55,7 @@ def run(tmp_path):
     return run_tests
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_what_nothing_could_spare_is_allowed(run, tmp_path):
     (tmp_path / "test_one.py").write_text(TESTS)

@@ -27,6 +27,7 @@ def kill(what: str, times: int) -> dict:
 
 
 @FORKS
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_training_that_is_killed_repeatedly_resumes_to_the_same_model():
     found = kill("train", 3)
@@ -34,6 +35,7 @@ def test_a_training_that_is_killed_repeatedly_resumes_to_the_same_model():
 
 
 @FORKS
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_model_that_is_saved_repeatedly_is_complete_at_any_time():
     assert kill("save", 3) | {"left_over": 0} == {"kills": 3, "lost": 0, "left_over": 0}

@@ -368,6 +368,7 @@ def test_the_others_wait_for_the_main_process_longer_than_for_a_step(tmp_path):
     assert all(one["seconds"] >= 10 for one in found), "all leave together"
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_each_process_resumes_with_its_own_random_states(tmp_path):
     found = results_of(2, SMALL, "resume", cwd=tmp_path)
