@@ -118,6 +118,7 @@ def test_a_thumbnail_predicts_the_class_but_not_permuted_labels(many, pixels):
     assert 0.4 < np.mean(aucs) < 0.6 and max(aucs) < 0.65
 
 
+@pytest.mark.slow
 def test_without_signal_or_severity_a_thumbnail_is_not_predictive(tmp_path):
     for name, options in (("no-signal", {"signal": False}), ("no-severity", {"severity": 0.0})):
         counts = {"COVID-19": 100, "Normal": 100}

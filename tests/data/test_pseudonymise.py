@@ -266,6 +266,7 @@ def test_a_page_about_data_has_numbers_and_its_key_beside_it(data, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["data", "page.html", "page.html.key"]
 
 
+@pytest.mark.slow
 def test_a_page_of_predictions_has_numbers_and_its_key_beside_it(data, tmp_path):
     cohort = read_cohort(data)
     table = pd.DataFrame(cohort[["path", "label", "patient", "patient_known"]]).assign(source="A")

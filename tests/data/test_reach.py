@@ -205,6 +205,7 @@ def test_no_share_that_a_row_names_is_looked_at(folder, monkeypatch):
     assert looked and not [path for path in looked if path.startswith(str(share))]
 
 
+@pytest.mark.slow
 def test_a_page_of_predictions_opens_no_image_outside_of_the_folder_of_the_table(folder, monkeypatch, caplog):
     rng = np.random.default_rng(0)
     lines = ["path,label,patient,p_Normal,p_COVID-19"]

@@ -151,6 +151,7 @@ def test_any_split_meets_its_conditions_or_is_refused(groups, valid, folds, seed
         assert (result.groupby("label")[column].nunique() == subsets).all()
 
 
+@pytest.mark.slow
 def test_patients_with_several_classes_are_split_where_a_split_exists(monkeypatch):
     """Compared with an exhaustive search: repeated attempts find splits that one attempt misses, nearly all of them."""
     classes = ["a", "b", "c"]

@@ -70,6 +70,7 @@ def test_a_run_is_audited_and_reported_with_the_new_place_of_its_images(moved, r
     assert render_report(run).is_file()
 
 
+@pytest.mark.slow
 def test_a_report_without_the_images_is_written_and_says_so(moved, caplog):
     run, place = moved
     assert render_report(run).is_file()

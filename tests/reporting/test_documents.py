@@ -96,6 +96,7 @@ def test_without_an_audit_the_verdict_and_its_items_are_missing(run):
     assert rows_of(written[REPORTING], TRIPOD_AI)["25"]["state"] == "missing"
 
 
+@pytest.mark.slow
 def test_an_item_is_missing_if_its_file_is_missing(run):
     for item, name in (("23", "versions.json"), ("25", "history.csv"), ("7", "problems.csv")):
         guideline = TRIPOD_AI if item == "7" else CLAIM

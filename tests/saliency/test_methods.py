@@ -218,6 +218,7 @@ def test_the_intervals_of_the_summary_are_over_patients():
 # the randomisation check
 
 
+@pytest.mark.slow
 def test_maps_of_a_random_head_are_uncorrelated_on_average(learn, phantoms, monkeypatch):
     """The random weights of the head are symmetric around 0, so a map and its negative are equally likely."""
     from covid_fastai.saliency import methods

@@ -206,6 +206,7 @@ def test_the_official_test_is_evaluated_on_request_only_and_recorded(phantom_roo
     assert not set(test["patient"]) & set(run.cohort.query("split == 'train'")["patient"])
 
 
+@pytest.mark.slow
 def test_the_covid_task_has_no_official_test(phantom_root, tmp_path):
     with pytest.raises(UsageError, match="no official TEST"):
         train_classifier(phantom_root, task="covid", evaluate_test=True, out=tmp_path / "run", quiet=True, **QUICK)
