@@ -15,7 +15,7 @@ from covid_fastai.evaluation.metrics import Evaluation
 
 __all__ = ["CONDITIONS", "Evidence", "describe_conclusion"]
 
-AGAINST, UNKNOWN, FOR = "evidence against", "open", "evidence for"
+AGAINST, UNKNOWN, FOR = "evidence against", "undecided", "evidence for"
 OF_DRAWINGS = "about drawings only"  # where no side would be one on patients
 CONDITIONS = {  # how the names of the conditions begin that the evidence belongs to
     "shortcut": "No lung-free baseline",
@@ -37,7 +37,7 @@ IN_PLAIN_WORDS = {  # what the baselines without a lung see
     "frame texture": "the sharpness and noise of the outer part of the image",
     "non-linear": "the edge, the sharpness and the brightness of the image outside of the lungs",
 }
-SIDES = {"met": FOR, "failed": AGAINST}  # any other outcome is open
+SIDES = {"met": FOR, "failed": AGAINST}  # any other outcome is undecided
 LEVELS = {"shown": "good", "not shown": "caution", "failed": "alarm", None: "caution"}
 
 
@@ -47,7 +47,7 @@ class Evidence:
 
     Attributes:
         title: The question that it answers.
-        side: `"evidence for"`, `"evidence against"`, `"open"` or `"about drawings only"`.
+        side: `"evidence for"`, `"evidence against"`, `"undecided"` or `"about drawings only"`.
         value: The result as a short text that is shown large, such as `"98%"` or `"6 of 12"`; empty if there is
             none, or if it is not the model's.
         text: What was measured, in plain words.
@@ -186,14 +186,14 @@ def _elsewhere(audit: Audit | None, external: Sequence[Mapping[str, Any]], resul
 
 def _other_diseases(audit: Audit | None, result: Evaluation) -> Evidence:
     positive = result.positive
-    title = f"Images without {positive}" if positive else "Images of other findings"
+    title = "Images of other findings"
     controls = audit.negative_controls if audit else None
     if controls is None:
         text = "Not tested: the data have no images of other findings from the source of the positive class."
         return Evidence(title, UNKNOWN, "", text)
     text = (
-        f"images without {positive}, from the source of the {positive} images, were called {positive}. A model that "
-        "recognises the disease calls none of them so."
+        f"images of other findings than {positive}, from the source of the {positive} images, were called {positive}. "
+        "A model that recognises the disease calls none of them so."
     )
     side = _outcome(audit, CONDITIONS["controls"])
     return Evidence(title, side, f"{controls['called']} of {controls['images']}", text)

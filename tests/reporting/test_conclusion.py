@@ -96,17 +96,17 @@ def test_a_failed_audit_has_three_pieces_of_evidence_against_the_model(result):
     assert "the model 90%; guessing 50%. So the images differ in something" in lungs.text
     place = '"there" (60 patients; 95% interval 40% to 60%, which includes guessing, 50%), but '
     assert hospital.value == "50%" and place in hospital.text
-    assert others.value == "12 of 12" and others.title == "Images without COVID-19"
+    assert others.value == "12 of 12" and others.title == "Images of other findings"
 
 
 def test_what_was_not_tested_is_not_known(result):
     without_audit = conclude(result, None)
-    assert {evidence.side for evidence in without_audit["evidence"]} == {"open"}
+    assert {evidence.side for evidence in without_audit["evidence"]} == {"undecided"}
     assert without_audit["headline"].startswith("This does not show")
     _, hospital, others = conclude(result, audit())["evidence"]
-    assert hospital.side == others.side == "open" and hospital.value == others.value == ""
+    assert hospital.side == others.side == "undecided" and hospital.value == others.value == ""
     outdated = conclude(result, audit(), external=[ELSEWHERE], outdated=True)
-    assert outdated["evidence"][1].value == "85%" and outdated["evidence"][1].side == "open"
+    assert outdated["evidence"][1].value == "85%" and outdated["evidence"][1].side == "undecided"
 
 
 def test_a_hospital_with_one_patient_of_a_class_has_no_interval(result):
@@ -114,7 +114,7 @@ def test_a_hospital_with_one_patient_of_a_class_has_no_interval(result):
     alone = ELSEWHERE | dict.fromkeys(("low", "high", "difference_low", "difference_high"))
     found = audit(external=[alone])
     hospital = conclude(result, found)["evidence"][1]
-    assert found.verdict.level == "not shown" and hospital.side == "open"
+    assert found.verdict.level == "not shown" and hospital.side == "undecided"
     assert "(60 patients; too few of one class for an interval)" in hospital.text
 
 
