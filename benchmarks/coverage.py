@@ -222,7 +222,7 @@ def main() -> None:
     """Simulate, print the table and write `coverage.md`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
     parser.add_argument("--draws", type=int, default=2000, help="simulated data sets of each cell, in hundreds")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "coverage.csv")
+    parser.add_argument("--out", type=Path, default=HERE / "coverage.csv")
     parser.add_argument("--page", type=Path, default=HERE / "coverage.md")
     arguments = parser.parse_args()
     table = summarise(run(arguments.out, draws=arguments.draws, cells=CELLS))
