@@ -231,12 +231,13 @@ def mark_pretraining_overlap(
             rows, values = _present(hashes, table.index, ~overlap)
             near = _near_any(values, np.concatenate([manifest.hashes for manifest in manifests]))
             overlap[np.repeat(rows, [len(value) // HASH_BYTES for value in values])[near]] = True
-        for index in (manifest.keypoint_index for manifest in manifests if keypoints is not None):
-            if index is not None:
-                rows, values = _present(keypoints, table.index, ~overlap)
+        for manifest in manifests if keypoints is not None else ():
+            rows, values = _present(keypoints, table.index, ~overlap)
+            if len(rows) and manifest.keypoint_index is not None:
                 owners = np.repeat(rows, [len(value) // VIEW_BYTES for value in values])
                 limits = {"min_count": MIN_MATCHED, "min_evidence": MIN_EVIDENCE}
-                overlap[owners[match_images(unpack_keypoints(values), index, **limits).first]] = True
+                matches = match_images(unpack_keypoints(values), manifest.keypoint_index, **limits)
+                overlap[owners[matches.first]] = True
     return pd.Series(overlap, index=table.index, name="in_pretraining")
 
 
