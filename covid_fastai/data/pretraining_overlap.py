@@ -231,14 +231,24 @@ def mark_pretraining_overlap(
             rows, values = _present(hashes, table.index, ~overlap)
             near = _near_any(values, np.concatenate([manifest.hashes for manifest in manifests]))
             overlap[np.repeat(rows, [len(value) // HASH_BYTES for value in values])[near]] = True
-        for manifest in manifests if keypoints is not None else ():
-            rows, values = _present(keypoints, table.index, ~overlap)
-            if len(rows) and manifest.keypoint_index is not None:
-                owners = np.repeat(rows, [len(value) // VIEW_BYTES for value in values])
-                limits = {"min_count": MIN_MATCHED, "min_evidence": MIN_EVIDENCE}
-                matches = match_images(unpack_keypoints(values), manifest.keypoint_index, **limits)
-                overlap[owners[matches.first]] = True
+        if keypoints is not None:
+            overlap |= _share_keypoints(keypoints, table.index, overlap, manifests)
     return pd.Series(overlap, index=table.index, name="in_pretraining")
+
+
+def _share_keypoints(
+    keypoints: pd.Series, index: pd.Index, known: np.ndarray, manifests: Iterable[Manifest]
+) -> np.ndarray:
+    """Return for each row, those known to overlap left out, whether many keypoints match those of a manifest."""
+    found = np.zeros(len(index), dtype=bool)
+    for manifest in manifests:
+        rows, values = _present(keypoints, index, ~(known | found))
+        if len(rows) and manifest.keypoint_index is not None:
+            owners = np.repeat(rows, [len(value) // VIEW_BYTES for value in values])
+            limits = {"min_count": MIN_MATCHED, "min_evidence": MIN_EVIDENCE}
+            matches = match_images(unpack_keypoints(values), manifest.keypoint_index, **limits)
+            found[owners[matches.first]] = True
+    return found
 
 
 def _present(prints: pd.Series, index: pd.Index, wanted: np.ndarray) -> tuple[np.ndarray, list[bytes]]:
