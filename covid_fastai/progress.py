@@ -44,7 +44,8 @@ class ProgressLog:
             self.logged = now
             left = (now - self.started) / self.done * (self.total - self.done)
             rest = f"{left / 60:.0f} minutes" if left >= 90 else f"{left:.0f} seconds"
-            logger.info("%s: %d of %d, about %s left.", self.work, self.done, self.total, rest)
+            text = "%s: %d of %d, about %s left."
+            logger.info(text, self.work, self.done, self.total, rest, extra={"counts": True})
 
 
 def logged(items: Iterable[T], work: str, total: int) -> Iterator[T]:

@@ -99,13 +99,13 @@ class Heartbeat(logging.Handler):
         super().__init__()
         self.log = log
         self._text, self._counts = "", False
-        self._since = self._logged = time.monotonic()
+        self._since = self._logged = self._lined = time.monotonic()
         self._ended = threading.Event()
         atexit.register(self.stop)
 
     def start(self) -> None:
         """Log from now on."""
-        self._since = self._logged = time.monotonic()
+        self._since = self._logged = self._lined = time.monotonic()
         threading.Thread(target=self._tick, daemon=True).start()
 
     def stop(self) -> None:
@@ -114,18 +114,22 @@ class Heartbeat(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Begin a new step, or note how far it is; an empty text says that it is done."""
-        now = time.monotonic()
+        now, counts = time.monotonic(), getattr(record, "counts", False)
         if record.name != LIVE.name:
-            self._text, self._counts, self._since, self._logged = "", False, now, now
+            self._logged = self._lined = now
+            if not counts:
+                self._text, self._counts, self._since = "", False, now
         else:
-            self._text, self._counts = record.getMessage(), getattr(record, "counts", False)
-            if not self._counts:
-                self._since = now
+            self._text, self._counts = record.getMessage(), counts
+            if not counts:
+                self._since = now if self._text else self._lined  # work without a name began with the last line
 
     def _tick(self) -> None:
         while not self._ended.wait(PERIOD):
             now = time.monotonic()
-            wait = INTERVAL if self._counts else min(INTERVAL, max(FIRST, self._logged - self._since))
+            wait = min(INTERVAL, max(FIRST, self._logged - self._since))
+            if self._counts:
+                wait = INTERVAL + FIRST  # later than the count itself
             if now - self._logged >= wait:
                 self._logged = now
                 text = f"{self._text or 'Working'} ({now - self._since:.0f} s)"

@@ -118,12 +118,16 @@ def test_a_log_is_not_silent_for_more_than_three_seconds(heartbeat):
     assert [second for second, _ in lines] == [3, 6, 12, 24, 48, 78]
     heartbeat.emit(logging.makeLogRecord({"name": logger.name, "msg": "The next step."}))
     assert heartbeat.run(until=106) == [(104, "Working (3 s)")]
+    heartbeat.emit(live(""))  # a step that was too short for a line of its own
+    assert heartbeat.run(until=108) == [(108, "Working (7 s)")]  # since the last line, not since that step
 
 
 def test_a_log_of_a_count_is_left_to_the_count(heartbeat):
     """It has lines of its own, but one item may take long."""
     heartbeat.emit(live("Images opened: 1 of 9", counts=True))
-    assert heartbeat.run(until=40) == [(30, "Images opened: 1 of 9 (30 s)")]
+    assert heartbeat.run(until=20) == []
+    heartbeat.emit(logging.makeLogRecord({"name": logger.name, "msg": "Images opened: 2 of 9, ...", "counts": True}))
+    assert heartbeat.run(until=60) == [(54, "Images opened: 1 of 9 (54 s)")]
 
 
 def test_a_command_without_a_terminal_says_what_it_does():
