@@ -8,12 +8,13 @@ from dataclasses import dataclass
 __all__ = ["PlainVerdict", "say_plainly"]
 
 REASONS = {  # by the level of the verdict; None without an audit
-    "shown": "No shortcut was found that could explain the results, and the tests that apply were passed. Other "
-    "hospitals and patients may differ.",
-    "not shown": "No test failed, but some were not made or have no clear answer, for example with too few patients. "
-    "Another explanation for the results is possible.",
-    "failed": "At least one test failed: the results can have another explanation than the disease.",
-    None: "Nobody has tested yet whether the model looks at the disease or at something else in the images.",
+    "shown": "All checks that apply were passed; none found another explanation of the results. Other hospitals and "
+    "patients may differ.",
+    "not shown": "No check failed, but some were not made or have no clear answer, for example with too few patients. "
+    "The model may still rely on something other than the disease.",
+    "failed": "The model may rely on something other than the disease, such as differences between hospitals: at least "
+    "one check points to that.",
+    None: "Nobody has checked yet whether the model looks at the disease or at something else in the images.",
 }
 DRAWINGS = "The images are drawings made by this package. The results show how the package works, and nothing else."
 
@@ -60,5 +61,5 @@ def say_plainly(
         return PlainVerdict(f"This shows nothing about {subject} in patients.", DRAWINGS)
     reason = REASONS[level]
     if level == "shown":
-        return PlainVerdict(f"On these images, the tests support that the model recognises {subject}.", reason)
+        return PlainVerdict(f"On these images, the checks support that the model recognises {subject}.", reason)
     return PlainVerdict(f"This does not show that the model recognises {subject}.", reason)

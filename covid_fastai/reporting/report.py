@@ -61,7 +61,7 @@ EXAMPLES = 6  # held-out images that are shown with their class activation map
 VERDICT_TEXT = {
     "good": "The conditions and their results are listed below. Results at other hospitals may still differ.",
     "caution": "No condition failed, but not every condition is met. The conditions are listed below.",
-    "alarm": "The metrics below may measure something other than disease. The conditions are listed below.",
+    "alarm": "The metrics of this page may measure something other than disease. The conditions are listed below.",
 }
 
 
@@ -293,8 +293,9 @@ def describe_audit(audit: Audit | None) -> dict[str, Any] | None:
         f"n = {row['n']} patients)"
         for row in audit.batch_effect.to_dict("records")
     )
+    answer, _, reasons = audit.verdict.sentence.partition(": ")  # the reasons are too long to be read in bold
     return {
-        "verdict": {"level": level, "title": audit.verdict.sentence, "text": VERDICT_TEXT[level]},
+        "verdict": {"level": level, "title": f"{answer}:", "reasons": reasons, "text": VERDICT_TEXT[level]},
         "conditions": conditions,
         "altered": altered if len(altered) else None,
         "batch_effect": batch_effect,

@@ -366,4 +366,6 @@ def test_whatever_was_measured_the_verdict_agrees_with_it(rows, hidden, measured
 def test_only_a_passed_audit_is_called_support_in_plain_words(level, classes):
     plain = say_plainly(level, classes)
     assert ("support" in str(plain).removeprefix(str(classes))) >= (level == "shown")
-    assert plain.headline.startswith("On these images, the tests support" if level == "shown" else "This does not show")
+    assert plain.headline.startswith(
+        "On these images, the checks support" if level == "shown" else "This does not show"
+    )
