@@ -513,10 +513,12 @@ def _cohort_info(table: pd.DataFrame, task: Task, rows: Rows, problems: ProblemL
 
 def _log_cohort(cohort: Cohort) -> None:
     counts = summarise_cohort(cohort)
+    is_split = cohort["split"].isin(["valid", "test"]).any()  # rows without a split are called train
     for split, rows in counts.groupby("split", sort=False):
         column = "note" if split == "excluded" else "label"
         sums = rows.groupby(column, sort=False)["images"].sum()
-        logger.info("%s: %s.", str(split).capitalize(), "; ".join(f"{n} {name}" for name, n in sums.items()))
+        title = str(split).capitalize() if is_split or split == "excluded" else "Images"
+        logger.info("%s: %s.", title, "; ".join(f"{n} {name}" for name, n in sums.items()))
     if cohort["in_pretraining"].any():
         logger.info(
             "In the pretraining data of the package's weights, directly or by patient: %d images. Never evaluated on.",

@@ -210,6 +210,15 @@ def test_a_cohort_has_its_columns_types_and_facts(simple):
     )
 
 
+def test_images_without_a_split_are_counted_as_images(simple, coronahack, caplog):
+    """They may be those of another hospital, which nothing is trained on."""
+    with caplog.at_level(logging.INFO, "covid_fastai"):
+        read_cohort(simple)
+        assert "Images: " in caplog.text and "Train: " not in caplog.text
+        read_cohort(coronahack, task="pneumonia")
+    assert "Train: " in caplog.text and "Test: " in caplog.text
+
+
 def test_a_warning_states_that_patients_are_not_known(simple, caplog):
     with caplog.at_level(logging.WARNING, "covid_fastai"):
         assert not read_cohort(simple)["patient_known"].any()
