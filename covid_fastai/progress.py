@@ -10,8 +10,8 @@ from typing import TypeVar
 __all__ = ["LIVE", "LOADING", "ProgressLog", "logged"]
 
 logger = logging.getLogger("covid_fastai")
-LIVE = logging.getLogger("covid_fastai.live")  # every step of a work, for what says that a command is working
-LIVE.setLevel(logging.WARNING)  # nothing listens, except the command line
+LIVE = logging.getLogger("covid_fastai.live")  # every step of a work, for a line of a terminal that is overwritten
+LIVE.setLevel(logging.WARNING)  # nothing listens, except a line of a terminal
 LIVE.propagate = False  # a log would have thousands of lines
 
 LOADING = "Loading PyTorch and fastai"
@@ -38,14 +38,13 @@ class ProgressLog:
         self.done += count
         if LIVE.isEnabledFor(logging.INFO):
             text = f"{self.work}: {self.done} of {self.total}" if self.done < self.total else ""
-            LIVE.info("%s", text, extra={"counts": bool(text)})
+            LIVE.info("%s", text)
         now = time.monotonic()
         if now - self.logged >= min(INTERVAL, max(self.first, self.logged - self.started)) and self.done < self.total:
             self.logged = now
             left = (now - self.started) / self.done * (self.total - self.done)
             rest = f"{left / 60:.0f} minutes" if left >= 90 else f"{left:.0f} seconds"
-            text = "%s: %d of %d, about %s left."
-            logger.info(text, self.work, self.done, self.total, rest, extra={"counts": True})
+            logger.info("%s: %d of %d, about %s left.", self.work, self.done, self.total, rest)
 
 
 def logged(items: Iterable[T], work: str, total: int) -> Iterator[T]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,12 +41,15 @@ __all__ = [
     "join_groups",
 ]
 
+logger = logging.getLogger("covid_fastai")
+
 HASH_SIDE = 16  # 16 x 16 = 256 bits of an image of 64 x 64 pixels, four times its side as in the usual 64-bit hash
 HASHED_SIDE = 64  # pixels
 THUMBNAIL_SIDE = 32  # pixels
 # CoronaHack (5,910 images) has two copies that are not exact: they differ by 8 and 18 bits and correlate by 0.998 and
 # 0.989. The most similar images of different patients differ by 36 bits and correlate by at most 0.975.
 MAX_DISTANCE = 30  # bits of 256
+MANY = 1000  # images, whose search for copies takes seconds
 MIN_CORRELATION = 0.98  # of the thumbnails
 # A local equalisation changes up to 42 bits and the shading, but not the fine detail, which `equalised_pairs` compares.
 FARTHEST = 44  # bits of 256
@@ -193,8 +197,10 @@ def duplicate_pairs(fingerprints: pd.DataFrame, *, apart: pd.Series | None = Non
         about 128 for mirror images) and `correlation` (-1 to 1, after alignment). For n identical images, the n - 1
         pairs with the first one are listed.
     """
-    LIVE.info("Searching for copies of images")
     readable = fingerprints[fingerprints["sha256"] != ""]
+    if len(readable) >= MANY:
+        logger.info("Searching for copies among %s images.", f"{len(readable):,}")
+    LIVE.info("Searching for copies of images")
     unique = readable.drop_duplicates("sha256")
     hashes = np.frombuffer(b"".join(unique["phash"]), dtype=np.uint64).reshape(-1, HASH_SIDE**2 // 64)
     thumbnails = _standardised(unique["thumbnail"])

@@ -1,4 +1,4 @@
-"""What a command is doing and for how long, whenever nothing else is printed: a line on a terminal, or a log."""
+"""A line on the terminal that says what a command is doing and for how long, whenever nothing else is printed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from covid_fastai.progress import FIRST, INTERVAL, LIVE
+from covid_fastai.progress import LIVE
 
-__all__ = ["Activity", "Heartbeat"]
+__all__ = ["Activity"]
 
 PERIOD = 1.0  # seconds between two updates; a spinner of more would take time from the work
 
@@ -84,53 +84,3 @@ class Activity(logging.Handler):
         """In a forked process, which has no thread that draws."""
         self._live = None
         self._drawing.release()
-
-
-class Heartbeat(logging.Handler):
-    """Log the current step whenever a log would be silent: after 3 seconds, 6, 12 and so on, then every 30.
-
-    While `ProgressLog` counts, its own lines say how far it is.
-
-    Args:
-        log: The handler of the log.
-    """
-
-    def __init__(self, log: logging.Handler):
-        super().__init__()
-        self.log = log
-        self._text, self._counts = "", False
-        self._since = self._logged = self._lined = time.monotonic()
-        self._ended = threading.Event()
-        atexit.register(self.stop)
-
-    def start(self) -> None:
-        """Log from now on."""
-        self._since = self._logged = self._lined = time.monotonic()
-        threading.Thread(target=self._tick, daemon=True).start()
-
-    def stop(self) -> None:
-        """Log nothing more."""
-        self._ended.set()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Begin a new step, or note how far it is; an empty text says that it is done."""
-        now, counts = time.monotonic(), getattr(record, "counts", False)
-        if record.name != LIVE.name:
-            self._logged = self._lined = now
-            if not counts:
-                self._text, self._counts, self._since = "", False, now
-        else:
-            self._text, self._counts = record.getMessage(), counts
-            if not counts:
-                self._since = now if self._text else self._lined  # work without a name began with the last line
-
-    def _tick(self) -> None:
-        while not self._ended.wait(PERIOD):
-            now = time.monotonic()
-            wait = min(INTERVAL, max(FIRST, self._logged - self._since))
-            if self._counts:
-                wait = INTERVAL + FIRST  # later than the count itself
-            if now - self._logged >= wait:
-                self._logged = now
-                text = f"{self._text or 'Working'} ({now - self._since:.0f} s)"
-                self.log.handle(logging.LogRecord("covid_fastai", logging.INFO, __file__, 0, text, None, None))

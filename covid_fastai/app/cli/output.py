@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from covid_fastai.app.cli.activity import Activity, Heartbeat
+    from covid_fastai.app.cli.activity import Activity
     from covid_fastai.evaluation.metrics import Evaluation
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
 
 logger = logging.getLogger("covid_fastai")
 COMMAND = re.compile(r": +(covid-fastai .*)$")
-_activities: list[Activity | Heartbeat] = []  # that of this process, for `stop_activity`
+_activities: list[Activity] = []  # that of this process, for `stop_activity`
 
 
 def degrade_streams() -> None:
@@ -66,7 +66,7 @@ def echo(text: object) -> None:
 
 
 def set_up_logging(*, quiet: bool, as_json: bool) -> Activity | None:
-    """Send the log of the package to standard error, and say there what is being done when nothing else is logged.
+    """Send the log of the package to standard error, on a terminal with a line that says what is being done.
 
     Args:
         quiet: Log only warnings and errors.
@@ -93,24 +93,22 @@ def set_up_logging(*, quiet: bool, as_json: bool) -> Activity | None:
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(VisibleFormatter("%(message)s"))  # guard: visible_logs
     logger.setLevel(logging.WARNING if quiet or as_json else logging.INFO)
-    stop_activity()
-    if quiet or as_json:
-        return None
-    from covid_fastai.app.cli.activity import Activity, Heartbeat
-
     # not where FORCE_COLOR makes a terminal of a file: a line that is overwritten has no place in it
-    overwrites = console.is_terminal and sys.stderr.isatty()
-    activity = Activity(console) if overwrites else Heartbeat(handler)
+    if quiet or as_json or not console.is_terminal or not sys.stderr.isatty():
+        return None
+    from covid_fastai.app.cli.activity import Activity
+
+    activity = Activity(console)
     logger.addHandler(activity)
     LIVE.addHandler(activity)
     LIVE.setLevel(logging.INFO)
     _activities[:] = [activity]
     activity.start()
-    return activity if isinstance(activity, Activity) else None
+    return activity
 
 
 def stop_activity() -> None:
-    """Say no more what is being done, before results or an error are printed."""
+    """Remove the line that says what is being done, before results or an error are printed."""
     for activity in _activities:
         activity.stop()
 

@@ -1,13 +1,10 @@
-"""What a command is doing is said: on a line of terminals, gone before results and harmless to forks, or in the log."""
+"""The line that says what a command is doing: on terminals only, gone before results, and harmless to forks."""
 
 from __future__ import annotations
 
 import io
 import logging
 import os
-import re
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -15,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from covid_fastai.app.cli import activity as activity_module
-from covid_fastai.app.cli.activity import Activity, Heartbeat
+from covid_fastai.app.cli.activity import Activity
 from covid_fastai.progress import LIVE, ProgressLog
 
 logger = logging.getLogger("covid_fastai")
@@ -82,61 +79,3 @@ def test_a_forked_process_can_print(activity):
         while (ended := os.waitpid(process, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
             time.sleep(0.005)
         assert ended == (process, 0), "the process waits for a lock"
-
-
-@pytest.fixture
-def heartbeat(monkeypatch):
-    """A heartbeat whose clock advances as long as it waits; `run` returns what it logs, and when."""
-    seconds, lines = [0.0], []
-    monkeypatch.setattr(activity_module, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
-    log = logging.Handler()
-    log.emit = lambda record: lines.append((seconds[0], record.getMessage()))
-    heartbeat = Heartbeat(log)
-
-    def run(until: float) -> list[tuple[float, str]]:
-        def wait(timeout: float) -> bool:
-            seconds[0] += timeout
-            return seconds[0] > until
-
-        heartbeat._ended = SimpleNamespace(wait=wait, set=lambda: None)
-        lines.clear()
-        heartbeat._tick()
-        return list(lines)
-
-    heartbeat.run = run
-    return heartbeat
-
-
-def live(text: str, **extra) -> logging.LogRecord:
-    return logging.makeLogRecord({"name": LIVE.name, "msg": text, **extra})
-
-
-def test_a_log_is_not_silent_for_more_than_three_seconds(heartbeat):
-    heartbeat.emit(live("Searching for copies of images"))
-    lines = heartbeat.run(until=100)
-    assert lines[0] == (3, "Searching for copies of images (3 s)")
-    assert [second for second, _ in lines] == [3, 6, 12, 24, 48, 78]
-    heartbeat.emit(logging.makeLogRecord({"name": logger.name, "msg": "The next step."}))
-    assert heartbeat.run(until=106) == [(104, "Working (3 s)")]
-    heartbeat.emit(live(""))  # a step that was too short for a line of its own
-    assert heartbeat.run(until=108) == [(108, "Working (7 s)")]  # since the last line, not since that step
-
-
-def test_a_log_of_a_count_is_left_to_the_count(heartbeat):
-    """It has lines of its own, but one item may take long."""
-    heartbeat.emit(live("Images opened: 1 of 9", counts=True))
-    assert heartbeat.run(until=20) == []
-    heartbeat.emit(logging.makeLogRecord({"name": logger.name, "msg": "Images opened: 2 of 9, ...", "counts": True}))
-    assert heartbeat.run(until=60) == [(54, "Images opened: 1 of 9 (54 s)")]
-
-
-def test_a_command_without_a_terminal_says_what_it_does():
-    """As a user of a pipe sees it: the log of a command that takes long."""
-    code = (
-        "import time; from covid_fastai.app.cli.output import echo, set_up_logging\n"
-        "from covid_fastai.progress import LIVE\n"
-        "assert set_up_logging(quiet=False, as_json=False) is None\n"
-        "LIVE.info('Searching'); time.sleep(4.5); echo('done'); time.sleep(4)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "done\n" and re.fullmatch(r"Searching \(\d+ s\)\n", done.stderr)
