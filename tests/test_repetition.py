@@ -50,6 +50,7 @@ def _logic(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
     return ast.dump(module)
 
 
+@pytest.mark.slow
 def test_no_two_functions_have_the_same_body():
     sources = {
         str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))

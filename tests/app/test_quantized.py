@@ -73,6 +73,7 @@ def test_an_export_of_it_stays_in_8_bits(int8, tmp_path):
         export_model(int8, tmp_path / "other", quantize="int8")
 
 
+@pytest.mark.slow
 def test_a_change_above_a_bound_is_refused_and_nothing_is_written(run_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(quantized, "AUC_CHANGE", -1.0)
     monkeypatch.setattr(quantized, "CALIBRATION_IMAGES", 2)

@@ -72,6 +72,7 @@ def test_too_little_memory_for_any_batch_is_an_error_with_a_hint(phantom_root, t
     assert "image_size" in caught.value.hint and not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.slow
 def test_another_runtime_error_is_not_treated_as_out_of_memory(phantom_root, tmp_path):
     with pytest.raises(RuntimeError, match="another matter"):
         callback = FillsTheMemory(0, RuntimeError("another matter"))

@@ -47,6 +47,7 @@ def simulate_predictions(cohort: pd.DataFrame, *, skill: float, seed: int = 0) -
     return rows[["path", "label", "patient", "split", "source", "view"]].assign(**{"p_Normal": 1 - p, "p_COVID-19": p})
 
 
+@pytest.mark.slow
 def test_network_and_baselines_are_compared_on_the_same_patients(phantom_cohort):
     predictions = simulate_predictions(phantom_cohort, skill=1.0)
     audit = audit_predictions(predictions, phantom_cohort)
@@ -62,6 +63,7 @@ def test_network_and_baselines_are_compared_on_the_same_patients(phantom_cohort)
     assert "network minus baseline" in audit.summary() and "<table" in audit._repr_html_()
 
 
+@pytest.mark.slow
 def test_predictions_of_another_system_are_audited_without_a_cohort(phantom_cohort, tmp_path):
     simulate_predictions(phantom_cohort.assign(split="valid"), skill=2.0).to_csv(
         tmp_path / "predictions.csv", index=False
@@ -71,6 +73,7 @@ def test_predictions_of_another_system_are_audited_without_a_cohort(phantom_coho
     assert audit.network["n"] == audit.shortcuts.row("thumbnail")["n"]
 
 
+@pytest.mark.slow
 def test_a_run_is_audited_by_default_and_its_audit_can_be_read(run_folder, run):
     audit = read_audit(run_folder)
     assert RunFolder(run_folder).audit.is_file() and RunFolder(run_folder).probes.is_file()
@@ -89,6 +92,7 @@ def test_a_run_is_audited_by_default_and_its_audit_can_be_read(run_folder, run):
     pd.testing.assert_frame_equal(again.versus, audit.versus, check_dtype=False)
 
 
+@pytest.mark.slow
 def test_retrained_networks_and_external_validations_enter_the_audit(run):
     predictions = read_run(run).metrics.predictions
     for change in ("lungs-removed", "permuted-labels", "frozen-backbone"):
@@ -145,6 +149,7 @@ def test_negative_controls_are_unused_negatives_from_the_source_of_the_positive_
     assert negative_control_rows(shared, positive="COVID-19").empty
 
 
+@pytest.mark.slow
 def test_negative_controls_are_classified_by_the_mean_over_folds(phantom_cohort):
     probes = pd.DataFrame({"path": ["a", "a", "b", "b", "c"], "status": ["ok"] * 4 + ["unreadable"], "patient": "p"})
     probes["p_COVID-19"] = [0.9, 0.4, 0.2, 0.6, np.nan]

@@ -146,6 +146,7 @@ def test_holms_correction_of_a_worked_example():
     assert all(holm(p)[k] >= q for k, q in zip(p, false_discovery_control([*p.values()]), strict=True))
 
 
+@pytest.mark.slow
 def test_the_source_baseline_needs_several_sources(clean, tmp_path):
     confounded = clean.assign(source=np.where(clean["label"] == "COVID-19", "here", "there"))
     result = find_shortcuts(confounded, permutations=299)
@@ -155,6 +156,7 @@ def test_the_source_baseline_needs_several_sources(clean, tmp_path):
     assert "not tested" in single.summary().set_index("baseline").loc["source", "better than chance"]
 
 
+@pytest.mark.slow
 def test_the_auc_of_three_classes_is_the_mean_against_the_rest(tmp_path):
     counts = {"Normal": 25, "bacteria": 25, "virus": 25}
     root = write_phantom(tmp_path / "data", patients=counts, image_size=48, seed=1)
@@ -172,6 +174,7 @@ def test_the_auc_of_three_classes_is_the_mean_against_the_rest(tmp_path):
     assert result.flags == []
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_is_counted_and_left_out(clean, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"not an image")

@@ -396,6 +396,7 @@ def test_radiographs_work_with_fastai_transforms(cohort):
 
 
 @pytest.mark.realdata
+@pytest.mark.slow
 def test_real_radiographs(real_data):
     below = "Coronahack-Chest-XRay-Dataset/Coronahack-Chest-XRay-Dataset/train"
     files = [

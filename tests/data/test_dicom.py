@@ -639,6 +639,7 @@ def test_a_header_of_very_many_parts_is_refused_at_once(kind):
     assert time.thread_time() - start_time < 2
 
 
+@pytest.mark.slow
 def test_a_deflate_bomb_is_not_fully_decompressed():
     content = encode(dataset(syntax=DeflatedExplicitVRLittleEndian))
     begin = 144 + int.from_bytes(content[140:144], "little")

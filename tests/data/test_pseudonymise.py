@@ -252,6 +252,7 @@ def test_a_key_of_another_user_decides_nothing(data, tmp_path, monkeypatch):
     assert find_key(run.folder.predictions) is None
 
 
+@pytest.mark.slow
 def test_a_page_about_data_has_numbers_and_its_key_beside_it(data, tmp_path):
     cohort = read_cohort(data)
     page = write_exploration(cohort, tmp_path / "page.html", pseudonymise=True)

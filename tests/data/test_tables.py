@@ -408,6 +408,7 @@ def others(folder: Path) -> dict[str, Path]:
     return files
 
 
+@pytest.mark.slow
 def test_other_formats_are_named_with_a_command_that_converts_them(tmp_path):
     shell = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
     files = others(tmp_path)

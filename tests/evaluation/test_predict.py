@@ -106,6 +106,7 @@ def test_an_unreadable_image_does_not_make_the_others_be_opened_again(
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.slow
 def test_loaders_mark_unreadable_images_also_from_worker_processes(num_workers, covid_learner, covid_cohort, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"<html>not found</html>")

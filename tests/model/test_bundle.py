@@ -190,6 +190,7 @@ def test_saving_does_not_change_the_learner(learn, saved, tmp_path):
 # what goes with the weights
 
 
+@pytest.mark.slow
 def test_a_temperature_is_applied_to_every_saved_file(learn, saved, cohort, tmp_path):
     """Every reader of the folder gets calibrated probabilities, and a second temperature multiplies the first."""
     rows = cohort[cohort["split"] == "test"]
@@ -201,6 +202,7 @@ def test_a_temperature_is_applied_to_every_saved_file(learn, saved, cohort, tmp_
     torch.testing.assert_close(probabilities(warmer, rows), (plain.log() / 6).softmax(dim=1), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_threshold_temperature_and_manifest_are_kept_while_the_weights_are_the_same(saved, tmp_path):
     manifest = tmp_path / "training.manifest.safetensors"
     manifest.write_bytes(b"these images")

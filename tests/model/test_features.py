@@ -60,6 +60,7 @@ def states(learn) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("balance", ["none", "sampler"])
+@pytest.mark.slow
 def test_training_on_features_gives_the_head_of_training_on_images(balance, phantom_cohort, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="covid_fastai"):
         slow = make_learner(phantom_cohort, tmp_path, callbacks=[Looks()], balance=balance)

@@ -206,6 +206,7 @@ def test_options_that_are_not_allowed(dls, option, message):
         build_learner(dls, weights=None, **option)
 
 
+@pytest.mark.slow
 def test_fastai_methods_work(dls, images, tmp_path):
     learn = build_learner(dls, weights=None, path=tmp_path)
     with learn.no_bar(), learn.no_logging():

@@ -122,6 +122,7 @@ class Pooled(torch.nn.Module):
         return self.layer(x.mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_a_body_without_maps_has_maps_of_one_cell():
     head = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.Dropout(), torch.nn.Linear(8, 2))
     model = torch.nn.Sequential(Pooled(), head).eval()

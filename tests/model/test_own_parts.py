@@ -180,6 +180,7 @@ def test_a_loss_excludes_other_weights_of_classes(loaders):
 @pytest.mark.parametrize(
     "opt", [SGD, ranger, partial(OptimWrapper, opt=torch.optim.AdamW)], ids=["sgd", "ranger", "torch"]
 )
+@pytest.mark.slow
 def test_own_parts_train_and_are_recorded(loaders, tmp_path, opt):
     learn = build_learner(
         loaders, weights=None, loss_func=FocalLossFlat(), metrics=[error_rate, F1Score()], opt_func=opt, path=tmp_path

@@ -195,6 +195,7 @@ def test_the_models_that_come_with_the_package_are_complete():
 
 
 @pytest.mark.realdata
+@pytest.mark.slow
 def test_the_metrics_of_the_card_are_those_of_the_model(real_data):
     """Thirty held-out images of each class; the recipe evaluates all of them."""
     rows = split_by_patient(read_cohort(real_data / "coronahack-224", task="pneumonia", check_images=False), seed=0)

@@ -368,6 +368,7 @@ def test_a_process_of_several_does_not_go_on_alone_with_half_of_the_batch(tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:for .*meta parameter in the current model")
+@pytest.mark.slow
 def test_a_step_neither_copies_to_the_device_nor_waits_for_it(tmp_path):
     counts = []
     for images in (28, 28 + 4 * STEPS_BETWEEN_CHECKS // 2):

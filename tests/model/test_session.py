@@ -487,6 +487,7 @@ def test_a_worker_that_ended_while_it_was_idle_costs_no_file(small_model, monkey
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="POSIX only")
+@pytest.mark.slow
 def test_a_worker_that_ends_before_it_reads_costs_no_file(small_model):
     """The file lies in the pipe of a stopped process that is then killed."""
     options = {"number": 1, "seconds": 60, "memory": 2 << 30, "max_pixels": 10**6}

@@ -125,6 +125,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(data, unmasked, tmp
         train_lungs(data, tmp_path / "parts", dataclasses.replace(SMALL, weight_decay=0.5))
 
 
+@pytest.mark.slow
 def test_the_exported_file_answers_as_the_network(data, unmasked, tmp_path):
     model = train_lungs(data, tmp_path, SMALL)
     content = export_lungs(tmp_path, "final").read_bytes()

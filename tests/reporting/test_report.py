@@ -63,6 +63,7 @@ def copy(run_folder, tmp_path):
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_a_print_has_all_tables_and_no_contents(copy):
     """As Chromium lays it out."""
     pytest.importorskip("websockets", reason="websockets is not installed")
@@ -109,6 +110,7 @@ def test_the_page_gives_metrics_with_intervals_and_the_research_notice(run_folde
     assert "diagnos" not in page.text.lower()
 
 
+@pytest.mark.slow
 def test_the_page_is_reproducible_from_its_files(copy):
     written = [(copy / "report.html").read_text(), render_report(copy).read_text()]
     first, second = (re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "", page) for page in written)
@@ -117,6 +119,7 @@ def test_the_page_is_reproducible_from_its_files(copy):
     assert len(re.findall(end, second)) == 1 and first == re.sub(end, "", second)
 
 
+@pytest.mark.slow
 def test_hostile_names_are_escaped(copy):
     evil = "<script>alert(1)</script>"
     cohort, predictions = load_cohort(copy), read_predictions(copy / "predictions.csv")
@@ -206,6 +209,7 @@ def test_a_run_from_random_weights_has_no_caveat_about_pretraining(run_folder):
 
 
 @pytest.mark.parametrize("weights", [CXR, {"name": "file", "origin": "C:\\my\\cxr-resnet18.safetensors"}])
+@pytest.mark.slow
 def test_package_weights_without_exclusion_of_the_overlap_are_an_alarm(copy, weights):
     caveats = rewrite(copy, weights=weights, config={"exclude_pretraining_overlap": False})
     assert any(caveat.level == "alarm" and "may be in the pretraining data" in caveat.title for caveat in caveats)
@@ -225,6 +229,7 @@ def test_other_weights_have_no_caveat_about_pretraining(copy, weights):
 
 
 @pytest.mark.parametrize("weights", [CXR, {"name": "imagenet", "origin": "resnet18-f37072fd.pth"}])
+@pytest.mark.slow
 def test_the_report_counts_the_images_excluded_from_evaluation(copy, weights):
     def change(table):
         table = mark(5)(table)
@@ -303,6 +308,7 @@ def test_class_and_source_are_confounded_in_coronahack(real_data):
     assert any("Class and image source go together" in caveat.title for caveat in cohort_caveats(cohort))
 
 
+@pytest.mark.slow
 def test_the_report_states_on_how_many_images_the_box_was_used(copy):
     path = RunFolder(copy).saliency
     table = pd.DataFrame(
@@ -319,6 +325,7 @@ def test_the_report_states_on_how_many_images_the_box_was_used(copy):
     assert "On 3 of 12 images no lungs were found, and the box takes their place." in page
 
 
+@pytest.mark.slow
 def test_the_exploration_describes_patients_and_images(covid_cohort, tmp_path):
     page = Page(write_exploration(confounded(covid_cohort), tmp_path / "page.html"))
     assert sum(tag == "img" for tag, _ in page.tags) == 6
@@ -328,6 +335,7 @@ def test_the_exploration_describes_patients_and_images(covid_cohort, tmp_path):
     assert "JPEG" in page.text and "Research use only" in page.text
 
 
+@pytest.mark.slow
 def test_the_single_steps_end_in_a_report_too(covid_cohort, tmp_path):
     """The lines of ARCHITECTURE and README, without train_classifier."""
     dls = build_dataloaders(covid_cohort, image_size=32, batch_size=8, num_workers=0, path=tmp_path)
@@ -343,6 +351,7 @@ def test_the_single_steps_end_in_a_report_too(covid_cohort, tmp_path):
         write_report(unfitted, result)
 
 
+@pytest.mark.slow
 def test_predictions_of_any_model_get_a_page(run_folder, tmp_path):
     from covid_fastai import write_evaluation
 
@@ -359,6 +368,7 @@ def test_the_report_gives_the_verdict_and_its_conditions(run_folder):
     assert "Conditions of the verdict" in page and "disease signal not shown" in page.lower()
 
 
+@pytest.mark.slow
 def test_a_page_about_data_lists_shortcuts_and_copies(phantom_cohort, tmp_path):
     from covid_fastai.audit.baselines import find_shortcuts
     from covid_fastai.audit.leaks import find_leaks

@@ -113,6 +113,7 @@ def test_the_saved_model_gives_the_same_probabilities(learn):
     np.testing.assert_allclose(after[columns], before[columns], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_export_chooses_threshold_and_temperature_on_the_held_out_patients(learn, tmp_path):
     from covid_fastai import Predictor, choose_threshold, read_run
     from covid_fastai.app.export import export_model

@@ -81,6 +81,7 @@ def small_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.slow
 def test_the_table_has_one_row_per_image_in_order(model, images, tmp_path, small_parts, suffix):
     if suffix == ".parquet":
         pytest.importorskip("pyarrow")
@@ -98,6 +99,7 @@ def test_the_table_has_one_row_per_image_in_order(model, images, tmp_path, small
         predict_batch(model, images, out)
 
 
+@pytest.mark.slow
 def test_a_resumed_batch_repeats_only_missing_and_changed_parts(model, images, tmp_path, small_parts, monkeypatch):
     """An interrupted batch keeps its parts; a part with a changed file is repeated, another model is refused."""
     uninterrupted, out = tmp_path / "uninterrupted.csv", tmp_path / "table.csv"
@@ -143,6 +145,7 @@ def fail_in_workers(action: str, site: Path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_its_process_is_one_row(model, images, tmp_path, small_parts, monkeypatch):
     fail_in_workers("os.kill(os.getpid(), 9)", tmp_path / "site", monkeypatch)
     counts = predict_batch(model, images, tmp_path / "table.csv", workers=1)
@@ -272,6 +275,7 @@ def test_the_table_is_written_after_the_guard_was_added(model, images, tmp_path)
     assert (done.stdout, out.exists()) == ("0\n", True), done.stderr
 
 
+@pytest.mark.slow
 def test_modules_in_the_current_folder_are_not_run(model, images, tmp_path):
     """Such as in the folder of somebody's data; Python looks there for the modules of a process that it starts."""
     data, program = tmp_path / "data", tmp_path / "bin" / "program.py"

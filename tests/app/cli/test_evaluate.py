@@ -33,6 +33,7 @@ def tables(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_compare_prints_the_result_of_the_function(tables):
     done = run("compare", "good.csv", "poor.csv", cwd=tables)
     assert done.returncode == 0, done.stderr

@@ -60,6 +60,7 @@ def faulty_folder(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_check_lists_all_problems_with_their_fixes(faulty_folder, tmp_path):
     done = run("check", faulty_folder / "labels.csv", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
@@ -78,6 +79,7 @@ def test_check_lists_all_problems_with_their_fixes(faulty_folder, tmp_path):
     assert sorted(problems["row"]) == [5, 6, 7, 8]
 
 
+@pytest.mark.slow
 def test_check_of_valid_data(covid_dataset, tmp_path):
     done = run_alone("check", covid_dataset, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -145,6 +147,7 @@ def test_explore_writes_a_page(covid_dataset, tmp_path):
     assert "<img" in (tmp_path / "exploration.html").read_text()
 
 
+@pytest.mark.slow
 def test_doctor_names_versions_and_device(tmp_path):
     done = run_alone("doctor", "--json", cwd=tmp_path)
     findings = {row["what"]: row for row in json.loads(done.stdout)}

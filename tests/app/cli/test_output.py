@@ -76,7 +76,7 @@ def json_of(text: str) -> dict:
 @pytest.mark.parametrize(
     ("encoding", "terminal"),
     [
-        ("cp437", True),
+        pytest.param("cp437", True, marks=pytest.mark.slow),
         pytest.param("cp1252", False, marks=pytest.mark.slow),
         *(
             pytest.param(*other, marks=[pytest.mark.slow, pytest.mark.nightly])

@@ -86,6 +86,7 @@ def test_predict_prints_a_table(run_folder, images, tmp_path):
     assert "not a diagnosis" in done.stdout and "Research use only" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_status_is_3_without_any_prediction(run_folder, images, tmp_path):
     assert covid_fastai("predict", run_folder, images / "bad.png", cwd=tmp_path).returncode == 3
     assert covid_fastai("predict", run_folder, tmp_path, cwd=tmp_path).returncode == 3  # a folder without images

@@ -77,6 +77,7 @@ def post(port, content):
 
 
 @POSIX
+@pytest.mark.slow
 def test_the_command_serves_and_stops(small_model):
     with serving(small_model) as (port, process):
         image = post(port, png(radiograph(0)))["images"][0]

@@ -409,6 +409,7 @@ def test_a_pixel_bomb_is_refused_by_its_header(client):
 
 
 @LINUX
+@pytest.mark.slow
 def test_an_image_that_needs_too_much_memory_fails(small_model):
     large = png(np.random.default_rng(0).integers(0, 60_000, (2500, 2500)).astype(np.uint16), compress_level=0)
     with CheckedClient(create_app(small_model, limits=Limits(memory=96 << 20)), base_url=URL) as client:

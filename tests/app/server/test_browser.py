@@ -228,6 +228,7 @@ def test_the_verdict_stays_in_sight(page, site, images):
     assert page.run("document.body.innerText.split('Verdict on this model').length") == 2  # once
 
 
+@pytest.mark.slow
 def test_an_unreachable_server_is_shown(browser, small_model, images):
     with serving(small_model) as (port, process):
         browser.go(f"http://127.0.0.1:{port}/")

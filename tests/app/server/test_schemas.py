@@ -168,6 +168,7 @@ def _run_compromised_worker(connection, folder, **options):
         connection.send_bytes(json.dumps(answer).encode())
 
 
+@pytest.mark.slow
 def test_an_invalid_answer_of_a_worker_is_rejected(small_model, monkeypatch):
     monkeypatch.setattr(workers_module, "run_worker", _run_compromised_worker)
     with CheckedClient(create_app(small_model, limits=NO_RATE_LIMIT), base_url=URL) as client:
