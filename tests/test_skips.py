@@ -63,6 +63,7 @@ def test_what_nothing_could_spare_is_allowed(run, tmp_path):
     assert status == 0 and "1 passed, 3 skipped" in output and NO_SKIPS not in output
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_what_is_missing_fails_the_run_and_is_named_once(run, tmp_path):
     """In two processes, as the suite runs: a package that is missing, real data that are not where they were named."""

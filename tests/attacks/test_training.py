@@ -144,7 +144,13 @@ def wait_for_a_checkpoint(process: subprocess.Popen, run: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        pytest.param(signal.SIGTERM, 143, id="SIGTERM"),
+        pytest.param(signal.SIGINT, 130, id="SIGINT", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_signal_ends_a_training_cleanly(number, status, phantom_root, tmp_path):
     process = start(phantom_root, tmp_path / "run")
     wait_for_a_checkpoint(process, tmp_path / "run")

@@ -100,6 +100,7 @@ def test_a_full_segment_is_closed(tmp_path, monkeypatch):
     assert len(list_segments(tmp_path)) == 4 and count(PackedRecords(tmp_path), range(20)) == 20
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_no_kill_leaves_a_wrong_record(tmp_path):
     """Twenty writers are killed at random moments, two at a time; what remains is right, and a later writer goes on."""
