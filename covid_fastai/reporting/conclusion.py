@@ -15,7 +15,7 @@ from covid_fastai.evaluation.metrics import Evaluation
 
 __all__ = ["CONDITIONS", "Evidence", "describe_conclusion"]
 
-AGAINST, UNKNOWN, FOR = "evidence against", "undecided", "evidence for"
+AGAINST, UNKNOWN, UNTESTED, FOR = "evidence against", "undecided", "not tested", "evidence for"
 OF_DRAWINGS = "about drawings only"  # where no side would be one on patients
 CONDITIONS = {  # how the names of the conditions begin that the evidence belongs to
     "shortcut": "No lung-free baseline",
@@ -47,7 +47,7 @@ class Evidence:
 
     Attributes:
         title: The question that it answers.
-        side: `"evidence for"`, `"evidence against"`, `"undecided"` or `"about drawings only"`.
+        side: `"evidence for"`, `"evidence against"`, `"undecided"`, `"not tested"` or `"about drawings only"`.
         value: The result as a short text that is shown large, such as `"98%"` or `"6 of 12"`; empty if there is
             none, or if it is not the model's.
         text: What was measured, in plain words.
@@ -89,7 +89,7 @@ def describe_conclusion(
     external = (audit.external if audit else ()) if external is None else external
     evidence = (_without_lungs(audit, result), _elsewhere(audit, external, result), _other_diseases(audit, result))
     if synthetic:
-        evidence = tuple(one if one.side == UNKNOWN else replace(one, side=OF_DRAWINGS) for one in evidence)
+        evidence = tuple(one if one.side in (UNKNOWN, UNTESTED) else replace(one, side=OF_DRAWINGS) for one in evidence)
     return {
         "conclusion": {
             "level": "caution" if synthetic else LEVELS[level],
@@ -140,7 +140,7 @@ def _place_of_guessing(low: float, high: float) -> str:
 def _without_lungs(audit: Audit | None, result: Evaluation) -> Evidence:
     title = "A program that sees no lung"
     if audit is None:
-        return Evidence(title, UNKNOWN, "", "It was not tested whether the classes differ in anything but the lungs.")
+        return Evidence(title, UNTESTED, "", "Whether the classes differ in anything but the lungs was not tested.")
     rows = [row for row in as_rows(audit.shortcuts.table) if row["lung_free"] and row["auc"] == row["auc"]]
     side = _outcome(audit, CONDITIONS["shortcut"])
     if not rows:
@@ -166,7 +166,7 @@ def _elsewhere(audit: Audit | None, external: Sequence[Mapping[str, Any]], resul
     title = "Another hospital"
     side = _outcome(audit, CONDITIONS["hospital"])
     if not external:
-        return Evidence(title, UNKNOWN, "", "Not tested: no images of another hospital with both classes were given.")
+        return Evidence(title, UNTESTED, "", "No images of another hospital with both classes were given.")
     first, *others = sorted(external, key=lambda source: -source["n"])
     if first["low"] is None or first["high"] is None:  # a class with one patient; guard: no_interval
         interval, link = "too few of one class for an interval", "and"
@@ -189,8 +189,8 @@ def _other_diseases(audit: Audit | None, result: Evaluation) -> Evidence:
     title = "Images of other findings"
     controls = audit.negative_controls if audit else None
     if controls is None:
-        text = "Not tested: the data have no images of other findings from the source of the positive class."
-        return Evidence(title, UNKNOWN, "", text)
+        text = "The data have no images of other findings from the source of the positive class."
+        return Evidence(title, UNTESTED, "", text)
     text = (
         f"images of other findings than {positive}, from the source of the {positive} images, were called {positive}. "
         "A model that recognises the disease calls none of them so."

@@ -101,10 +101,10 @@ def test_a_failed_audit_has_three_pieces_of_evidence_against_the_model(result):
 
 def test_what_was_not_tested_is_not_known(result):
     without_audit = conclude(result, None)
-    assert {evidence.side for evidence in without_audit["evidence"]} == {"undecided"}
+    assert {evidence.side for evidence in without_audit["evidence"]} == {"not tested"}
     assert without_audit["headline"].startswith("This does not show")
     _, hospital, others = conclude(result, audit())["evidence"]
-    assert hospital.side == others.side == "undecided" and hospital.value == others.value == ""
+    assert hospital.side == others.side == "not tested" and hospital.value == others.value == ""
     outdated = conclude(result, audit(), external=[ELSEWHERE], outdated=True)
     assert outdated["evidence"][1].value == "85%" and outdated["evidence"][1].side == "undecided"
 
