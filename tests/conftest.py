@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import random
 import socket
@@ -65,6 +66,20 @@ def _same_environment():
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _same_logging():
+    """Keep the levels and handlers that a command sets in this process from the next test."""
+    loggers = [logging.getLogger(name) for name in ("covid_fastai", "covid_fastai.live", "py.warnings")]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    formatter = logging.lastResort.formatter
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+    logging.lastResort.setFormatter(formatter)
+    logging.captureWarnings(False)
 
 
 @pytest.fixture(autouse=True)
