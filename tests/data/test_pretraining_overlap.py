@@ -520,7 +520,7 @@ def test_comparing_many_images_is_fast(tmp_path):
 # real images
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.realdata
 def test_a_renamed_copy_of_coronahack_is_recognised_and_no_other_patient(real_data, tmp_path):
     """Half of Kermany's TRAIN patients are in pretraining; without names, the image hashes alone identify them."""
