@@ -89,7 +89,7 @@ def find_keypoints(pixels: np.ndarray) -> np.ndarray:
 
     Returns:
         `(32,)` of the type `KEYPOINT`: place (0 to 255 across the side), direction (256 for a full turn), sign (1 for a
-        bright spot, -1 for a dark one, 0 for none) and the codes at the three scales.
+        bright spot, -1 for a dark one, 0 for none) and the codes at each of `SCALES`.
     """
     keypoints = np.zeros(COUNT, KEYPOINT)
     values = standardise(pixels)

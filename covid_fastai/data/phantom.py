@@ -63,7 +63,9 @@ CSV_NAME = "Chest_xray_Corona_Metadata.csv"
 SUMMARY_NAME = "Chest_xray_Corona_dataset_Summary.csv"
 IMAGES = Path("Coronahack-Chest-XRay-Dataset") / "Coronahack-Chest-XRay-Dataset"
 SETTINGS = "phantom.json"  # written last; marks the folder as complete
-FORMAT = 2  # increased when the same arguments give other bytes
+FINE_SIDE = 160  # pixels; in larger images the search for copies would take similar ribs for those of one patient
+BEND = 0.05  # by how much ribs and vertebrae are out of line in these; the image extends from -1 to 1
+FORMAT = 3  # increased when the same arguments give other bytes
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,8 @@ def _body(out: np.ndarray, y: np.ndarray, a: Anatomy) -> np.ndarray:
 def _bones(x: np.ndarray, y: np.ndarray, a: Anatomy, body: np.ndarray) -> np.ndarray:
     """Return the density of the spine, the mediastinum, the ribs and the clavicles."""
     out = np.abs(x)
+    if x.shape[0] >= FINE_SIDE:
+        y = y + BEND * _bends(x, y, a)
     vertebrae = 0.75 + 0.25 * np.cos(2 * math.pi * 6 * y)
     density = 0.14 * np.exp(-((x / a.spine) ** 2)) * vertebrae * body
     density += 0.12 * np.exp(-(((x / 0.15) ** 2) ** 2)) * _soft(0.4 - y, 0.1) * body
@@ -229,6 +233,16 @@ def _bones(x: np.ndarray, y: np.ndarray, a: Anatomy, body: np.ndarray) -> np.nda
     density += thorax * (0.10 * np.clip(back, 0, None) ** 2 + 0.05 * _cube(np.clip(front, 0, None)))
     clavicle = np.abs(y + 0.62 + 0.22 * (out - 0.35)) - 0.025
     return density + 0.10 * _soft(-clavicle, 0.012) * _soft(0.62 - out, 0.02) * lateral
+
+
+def _bends(x: np.ndarray, y: np.ndarray, a: Anatomy) -> np.ndarray:
+    """Return how the patient's bones are out of line at each pixel; the same in each image of the patient."""
+    rng = np.random.default_rng(int(a.ribs * 2**40))  # of the anatomy, since further draws would change smaller images
+    bends = np.zeros_like(x)
+    for across, down in ((1.0, 2.0), (2.0, 3.0), (3.0, 1.0), (1.5, 4.0)):
+        phase, weight = rng.uniform(0, 2 * math.pi), rng.uniform(0.3, 1.0)
+        bends += weight * np.sin(math.pi * (across * x + rng.choice([-1.0, 1.0]) * down * y) + phase)
+    return bends / 2
 
 
 def _cube(values: np.ndarray) -> np.ndarray:

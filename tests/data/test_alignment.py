@@ -146,10 +146,11 @@ def test_agreement_is_the_correlation_of_blocks():
     second = first + rng.normal(size=first.shape)
     valid = np.ones(first.shape, bool)
     valid[0, :8, :8] = False
-    blocks, median = alignment._agree(first, second, valid)
+    blocks, median, quartile = alignment._agree(first, second, valid)
     cells = [(slice(r, r + 8), slice(c, c + 8)) for r in range(0, 64, 8) for c in range(0, 64, 8)][1:]
     expected = sorted(np.corrcoef(first[0][cell].ravel(), second[0][cell].ravel())[0, 1] for cell in cells)
     assert blocks[0] == 63 and median[0] == pytest.approx(expected[31])
+    assert quartile[0] == pytest.approx(expected[15])
 
 
 def test_pixels_that_differ_most_are_left_out():

@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from covid_fastai.data import phantom
-from covid_fastai.data.fingerprints import fingerprint_images
+from covid_fastai.data.fingerprints import duplicate_pairs, fingerprint_images
 from covid_fastai.data.images import describe_image, open_image
 from covid_fastai.data.metadata import read_cohort
 from covid_fastai.data.phantom import FINDINGS, SHORTCUTS, draw_anatomy, draw_phantom, write_phantom
@@ -451,6 +451,26 @@ def test_hospital_sex_view_and_age_do_not_depend_on_the_class(tmp_path, monkeypa
 def test_all_images_are_different(phantom_root):
     prints = fingerprint_images(sorted(phantom_root.rglob("*.jpeg")))
     assert prints["sha256"].is_unique and (prints["error"] == "").all()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("size", [224, 256, 512])
+def test_no_two_patients_are_called_copies(size, tmp_path):
+    """In larger drawings of similar bones, a pair in 100,000 was called a copy, and two labels ended `read_cohort`."""
+    files = sorted(
+        write_phantom(tmp_path / "data", patients=600 if size < 512 else 300, image_size=size).rglob("*.jpeg")
+    )
+    patients = np.array([file.name.split("-")[1] for file in files])
+    pairs = duplicate_pairs(fingerprint_images(files))
+    assert (patients[pairs["first"]] == patients[pairs["second"]]).all()
+
+
+def test_bones_are_those_of_the_patient():
+    one, other = draw_anatomy(np.random.default_rng(0)), draw_anatomy(np.random.default_rng(1))
+    x, y = np.meshgrid(*[np.linspace(-1, 1, 200, dtype=np.float32)] * 2)
+    bends = [phantom._bends(x, y, anatomy) for anatomy in (one, one, other)]
+    assert (bends[0] == bends[1]).all() and bends[0].std() > 0.2
+    assert abs(np.corrcoef(bends[0].ravel(), bends[2].ravel())[0, 1]) < 0.8
 
 
 @pytest.mark.parametrize(
