@@ -534,5 +534,8 @@ def _judge_covered(name: str, before: str, covered: Mapping[str, Any], what: str
         return Condition(name, FAILED, text, f"{where}, the network is not better than chance (AUC {estimate})")
     if covered["high"] < MOST_EXPLAINED * (covered["network_auc"] - 0.5):  # guard: mostly_covered
         return Condition(name, MET, text)
+    if covered["network_auc"] <= 0.5:
+        reason = f"there is nothing that {what} could explain, since the network ranks no better than chance"
+        return Condition(name, INCONCLUSIVE, f"{text} {reason[:1].upper()}{reason[1:]}.", reason)
     lower = format_estimate(covered["difference"], covered["low"], covered["high"])
     return Condition(name, INCONCLUSIVE, text, f"{where}, the AUC of the network may be lower by {lower}")

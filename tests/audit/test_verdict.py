@@ -142,6 +142,12 @@ NO_POWER = {"value": 0.85, "low": 0.45, "high": 0.98}  # of ten patients
         ({"marks": None}, 6, "not tested", "not evaluated with the sharpest edges in the lungs covered"),
         ({"marks": COVERED | {"high": 0.21}}, 6, "inconclusive", "with letters or other sharp marks covered, the AUC"),
         ({"covered": COVERED | {"high": 0.21}}, 5, "inconclusive", "may be lower by 0.020 (-0.010 to 0.210)"),
+        (
+            {"covered": COVERED | {"network_auc": 0.48, "auc": 0.48, "auc_low": 0.1, "high": 0.0}},
+            5,
+            "inconclusive",
+            "nothing that the most telling cells could explain, since the network ranks no better than chance",
+        ),
     ],
 )
 def test_each_condition_can_stay_open(given, number, outcome, reason):
