@@ -314,14 +314,14 @@ def _near_chance_without_lungs(blind: Mapping[str, Any] | None) -> Condition:
     )
     if blind["auc_low"] > 0.5:  # guard: blind_network
         reason = f"a network trained without the lungs separates the classes (AUC {estimate})"
-        if blind["auc_low"] > blind["boxes_auc"]:  # guard: boxed_lungs
-            return Condition(name, FAILED, text, reason)
-        but = (
-            "but a central box leaves some of the lungs where they were not found, and these images alone can give an "
-            f"AUC of {format_metric(blind['boxes_auc'])}"
-        )
-        text += f" It separates the classes, {but}."
-        return Condition(name, INCONCLUSIVE, text, f"{reason}, {but}")
+        if not blind["auc_low"] > blind["boxes_auc"]:  # guard: boxed_lungs
+            but = (
+                "but a central box leaves some of the lungs where they were not found, and these images alone can "
+                f"give an AUC of {format_metric(blind['boxes_auc'])}"
+            )
+            text += f" It separates the classes, {but}."
+            return Condition(name, INCONCLUSIVE, text, f"{reason}, {but}")
+        return Condition(name, FAILED, text, reason)
     if not blind["auc_high"] < NEAR_CHANCE:
         text += f" There are too few patients to bound the first by {NEAR_CHANCE:g}."
         reason = "too few patients to show that a network trained without the lungs is close to chance "
