@@ -116,7 +116,7 @@ def save_model(
     Examples:
         >>> folder = save_model(learn, "model", onnx=False)
         >>> sorted(path.name for path in folder.iterdir())
-        ['config.json', 'model.safetensors']
+        ['config.json', 'findings.json', 'model.safetensors']
     """
     folder = Path(folder)
     facts, _, data = require_facts(learn)
