@@ -24,8 +24,12 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("covid_fastai")
-    with importing():
-        return _load(name)
+    try:
+        with importing():
+            return _load(name)
+    except ModuleNotFoundError as error:  # an installation without torch, which can only predict
+        error.add_note("Complete the installation: pip install covid_fastai")
+        raise
 
 
 def __dir__() -> list[str]:

@@ -77,7 +77,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # what train_classifier and cross_validate take beside the fields of a config, for suggestions
 ARGUMENTS = ("config", "preset", "out", "resume", "callbacks", "loss_func", "metrics", "opt_func", "quiet")
-ARGUMENTS += ("folds", "repeats", "n_jobs")
+FOLD_ARGUMENTS = ("folds", "repeats", "n_jobs")
+ARGUMENTS += FOLD_ARGUMENTS
 
 
 class TrainOptions(TypedDict, total=False):
@@ -301,6 +302,9 @@ class TrainConfig(BaseModel):
             if name not in type(self).model_fields:
                 if hint := translate_name(name):
                     raise UsageError(f"There is no option {name!r}.", hint=hint)
+                if name in ARGUMENTS:
+                    function = "cross_validate" if name in FOLD_ARGUMENTS else "train_classifier"
+                    raise UsageError(f"There is no option {name!r}.", hint=f"{function}(data, {name}=...) takes it.")
                 near = difflib.get_close_matches(name, [*type(self).model_fields, *ARGUMENTS], n=1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Options: {', '.join(type(self).model_fields)}."
                 raise UsageError(f"There is no option {name!r}.", hint=hint)

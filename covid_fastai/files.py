@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import errno
 import glob
 import json
@@ -43,6 +44,7 @@ __all__ = [
     "new_run_folder",
     "read_csv",
     "restore_folder",
+    "similar_path",
     "to_plain",
     "unescape_cell",
     "unfinished_prefix",
@@ -207,6 +209,22 @@ def restore_folder(folder: str | Path) -> None:
             os.rename(replaced[-1], folder)
         except OSError:
             return  # another process was faster, or the disk is read-only: the caller reports what is missing
+
+
+def similar_path(path: str | Path) -> Path | None:
+    """Return the file or folder that a missing path may mean, beside it: with a similar name, or one that begins so.
+
+    Args:
+        path: A path that does not exist.
+    """
+    path = Path(path)
+    try:
+        names = sorted(name for name in os.listdir(path.parent) if not name.startswith("."))
+    except OSError:
+        return None
+    near = difflib.get_close_matches(path.name, names, n=1)
+    near += [name for name in names if path.name and name.startswith(path.name)]
+    return path.parent / near[0] if near else None
 
 
 def unfinished_prefix(folder: Path) -> str:

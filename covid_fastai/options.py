@@ -120,6 +120,7 @@ FASTAI_NAMES = {  # of fastai's functions, and what they are called here
     "lr": "learning_rate",
     "lr_max": "learning_rate",
     "lr_mult": "lr_ratio",
+    "max_lr": "learning_rate",
     "model": "arch",
     "n_epoch": "frozen_epochs and unfrozen_epochs",
     "num_epochs": "frozen_epochs and unfrozen_epochs",
@@ -135,8 +136,8 @@ FASTAI_NAMES = {  # of fastai's functions, and what they are called here
 }
 FASTAI_ONLY = {  # of fastai's functions, without a counterpart here: where they can be given all the same
     **dict.fromkeys(
-        ("bn_final", "concat_pool", "custom_head", "cut", "first_bn", "init", "lin_first", "lin_ftrs", "moms", "n_in")
-        + ("n_out", "normalize", "ps", "splitter", "train_bn", "wd_bn_bias", "y_range"),
+        ("bn_final", "concat_pool", "custom_head", "cut", "first_bn", "init", "lin_first", "lin_ftrs", "model_dir")
+        + ("moms", "n_in", "n_out", "normalize", "ps", "splitter", "train_bn", "wd_bn_bias", "y_range"),
         "vision_learner(dls, ...), with dls from build_dataloaders",
     ),
     **dict.fromkeys(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from covid_fastai.notices import DRAWINGS
+
 __all__ = ["PlainVerdict", "say_plainly"]
 
 REASONS = {  # by the level of the verdict; None without an audit
@@ -16,7 +18,6 @@ REASONS = {  # by the level of the verdict; None without an audit
     "one check points to that.",
     None: "Nobody has checked yet whether the model looks at the disease or at something else in the images.",
 }
-DRAWINGS = "The images are drawings made by this package. The results show how the package works, and nothing else."
 
 
 @dataclass(frozen=True)

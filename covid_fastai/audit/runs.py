@@ -11,10 +11,11 @@ import pandas as pd
 from covid_fastai.audit.audit import Audit, read_audit
 from covid_fastai.audit.plain_words import PlainVerdict, say_plainly
 from covid_fastai.audit.verdict import Verdict
-from covid_fastai.data.phantom import is_synthetic
+from covid_fastai.data.phantom import are_synthetic
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation import runs
 from covid_fastai.evaluation.metrics import LOWER_IS_BETTER
+from covid_fastai.notices import DRAWINGS
 from covid_fastai.run_folder import RunFolder
 
 __all__ = ["Run", "list_runs", "read_run", "warn_of_selection"]
@@ -51,8 +52,11 @@ class Run(runs.Run):
     @property
     def is_synthetic(self) -> bool:
         """Whether all used images are drawings that this package generated."""
-        used = self.cohort.loc[self.cohort["split"] != "excluded", "path"]
-        return len(used) > 0 and all(map(is_synthetic, used))
+        return are_synthetic(self.cohort.loc[self.cohort["split"] != "excluded", "path"])
+
+    def __repr__(self) -> str:
+        verdict = f", verdict: {_short_verdict(self) or 'not audited'}" if self.folder.metrics.exists() else ""
+        return f"Run({str(self.path)!r}, {self.status}{verdict})"
 
     def _display_parts(self) -> Iterator[pd.DataFrame | str | list[str]]:
         if not self.folder.metrics.exists():
@@ -61,7 +65,7 @@ class Run(runs.Run):
         verdict = self.verdict
         yield str(self.plain_verdict)
         yield f"Verdict: {verdict.sentence}" if verdict else "Verdict: not audited."
-        yield from self.metrics._display_parts()
+        yield from (part for part in self.metrics._display_parts() if part is not DRAWINGS)  # said above
         yield f"Folder: {self.path}"
 
 

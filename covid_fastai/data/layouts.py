@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import sys
@@ -31,9 +30,10 @@ from covid_fastai.data.table_formats import has_table_suffix
 from covid_fastai.data.tables import read_table
 from covid_fastai.data.tasks import Task, canonical_finding, fold_text
 from covid_fastai.errors import DataError, UsageError
+from covid_fastai.files import similar_path
 from covid_fastai.run_folder import RunFolder
 
-__all__ = ["Rows", "find_data", "find_image_root", "read_rows"]
+__all__ = ["Rows", "find_data", "find_image_root", "holds_runs_only", "read_rows"]
 
 logger = logging.getLogger("covid_fastai")
 
@@ -173,9 +173,9 @@ def find_data(data: str | os.PathLike | None) -> Path:
         raise UsageError(f"data is a {type(data).__name__}.", hint="Give a folder, a CSV's path or a DataFrame.")
     path = Path(data).expanduser()
     if not path.exists():
-        near = difflib.get_close_matches(path.name, _names_in(path.parent), n=1)
+        near = similar_path(path)
         hint = (
-            f"Did you mean {path.parent / near[0]}?"
+            f"Did you mean {near}?"
             if near
             else f"Check its path: {path.parent.resolve()} has no file or folder of a similar name."
         )
@@ -188,14 +188,19 @@ def find_data(data: str | os.PathLike | None) -> Path:
         )
     if path.is_file():
         check_not_archive(path)
-    elif RunFolder(path).is_run() or _holds_runs_only(path):
+    elif RunFolder(path).is_run() or holds_runs_only(path):
         _refuse_runs(path)
     return path
 
 
-def _holds_runs_only(folder: Path) -> bool:
-    inside = [folder / name for name in _names_in(folder)]
-    return bool(inside) and all(RunFolder(path).is_run() for path in inside)
+def holds_runs_only(folder: Path) -> bool:
+    """Return whether a folder holds runs and no data, but for the drawings that `demo` writes beside its run."""
+    folders = [path for name in _names_in(folder) if (path := folder / name).is_dir()]
+    if not any(RunFolder(path).is_run() for path in folders) or _tables_in(folder):
+        return False
+    from covid_fastai.data.phantom import SETTINGS  # imports scipy
+
+    return all(RunFolder(path).is_run() or (path / SETTINGS).is_file() for path in folders)
 
 
 def _coronahack_csv(folder: Path) -> Path | None:

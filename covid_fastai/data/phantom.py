@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -32,7 +32,9 @@ __all__ = [
     "Anatomy",
     "FINDINGS",
     "Phantom",
+    "SETTINGS",
     "SHORTCUTS",
+    "are_synthetic",
     "draw_anatomy",
     "draw_phantom",
     "is_synthetic",
@@ -319,6 +321,15 @@ def is_synthetic(path: str | Path) -> bool:
     name = os.path.basename(path)
     is_number = NUMBERED.fullmatch(name) is not None and SYNTHETIC in name
     return is_number or re.fullmatch(r"phantom-p\d{4,}-\d+\.\w+", name) is not None
+
+
+def are_synthetic(paths: Collection[str | Path]) -> bool:
+    """Return whether there are images, and all of them have the name of one that `write_phantom` generated.
+
+    Args:
+        paths: The images' paths.
+    """
+    return len(paths) > 0 and all(map(is_synthetic, paths))
 
 
 @checked

@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 
+from covid_fastai.data.layouts import holds_runs_only
 from covid_fastai.errors import DataError, UsageError
 
 __all__ = ["Recipe", "RecipeJoin", "RecipeTable", "get_recipe", "list_recipes", "recognise_recipe", "suggest_recipe"]
@@ -203,6 +204,8 @@ def recognise_recipe(data: object) -> Recipe | None:
         data: A folder or a file; anything else is no known data set.
     """
     if not isinstance(data, str | Path) or not Path(data).expanduser().exists():
+        return None
+    if holds_runs_only(Path(data).expanduser()):  # the drawings of `demo` beside its run have a known layout
         return None
     found = [recipe for recipe in _read_recipes().values() if recipe.find_root(data) is not None]
     return found[0] if len(found) == 1 else None

@@ -33,7 +33,7 @@ from covid_fastai.evaluation.resamples import Resamples
 from covid_fastai.evaluation.runs import Run
 from covid_fastai.evaluation.weighted_metrics import LOWER_IS_BETTER, WeightedMetric, list_weighted_metrics
 from covid_fastai.figures import Figure
-from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.notices import DRAWINGS, RESEARCH_USE
 from covid_fastai.options import NResamples, Probability, Seed, check_option, checked
 from covid_fastai.plotting import class_colours
 
@@ -214,7 +214,7 @@ def compare(
         agreement=pd.DataFrame(agreement, columns=AGREEMENT_COLUMNS),
         cases=list_disagreements(units, result.classes, result.positive),
         evaluations=evaluations,
-        notes=paired.notes,
+        notes=[*paired.notes, *([DRAWINGS] if all(each.is_synthetic for each in evaluations.values()) else [])],
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 import numpy as np
 import pandas as pd
 
+from covid_fastai.data.phantom import are_synthetic
 from covid_fastai.data.tables import as_rows
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.formatting import ResultDisplay, format_interval, format_metric, format_metric_name
@@ -30,7 +31,7 @@ from covid_fastai.evaluation.weighted_metrics import (
     WeightedMetric,
     list_weighted_metrics,
 )
-from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.notices import DRAWINGS, RESEARCH_USE
 from covid_fastai.options import NResamples, Probability, Seed, Unit, checked
 
 __all__ = [
@@ -142,12 +143,19 @@ class Evaluation(ResultDisplay):
             "two_labels": list(self.two_labels),
             "confusion": self.confusion.to_numpy().tolist(),
             "metrics": self.metrics.to_dict("records"),
+            "synthetic": self.is_synthetic,
         }
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether all images are drawings that this package generated; False if their paths are not known."""
+        return "path" in self.predictions and are_synthetic(self.predictions["path"])
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], predictions: pd.DataFrame | None = None) -> Evaluation:
         """Create an evaluation from what `to_dict` returned, with its predictions if they are available."""
         fields = dict(fields)
+        fields.pop("synthetic", None)  # the predictions say it
         metrics = pd.DataFrame(fields.pop("metrics"), columns=COLUMNS)
         for name in ("value", "low", "high"):
             metrics[name] = metrics[name].astype(float)  # NaN is null in JSON
@@ -160,6 +168,8 @@ class Evaluation(ResultDisplay):
         )
 
     def _display_parts(self) -> Iterator[pd.DataFrame | str]:
+        if self.is_synthetic:
+            yield DRAWINGS
         yield self.summary()
         failed = f" {self.n_failed} images without a prediction are not counted." if self.n_failed else ""
         yield " ".join([f"{self.n_images} images.{failed}", *self.notes(), RESEARCH_USE])

@@ -19,7 +19,7 @@ from covid_fastai.errors import DataError
 from covid_fastai.evaluation.formatting import ResultDisplay
 from covid_fastai.evaluation.metrics import Evaluation
 from covid_fastai.evaluation.prediction_table import read_predictions
-from covid_fastai.files import read_csv
+from covid_fastai.files import read_csv, similar_path
 from covid_fastai.run_folder import FINISHED, TEST_EVALUATED, RunFolder
 
 __all__ = ["Run", "collect_versions", "count_test_evaluations", "read_run"]
@@ -72,7 +72,12 @@ class Run(ResultDisplay):
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row per epoch: phase, epoch, train_loss, valid_loss, accuracy, seconds; with several folds also fold."""
-        return self._table(RunFolder.history)
+        history = self._table(RunFolder.history)
+        if "seconds" in history:
+            return history
+        # of fastai's CSVLogger, which writes a file of this name into the learner's folder
+        history = history.drop(columns="time", errors="ignore").assign(epoch=history["epoch"] + 1, seconds=float("nan"))
+        return history.assign(phase="unfrozen")
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -172,8 +177,10 @@ def read_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     if not RunFolder(folder).is_run():
+        near = None if folder.exists() else similar_path(folder)
         raise DataError(
-            f"{folder} is not the folder of a run.", hint="Give the folder of a training, such as one in runs."
+            f"{folder} is not the folder of a run." if folder.exists() else f"There is no folder {folder}.",
+            hint=f"Did you mean {near}?" if near else "Give the folder of a training, such as one in runs.",
         )
     return Run(folder)
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from covid_fastai.data.dataloaders import OWN, empty_dataloaders
 from covid_fastai.data.hardware import resolve_device
+from covid_fastai.data.phantom import are_synthetic
 from covid_fastai.data.regions import region_version
 from covid_fastai.errors import DivergenceError, ModelFormatError, ResourceError, UsageError
 from covid_fastai.files import (
@@ -50,7 +51,7 @@ from covid_fastai.model.bundle_config import (
     seal_config,
     unusable_model,
 )
-from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE
+from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE, Findings
 from covid_fastai.model.hub import find_model
 from covid_fastai.model.learner import (
     body_and_head,
@@ -86,6 +87,8 @@ def save_model(
     until the new one is complete. Only one process at a time may save to the same folder. `Predictor` runs the ONNX
     file without torch; before anything is written, its outputs are compared with those of the model.
 
+    If all training images are synthetic, `findings.json` is written, too, so that every answer of the model says so.
+
     The threshold, temperature and manifest of a model from `load_model` are kept if its weights have not changed.
 
     Args:
@@ -113,7 +116,7 @@ def save_model(
     Examples:
         >>> folder = save_model(learn, "model", onnx=False)
         >>> sorted(path.name for path in folder.iterdir())
-        ['config.json', 'model.safetensors']
+        ['config.json', 'findings.json', 'model.safetensors']
     """
     folder = Path(folder)
     facts, _, data = require_facts(learn)
@@ -147,7 +150,11 @@ def save_model(
         for name, content in contents.items():
             with atomic_write(temporary / name, mode="wb") as file:
                 file.write(content)
-        write_json(temporary / CONFIG_FILE, seal_config(fields))
+        config = seal_config(fields)
+        write_json(temporary / CONFIG_FILE, config)
+        if _is_of_drawings(learn):
+            findings = Findings(fingerprint=config["fingerprint"], synthetic=True)
+            write_json(temporary / FINDINGS_FILE, findings.model_dump())
         _replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -199,6 +206,12 @@ def load_model(folder: str | Path, *, revision: str | None = None, device: Devic
 
 
 # writing
+
+
+def _is_of_drawings(learn: Learner) -> bool:
+    """Return whether all training images of a learner are synthetic, which every answer of its model says."""
+    cohort = learn.dls.facts.cohort
+    return cohort is not None and are_synthetic(cohort.loc[cohort["split"] == "train", "path"])
 
 
 def _calibration_fields(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from covid_fastai.errors import ModelFormatError, OfflineError, UnavailableError, UsageError
-from covid_fastai.files import restore_folder
+from covid_fastai.files import restore_folder, similar_path
 from covid_fastai.model.bundle_config import (
     CONFIG_FILE,
     LARGEST_CONFIG,
@@ -140,7 +140,7 @@ def find_model(model: str | Path, *, revision: str | None = None) -> Path:
     Args:
         model: The folder itself; the folder of a run; the name of a model of the package (`package_models`); or, if
             there is no such folder, `"user/model"` on the Hugging Face Hub. A `Path` is always a folder, and so is a
-            text with a separator that exists.
+            text with a separator that exists, or whose first part is a folder here unless `revision` is given.
         revision: The commit, tag or branch of a model on the Hub.
 
     Returns:
@@ -160,6 +160,12 @@ def find_model(model: str | Path, *, revision: str | None = None) -> Path:
             )
         folder, kind = packaged, "a model of the package"
     elif isinstance(model, str) and HUB_NAME.fullmatch(model) and not folder.exists():
+        if revision is None and folder.parent.is_dir():
+            meant = f"Did you mean {near}? " if (near := similar_path(folder)) else ""
+            raise ModelFormatError(
+                f"There is no folder {model}.",
+                hint=f'{meant}For a model of that name on the Hub, give revision="main".',
+            )
         return fetch_model(model, revision=revision)
     elif isinstance(model, str) and not folder.exists() and (hint := suggest_package_model(model)):
         raise ModelFormatError(f"There is no folder {model}.", hint=hint)
@@ -171,9 +177,10 @@ def find_model(model: str | Path, *, revision: str | None = None) -> Path:
     for candidate in (folder, run_model):
         restore_folder(candidate)
     if not folder.exists():
+        meant = f"Did you mean {near}? " if (near := similar_path(folder)) else ""
         raise ModelFormatError(
             f"There is no folder {model}.",
-            hint="Give the folder of a run or of a saved model, the name of a model of the package "
+            hint=f"{meant}Give the folder of a run or of a saved model, the name of a model of the package "
             f"({', '.join(package_models())}), or user/model on the Hub.",
         )
     return run_model if (run_model / CONFIG_FILE).is_file() else folder

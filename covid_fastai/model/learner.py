@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from torch import nn
 
 from covid_fastai.data.dataloaders import OWN, loader_facts
 from covid_fastai.errors import UsageError
+from covid_fastai.model.learner_export import export_learner
 from covid_fastai.model.learner_facts import LearnerFacts, facts_of
 from covid_fastai.model.norms import BATCH_NORMS
 from covid_fastai.model.optimiser import FusedAdam
@@ -160,6 +162,7 @@ def build_learner(
     found = dataclasses.replace(found, state=None)
     learn.facts = LearnerFacts(arch, found, precision=chosen, parts=_describe_parts(own))
     _normalise(dls, found)
+    learn.export = partial(export_learner, learn)
     return learn
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.progress import ShowGraphCallback
+from fastai.callback.progress import CSVLogger, ShowGraphCallback
 from fastai.data.transforms import Normalize
 from fastai.imports import IN_NOTEBOOK
 from fastai.learner import AvgMetric, Learner, Metric
@@ -25,7 +25,8 @@ from torch import nn
 from covid_fastai.data.dataloaders import OwnTransforms
 from covid_fastai.errors import UsageError
 from covid_fastai.model.weights import ARCHITECTURES, Weights
-from covid_fastai.options import check_option
+from covid_fastai.options import Augmentation, check_option
+from covid_fastai.run_folder import RunFolder
 
 __all__ = [
     "LossOfLogits",
@@ -77,13 +78,13 @@ class OwnParts:
         Raises:
             UsageError: A part cannot be used, as far as this shows without the data.
         """
-        check_callbacks(parts.get("callbacks", ()))
+        _check_files(check_callbacks(parts.get("callbacks", ())))
         _check_without_data(parts.get("loss_func"), parts.get("metrics"))
         check_optimiser(parts.get("opt_func"))
         transforms = options.get("augmentation", "")
         if isinstance(transforms, str):
             return cls(**parts)
-        check_option("augmentation", transforms, OwnTransforms)
+        check_option("augmentation", transforms, Augmentation | OwnTransforms)
         options.pop("augmentation")
         if not resuming:
             options["augmentation"] = "none"
@@ -238,6 +239,17 @@ def check_callbacks(callbacks: Any) -> list[Any]:
                 hint="Leave it out; plot_history(learn) draws the same after the training.",
             )
     return listed
+
+
+def _check_files(callbacks: Iterable[Any]) -> None:
+    """Raise for a callback that writes to the file of the run's history: it empties it when it is used again."""
+    for callback in callbacks:
+        logs = isinstance(callback, CSVLogger) or _is_class_of(callback, CSVLogger)
+        if logs and str(getattr(callback, "fname", RunFolder.history)) == RunFolder.history:
+            raise UsageError(
+                f"CSVLogger writes {RunFolder.history}, which is a file of the run with the same content.",
+                hint='Leave it out, or give it another name: CSVLogger("log.csv").',
+            )
 
 
 def check_metrics(metrics: Iterable[Metric], *, classes: int, device: Any = "cpu") -> None:

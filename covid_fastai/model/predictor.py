@@ -138,6 +138,9 @@ class Predictor:
         self.region: Region = self.config.region
         self.map_shape, self._batch = self._session.map_shape, self._session.batch
 
+    def __repr__(self) -> str:
+        return f"Predictor({' or '.join(self.classes)}; {self.findings.short}; {self.config.fingerprint[:16]})"
+
     def predict(
         self, images: Source | Sequence[Source] | pd.DataFrame, *, names: Sequence[str] | None = None
     ) -> pd.DataFrame:

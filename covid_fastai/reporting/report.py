@@ -17,7 +17,7 @@ from covid_fastai.data.cohort import Cohort, save_cohort
 from covid_fastai.data.exploration import plot_batch, plot_class_counts, shorten
 from covid_fastai.data.kept_columns import keep_columns
 from covid_fastai.data.metadata import summarise_cohort
-from covid_fastai.data.phantom import is_synthetic
+from covid_fastai.data.phantom import are_synthetic
 from covid_fastai.data.problems import SEVERITIES
 from covid_fastai.data.pseudonymise import numbered_page
 from covid_fastai.data.reach import Reach
@@ -230,7 +230,7 @@ def _write_evaluation(result: Evaluation, out: Path, unopened: Collection[str]) 
         heading="Agreement of the predictions with the labels",
         caveats=caveats,
         audit=describe_audit(audit),
-        **describe_conclusion(result, audit, synthetic=len(rows) > 0 and all(map(is_synthetic, rows["path"]))),
+        **describe_conclusion(result, audit, synthetic=are_synthetic(rows["path"])),
         saliency=None,
         examples=[],
         metrics={"Predictions": result.summary()},

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covid_fastai import Task, find_leaks, read_cohort
+from covid_fastai import Task, find_leaks, read_cohort, write_phantom
 from covid_fastai.app.inputs import list_images
 from covid_fastai.data.archives import check_not_archive, unpack_command
 from covid_fastai.data.image_files import IMAGE_SUFFIXES, FolderReader, is_masks_folder
@@ -420,3 +420,9 @@ def test_a_run_is_no_data(tmp_path):
     with pytest.raises(DataError, match="holds the folders of runs") as caught:
         read_cohort(tmp_path / "runs")
     assert str(run) in caught.value.hint
+    # the drawings of `demo` lie beside its run, in the layout of CoronaHack
+    write_phantom(tmp_path / "runs" / "phantoms-0", patients=4, image_size=32)
+    with pytest.raises(DataError, match="holds the folders of runs") as caught:
+        read_cohort(tmp_path / "runs")
+    assert "recipe" not in caught.value.hint
+    assert len(read_cohort(tmp_path / "runs" / "phantoms-0")) > 0

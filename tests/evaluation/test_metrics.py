@@ -346,3 +346,15 @@ def test_equal_means_of_patients_tie():
     labels = [POSITIVE] * 3 + ["Normal"] * 3 + [POSITIVE, "Normal"]
     table = pd.DataFrame({"patient": patients, "label": labels, f"p_{POSITIVE}": p, "p_Normal": 1 - np.array(p)})
     assert evaluate(table, n_resamples=100).value("auc") == pytest.approx(3.5 / 4)
+
+
+def test_metrics_of_drawings_say_so():
+    rows = {"patient": list("abcd"), "label": ["Normal", "COVID-19"] * 2, "status": "ok"}
+    table = pd.DataFrame(rows).assign(**{"p_Normal": [0.9, 0.1, 0.8, 0.3], "p_COVID-19": [0.1, 0.9, 0.2, 0.7]})
+    drawings = evaluate(table.assign(path=[f"phantom-p000{n}-1.png" for n in range(4)]), n_resamples=100)
+    assert drawings.is_synthetic and repr(drawings).startswith("The images are drawings made by this package.")
+    fields = drawings.to_dict()
+    assert fields["synthetic"] and Evaluation.from_dict(fields, drawings.predictions).to_dict() == fields
+    for others in (table, table.assign(path=["phantom-p0000-1.png", "b.png", "c.png", "d.png"])):
+        result = evaluate(others, n_resamples=100)
+        assert not result.is_synthetic and "drawings" not in repr(result) and not result.to_dict()["synthetic"]

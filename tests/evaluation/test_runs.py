@@ -14,6 +14,7 @@ from covid_fastai.audit.runs import warn_of_selection
 from covid_fastai.errors import DataError, UsageError
 from covid_fastai.evaluation.runs import collect_versions, count_test_evaluations
 from covid_fastai.reporting.caveats import run_caveats
+from covid_fastai.reporting.report import render_report
 from covid_fastai.run_folder import TEST_EVALUATED, RunFolder
 
 
@@ -33,7 +34,9 @@ def test_a_run_has_its_audit_and_verdict_and_shows_them_first(run_folder, tmp_pa
     run = read_run(run_folder)
     assert run.verdict == run.audit.verdict == read_audit(run_folder).verdict
     assert run.is_synthetic and run.plain_verdict.headline == "This shows nothing about COVID-19 in patients."
+    assert repr(run).endswith("finished, verdict: synthetic)")
     page = run._repr_html_()
+    assert page.count("drawings made by this package") == 1
     assert page.startswith("<p>This shows nothing about COVID-19 in patients.")
     assert page.index("Verdict: Disease signal not shown") < page.index("<table")
     (path,) = list_runs(run_folder.parent)["run"]
@@ -113,3 +116,19 @@ def test_the_best_of_several_runs_is_said_to_be_optimistic():
     table = pd.DataFrame({"value": [0.9, 0.8, np.nan]})
     assert "best of 2 runs is optimistic" in warn_of_selection(table)
     assert warn_of_selection(table.head(1)) == ""
+
+
+def test_the_history_of_a_csv_logger_is_read(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    text = "epoch,train_loss,valid_loss,accuracy,time\n0,1.5,0.5,0.75,00:03\n"
+    (tmp_path / "run" / "history.csv").write_text(text, encoding="utf-8")
+    (row,) = read_run(tmp_path / "run").history.to_dict("records")
+    assert row.pop("seconds") != row  # NaN
+    assert row == {"epoch": 1, "train_loss": 1.5, "valid_loss": 0.5, "accuracy": 0.75, "phase": "unfrozen"}
+    assert render_report(tmp_path / "run").exists()
+
+
+def test_a_mistyped_run_is_named(run_folder):
+    with pytest.raises(DataError, match="There is no folder") as caught:
+        read_run(run_folder.parent / run_folder.name[:-1])
+    assert caught.value.hint == f"Did you mean {run_folder}?"

@@ -259,6 +259,13 @@ def test_existing_folders_have_priority_over_the_hub(small_model, tmp_path, monk
     with pytest.raises(ModelFormatError, match="There is no folder user.model"):
         find_model(Path("user/model"))  # a Path is a folder, there or not
     assert Predictor("runs/first").classes == ["Normal", "COVID-19"]
+    for typo in ("runs/frist", "runs/fir"):  # is not asked for at the Hub
+        with pytest.raises(ModelFormatError, match=f"There is no folder {typo}") as caught:
+            find_model(typo)
+        assert caught.value.hint.startswith("Did you mean runs/first? ") and 'revision="main"' in caught.value.hint
+    with pytest.raises(ModelFormatError, match="There is no folder rnus") as caught:
+        find_model("rnus")
+    assert caught.value.hint.startswith("Did you mean runs? ")
     with pytest.raises(UsageError, match="is a folder"):
         find_model("runs/first", revision="main")
     for name in ("model", "a/b/c", "../x/y", "https://x/y", "a/b@c", "-a/b", "a /b"):

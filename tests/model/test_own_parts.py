@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.callback.progress import ShowGraphCallback
+from fastai.callback.core import Callback
+from fastai.callback.progress import CSVLogger, ShowGraphCallback
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import Learner, mk_metric
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat
@@ -25,6 +26,7 @@ from torch.nn.functional import cross_entropy
 from torchvision.models import densenet121, resnet18, resnet34
 
 from covid_fastai import (
+    Predictor,
     TrainConfig,
     build_dataloaders,
     build_learner,
@@ -297,3 +299,48 @@ def test_the_recipe_for_weights_and_biases_logs_every_step_and_epoch(loaders, tm
     np.testing.assert_allclose(losses, learn.facts.steps["train_loss"], rtol=1e-4)
     epochs = [row for row in logged if "valid_loss" in row]
     assert [row["valid_loss"] for row in epochs] == pytest.approx(list(learn.facts.history["valid_loss"]), rel=1e-4)
+
+
+def test_an_export_leaves_the_learner_whole(loaders, tmp_path):
+    class Holder(Callback):
+        held = None
+
+    log, holder = CSVLogger("log.csv"), Holder()
+    learn = build_learner(loaders, weights=None, callbacks=[log, holder], path=tmp_path)
+    fit(learn, frozen_epochs=0, unfrozen_epochs=1)
+    assert log.file.closed  # as CSVLogger leaves it; a closed file cannot be pickled
+    learn.export("learner.pkl")
+    assert (tmp_path / "learner.pkl").stat().st_size > 0 and log.file.closed
+    state, optimiser = len(predict(learn)), learn.opt
+    with (
+        (tmp_path / "open.txt").open("w") as holder.held,
+        pytest.raises(UsageError, match="cannot be exported") as caught,
+    ):
+        learn.export("again.pkl")
+    assert "Holder" in caught.value.hint
+    assert learn.dls is loaders and learn.opt is optimiser and len(predict(learn)) == state
+    learn.remove_cb(Holder)
+    learn.export("again.pkl")
+    fit(learn, frozen_epochs=0, unfrozen_epochs=1)
+
+
+@pytest.mark.parametrize("logger", [CSVLogger, CSVLogger()])
+def test_a_log_with_the_name_of_the_history_is_refused(logger, phantom_root, tmp_path):
+    with pytest.raises(UsageError, match="writes history.csv") as caught:
+        train_classifier(phantom_root, out=tmp_path / "run", callbacks=[logger])
+    assert 'CSVLogger("log.csv")' in caught.value.hint and not (tmp_path / "run").exists()
+
+
+def test_a_model_of_drawings_says_so_wherever_it_is_saved(loaders, tmp_path):
+    learn = vision_learner(loaders, resnet18, n_in=1, pretrained=False, custom_head=linear_head(512, classes=2))
+    predictor = Predictor(save_model(learn, tmp_path / "model"))
+    assert predictor.findings.synthetic and "model of drawings" in repr(predictor)
+
+
+def test_arguments_are_told_from_options():
+    for name, function in {"folds": "cross_validate", "out": "train_classifier"}.items():
+        with pytest.raises(UsageError, match=f"no option '{name}'") as caught:
+            TrainConfig(**{name: 5})
+        assert caught.value.hint == f"{function}(data, {name}=...) takes it."
+    with pytest.raises(UsageError, match="is not one of 'standard', .*, 'none', or a list of fastai transforms"):
+        train_classifier("data", augmentation=None)

@@ -103,18 +103,23 @@ def audit(
         leaks, page = find(read_run(data).cohort), render_report(data)
         write_documents(data)
         conditions = [f"- {each.name}: {each.outcome}. {each.text}" for each in audited.verdict.conditions]
-        result, notes = audited.to_dict(), [*audited.notes(), *conditions]
-        first = f"{read_run(data).plain_verdict}\nVerdict: {audited.verdict.sentence}"
+        run = read_run(data)
+        result, notes = audited.to_dict() | {"synthetic": run.is_synthetic}, [*audited.notes(), *conditions]
+        first = f"{run.plain_verdict}\nVerdict: {audited.verdict.sentence}"
     else:
         from covid_fastai.audit.baselines import find_shortcuts
         from covid_fastai.data.metadata import read_cohort
+        from covid_fastai.data.phantom import are_synthetic
+        from covid_fastai.notices import DRAWINGS
         from covid_fastai.reporting.data_pages import write_audit
 
         cohort = read_cohort(data, on_problem="skip", **reading_options(choices))
         audited = find_shortcuts(cohort)
         leaks = find(cohort)
         page = write_audit(cohort, audited, leaks, out or Path("audit.html"))
-        result, notes, first = {"shortcuts": audited.to_dict()}, audited.notes(), ""
+        synthetic = are_synthetic(cohort["path"])
+        result, notes = {"shortcuts": audited.to_dict(), "synthetic": synthetic}, audited.notes()
+        first = DRAWINGS if synthetic else ""
     if as_json:
         tables = {name: getattr(leaks, name).to_dict("records") for name in ("crossings", "groups")}
         print_json({**result, "report": str(page), "leaks": {"images": dict(leaks.images), **tables}})

@@ -20,8 +20,8 @@ __all__ = ["examine"]
 
 DISK_SPACE = 2 << 30  # bytes, enough for the checkpoints and model of a ResNet-50 and a report
 SHARED_MEMORY = 1 << 26  # bytes, Docker's default for /dev/shm; with no more, worker processes can run out of it
-EXTRAS = {"batch": "pyarrow", "data": "kagglehub", "dicom": "pydicom", "ray": "ray"}
-EXTRAS |= {"tables": "openpyxl", "timm": "timm", "web": "starlette"}
+EXTRAS = {"batch": "pyarrow", "data": "kagglehub", "dicom": "pydicom", "distributed": "accelerate", "gradio": "gradio"}
+EXTRAS |= {"ray": "ray", "tables": "openpyxl", "timm": "timm", "web": "starlette"}
 MODEL_FOLDER = Path(__file__).parents[1] / "model"
 FOR_PREDICTION = {  # what an installation without torch has, which can predict only: requirements-predict.txt
     *("annotated-types", "filelock", "huggingface_hub", "lazy_loader", "numpy", "onnxruntime", "pandas", "pillow"),

@@ -46,7 +46,7 @@ from covid_fastai.app.cli.wording import as_options, know_commands, remedies_as_
 from covid_fastai.data.problems import visible
 from covid_fastai.errors import CovidFastaiError, DataError, ResourceError, UnavailableError, UsageError
 from covid_fastai.imports import importing
-from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.notices import DRAWINGS, RESEARCH_USE
 from covid_fastai.options import Folds, NJobs, Repeats, Seed, TopK
 from covid_fastai.progress import LIVE, LOADING
 
@@ -131,6 +131,10 @@ def main() -> None:
         failure = ResourceError("The process ran out of memory.", hint="Choose a smaller batch_size or image_size.")
         failure.__cause__ = error
         status = _print_error(failure, status=failure.exit_code, debug=debug)
+    except ModuleNotFoundError as error:
+        failure = _missing_package(error)
+        failure.__cause__ = error
+        status = _print_error(failure, status=failure.exit_code, debug=debug)
     except Exception as error:  # noqa: BLE001 - any other exception is a bug, which the user can report
         text = f"{type(error).__name__}: {error}"
         bug = CovidFastaiError(f"Unexpected error: {text}.", hint="Run again with --debug and report the traceback.")
@@ -143,6 +147,15 @@ def main() -> None:
     finally:
         gc.freeze()  # what is left ends with the process: to search it takes a second after a training
     sys.exit(status)
+
+
+def _missing_package(error: ModuleNotFoundError) -> CovidFastaiError:
+    """Return the error for a package that a command needs: an installation without torch can only predict."""
+    name = (error.name or "").partition(".")[0]
+    return UnavailableError(
+        f"This command needs the package {name}, which is not installed.",
+        hint="Complete the installation: pip install covid_fastai. Without it, doctor, predict, batch and export work.",
+    )
 
 
 def _check_arguments(arguments: Sequence[str]) -> None:
@@ -240,16 +253,18 @@ def check(
 
     from covid_fastai.data.lung_tables import compare_framing, count_lungs
     from covid_fastai.data.metadata import read_cohort, summarise_cohort
+    from covid_fastai.data.phantom import are_synthetic
     from covid_fastai.data.problems import SEVERITIES
     from covid_fastai.data.recipes import recognise_recipe
     from covid_fastai.files import write_csv
 
     known = recognise_recipe(data) if choices.get("recipe") is None else None
-    counts, lungs, framing = pd.DataFrame(), None, ""
+    counts, lungs, framing, synthetic = pd.DataFrame(), None, "", False
     try:
         images = True if sample is None else sample
         cohort = read_cohort(data, on_problem="skip", check_images=images, **reading_options(choices))
         problems, counts = cohort.facts.problems, summarise_cohort(cohort)
+        synthetic = are_synthetic(cohort["path"])
         if choices.get("check_lungs"):
             lungs, framing = count_lungs(cohort), compare_framing(cohort, cohort.facts.classes)
     except DataError as error:
@@ -263,12 +278,16 @@ def check(
         write_csv(out, table)
     if as_json:
         facts = {"faults": numbers["error"], "problems": problems, "counts": counts.to_dict("records")}
+        facts["synthetic"] = synthetic
         if lungs is not None:
             facts |= {"lungs": json.loads(lungs.to_json(orient="records")), "framing": framing}
         print_json(facts | {"recipe": known.name if known else choices.get("recipe")})
     else:
+        if synthetic:
+            echo(DRAWINGS)
         if known:
-            echo(f"This is {known.title}. Read it with: {known.command(data, verb='check')}")
+            what = f"They are laid out as the {known.title}" if synthetic else f"This is {known.title}"
+            echo(f"{what}. Read it with: {known.command(data, verb='check')}")
         if not counts.empty:
             print_table(counts, title=f"{data}: images and patients")
         if lungs is not None:
@@ -293,14 +312,17 @@ def explore(
     """Write a page that describes the patients and images (steps 1 and 2 of the article)."""
     set_up_logging(quiet=quiet, as_json=as_json)
     from covid_fastai.data.metadata import read_cohort, summarise_cohort
+    from covid_fastai.data.phantom import are_synthetic
     from covid_fastai.reporting.data_pages import write_exploration
 
     cohort = read_cohort(data, on_problem="skip", **reading_options(choices))
     page = write_exploration(cohort, out, pseudonymise=pseudonymise)
-    counts = summarise_cohort(cohort)
+    counts, synthetic = summarise_cohort(cohort), are_synthetic(cohort["path"])
     if as_json:
-        print_json({"page": str(page), "counts": counts.to_dict("records")})
+        print_json({"page": str(page), "counts": counts.to_dict("records"), "synthetic": synthetic})
     else:
+        if synthetic:
+            echo(DRAWINGS)
         print_table(counts, title=f"{data}: images and patients")
         echo(f"Page: {page}")
 

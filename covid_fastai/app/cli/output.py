@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from covid_fastai.app.cli.wording import OptionFormatter, as_options
 from covid_fastai.data.problems import CONTROLS, visible
-from covid_fastai.notices import RESEARCH_USE
+from covid_fastai.notices import DRAWINGS, RESEARCH_USE
 from covid_fastai.progress import LIVE
 
 if TYPE_CHECKING:
@@ -168,6 +168,8 @@ class VisibleFormatter(OptionFormatter):
 
 def print_evaluation(result: Evaluation, *, title: str) -> None:
     """Print the metrics of an evaluation, and how many images have no prediction."""
+    if result.is_synthetic:
+        echo(DRAWINGS)
     print_table(result.summary(), title=title)
     from covid_fastai.evaluation.prediction_table import UNKNOWN_PATIENTS
 

@@ -196,7 +196,8 @@ def batch(
 def _print_predictions(table: pd.DataFrame, *, title: str, purpose: str) -> None:
     printed = table[["path"]].copy()
     for name in (str(name) for name in table if str(name).startswith("p_")):
-        printed[name] = [format_metric(p) for p in table[name]]
+        # a probability would give away the class that is withheld
+        printed[name] = [format_metric(p) for p in table[name].mask(table["withheld"])]
     classes = table["prediction"].where(~table["withheld"], "withheld")
     print_table(printed.assign(prediction=classes, status=table["status"]), title=title)
     for row in table.to_dict("records"):

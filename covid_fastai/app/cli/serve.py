@@ -58,6 +58,8 @@ def serve(
         ) from error
     from covid_fastai.app.server.limits import Limits
     from covid_fastai.app.server.middleware import check_hosts
+    from covid_fastai.model.bundle_config import CONFIG_FILE, read_config
+    from covid_fastai.model.card import read_findings
     from covid_fastai.model.hub import find_model
 
     file_bytes = max_mib << 20
@@ -84,6 +86,7 @@ def serve(
         )
         if not quiet:
             address = f"[{host}]" if ":" in host else host
+            echo(" ".join(read_findings(folder, read_config(folder / CONFIG_FILE)).sentences()))
             echo(f"http://{address}:{port} (press Ctrl-C to stop). {RESEARCH_USE}")
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -214,6 +214,14 @@ def test_nothing_is_collected_at_the_end():
     assert done.stdout.splitlines()[-1] == "frozen: True"
 
 
+def test_an_installation_that_only_predicts_says_so(tmp_path):
+    code = "import sys; sys.modules['scipy'] = None; sys.argv[1:] = ['check', '.']\n"
+    code += "from covid_fastai.app.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 4 and "needs the package scipy, which is not installed" in done.stderr
+    assert "pip install covid_fastai" in done.stderr and "report the traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("command", ["--help", "train --help", "check -h", "--version"])
 def test_help_imports_no_heavy_package(command):
     code = "import sys; sys.argv[1:] = %r\nfrom covid_fastai.app.cli.main import main\n"

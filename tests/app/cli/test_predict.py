@@ -86,6 +86,15 @@ def test_predict_prints_a_table(run_folder, images, tmp_path):
     assert "not a diagnosis" in done.stdout and "Research use only" in done.stdout
 
 
+def test_a_withheld_class_is_not_printed_as_probabilities(run_folder, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128), dtype=np.uint8)).save(tmp_path / "noise.png")
+    done = covid_fastai("predict", run_folder, "noise.png", "--csv", "t.csv", cwd=tmp_path)
+    (row,) = pd.read_csv(tmp_path / "t.csv").to_dict("records")
+    assert row["withheld"] and 0 <= row["p_COVID-19"] <= 1
+    (line,) = (line for line in done.stdout.splitlines() if line.split()[:1] == ["noise.png"])
+    assert line.split()[1:] == ["–", "–", "withheld", "ok"]
+
+
 @pytest.mark.slow
 def test_the_status_is_3_without_any_prediction(run_folder, images, tmp_path):
     assert covid_fastai("predict", run_folder, images / "bad.png", cwd=tmp_path).returncode == 3
