@@ -131,15 +131,13 @@ def main() -> None:
         failure = ResourceError("The process ran out of memory.", hint="Choose a smaller batch_size or image_size.")
         failure.__cause__ = error
         status = _print_error(failure, status=failure.exit_code, debug=debug)
-    except ModuleNotFoundError as error:
+    except Exception as error:  # noqa: BLE001 - any other exception is a bug, which the user can report
         failure = _missing_package(error)
+        if failure is None:
+            text = f"Unexpected error: {type(error).__name__}: {error}."
+            failure = CovidFastaiError(text, hint="Run again with --debug and report the traceback.")
         failure.__cause__ = error
         status = _print_error(failure, status=failure.exit_code, debug=debug)
-    except Exception as error:  # noqa: BLE001 - any other exception is a bug, which the user can report
-        text = f"{type(error).__name__}: {error}"
-        bug = CovidFastaiError(f"Unexpected error: {text}.", hint="Run again with --debug and report the traceback.")
-        bug.__cause__ = error
-        status = _print_error(bug, status=bug.exit_code, debug=debug)
     except SystemExit:
         if terminated:
             sys.exit(128 + signal.SIGTERM)
@@ -149,9 +147,11 @@ def main() -> None:
     sys.exit(status)
 
 
-def _missing_package(error: ModuleNotFoundError) -> CovidFastaiError:
+def _missing_package(error: Exception) -> CovidFastaiError | None:
     """Return the error for a package that a command needs: an installation without torch can only predict."""
-    name = (error.name or "").partition(".")[0]
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if name in ("", "covid_fastai"):
+        return None
     return UnavailableError(
         f"This command needs the package {name}, which is not installed.",
         hint="Complete the installation: pip install covid_fastai. Without it, doctor, predict, batch and export work.",
