@@ -51,7 +51,7 @@ from covid_fastai.model.bundle_config import (
     seal_config,
     unusable_model,
 )
-from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE, Findings
+from covid_fastai.model.card import CARD_FILE, FINDINGS_FILE, Findings, read_findings
 from covid_fastai.model.hub import find_model
 from covid_fastai.model.learner import (
     body_and_head,
@@ -201,7 +201,8 @@ def load_model(folder: str | Path, *, revision: str | None = None, device: Devic
     learn = _build(config, folder / CONFIG_FILE, device=device)
     learn.model.load_state_dict(state, strict=True)
     check_golden(config, _self_test(learn.model, config.image_size, mean=config.mean, std=config.std), folder)
-    facts_of(learn).bundle = config
+    facts = facts_of(learn)
+    facts.bundle, facts.synthetic = config, read_findings(folder, config).synthetic
     return learn
 
 
@@ -211,7 +212,8 @@ def load_model(folder: str | Path, *, revision: str | None = None, device: Devic
 def _is_of_drawings(learn: Learner) -> bool:
     """Return whether all training images of a learner are synthetic, which every answer of its model says."""
     cohort = learn.dls.facts.cohort
-    return cohort is not None and are_synthetic(cohort.loc[cohort["split"] == "train", "path"])
+    paths = [] if cohort is None else cohort.loc[cohort["split"] == "train", "path"]
+    return are_synthetic(paths) if len(paths) else facts_of(learn).synthetic  # `load_model` has no images
 
 
 def _calibration_fields(

@@ -29,6 +29,7 @@ class LearnerFacts:
         steps: One row per training step: step, phase, learning_rate, train_loss (smoothed); None before `fit`.
         parts: The names of the parts that the user brought: `loss_func`, `metrics`, `opt_func`.
         bundle: The configuration of the saved model, for a learner of `load_model`; otherwise None.
+        synthetic: Whether a model of `load_model` was trained on synthetic images only.
         precision: The number format of its training, and why; None for a learner that `build_learner` did not make.
     """
 
@@ -37,6 +38,7 @@ class LearnerFacts:
     history: pd.DataFrame | None = None
     steps: pd.DataFrame | None = None
     bundle: BundleConfig | None = None
+    synthetic: bool = False
     precision: PrecisionChoice | None = None
     parts: dict[str, str] = field(default_factory=dict)
 

@@ -27,6 +27,7 @@ from covid_fastai.errors import DivergenceError, ModelFormatError, ResourceError
 from covid_fastai.model import bundle
 from covid_fastai.model.bundle import load_model, save_model
 from covid_fastai.model.bundle_config import golden_image, read_config, seal_config
+from covid_fastai.model.card import Findings, read_findings
 from covid_fastai.model.learner import build_learner
 from covid_fastai.model.onnx_export import export_onnx
 from tests.examples import examples
@@ -160,6 +161,14 @@ def test_saving_a_loaded_model_gives_the_same_files(saved, tmp_path):
     save_model(load_model(saved, device="cpu"), tmp_path / "a" / "b")
     again, first = ((path / "config.json").read_text() for path in (tmp_path / "a" / "b", saved))
     assert json.loads(again) == json.loads(first)
+
+
+def test_a_model_of_drawings_that_is_saved_again_still_says_so(folder, tmp_path):
+    fingerprint = json.loads((folder / "config.json").read_text())["fingerprint"]
+    (folder / "findings.json").write_text(Findings(fingerprint=fingerprint, synthetic=True).model_dump_json())
+    learn = load_model(folder, device="cpu")
+    again = save_model(learn, tmp_path / "again", onnx=False)
+    assert read_findings(again, read_config(again / "config.json")).short == "model of drawings"
 
 
 def test_a_loaded_model_can_be_shown_and_trained_further(saved, cohort, capsys):
