@@ -190,11 +190,15 @@ def store_model(run: Path, target: Path) -> Path:
     save_model(learn, target, training_manifest=manifest if manifest.is_file() else None)
     content = store_in_8_bits((target / ONNX_FILE).read_bytes())
     fields = json.loads((target / CONFIG_FILE).read_text(encoding="utf-8"))
+    findings = read_findings(target, read_config(target / CONFIG_FILE))
     fields.pop("fingerprint")
     fields["onnx"]["sha256"] = hashlib.sha256(content).hexdigest()
     with atomic_write(target / ONNX_FILE, mode="wb") as file:
         file.write(content)
-    write_json(target / CONFIG_FILE, seal_config(fields))
+    config = seal_config(fields)
+    write_json(target / CONFIG_FILE, config)
+    if findings.synthetic:  # `save_model` wrote them
+        write_json(target / FINDINGS_FILE, findings.model_dump() | {"fingerprint": config["fingerprint"]})
     Predictor(target)  # its self-test compares the output with that of the 32-bit model
     return target
 

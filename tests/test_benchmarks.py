@@ -189,16 +189,16 @@ def test_copies_are_counted_by_kind(tmp_path):
         pixels = draw_phantom(np.random.default_rng([9, patient]), image_size=160).image
         Image.fromarray(pixels).save(tmp_path / f"{patient}.png")
         images.append({"path": str(tmp_path / f"{patient}.png"), "patient": f"p{patient}", "altered": patient < 2})
-    kinds = {name: copies.KINDS[name] for name in ("mirrored", "cropped by 8% a side")}
+    kinds = {name: copies.KINDS[name] for name in ("mirrored", "cropped by 20% on one side")}
     counts = copies.measure(pd.DataFrame(images), tmp_path, kinds=kinds).set_index("kind")
     assert counts.loc["mirrored", ["copies", "found", "recognised"]].tolist() == [2, 2, 2]
-    assert counts.loc["cropped by 8% a side", ["copies", "found", "recognised"]].tolist() == [2, 2, 1]
+    assert counts.loc["cropped by 20% on one side", ["copies", "found", "recognised"]].tolist() == [2, 2, 0]
     assert counts.loc["images of different patients", ["copies", "found", "recognised"]].tolist() == [1, 0, 0]
     copies.write_counts(counts.reset_index().assign(images="drawings"), tmp_path)
     copies.write_counts(counts.reset_index().assign(images="radiographs"), tmp_path)
     text = (tmp_path / "copies.md").read_text()
-    found, missed = "100% (34% to 100%)", "**50%** (9% to 91%)"
-    assert f"| cropped by 8% a side | {found} | {missed} | {found} | {missed} |" in text
+    found, missed = "100% (34% to 100%)", "**0%** (0% to 66%)"
+    assert f"| cropped by 20% on one side | {found} | {missed} | {found} | {missed} |" in text
     assert "| radiographs | images of different patients | 1 | 0 | 0.00 | 0 |" in text
 
 
