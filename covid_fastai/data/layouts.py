@@ -188,7 +188,7 @@ def find_data(data: str | os.PathLike | None) -> Path:
         )
     if path.is_file():
         check_not_archive(path)
-    elif RunFolder(path).is_run() or holds_runs_only(path):
+    elif RunFolder(path).is_run() or _is_model(path) or holds_runs_only(path):
         _refuse_runs(path)
     return path
 
@@ -419,11 +419,17 @@ def _only_table(root: Path, task: Task) -> Path:
     )
 
 
+def _is_model(folder: Path) -> bool:
+    run = RunFolder(folder.parent)
+    return run.is_run() and folder.name == run.model.name
+
+
 def _refuse_runs(folder: Path) -> None:
     """Raise `DataError` if a folder is that of a run, or holds those of runs."""
-    if RunFolder(folder).is_run():
+    if RunFolder(folder).is_run() or _is_model(folder):
+        what = f"model of the run {folder.parent}" if _is_model(folder) else "folder of a run"
         raise DataError(
-            f"{folder} is the folder of a run, not data.",
+            f"{folder} is the {what}, not data.",
             hint="Give the data that it was trained on, or use the run with audit, validate, predict, export or serve.",
         )
     inside = [path for path in sorted(folder.iterdir()) if RunFolder(path).is_run()]

@@ -417,6 +417,8 @@ def test_a_run_is_no_data(tmp_path):
         (run / name).write_text("path,label\n", encoding="utf-8")
     with pytest.raises(DataError, match="is the folder of a run, not data"):
         read_cohort(run)
+    with pytest.raises(DataError, match="is the model of the run .*first, not data"):
+        read_cohort(run / "model")
     with pytest.raises(DataError, match="holds the folders of runs") as caught:
         read_cohort(tmp_path / "runs")
     assert str(run) in caught.value.hint
