@@ -278,7 +278,7 @@ def _timm_weights(arch: str) -> Weights:
         except (OSError, HTTPException, ValueError) as error:
             raise OfflineError(
                 f"{arch}: {address} cannot be downloaded ({getattr(error, 'reason', None) or error}).",
-                hint=f"Download its {name} on another machine and give that file with weights=FILE, or use weights=None.",
+                hint=f"Download its {name} on another machine and give that file, weights=FILE, or use weights=None.",
             ) from error
     return _timm_file(Path(cached), arch, name="imagenet")
 

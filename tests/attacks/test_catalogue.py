@@ -90,6 +90,7 @@ def test_every_test_exists():
     assert [f"{file}::{name}" for file, name in sorted(tests) if name not in functions_of(file)] == []
 
 
+@pytest.mark.slow
 def test_every_guard_can_be_removed():
     assert len(guards()) > 200
     for name, guard in guards().items():

@@ -93,6 +93,7 @@ def test_a_run_with_halved_batches_resumes_with_them(phantom_root, tmp_path):
     assert events.count("batch halved") == 1 and events[-1] == "finished" and learn.dls.train.bs <= 8
 
 
+@pytest.mark.slow
 def test_a_planted_model_file_is_never_loaded(phantom_root, tmp_path):
     """fastai's SaveModelCallback would load `models/model.pth` if no epoch was the best one."""
     canary = tmp_path / "executed"

@@ -104,6 +104,7 @@ def test_a_cohort_with_lungs_is_not_sampled(cohort, monkeypatch):
     assert len(lung_facts(cohort, most=3)) == len(used)
 
 
+@pytest.mark.slow
 def test_check_shows_lungs_on_request(phantom_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["check", str(phantom_root), "--check-lungs"])

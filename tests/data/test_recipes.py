@@ -86,6 +86,7 @@ def test_an_error_names_the_recipe_in_the_language_of_the_caller(tmp_path):
     assert "It is read with --recipe covidx.\n" in as_options(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_check_names_the_recipe(nih, tmp_path):
     done = run_command("check", nih / "Data_Entry_2017.csv", cwd=tmp_path)
     assert "--recipe nih-chestxray14 --positive Pneumonia" in done.stdout + done.stderr

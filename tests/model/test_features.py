@@ -103,6 +103,7 @@ def test_views_differ_and_are_repeated(phantom_cohort, tmp_path):
     assert "forward" not in vars(learn.model[0]) and learn.dls.train is not loader
 
 
+@pytest.mark.slow
 def test_the_unfrozen_phase_trains_on_images(phantom_cohort, tmp_path):
     learn = make_learner(phantom_cohort, tmp_path)
     before = states(learn)

@@ -301,6 +301,7 @@ def test_the_recipe_for_weights_and_biases_logs_every_step_and_epoch(loaders, tm
     assert [row["valid_loss"] for row in epochs] == pytest.approx(list(learn.facts.history["valid_loss"]), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_an_export_leaves_the_learner_whole(loaders, tmp_path):
     class Holder(Callback):
         held = None

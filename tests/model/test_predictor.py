@@ -232,6 +232,7 @@ def test_threads_get_the_predictions_of_a_single_one(predictor, files):
     assert found == [alone[file] for file in jobs]
 
 
+@pytest.mark.slow
 def test_one_predictor_in_eight_threads_gives_the_same_tables_and_maps(saved, files, tmp_path):
     predictor = Predictor(saved)  # each call then decodes in threads of its own
     (tmp_path / "bad.png").write_bytes(b"nothing")

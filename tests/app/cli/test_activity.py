@@ -66,6 +66,7 @@ def test_the_line_is_removed(activity):
     assert shown(activity, "Working", after=length)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="system: no fork")
 def test_a_forked_process_can_print(activity):
     """It inherits no lock of the console, whenever it is forked."""

@@ -214,6 +214,7 @@ def test_nothing_is_collected_at_the_end():
     assert done.stdout.splitlines()[-1] == "frozen: True"
 
 
+@pytest.mark.slow
 def test_an_installation_that_only_predicts_says_so(tmp_path):
     code = "import sys; sys.modules['scipy'] = None; sys.argv[1:] = ['check', '.']\n"
     code += "from covid_fastai.app.cli.main import main; main()"

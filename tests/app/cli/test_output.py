@@ -118,6 +118,7 @@ def test_json_stays_json_on_a_console_of_another_encoding(encoding, folder):
     assert [os.path.basename(row["path"]) for row in predict["rows"]] == [*NAMES, "caf\\udce9 \\udcff.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
 def test_a_locale_without_utf8_gives_a_table_or_a_reason(variables, folder):
     """The second is Python without its UTF-8 mode, for which the names of these files are no text."""

@@ -629,6 +629,7 @@ def dicom_of_phantom() -> tuple[bytes, np.ndarray]:
     return file.getvalue(), grey
 
 
+@pytest.mark.slow
 def test_a_script_without_the_main_guard_gets_an_error_that_names_it(small_model, tmp_path):
     script = tmp_path / "site.py"
     script.write_text(f"from covid_fastai.app.server.app import create_app\napp = create_app({str(small_model)!r})\n")

@@ -179,6 +179,7 @@ def test_the_picture_can_be_downloaded(page, site, images):
     assert page.run("Array.from(document.querySelectorAll('.lungs')).every((outline) => outline.hidden)")
 
 
+@pytest.mark.slow
 def test_many_files_have_a_table_that_sorts(page, site, images, tmp_path):
     """On a phone, 25 results are less than four screens, one of them open; the newest request stands on top."""
     files = [tmp_path / f"scan-{number}.png" for number in range(25)]
