@@ -19,6 +19,7 @@ from covid_fastai.errors import DataError, ImageError, UsageError
 from covid_fastai.evaluation.prediction_table import PROBABILITY
 from covid_fastai.model.callbacks import BatchLog
 from covid_fastai.model.distributed import alone
+from covid_fastai.model.freed_memory import keep_freed_memory
 from covid_fastai.model.learner_facts import check_seen_region, remember_training
 from covid_fastai.model.precision import full_precision
 
@@ -122,7 +123,7 @@ def _predict_probabilities(learn: Learner, paths: pd.Series, *, tta: bool) -> tu
     loader = learn.dls.test_dl(pd.DataFrame({"path": paths.tolist()}), with_labels=False)
     own = isinstance(loader, RadiographDL)  # else an unreadable image raises the error of the user's loaders
     unreadable = loader.mark_unreadable() if own else torch.zeros(len(paths), dtype=torch.bool)
-    with learn.no_bar(), learn.no_logging(), full_precision(), alone():
+    with learn.no_bar(), learn.no_logging(), full_precision(), keep_freed_memory(), alone():
         if tta:
             with no_random(TTA_SEED):
                 probabilities = learn.tta(dl=loader)[0]

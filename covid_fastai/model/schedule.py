@@ -52,6 +52,7 @@ from covid_fastai.model.distributed import (
     main_process_first,
 )
 from covid_fastai.model.features import features_of_frozen_body, needs_body
+from covid_fastai.model.freed_memory import keep_freed_memory
 from covid_fastai.model.learner import FrozenBody
 from covid_fastai.model.learner_facts import facts_of, log_model
 from covid_fastai.model.random_states import read_random_states, restore_random_states
@@ -180,7 +181,7 @@ def fit(
     processes = num_distrib()  # `data_parallel` leaves this process alone, also after an error; guard: oom_alone
     for halvings in range(HALVINGS + 1):
         try:
-            with data_parallel(learn):
+            with keep_freed_memory(), data_parallel(learn):
                 _fit_phases(learn, plan, resume=resume and not halvings)
             return
         except (MemoryError, RuntimeError) as error:
