@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -18,9 +18,14 @@ from fastai.torch_core import get_model, num_distrib
 from fastcore.foundation import GetAttr
 from torch import nn
 
+from covid_fastai.model.bundle_config import ONNX_INPUT
 from covid_fastai.model.learner import pooled_features
+from covid_fastai.model.onnx_export import OPSET
+from covid_fastai.model.onnx_resnet import is_plain_resnet, write_body
+from covid_fastai.model.precision import TrainingPrecision
 from covid_fastai.model.random_states import seeded
 from covid_fastai.progress import logged
+from covid_fastai.runtime import onnxruntime
 
 __all__ = ["FeatureLoader", "features_of_frozen_body", "needs_body"]
 
@@ -163,16 +168,48 @@ class FeatureLoader(GetAttr):
             body.eval()
             with seeded(seed), torch.no_grad():  # guard: same_views
                 loader = self.loader.new(shuffle=False, drop_last=False)
+                pooled = _pooled_body(body, getattr(self.learn, "training_precision", None))
                 for images, target in logged(loader, "Batches through the frozen body", len(loader)):
-                    with self._autocast():
-                        output = body(images).float()
-                    features.append(pooled_features(output))  # what the head's pooling would compute
+                    features.append(pooled(images))
                     targets.append(target)
         finally:
             body.train(was_training)
             body.forward = identity
         return torch.cat(features), torch.cat(targets)
 
-    def _autocast(self):
-        precision = getattr(self.learn, "training_precision", None)
-        return nullcontext() if precision is None else precision.new_autocast()
+
+def _pooled_body(body: nn.Module, precision: TrainingPrecision | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function that computes the features of a batch of images, pooled as the head would pool them."""
+    if precision is None and _onnx_is_faster(body):
+        return _onnx_body(body)
+
+    def pooled(images: torch.Tensor) -> torch.Tensor:
+        with nullcontext() if precision is None else precision.new_autocast():
+            output = body(images).float()
+        return pooled_features(output)
+
+    return pooled
+
+
+def _onnx_is_faster(body: nn.Module) -> bool:
+    """Return whether ONNX Runtime computes a body in 32 bits in three quarters of torch's time.
+
+    Measured with ResNet-18 at 256 pixels on a processor that has AVX2 and not AVX512; unknown for others.
+    """
+    parameters = list(body.parameters())
+    in_32_bits = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
+    return in_32_bits and torch.backends.cpu.get_cpu_capability() == "AVX2" and is_plain_resnet(body)
+
+
+def _onnx_body(body: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch augments between two batches
+    graph = write_body(body, opset=OPSET).SerializeToString()
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def pooled(images: torch.Tensor) -> torch.Tensor:
+        given = images.as_subclass(torch.Tensor).contiguous().numpy()
+        return torch.from_numpy(session.run(None, {ONNX_INPUT: given})[0])
+
+    return pooled

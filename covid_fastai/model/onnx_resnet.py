@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from covid_fastai.model.bundle_config import ONNX_INPUT, ONNX_OUTPUTS
 
-__all__ = ["is_plain_resnet", "write_resnet"]
+__all__ = ["is_plain_resnet", "write_body", "write_resnet"]
 
 IR_VERSION = 10  # the newest that ONNX Runtime 1.19 reads
 LAYERS = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d}
@@ -87,6 +87,27 @@ def write_resnet(
         "classifier",
         [helper.make_tensor_value_info(ONNX_INPUT, TensorProto.UINT8, ["n", 1, image_size, image_size])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
+        graph.initialisers,
+    )
+    return helper.make_model(proto, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
+
+
+@torch.no_grad()
+def write_body(body: nn.Module, *, opset: int) -> onnx.ModelProto:
+    """Write a body alone: normalised images, float `(n, channels, h, w)`, to their features, `(n, features, 1, 1)`.
+
+    Args:
+        body: As in `write_resnet`.
+        opset: As in `write_resnet`.
+    """
+    graph = _Graph()
+    graph.add("GlobalAveragePool", [_write_body(graph, body, ONNX_INPUT)], "features")
+    channels = next(layer.in_channels for layer in body.modules() if isinstance(layer, nn.Conv2d))
+    proto = helper.make_graph(
+        graph.nodes,
+        "body",
+        [helper.make_tensor_value_info(ONNX_INPUT, TensorProto.FLOAT, ["n", channels, "h", "w"])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, None)],
         graph.initialisers,
     )
     return helper.make_model(proto, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)

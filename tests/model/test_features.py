@@ -7,6 +7,7 @@ import logging
 import pandas as pd
 import pytest
 import torch
+import torchvision
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.callback.tracker import EarlyStoppingCallback
@@ -15,8 +16,9 @@ from torch import nn
 
 from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.errors import UsageError
+from covid_fastai.model import features
 from covid_fastai.model.features import needs_body
-from covid_fastai.model.learner import build_learner
+from covid_fastai.model.learner import build_learner, pooled_features
 from covid_fastai.model.schedule import fit
 
 
@@ -184,3 +186,48 @@ def test_a_resumed_run_has_the_same_views(phantom_cohort, tmp_path):
 def test_invalid_numbers_of_views(views, phantom_cohort, tmp_path):
     with pytest.raises(UsageError, match="frozen_augmentations="):
         fit(make_learner(phantom_cohort, tmp_path), frozen_augmentations=views)
+
+
+def test_onnx_runtime_computes_the_features_where_it_is_faster(phantom_cohort, tmp_path, monkeypatch):
+    opened, open_onnx = [], features._onnx_body
+    monkeypatch.setattr(features, "_onnx_body", lambda body: opened.append(body) or open_onnx(body))
+    heads = {}
+    for capability in ("AVX512", "AVX2"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        learn = make_learner(phantom_cohort, tmp_path, augmentation="standard")
+        with no_random(1):
+            fit(learn, frozen_epochs=2, unfrozen_epochs=0)
+        heads[capability] = states(learn)
+    assert len(opened) == 3  # for validation, and for a view in each epoch
+    for key, value in heads["AVX512"].items():
+        torch.testing.assert_close(heads["AVX2"][key], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_a_body_in_onnx_has_the_features_of_torch(arch):
+    with no_random(0), torch.no_grad():
+        body = nn.Sequential(*list(getattr(torchvision.models, arch)().children())[:-2]).eval()
+        body.to(memory_format=torch.channels_last)
+        for norm in body.modules():
+            if isinstance(norm, nn.BatchNorm2d):  # the initial statistics could hide an error
+                norm.running_mean.uniform_(-0.2, 0.2)
+                norm.running_var.uniform_(0.5, 1.5)
+        pooled = features._onnx_body(body)
+        for n, side in ((1, 32), (3, 64), (5, 96)):
+            images = torch.randn(n, 3, side, side).to(memory_format=torch.channels_last)
+            expected = pooled_features(body(images))
+            torch.testing.assert_close(pooled(images), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("change", ["hook", "64 bits", "other layer"])
+def test_torch_computes_what_the_graph_could_not(change):
+    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    assert features._onnx_is_faster(body) == (torch.backends.cpu.get_cpu_capability() == "AVX2")
+    if change == "hook":
+        body[0].register_forward_hook(lambda *_: None)
+    elif change == "64 bits":
+        body.double()
+    else:
+        body.append(nn.SiLU())
+    assert not features._onnx_is_faster(body)
