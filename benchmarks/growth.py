@@ -33,7 +33,7 @@ TRAINED = (
 )
 TRAINED += ("write_report", "write_documents")
 
-# Both scripts print the processor time and the peak memory of each step, in separate processes.
+# Both scripts show the processor time and the peak memory of each step as it ends, and print all of them at the end.
 STEPS = """
 import json, resource, sys, time
 from contextlib import contextmanager
@@ -43,6 +43,7 @@ def step(name):
     begun = time.process_time()
     yield
     steps[name] = (time.process_time() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(f"{name}: {steps[name][0]:.1f} s, {steps[name][1]:.0f} MB", file=sys.stderr, flush=True)
 """
 
 EVALUATE = (
@@ -145,9 +146,9 @@ def _run(script: str, arguments: list, *, cache: Path | None = None) -> dict[str
 
     environment = os.environ | ({} if cache is None else {"COVID_FASTAI_CACHE": str(cache)})
     command = [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)]
-    process = subprocess.run(command, capture_output=True, text=True, env=environment)
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)  # each step is shown
     if process.returncode:
-        raise RuntimeError(process.stderr[-2000:])
+        raise RuntimeError(f"The process of the steps ended with status {process.returncode}.")
     return json.loads(process.stdout.splitlines()[-1])
 
 
