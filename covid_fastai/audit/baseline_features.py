@@ -26,7 +26,7 @@ from covid_fastai.audit.frame_spectrum import EDGES, FEATURES, describe_edges, d
 from covid_fastai.audit.lung_geometry import read_geometry
 from covid_fastai.audit.lung_region import outside_region
 from covid_fastai.data.cache import OPENER, keep
-from covid_fastai.data.image_facts import FORMATS, ImageFacts
+from covid_fastai.data.image_facts import FORMATS
 from covid_fastai.data.images import Source, read_image, resize_image
 from covid_fastai.data.lungs import Lungs, cached_lungs, model_version
 from covid_fastai.errors import ImageError
@@ -34,6 +34,7 @@ from covid_fastai.errors import ImageError
 __all__ = ["BLOCKS", "Features", "fill_hidden", "kernel_components", "one_hot", "read_features", "values_of"]
 
 GRID = 128  # pixels a side, in which the intensities are measured; small structures of the lungs do not reach beyond
+assert GRID == CELLS * PIXELS  # the fixed spots are described in the same image
 THUMBNAIL = 16  # pixels a side; at that size an opacity covers about a dozen pixels
 CENTRE = slice(3, 13)  # the central box of the thumbnail, 10 x 10, which holds most of the lungs
 _RING, _CENTRE = np.ones((2, THUMBNAIL, THUMBNAIL), dtype=bool)
@@ -168,10 +169,10 @@ def _read(path: str | Path, blocks: Sequence[str]) -> dict[str, np.ndarray] | No
     """Return the features of an image by baseline; None if the file cannot be opened."""
     opener, features = _Opener(), {}
     kinds = {
-        f"features-{OPENER}-{VERSION}": (WHOLE, lambda source: _describe_whole(*opener(source), source)),
+        f"features-{OPENER}-{VERSION}": (WHOLE, lambda source: _describe_whole(opener(source), source)),
         f"features-outside-{OPENER}-{VERSION}-{model_version()}": (
             OUTSIDE,
-            lambda source: _describe_outside(opener(source)[0], cached_lungs(path)),
+            lambda source: _describe_outside(opener(source), cached_lungs(path)),
         ),
     }
     try:
@@ -189,20 +190,30 @@ def _packed(describe: Callable[[Source], dict[str, np.ndarray]]) -> Callable[[So
     return lambda source: np.concatenate([*describe(source).values()]).tobytes()
 
 
+class _Opened:
+    """An image that is decoded and resized once for several results."""
+
+    def __init__(self, source: Source):
+        self.image, self.facts = read_image(source)
+        self.grid = np.asarray(resize_image(self.image, GRID))
+        self.thumbnail = np.asarray(resize_image(self.image, THUMBNAIL), dtype=float)
+
+
 class _Opener:
-    """Decode an image once for several results."""
+    """Open an image once for several results."""
 
     def __init__(self) -> None:
         self.source: Source | None = None
 
-    def __call__(self, source: Source) -> tuple[Image.Image, ImageFacts]:
+    def __call__(self, source: Source) -> _Opened:
         if self.source is None or self.source != source:  # another content, if the file changed in between
-            self.opened, self.source = read_image(source), source
+            self.opened, self.source = _Opened(source), source
         return self.opened
 
 
-def _describe_whole(image: Image.Image, facts: ImageFacts, source: Source) -> dict[str, np.ndarray]:
+def _describe_whole(opened: _Opened, source: Source) -> dict[str, np.ndarray]:
     """Return the features of a file by baseline, those of `WHOLE` in their order."""
+    facts = opened.facts
     quantiser, extras = _compression(source) if facts.format in FORMATS else ([0], [0.0, 0.0, 0.0])
     # The file's length is left out: it depends on the lungs too, since detail compresses less.
     numbers = [np.log(facts.width), np.log(facts.height), np.log(facts.width / facts.height)]
@@ -214,28 +225,25 @@ def _describe_whole(image: Image.Image, facts: ImageFacts, source: Source) -> di
     ]
     numbers += extras
     kinds = np.r_[one_hot([facts.format], (*FORMATS, "DICOM"))[0], one_hot([facts.mode], MODES)[0]]
-    thumbnail = np.asarray(resize_image(image, THUMBNAIL), dtype=float)
     features = {
         "headers": np.r_[numbers, kinds],
-        "sharp edges": describe_edges(np.asarray(image)),
-        "fixed spot": describe_cells(np.asarray(resize_image(image, CELLS * PIXELS))),
-        "black centre": thumbnail[~_CENTRE],
-        "thumbnail": thumbnail.ravel(),
+        "sharp edges": describe_edges(np.asarray(opened.image)),
+        "fixed spot": describe_cells(opened.grid),
+        "black centre": opened.thumbnail[~_CENTRE],
+        "thumbnail": opened.thumbnail.ravel(),
     }
     return {name: features[name].astype(np.float64) for name in WHOLE}
 
 
-def _describe_outside(image: Image.Image, lungs: Lungs) -> dict[str, np.ndarray]:
+def _describe_outside(opened: _Opened, lungs: Lungs) -> dict[str, np.ndarray]:
     """Return the features of what an image shows outside of the lungs, those of `OUTSIDE` in their order."""
     outside = outside_region(lungs)  # guard: outside_lungs
-    grid = np.asarray(resize_image(image, GRID))
-    seen = grid[_shrink(outside, GRID)]
+    seen = opened.grid[_shrink(outside, GRID)]
     # at the outermost pixels alone, these would differ from those of other images
     intensity, texture = np.full(2, np.nan), np.full(len(FEATURES), np.nan)
     if lungs.usable and seen.size:
-        intensity, texture = np.array([seen.mean(), seen.std()]), describe_frame(np.asarray(image), outside)
-    thumbnail = np.asarray(resize_image(image, THUMBNAIL), dtype=float)
-    thumbnail = np.where(_shrink(outside, THUMBNAIL), thumbnail, np.nan)
+        intensity, texture = np.array([seen.mean(), seen.std()]), describe_frame(np.asarray(opened.image), outside)
+    thumbnail = np.where(_shrink(outside, THUMBNAIL), opened.thumbnail, np.nan)
     features = {
         "intensity mean and SD": intensity,
         "border ring": thumbnail[_RING],
