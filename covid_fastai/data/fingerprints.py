@@ -7,7 +7,6 @@ cropped, turned, mirrored or written on. `python -m benchmarks.copies` measures 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -55,7 +54,6 @@ MIN_CORRELATION = 0.98  # of the thumbnails
 FARTHEST = 44  # bits of 256
 VERSION = 5  # increase with every change to the fingerprints or to the output of open_image
 HASH_BYTES = HASH_SIDE**2 // 8
-ORIENTATIONS = 8  # right angles, mirrored or not
 LOST = 0.03  # fraction of each side that may be cut off; an image is hashed with as much added at its edges, too
 # bytes of hash and thumbnail; and of the 64 x 64 image and the keypoints of each view
 PRINTS = (HASH_BYTES, THUMBNAIL_SIDE**2)
@@ -124,7 +122,7 @@ def _compute_prints(source: Source) -> bytes:
     views = list_views(image)
     pictures = [np.asarray(view.resize((INPUT_SIDE, INPUT_SIDE), Image.Resampling.BOX)) for view in views]
     hashes = [phash for picture in _hashed_forms(image, pictures) for phash in _oriented_hashes(picture)]
-    hashes += itertools.islice(_oriented_hashes(_extended(image)), ORIENTATIONS)  # not at right angles
+    hashes += _oriented_hashes(_extended(image), turned=False)
     squashed = (np.asarray(view.resize((SIDE, SIDE), Image.Resampling.BOX)) for view in views)
     keypoints = [find_keypoints(pixels).tobytes() for pixels in squashed]
     per_view = *(picture.tobytes() for picture in pictures), *keypoints, *hashes
@@ -150,28 +148,32 @@ def _extended(image: Image.Image) -> np.ndarray:
 
 def _phash(image: np.ndarray) -> bytes:
     """Return the perceptual hash: the signs of the lowest DCT coefficients around their median (Zauner 2010)."""
-    return _pack_signs(_low_frequencies(image))
+    return _pack_signs(_low_frequencies(image)).tobytes()
 
 
-def _oriented_hashes(image: np.ndarray) -> Iterator[bytes]:
-    """Yield the hashes of the 8 orientations of an image and of its negative: mirrored cosines change their signs."""
+def _oriented_hashes(image: np.ndarray, *, turned: bool = True) -> list[bytes]:
+    """Return the hashes of the 8 orientations of an image and of its negative, or of those 4 that are not turned.
+
+    Mirrored cosines change their signs.
+    """
     low = _low_frequencies(image)
     odd = np.where(np.arange(HASH_SIDE) % 2, -1, 1)
-    for turned in (low, low.T):
-        for across, down in itertools.product((1, odd), (1, odd)):
-            oriented = turned * across * np.reshape(down, (-1, 1))
-            negative = -oriented
-            negative[0, 0] = oriented[0, 0]  # the mean; always among the largest
-            yield _pack_signs(oriented)
-            yield _pack_signs(negative)
+    ways = [np.ones_like(low), odd * np.ones_like(low)]  # as it is, and mirrored from side to side
+    mirrored = np.stack([across * down.T for across in ways for down in ways])
+    oriented = np.stack([low, low.T] if turned else [low])[:, None] * mirrored
+    both = np.stack([oriented, -oriented], axis=2)
+    both[:, :, 1, 0, 0] = both[:, :, 0, 0, 0]  # the mean; always among the largest
+    return [packed.tobytes() for packed in _pack_signs(both)]
 
 
 def _low_frequencies(image: np.ndarray) -> np.ndarray:
     return dctn(image.astype(np.float64), type=2)[:HASH_SIDE, :HASH_SIDE]
 
 
-def _pack_signs(low: np.ndarray) -> bytes:
-    return np.packbits(low.ravel() > np.median(low)).tobytes()
+def _pack_signs(low: np.ndarray) -> np.ndarray:
+    """Return the signs of coefficients `(..., 16, 16)` around the median of each image, `(n, 32)` uint8."""
+    rows = low.reshape(-1, HASH_SIDE**2)
+    return np.packbits(rows > np.median(rows, axis=1, keepdims=True), axis=1)
 
 
 def duplicate_pairs(fingerprints: pd.DataFrame, *, apart: pd.Series | None = None) -> pd.DataFrame:
