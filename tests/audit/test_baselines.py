@@ -254,6 +254,10 @@ def test_header_features_differ_between_files(tmp_path):
     np.testing.assert_allclose(headers[:3, 2], np.log(96 / 64))
 
 
+def describe_outside(image, lungs):
+    return baseline_features._describe_outside(baseline_features._Opened(image), lungs)
+
+
 def test_no_pixel_of_the_lungs_reaches_a_lung_free_feature():
     """A flag would otherwise be the disease itself: the frame at 16 x 16 pixels holds 18% of the lungs."""
     assert set(OUTSIDE) <= set(LUNG_FREE)
@@ -263,7 +267,7 @@ def test_no_pixel_of_the_lungs_reaches_a_lung_free_feature():
         assert lungs.usable
         pixels = np.asarray(image).copy()
         pixels[lungs.mask] = 255 - pixels[lungs.mask]
-        before, after = (baseline_features._describe_outside(each, lungs) for each in (image, Image.fromarray(pixels)))
+        before, after = (describe_outside(each, lungs) for each in (image, Image.fromarray(pixels)))
         for name in OUTSIDE:
             np.testing.assert_array_equal(before[name], after[name], err_msg=name)
         assert 0.2 < np.isfinite(before["frame"]).mean() < 0.9
@@ -273,10 +277,11 @@ def test_no_pixel_of_the_lungs_reaches_a_lung_free_feature():
 
 
 def test_without_lungs_only_the_outermost_pixels_are_outside():
-    (lungs,) = segment_lungs([Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (64, 1)))])
+    image = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (64, 1)))
+    (lungs,) = segment_lungs([image])
     outside = outside_region(lungs)
     assert not outside[16:-16, 16:-16].any() and outside.sum() == 256**2 - 224**2
-    features = baseline_features._describe_outside(Image.new("L", (64, 64), 100), lungs)
+    features = describe_outside(image, lungs)
     assert np.isfinite(features["border ring"]).all()
     assert all(np.isnan(features[name]).all() for name in OUTSIDE if name != "border ring")
 
