@@ -70,6 +70,7 @@ def test_chexpert_is_trained_on_with_its_official_split_and_validated_on_nih(tmp
     assert (patients["auc"], patients["sensitivity"], patients["specificity"]) == (16, 6, 10)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_table_of_layouts_is_printed(tmp_path):
     command = [sys.executable, "-m", "tests.data.public_layouts"]

@@ -77,10 +77,9 @@ def json_of(text: str) -> dict:
     ("encoding", "terminal"),
     [
         pytest.param("cp437", True, marks=pytest.mark.slow),
-        pytest.param("cp1252", False, marks=pytest.mark.slow),
         *(
             pytest.param(*other, marks=[pytest.mark.slow, pytest.mark.nightly])
-            for other in [("ascii", False), ("koi8-r", True), ("utf-8", True)]
+            for other in [("cp1252", False), ("ascii", False), ("koi8-r", True), ("utf-8", True)]
         ),
     ],
 )
@@ -108,7 +107,12 @@ def test_no_command_fails_on_a_console_of_another_encoding(encoding, terminal, f
 
 
 @pytest.mark.parametrize(
-    "encoding", ["cp1252", *(pytest.param(other, marks=pytest.mark.slow) for other in ("ascii", "utf-8"))]
+    "encoding",
+    [
+        "cp1252",
+        pytest.param("ascii", marks=pytest.mark.slow),
+        pytest.param("utf-8", marks=[pytest.mark.slow, pytest.mark.nightly]),
+    ],
 )
 def test_json_stays_json_on_a_console_of_another_encoding(encoding, folder):
     commands = [["check", "labels.csv", "--json"], ["predict", "model \u03b2", *NAMES, "bad", "--json"]]
@@ -119,7 +123,13 @@ def test_json_stays_json_on_a_console_of_another_encoding(encoding, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variables", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        pytest.param({"LC_ALL": "C"}, marks=pytest.mark.nightly),
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+)
 def test_a_locale_without_utf8_gives_a_table_or_a_reason(variables, folder):
     """The second is Python without its UTF-8 mode, for which the names of these files are no text."""
     out, err = run_commands(
@@ -145,7 +155,10 @@ HOSTILE += ["\x7f\x08.png"]
 
 @pytest.mark.skipif(os.name == "nt", reason="system: file names of Windows have no control characters")
 @pytest.mark.slow
-@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"FORCE_COLOR": "1", "COLUMNS": "200"}])
+@pytest.mark.parametrize(
+    "variables",
+    [pytest.param({"NO_COLOR": "1"}, marks=pytest.mark.nightly), {"FORCE_COLOR": "1", "COLUMNS": "200"}],
+)
 def test_no_control_character_of_a_name_reaches_the_terminal(tmp_path, variables):
     """Of files, columns, labels and classes; the escapes that rich writes itself are SGR sequences only."""
     names = [*HOSTILE, "--\x1b[31m.png"]
