@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 TRAININGS = ("frozen", "step", "article", "article-resnet50")  # which the number format matters for
 BENCHMARKS = {
     "images": images.measure,
+    "warm": images.measure_warm,
     "frozen": training.measure_frozen,
     "step": training.measure_step,
     "article": training.measure_article,

@@ -78,3 +78,39 @@ def _measure_loaders(cohort, *, repeats: int) -> list[Measurement]:
                     warm=False, remark=lambda: f"{images / statistics.median(plain):.0f} images/s {note()}".strip())
         )  # fmt: skip
     return measurements
+
+
+def measure_warm(*, repeats: int, quick: bool) -> list[Measurement]:
+    """Time passes over drawings that are kept in memory, 224 pixels, as a training in this process takes them."""
+    import tempfile
+
+    from covid_fastai.data.dataloaders import build_dataloaders
+    from covid_fastai.data.metadata import read_cohort
+    from covid_fastai.data.phantom import write_phantom
+    from covid_fastai.data.splits import split_by_patient
+    from covid_fastai.model.freed_memory import keep_freed_memory
+
+    measurements = []
+    with fresh_cache(), tempfile.TemporaryDirectory(prefix="covid_fastai-warm-") as folder:
+        root = write_phantom(folder, patients=40 if quick else 1000, image_size=224, seed=0)
+        cohort = split_by_patient(read_cohort(root, check_images=False), valid_pct=0.1, seed=0)
+        for augmentation in ("none", "standard"):
+            dls = build_dataloaders(cohort, image_size=224, batch_size=64, augmentation=augmentation, device="cpu")
+            images = len(dls.train) * dls.train.bs  # the last batch is left out if it is smaller
+
+            def one_pass(dls=dls) -> float:
+                with keep_freed_memory():
+                    return timed(lambda: sum(len(batch[0]) for batch in dls.train))
+
+            one_pass()  # opens the images
+            seconds: list[float] = []
+            measurement = compare(
+                f"a warm loader, 224 px, augmentation {augmentation}",
+                lambda one_pass=one_pass, seconds=seconds: seconds.append(one_pass()) or seconds[-1],
+                repeats=repeats,
+                remark=lambda seconds=seconds, images=images: (
+                    f"{images / statistics.median(seconds[1:]):,.0f} images/s, no model {note()}".strip()
+                ),
+            )
+            measurements.append(measurement)
+    return measurements
