@@ -91,7 +91,7 @@ def measure_warm(*, repeats: int, quick: bool) -> list[Measurement]:
     from covid_fastai.model.freed_memory import keep_freed_memory
 
     measurements = []
-    with fresh_cache(), tempfile.TemporaryDirectory(prefix="covid_fastai-warm-") as folder:
+    with fresh_cache(), keep_freed_memory(), tempfile.TemporaryDirectory(prefix="covid_fastai-warm-") as folder:
         root = write_phantom(folder, patients=40 if quick else 1000, image_size=224, seed=0)
         cohort = split_by_patient(read_cohort(root, check_images=False), valid_pct=0.1, seed=0)
         for augmentation in ("none", "standard"):
@@ -99,8 +99,7 @@ def measure_warm(*, repeats: int, quick: bool) -> list[Measurement]:
             images = len(dls.train) * dls.train.bs  # the last batch is left out if it is smaller
 
             def one_pass(dls=dls) -> float:
-                with keep_freed_memory():
-                    return timed(lambda: sum(len(batch[0]) for batch in dls.train))
+                return timed(lambda: sum(len(batch[0]) for batch in dls.train))
 
             one_pass()  # opens the images
             seconds: list[float] = []
