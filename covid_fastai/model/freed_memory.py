@@ -1,8 +1,8 @@
 """Keep freed memory for the next batch while a model is computed on the CPU.
 
 The C library of most Linux systems, glibc, returns large blocks to the system when they are freed, and the system fills
-each new one with zeros, page by page. Activations and gradients are such blocks: measured with ResNet-18 at 256 pixels,
-this takes a sixth of a training step or more.
+each new one with zeros, page by page. Activations and gradients are such blocks: measured with ResNet-18 at 256 pixels
+in 32 bits, this takes 6 to 13% of a training step.
 """
 
 from __future__ import annotations
