@@ -877,7 +877,6 @@ def test_an_external_set_by_its_csv(real_data):
     assert cohort.patients_known and set(cohort["source"]) == {"actualmed"}
 
 
-@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.realdata
 def test_every_image_of_coronahack(real_data):

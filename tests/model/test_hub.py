@@ -197,7 +197,6 @@ def test_push_fetch_and_predict(hub, small_model, tmp_path):
     assert json.loads(run(None, tmp_path / "b", PREDICT, sha))[0] == p
 
 
-@pytest.mark.nightly
 @pytest.mark.slow  # a process for each step
 def test_a_revision_is_fetched_by_its_name(hub, small_model, tmp_path):
     from tests.small_model import write_small_model

@@ -44,7 +44,6 @@ def test_a_number_that_is_none(phantom_root, tmp_path):
         cross_validate(phantom_root, folds=2, n_jobs=0, out=tmp_path / "run", **QUICK)
 
 
-@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_folds_of_the_data_are_kept(tmp_path):
     from covid_fastai import cross_validate
@@ -61,7 +60,6 @@ def test_the_folds_of_the_data_are_kept(tmp_path):
         cross_validate(rows, folds=2, split="official", out=tmp_path / "other", **quick)
 
 
-@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_command_cross_validates(phantom_root, tmp_path):
     options = [

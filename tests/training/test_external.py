@@ -186,7 +186,6 @@ def test_the_result_is_written_for_the_verdict(run, elsewhere):
     assert "thumbnail" in result.summary()
 
 
-@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_probabilities_of_a_cross_validation_are_averaged(phantom_root, elsewhere, tmp_path):
     folds = cross_validate(phantom_root, folds=2, out=tmp_path / "run", quiet=True, audit=False, **QUICK)

@@ -58,7 +58,6 @@ def test_labels_are_permuted_by_patient(run_folder):
     pd.testing.assert_series_equal(patients[0], patients[1], check_like=True)
 
 
-@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_cross_validation_is_retrained_fold_by_fold(phantom_root, tmp_path):
     run = cross_validate(phantom_root, folds=2, out=tmp_path / "run", quiet=True, audit=False, **QUICK)

@@ -330,7 +330,6 @@ def test_a_config_cannot_be_combined_with_preset_or_resume(phantom_root, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_script_that_opens_images_in_processes_needs_the_main_guard(tmp_path):
     """With the start methods of Windows and macOS, the data loader's processes import the script."""

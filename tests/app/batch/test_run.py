@@ -266,7 +266,6 @@ def test_a_script_without_the_main_guard_gets_an_error_that_names_it_and_no_tabl
         assert "predict_batch was called while a new process imports the script" in done.stderr
 
 
-@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_table_is_written_after_the_guard_was_added(model, images, tmp_path):
     out = tmp_path / "table.csv"
