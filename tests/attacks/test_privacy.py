@@ -62,7 +62,7 @@ def test_a_training_writes_no_text_from_its_images(tmp_path, monkeypatch, caplog
     assert IN_IMAGE.encode() in (tmp_path / "data" / "0.jpg").read_bytes()
     caplog.set_level("DEBUG", logger="covid_fastai")
     learn = train_classifier(
-        data, out=tmp_path / "run", image_size=128, batch_size=8, frozen_epochs=1, unfrozen_epochs=1, weights=None
+        data, out=tmp_path / "run", image_size=64, batch_size=8, frozen_epochs=1, unfrozen_epochs=1, weights=None
     )
     Predictor(learn.path / "model").explain([str(tmp_path / "data" / "0.jpg")])
     written = [path for place in ("run", "cache") for path in (tmp_path / place).rglob("*") if path.is_file()]
@@ -94,7 +94,7 @@ def test_no_file_of_a_pseudonymised_run_names_a_patient_or_a_folder(tmp_path, mo
     rows = rows.assign(image="MILLER_" + rows["image"], patient=IN_IMAGE + rows["patient"])
     rows.to_csv(source, index=False)
     out = tmp_path / "runs" / "first"
-    quick = {"image_size": 128, "batch_size": 8, "frozen_epochs": 1, "unfrozen_epochs": 1, "weights": None}
+    quick = {"image_size": 64, "batch_size": 8, "frozen_epochs": 1, "unfrozen_epochs": 1, "weights": None}
     train_classifier(source, out=out, pseudonymise=True, quiet=True, **quick)
     other = write_data(tmp_path / "MILLER_other")
     validate(out, other, n_resamples=100)

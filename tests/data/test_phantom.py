@@ -453,6 +453,7 @@ def test_all_images_are_different(phantom_root):
     assert prints["sha256"].is_unique and (prints["error"] == "").all()
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.parametrize("size", [224, 256, 512])
 def test_no_two_patients_are_called_copies(size, tmp_path):

@@ -101,7 +101,7 @@ def results_of(processes: int, script: str, *arguments, cwd, fails: bool = False
     return [json.loads((cwd / f"result-{rank}.json").read_text()) for rank in range(processes)]
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path):
     (tmp_path / "learn.py").write_text(textwrap.dedent(LEARN))
     results = {}
