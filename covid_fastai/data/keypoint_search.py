@@ -250,8 +250,7 @@ def _count_votes(votes: np.ndarray) -> np.ndarray:
         x, y = (np.bincount(number, sectored[name], len(chosen)) / counts for name in ("x", "y"))
         near = (np.abs(sectored["x"] - x[number]) < SPREAD) & (np.abs(sectored["y"] - y[number]) < SPREAD)
         sectored, number = sectored[near], number[near]
-        points = np.unique(number * COUNT + sectored["point"]) // COUNT
-        agreeing = np.flatnonzero(np.bincount(points, minlength=len(chosen)) >= MIN_VOTES)
+        agreeing = np.flatnonzero(_count_points(number, sectored["point"], len(chosen)) >= MIN_VOTES)
         first = np.full(len(chosen), -1)
         first[number[::-1]] = np.arange(len(number))[::-1]
         total = np.maximum(np.bincount(number, minlength=len(chosen)), 1)
@@ -292,7 +291,14 @@ def _sieve(first: np.ndarray, second: np.ndarray, candidates: np.ndarray) -> np.
     )
     near &= one["sign"] * np.where(candidate["inverted"], -1, 1) * two["sign"] == 1
     near &= _angle_apart(_turn(one["angle"], two["angle"], candidate["mirrored"]), candidate["turn"]) <= SECTOR
-    return np.bincount(np.unique(row[near] * COUNT + here[near]) // COUNT, minlength=len(candidates))
+    return _count_points(row[near], here[near], len(candidates))
+
+
+def _count_points(owners: np.ndarray, points: np.ndarray, number: int) -> np.ndarray:
+    """Count the different keypoints of each of a number of owners, `(number,)`; each is given once or several times."""
+    given = np.zeros((number, COUNT), bool)
+    given[owners, points] = True
+    return given.sum(axis=1)
 
 
 def _angle_apart(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -343,10 +349,8 @@ def _fit_maps(queries: np.ndarray, others: np.ndarray, candidates: np.ndarray) -
 
 def _distinct(match: np.ndarray, matched: np.ndarray) -> np.ndarray:
     """Return how many different keypoints of the second image are matched, `(n,)`."""
-    hit = np.zeros((len(match), COUNT), bool)
     rows, points = np.nonzero(matched)
-    hit[rows, match[rows, points]] = True
-    return np.minimum(hit.sum(axis=1), matched.sum(axis=1))
+    return np.minimum(_count_points(rows, match[rows, points], len(match)), matched.sum(axis=1))
 
 
 def _best_of_each_pair(matches: Matches, *, same: bool) -> Matches:
