@@ -272,12 +272,13 @@ def add_row(results: Path, row: dict) -> None:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Average the rows of each protocol, part and choice of options, over what is held out and seeds."""
-    options = ["protocol", "part", "image_size", "region", "augmentation"]
+    """Average the seeds of each protocol, held-out set, part and choice of options, with the range of the accuracy."""
+    options = ["protocol", "held_out", "part", "image_size", "region", "augmentation"]
     metrics = [name for name in table if name.endswith(("_image", "_patient"))]
     groups = table.groupby(options, sort=False)
     means = groups[[*metrics, "minutes", "cpu_minutes"]].mean().round(4)
-    return means.assign(trainings=groups.size()).reset_index()
+    lowest, highest = groups["accuracy_image"].min(), groups["accuracy_image"].max()
+    return means.assign(lowest=lowest, highest=highest, seeds=groups.size()).reset_index()
 
 
 if __name__ == "__main__":

@@ -73,4 +73,7 @@ def test_a_finished_row_is_not_computed_again(tmp_path, cohort, monkeypatch, cap
     assert "done before" in capsys.readouterr().out
     add_row(results, row | {"seed": 1, "accuracy_image": 0.8})
     (mean,) = summarise(pd.read_csv(results)).to_dict("records")
-    assert mean["accuracy_image"] == pytest.approx(0.85) and mean["trainings"] == 2
+    assert mean["accuracy_image"] == pytest.approx(0.85) and mean["seeds"] == 2
+    assert (mean["lowest"], mean["highest"]) == (0.8, 0.9)
+    add_row(results, row | {"held_out": "another cluster"})
+    assert summarise(pd.read_csv(results))["seeds"].tolist() == [2, 1], "what is held out is not mixed"
