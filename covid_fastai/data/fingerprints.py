@@ -173,7 +173,10 @@ def _low_frequencies(image: np.ndarray) -> np.ndarray:
 def _pack_signs(low: np.ndarray) -> np.ndarray:
     """Return the signs of coefficients `(..., 16, 16)` around the median of each image, `(n, 32)` uint8."""
     rows = low.reshape(-1, HASH_SIDE**2)
-    return np.packbits(rows > np.median(rows, axis=1, keepdims=True), axis=1)
+    middle = HASH_SIDE**2 // 2
+    parted = np.partition(rows, (middle - 1, middle), axis=1)
+    median = (parted[:, middle - 1] + parted[:, middle]) / 2  # np.median takes longer
+    return np.packbits(rows > median[:, None], axis=1)
 
 
 def duplicate_pairs(fingerprints: pd.DataFrame, *, apart: pd.Series | None = None) -> pd.DataFrame:

@@ -49,13 +49,10 @@ STORED_BYTES = COUNT * STORED.itemsize  # of an image
 def standardise(pixels: np.ndarray, window: int = WINDOW) -> np.ndarray:
     """Return the deviation of each pixel from its surroundings, in units of their deviation; `(..., h, w)`."""
     values = pixels.astype(np.float32)
-    size = (*(1,) * (values.ndim - 2), window, window)
-
-    def average(image: np.ndarray) -> np.ndarray:
-        return uniform_filter(uniform_filter(image, size, mode="nearest"), size, mode="nearest")
-
-    mean = average(values)
-    variance = np.maximum(average(values * values) - mean * mean, 0)
+    powers = np.stack([values, values * values])
+    size = (*(1,) * (powers.ndim - 2), window, window)
+    mean, mean_square = uniform_filter(uniform_filter(powers, size, mode="nearest"), size, mode="nearest")
+    variance = np.maximum(mean_square - mean * mean, 0)
     return (values - mean) / (np.sqrt(variance) + FLOOR)
 
 
