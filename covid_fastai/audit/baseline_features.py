@@ -28,7 +28,7 @@ from covid_fastai.audit.lung_region import outside_region
 from covid_fastai.data.cache import OPENER, keep
 from covid_fastai.data.image_facts import FORMATS
 from covid_fastai.data.images import Source, read_image, resize_image
-from covid_fastai.data.lungs import Lungs, cached_lungs, model_version
+from covid_fastai.data.lungs import Lungs, cached_lungs, results_version
 from covid_fastai.errors import ImageError
 
 __all__ = ["BLOCKS", "Features", "fill_hidden", "kernel_components", "one_hot", "read_features", "values_of"]
@@ -170,7 +170,7 @@ def _read(path: str | Path, blocks: Sequence[str]) -> dict[str, np.ndarray] | No
     opener, features = _Opener(), {}
     kinds = {
         f"features-{OPENER}-{VERSION}": (WHOLE, lambda source: _describe_whole(opener(source), source)),
-        f"features-outside-{OPENER}-{VERSION}-{model_version()}": (
+        f"features-outside-{OPENER}-{VERSION}-{results_version()}": (
             OUTSIDE,
             lambda source: _describe_outside(opener(source), cached_lungs(path)),
         ),

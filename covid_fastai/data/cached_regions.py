@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 
 from covid_fastai.data.cache import OPENER, keep, square_pixels
+from covid_fastai.data.image_inputs import Paths, as_path_list
 from covid_fastai.data.regions import FRAME, Crop, open_region, pack_region, region_version, unpack_region
 from covid_fastai.errors import ImageError
 from covid_fastai.options import ImageSize, Region, WorkerCount, checked
 
-__all__ = ["measure_crops", "region_pixels"]
+__all__ = ["count_whole", "measure_crops", "name_whole", "region_pixels"]
 
 UNREADABLE = "unreadable"
 COLUMNS = ["path", "region", "left", "top", "right", "bottom", "reason"]
@@ -43,7 +44,7 @@ def region_pixels(path: str | os.PathLike, image_size: int, region: Region) -> t
 
 @checked
 def measure_crops(
-    paths: Iterable[str | os.PathLike[str]],
+    paths: Paths,
     *,
     image_size: ImageSize = 128,
     region: Region = "lungs",
@@ -52,7 +53,7 @@ def measure_crops(
     """Return the crop of each image, exactly as a training and a predictor make it; fast for images in the cache.
 
     Args:
-        paths: Image files.
+        paths: An image file or several; or a table with a column `path`, such as a cohort.
         image_size: The `image_size` of the model; a JPEG is decoded at a scale that depends on it.
         region: The `region` of the model.
         workers: Threads; None for the number of processors, at most 8.
@@ -62,7 +63,7 @@ def measure_crops(
         `left`, `top`, `right` and `bottom`, fractions of the image's width and height, NaN if it cannot be read;
         `reason`, why the lungs are not used although they are wanted, or why the image cannot be read.
     """
-    paths = [os.fsdecode(path) for path in paths]
+    paths = as_path_list(paths)
 
     def measure(path: str) -> list[object]:
         try:
@@ -73,3 +74,22 @@ def measure_crops(
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1) if workers is None else workers) as pool:
         return pd.DataFrame(list(pool.map(measure, paths)), columns=COLUMNS)
+
+
+def count_whole(crops: pd.DataFrame, labels: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Count by class the images that a model with `region="lungs"` sees whole, and all that can be read.
+
+    Args:
+        crops: What `measure_crops` returned.
+        labels: The class of each of its rows.
+
+    Returns:
+        Both numbers by class, in the order of the rows.
+    """
+    regions = crops["region"].groupby(list(labels), sort=False)
+    return {str(label): (int((used == "frame").sum()), int((used != UNREADABLE).sum())) for label, used in regions}
+
+
+def name_whole(counts: Mapping[str, Sequence[int]]) -> str:
+    """Return the numbers of `count_whole` as text."""
+    return ", ".join(f"{whole} of {images} of {name}" for name, (whole, images) in counts.items())

@@ -22,7 +22,8 @@ from covid_fastai.data.problems import visible
 from covid_fastai.data.tiff import is_misread, read_samples, refuse_misread, starts_like_tiff
 from covid_fastai.errors import ImageError
 
-__all__ = ["Readable", "describe_header", "describe_image", "open_image", "open_square", "read_image", "resize_image"]
+__all__ = ["Readable", "describe_header", "describe_image", "not_an_image", "open_image", "open_square", "read_image"]
+__all__ += ["resize_image"]
 
 SPARE = 2  # decoded over requested pixels a side: 1 takes 18% less time and triples the difference
 MIN_STD = 1.0  # standard deviation of the pixel intensities, 0 to 255; below it the image is blank
@@ -280,6 +281,12 @@ _TURNS = {
 }
 
 
+def not_an_image(value: object) -> ImageError:
+    """Return the error for an object from which no image can be read."""
+    hint = "Give a path, the bytes of a file, an open file, an array, a Pillow image or a pydicom Dataset."
+    return ImageError(f"An object of the type {type(value).__name__} is not an image.", hint=hint)
+
+
 def _content(source: Source) -> tuple[str, bytes]:
     """Return a name for messages and the file's bytes."""
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -287,10 +294,7 @@ def _content(source: Source) -> tuple[str, bytes]:
     if isinstance(source, Readable):
         return _file_content(source)
     if not isinstance(source, (str, os.PathLike)):
-        raise ImageError(
-            f"An object of the type {type(source).__name__} is not an image.",
-            hint="Give a path, the bytes of a file, an open file, an array, a Pillow image or a pydicom Dataset.",
-        )
+        raise not_an_image(source)
     name = _printable(os.fspath(source))
     try:
         status = os.stat(source)

@@ -21,8 +21,9 @@ from safetensors.numpy import load_file
 
 from covid_fastai.data.dicom_facts import BURNED_IN, INVERSE, LATERAL, OTHER_PART, OTHER_VIEW
 from covid_fastai.data.dicom_intensity import NO_WINDOW_FITS
+from covid_fastai.data.image_inputs import Paths, as_path_list
 from covid_fastai.data.images import Source, read_image
-from covid_fastai.data.lungs import Lungs, judge_lungs
+from covid_fastai.data.lungs import Lungs, has_model, judge_lungs
 from covid_fastai.errors import ImageError, ModelFormatError, UsageError
 from covid_fastai.options import WorkerCount, checked
 
@@ -129,18 +130,22 @@ def is_withheld(remarks: Iterable[InputRemark]) -> bool:
 
 
 @checked
-def check_inputs(paths: Iterable[str | os.PathLike], *, workers: WorkerCount | None = None) -> pd.DataFrame:
+def check_inputs(
+    paths: Paths,
+    *,
+    workers: WorkerCount | None = None,
+) -> pd.DataFrame:
     """Check many image files.
 
     Args:
-        paths: Image files.
+        paths: An image file or several; or a table with a column `path`, such as a cohort.
         workers: Threads; None for the number of processors, at most 8.
 
     Returns:
         One row per image, in the given order: `path`; `flagged`, whether there is a remark; `kinds`, joined by "; ";
         `ood_score`, 1 at the limit of the reference, NaN if the file cannot be read; `remarks`, the sentences.
     """
-    paths = [os.fsdecode(path) for path in paths]
+    paths = as_path_list(paths)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     with ThreadPoolExecutor(workers) as pool:
         results = list(pool.map(_check, paths))
@@ -237,7 +242,7 @@ def remark_picture(
         remarks.append(InputRemark(kind, f"The image seems to be {names[best]}."))
     elif scores[0] > 1:  # guard: unlike
         remarks.append(InputRemark("unlike", "The image does not look like a frontal chest radiograph."))
-    else:
+    elif has_model():
         quality, remark = judge_lungs(grey) if lungs is None else (lungs.quality, lungs.remark)
         if quality in ("none found", "one lung"):  # guard: lungs_there
             text = f"The two lungs of an upright frontal radiograph were not found. {remark}"

@@ -13,7 +13,7 @@ from covid_fastai.data.exploration import plot_pictures, shorten
 from covid_fastai.data.image_inputs import as_image_list, name_image
 from covid_fastai.data.images import Source, open_square
 from covid_fastai.data.lung_tables import LUNG_MEASURES, framing_of_lungs, sample_lungs
-from covid_fastai.data.lungs import MASK_SIZE, LungQuality, find_lungs
+from covid_fastai.data.lungs import MASK_SIZE, LungQuality, segment_lungs
 from covid_fastai.errors import DataError
 from covid_fastai.figures import Figure
 from covid_fastai.options import TopK, checked
@@ -42,9 +42,8 @@ def plot_lungs(images: Source | Sequence[Source] | pd.DataFrame, *, k: TopK = 8)
     shown, titles, results = [], [], []
     for number, image in enumerate(as_image_list(images)[:k], start=1):
         name = name_image(image, number)
-        grey = open_square(image, MASK_SIZE)
-        lungs = find_lungs(grey)
-        shown.append(np.asarray(grey))
+        lungs = segment_lungs([image])[0]
+        shown.append(np.asarray(open_square(image, MASK_SIZE)))
         results.append(lungs)
         titles.append(f"{shorten(Path(name).name, 24)}\n{lungs.quality}, {lungs.area:.0%} of the image")
     figure = plot_pictures(shown, titles)

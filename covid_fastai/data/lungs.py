@@ -11,7 +11,7 @@ import json
 import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -23,7 +23,7 @@ import pandas as pd
 from PIL import Image
 
 from covid_fastai.data.cache import OPENER, keep
-from covid_fastai.data.image_inputs import as_image_list
+from covid_fastai.data.image_inputs import Paths, as_image_list, as_path_list
 from covid_fastai.data.images import Source, open_square, resize_image
 from covid_fastai.data.mask_components import fill_holes, largest_component
 from covid_fastai.errors import ImageError, ModelFormatError
@@ -38,17 +38,19 @@ __all__ = [
     "cached_lungs",
     "describe_lungs",
     "find_lungs",
+    "has_model",
     "judge_lungs",
     "measure_lungs",
-    "model_version",
+    "model_digest",
     "open_model",
+    "results_version",
     "segment_lungs",
 ]
 
 MODEL = Path(__file__).with_name("lungs.onnx")
 GRID = 128  # pixels; side of the model's input and output
 MASK_SIZE = 256  # pixels; side of the masks
-FORMAT = 2  # of cached lungs; increase with every change of the rules of the qualities, or of what is stored
+FORMAT = 3  # of cached lungs; increase with every change of the rules of the qualities, or of what is stored
 READ_AHEAD = 4  # images per thread that wait for their results to be used
 
 EDGES = ("left", "top", "right", "bottom")
@@ -145,21 +147,28 @@ def segment_lungs(
     Raises:
         ImageError: An image cannot be read.
         DataError: The table has no column `path`.
+        ModelFormatError: The package's model of the lungs is not there or damaged.
 
     Examples:
         >>> lungs = segment_lungs(cohort["path"].iloc[0])[0]
         >>> lungs.masks.shape, 0 < lungs.area < 1
         ((2, 256, 256), True)
     """
-    return list(_map(_segment, as_image_list(images), workers))
+    sources = as_image_list(images)
+    open_model()  # what is asked for is not replaced by `_without_model`
+    return list(_map(_segment, sources, workers))
 
 
 @checked
-def measure_lungs(paths: Iterable[str | os.PathLike[str]], *, workers: WorkerCount | None = None) -> pd.DataFrame:
+def measure_lungs(
+    paths: Paths,
+    *,
+    workers: WorkerCount | None = None,
+) -> pd.DataFrame:
     """Measure the lungs of many image files, without keeping their masks.
 
     Args:
-        paths: Image files.
+        paths: An image file or several; or a table with a column `path`, such as a cohort.
         workers: As in `segment_lungs`.
 
     Returns:
@@ -167,8 +176,13 @@ def measure_lungs(paths: Iterable[str | os.PathLike[str]], *, workers: WorkerCou
         `lung_left`, `lung_top`, `lung_right` and `lung_bottom` (the box around both lungs, fractions of the sides; NaN
         without a lung) and `lung_remark`. For a file that cannot be read, the quality is `"unreadable"`, the remark is
         the reason, and the numbers are NaN.
+
+    Raises:
+        DataError: An item is not a path, or the table has no column `path`.
+        ModelFormatError: As in `segment_lungs`.
     """
-    paths = [os.fsdecode(path) for path in paths]
+    paths = as_path_list(paths)
+    open_model()
     table = pd.DataFrame(list(_map(_measure, paths, workers)), columns=LUNG_COLUMNS)
     return table.assign(path=paths)[["path", *LUNG_COLUMNS]]
 
@@ -180,8 +194,11 @@ def find_lungs(grey: Image.Image) -> Lungs:
         grey: The image that `open_image` returned, mode `"L"`.
 
     Returns:
-        The lungs; the same as those of `segment_lungs` for a file, up to the rounding of a reduced JPEG.
+        The lungs; the same as those of `segment_lungs` for a file, up to the rounding of a reduced JPEG. Without the
+        model's file the quality is `"none found"`, and the remark says why.
     """
+    if not has_model():
+        return _without_model()
     pixels = _model_input(grey)
     return describe_lungs(_run_model(pixels), pixels)
 
@@ -192,6 +209,8 @@ def judge_lungs(grey: Image.Image) -> tuple[LungQuality, str]:
     Args:
         grey: As in `find_lungs`.
     """
+    if not has_model():
+        return "none found", _without_model().remark
     pixels = _model_input(grey)
     return _judge(_clean(_run_model(pixels), pixels)[1])
 
@@ -207,7 +226,7 @@ def _run_model(pixels: np.ndarray) -> np.ndarray:
 
 
 def cached_lungs(path: str | os.PathLike[str]) -> Lungs:
-    """Segment the lungs of an image file as `segment_lungs` does, or return them from the cache.
+    """Segment the lungs of an image file as `find_lungs` does, or return them from the cache.
 
     Args:
         path: The file.
@@ -218,7 +237,7 @@ def cached_lungs(path: str | os.PathLike[str]) -> Lungs:
     Raises:
         ImageError: As for `open_image`; errors are not cached.
     """
-    return _unpack(keep(path, f"lungs-{OPENER}-{FORMAT}-{model_version()}", lambda source: _pack(_segment(source))))
+    return _unpack(keep(path, f"lungs-{OPENER}-{results_version()}", lambda source: _pack(_segment(source))))
 
 
 def describe_lungs(probabilities: np.ndarray, pixels: np.ndarray | None = None) -> Lungs:
@@ -233,6 +252,8 @@ def describe_lungs(probabilities: np.ndarray, pixels: np.ndarray | None = None) 
     """
     kept, shape = _clean(probabilities, pixels)
     quality, remark = _judge(shape)
+    if quality == "none found":
+        kept = np.zeros_like(kept)  # a few pixels, or what would lie where the image shows nothing
     masks = np.stack([_enlarge(lung, mask) for lung, mask in zip(probabilities, kept, strict=True)])
     masks[1] &= ~masks[0]  # two holes of one lung that the other fills; the lungs share no pixel
     return Lungs(masks, quality, remark, float(masks.mean() * 2), _box(masks[0] | masks[1]), shape)
@@ -391,9 +412,30 @@ def _map(function: Callable, images: Sequence, workers: int | None) -> Iterator:
 
 
 @cache
-def model_version() -> str:
-    """Return the beginning of the sha256 of the model's file, by which results are cached."""
-    return hashlib.sha256(_read_model()).hexdigest()[:8]
+def has_model() -> bool:
+    """Return whether the model's file is there; whoever may not use it deletes it (`lungs.md`)."""
+    return MODEL.exists()
+
+
+def _without_model() -> Lungs:
+    """Return the lungs of any image without the model: none, with the reason."""
+    nothing = np.zeros((2, GRID, GRID), dtype=np.float32)
+    return replace(describe_lungs(nothing), remark=f"The model of the lungs is not there ({MODEL.name}).")
+
+
+def results_version() -> str:
+    """Return the version of the rules and of the model, by which the lungs of images are cached."""
+    return f"{FORMAT}-{model_digest()[:8]}" if has_model() else f"{FORMAT}-none"
+
+
+@cache
+def model_digest() -> str:
+    """Return the sha256 of the model's file.
+
+    Raises:
+        ModelFormatError: The file is not there, or cannot be read.
+    """
+    return hashlib.sha256(_read_model()).hexdigest()
 
 
 def _read_model() -> bytes:
@@ -401,7 +443,8 @@ def _read_model() -> bytes:
         return MODEL.read_bytes()
     except OSError as error:
         reason = f"{MODEL} cannot be used: {error.strerror}."
-        raise ModelFormatError(reason, hint="Reinstall the package.") from error
+        hint = "Reinstall the package. Without this file, use models and trainings with region='frame'."
+        raise ModelFormatError(reason, hint=hint) from error
 
 
 @cache

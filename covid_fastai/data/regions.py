@@ -5,7 +5,6 @@ Training and prediction use the same functions, so that a model sees the same pi
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Mapping
 from functools import cache
@@ -14,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from covid_fastai.data import lungs as segmentation
 from covid_fastai.data.images import Source, open_image, resize_image
-from covid_fastai.data.lungs import Lungs, find_lungs
+from covid_fastai.data.lungs import Lungs, find_lungs, model_digest
 from covid_fastai.options import Region
 
 __all__ = [
@@ -143,11 +141,13 @@ def region_version(region: Region) -> str:
     """Return the version of what decides the crops: the segmentation's model and rules; empty for the whole frame.
 
     A model that was trained on other crops must not be used, and cached crops of another version are made anew.
+
+    Raises:
+        ModelFormatError: The segmentation's model is not there.
     """
     if region == "frame":
         return ""
-    digest = hashlib.sha256(segmentation.MODEL.read_bytes()).hexdigest()
-    return f"lungs-{RULES}-{digest[:16]}"
+    return f"lungs-{RULES}-{model_digest()[:16]}"
 
 
 # A record of the cache: the crop's four edges, the number of bytes of its reason, the reason, and the pixels.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from covid_fastai.data.cached_regions import name_whole
 from covid_fastai.data.cohort import Cohort, as_cohort
 from covid_fastai.data.metadata import IN_PRETRAINING
 from covid_fastai.data.phantom import is_synthetic
@@ -180,7 +181,7 @@ def _of_run(run: Run) -> Iterator[Caveat]:
                 "caution",
                 f"On {event['whole_images']} of {event['images']} images the lungs were not found.",
                 "The model was given these images whole, the others cropped to the lungs: "
-                + ", ".join(f"{n} of {of} of {name}" for name, (n, of) in event.get("by_class", {}).items())
+                + name_whole(event.get("by_class", {}))
                 + f" ({RunFolder.crops} lists them). If this is more frequent in one class, it is a shortcut.",
             )
     counts = count_test_evaluations(run)

@@ -17,6 +17,7 @@ import pandas as pd
 from covid_fastai.audit.audit import audit_run
 from covid_fastai.audit.baselines import predict_shortcuts
 from covid_fastai.config import TrainConfig
+from covid_fastai.data.cached_regions import count_whole, measure_crops, name_whole
 from covid_fastai.data.custom_tasks import make_task
 from covid_fastai.data.fingerprints import fingerprint_images, has_copy
 from covid_fastai.data.metadata import read_cohort
@@ -87,6 +88,8 @@ class Validation(ResultDisplay):
             identifiers are numbers without a stated source, which other hospitals use too. The images were compared.
         hashed_only: Number of training images whose files are gone. Copies of them are recognised by their hashes and
             keypoints, but not all of those that are cropped or turned.
+        whole_images: For a model that sees crops to the lungs: for each class the number of images in which the lungs
+            were not found, so that the model saw them whole, and the number of all; empty for other models.
     """
 
     table: pd.DataFrame
@@ -98,6 +101,7 @@ class Validation(ResultDisplay):
     unknown_patients: bool
     not_compared: int = 0
     hashed_only: int = 0
+    whole_images: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> pd.DataFrame:
         """Return the metrics as text."""
@@ -129,6 +133,11 @@ class Validation(ResultDisplay):
                 f"{self.hashed_only} training images are no longer there. Not all cropped or turned copies of them are "
                 "recognised."
             )
+        if self.whole_images:
+            notes.append(
+                f"The model sees whole images where the lungs were not found: {name_whole(self.whole_images)}. If "
+                "this is more frequent in one class, it is a shortcut."
+            )
         if (self.table["comparison"] == TRAINED).any():
             notes.append(
                 "Source of the training: the model was trained on images of this source, which is no other hospital. "
@@ -155,6 +164,7 @@ class Validation(ResultDisplay):
         """Return the metrics as values that JSON can hold."""
         tables = {name: getattr(self, name).to_dict("records") for name in ("table", "thumbnail")}
         facts = {"overlap": len(self.overlap), "not_compared": self.not_compared, "threshold": self.threshold}
+        facts["whole_images"] = {label: list(counts) for label, counts in self.whole_images.items()}
         same, unknown = self.same_source(), self.not_stated()
         return {**tables, "same_source": same, "not_stated": unknown, **facts}
 
@@ -278,7 +288,11 @@ def validate(
         differences = _compare_sources(predictions, thumbnail, options)
     unknown = not cohort.patients_known
     not_compared = int(patients_not_compared(rows).sum())
-    counts = {"not_compared": not_compared, "hashed_only": hashed_only}
+    counts: dict[str, Any] = {"not_compared": not_compared, "hashed_only": hashed_only}
+    bundle = learners[0].facts.bundle
+    if bundle.region != "frame":  # guard: external_crops
+        crops = measure_crops(rows["path"], image_size=bundle.image_size, region=bundle.region)
+        counts["whole_images"] = count_whole(crops, rows["label"])
     validation = Validation(table, predictions, baseline, differences, cohort[overlap], threshold, unknown, **counts)
     if keep:
         name = "rows" if isinstance(data, pd.DataFrame) else _stored_name(run, Path(data).resolve())

@@ -15,7 +15,7 @@ import torch
 from fastai.torch_core import no_random, num_distrib, rank_distrib
 
 from covid_fastai.config import TrainConfig
-from covid_fastai.data.cached_regions import measure_crops
+from covid_fastai.data.cached_regions import count_whole, measure_crops
 from covid_fastai.data.cohort import Cohort, load_cohort, save_cohort
 from covid_fastai.data.hardware import resolve_device
 from covid_fastai.data.kept_columns import keep_columns
@@ -259,10 +259,7 @@ def write_crops(cohort: Cohort, run: RunPlan) -> None:
     crops.insert(1, "label", rows["label"].to_numpy())
     write_csv(run.folder.crops, crops)
     whole = int((crops["region"] == "frame").sum())  # guard: whole_images_counted
-    by_class = {
-        str(label): [int((images == "frame").sum()), len(images)]
-        for label, images in crops.groupby("label", sort=False)["region"]
-    }
+    by_class = count_whole(crops, crops["label"])
     run.folder.log(CROPPED, images=len(crops), whole_images=whole, by_class=by_class)
     logger.info("On %d of %d images the lungs were not found; the model sees these images whole.", whole, len(crops))
 

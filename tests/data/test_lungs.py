@@ -9,7 +9,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from covid_fastai.audit import baseline_features
 from covid_fastai.data import lungs as lungs_module
+from covid_fastai.data.cached_regions import measure_crops
+from covid_fastai.data.input_check import check_input, check_inputs
 from covid_fastai.data.lung_plots import LUNG_MEASURES, lung_facts, plot_lung_facts, plot_lungs
 from covid_fastai.data.lungs import (
     cached_lungs,
@@ -17,9 +20,11 @@ from covid_fastai.data.lungs import (
     find_lungs,
     judge_lungs,
     measure_lungs,
+    results_version,
     segment_lungs,
 )
 from covid_fastai.data.phantom import draw_phantom
+from covid_fastai.data.regions import region_version
 from covid_fastai.errors import DataError, ImageError, ModelFormatError, UsageError
 
 GRID = 128
@@ -198,6 +203,73 @@ def test_a_damaged_model_is_named(monkeypatch, tmp_path):
     with pytest.raises(ModelFormatError, match=r"lungs\.onnx cannot be used"):
         segment_lungs(np.zeros((64, 64), dtype=np.uint8) + np.arange(64, dtype=np.uint8))
     lungs_module.open_model.cache_clear()
+
+
+@pytest.fixture
+def without_model(monkeypatch, tmp_path):
+    """Remove the model's file, as its card says for those who may not use it."""
+    caches = lungs_module.has_model, lungs_module.model_digest, lungs_module.open_model, region_version
+    monkeypatch.setattr(lungs_module, "MODEL", tmp_path / "lungs.onnx")
+    for function in caches:
+        function.cache_clear()
+    yield
+    for function in caches:
+        function.cache_clear()
+
+
+def test_without_the_model_all_but_what_asks_for_lungs_goes_on(without_model, phantoms, tmp_path):
+    file = tmp_path / "a.png"
+    image = Image.fromarray(phantoms[2].image)
+    image.save(file)
+    for lungs in (find_lungs(image), cached_lungs(file)):
+        assert lungs.quality == "none found" and lungs.box is None and "lungs.onnx" in lungs.remark
+    assert judge_lungs(image) == (lungs.quality, lungs.remark) and "none" in results_version()
+    assert not [remark for remark in check_input(image) if remark.kind == "lungs"]
+    features = baseline_features._read(file, ["border ring", "thumbnail"])
+    assert features is not None and np.isfinite(features["border ring"]).any()
+    asked = [lambda: segment_lungs(file), lambda: measure_lungs([file]), lambda: plot_lungs([file])]
+    for ask in [*asked, lambda: region_version("lungs"), lambda: measure_crops([file])]:
+        with pytest.raises(ModelFormatError, match=r"lungs\.onnx cannot be used") as caught:
+            ask()
+        assert "region='frame'" in str(caught.value.hint)
+
+
+def test_files_are_one_path_several_or_a_table(phantoms, tmp_path):
+    file = tmp_path / "a.png"
+    Image.fromarray(phantoms[2].image).save(file)
+    for function in (measure_lungs, measure_crops, check_inputs):
+        expected = function([str(file)])
+        for files in (str(file), file, pd.DataFrame({"path": [file]}), pd.Series([file]), iter([file])):
+            pd.testing.assert_frame_equal(function(files), expected)
+        with pytest.raises(DataError, match="no column path"):
+            function(pd.DataFrame({"file": ["a.png"]}))
+        with pytest.raises(DataError, match="Item 2 is of the type float, not a path"):
+            function([file, float("nan")])
+
+
+@pytest.mark.parametrize("value", [None, 3, 2.5, object()])
+def test_what_is_no_image_is_an_error(value):
+    for function in (segment_lungs, plot_lungs):
+        with pytest.raises(ImageError, match=f"type {type(value).__name__} is not an image"):
+            function(value)
+
+
+def test_where_no_lung_is_found_there_is_no_area(phantoms):
+    small = np.zeros((800, 800), dtype=np.uint8)
+    small[300:370, 310:380] = np.asarray(Image.fromarray(phantoms[2].image).resize((70, 70)))
+    images = [Image.fromarray(phantom.image).rotate(90) for phantom in phantoms] + [Image.fromarray(small)]
+    none = [lungs for lungs in segment_lungs(images) if lungs.quality == "none found"]
+    assert none and all(lungs.area == 0 and lungs.box is None and not lungs.mask.any() for lungs in none)
+
+
+def test_cached_features_follow_the_rules_of_the_lungs(phantoms, tmp_path, monkeypatch):
+    file = tmp_path / "a.png"
+    Image.fromarray(phantoms[2].image).save(file)
+    before = baseline_features._read(file, ["frame"])["frame"]
+    monkeypatch.setattr(lungs_module, "MIN_CONFIDENCE", 2.0)
+    monkeypatch.setattr(lungs_module, "FORMAT", 999)
+    after = baseline_features._read(file, ["frame"])["frame"]
+    assert not np.array_equal(before, after, equal_nan=True)
 
 
 def test_the_plot_has_the_outlines_and_the_quality(phantoms):

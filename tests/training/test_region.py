@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from fastai.torch_core import no_random
 from PIL import Image
 
-from covid_fastai import TrainConfig, load_model, predict, read_run, save_model, train_classifier
+from covid_fastai import TrainConfig, load_model, predict, read_run, save_model, train_classifier, validate
 from covid_fastai.app.overlays import write_explained
 from covid_fastai.audit import probes
-from covid_fastai.data.cached_regions import region_pixels
+from covid_fastai.data.cached_regions import count_whole, name_whole, region_pixels
 from covid_fastai.data.dataloaders import build_dataloaders
 from covid_fastai.data.images import open_square
 from covid_fastai.data.phantom import draw_phantom
@@ -73,6 +75,30 @@ def test_a_run_trains_predicts_and_explains_crops(phantom_root, tmp_path):
         np.testing.assert_allclose(table[f"p_{name}"], held_out[f"p_{name}"], atol=1e-5)
     explained = write_explained(predictor, held_out["path"].head(3).tolist(), tmp_path / "overlays")
     assert explained["overlay"].ne("").all() and "cropped to the lungs" in (run.path / "report.html").read_text()
+    result = validate(run, write_other(tmp_path / "other"), n_resamples=100)
+    assert result.whole_images["COVID-19"] == (6, 6) and result.whole_images["Normal"][0] < 6
+    assert any("whole images where the lungs were not found: 6 of 6 of COVID-19, " in note for note in result.notes())
+    assert result.to_dict()["whole_images"]["COVID-19"] == [6, 6]
+
+
+def write_other(folder) -> Path:
+    """Write the images of another hospital, in which those of one class are upside down."""
+    folder.mkdir()
+    rows = []
+    for number in range(12):
+        label = ("COVID-19", "Normal")[number % 2]
+        image = Image.fromarray(draw_phantom(np.random.default_rng([5, number]), image_size=256).image)
+        image = image.transpose(Image.Transpose.ROTATE_180) if label == "COVID-19" else image
+        image.save(folder / f"{number}.png")
+        rows.append({"image": f"{number}.png", "label": label, "patient": f"q{number}", "source": "elsewhere"})
+    pd.DataFrame(rows).to_csv(folder / "labels.csv", index=False)
+    return folder / "labels.csv"
+
+
+def test_images_seen_whole_are_counted_by_class_without_those_that_cannot_be_read():
+    crops = pd.DataFrame({"region": ["lungs", "frame", "frame", "unreadable"]})
+    counts = count_whole(crops, ["ill", "ill", "well", "well"])
+    assert counts == {"ill": (1, 2), "well": (1, 1)} and name_whole(counts) == "1 of 2 of ill, 1 of 1 of well"
 
 
 def test_a_covered_copy_has_the_crop_of_the_image(tmp_path):

@@ -18,7 +18,7 @@ from covid_fastai.data.file_structure import check_structure
 from covid_fastai.data.image_facts import FORMATS
 from covid_fastai.data.images import open_image
 from covid_fastai.data.input_check import check_input
-from covid_fastai.data.lungs import find_lungs, open_model
+from covid_fastai.data.lungs import find_lungs, has_model, open_model
 from covid_fastai.errors import CovidFastaiError, ImageError
 from covid_fastai.evaluation.prediction_table import PredictionStatus
 from covid_fastai.model.bundle_config import golden_image
@@ -119,7 +119,8 @@ def run_worker(connection: Connection, folder: str, *, fingerprint: str, max_pix
     _limit_memory(memory + MODEL_MEMORY)
     try:
         predictor = Predictor(folder, threads=1, fingerprint=fingerprint)
-        open_model()
+        if has_model():
+            open_model()
         check_input(
             Image.fromarray(golden_image(predictor.image_size))
         )  # both load their files before the process is confined
