@@ -112,17 +112,30 @@ class RadiographDL(TfmdDL):
         with ThreadPoolExecutor(OPENERS) as pool:
             opened = _ahead(pool, lambda position: (position, self._open(images, position)), positions, 2 * self.bs)
             for batch in self.chunkify(opened):
-                yield images.batch(*zip(*batch, strict=True))
+                yield self._keep_batch(images, batch) if images.device is not None else _batch_of(images, batch)
 
-    def _open(self, images: SquareImages, position: int) -> torch.Tensor:
-        """Open an image; an unreadable one is black where its position is marked."""
+    def _open(self, images: SquareImages, position: int) -> torch.Tensor | None:
+        """Open an image unless it is kept; None for a kept one, and for an unreadable one, whose position is marked."""
+        if images.are_kept([position]):
+            return None
         try:
             return images.open(position)
         except ImageError:
             if self.unreadable is None:
                 raise
         self.unreadable[position] = True
-        return torch.zeros((1, images.image_size, images.image_size), dtype=torch.uint8, device=images.device)
+        return None
+
+    def _keep_batch(self, images: SquareImages, opened: Sequence[tuple[int, torch.Tensor | None]]) -> tuple:
+        """Keep opened images, and return their batch with those that were kept before; unreadable ones are black."""
+        new = [(position, image) for position, image in opened if image is not None]
+        images.keep([position for position, _ in new], [image for _, image in new])
+        positions = [position for position, _ in opened]
+        batch = images.kept_batch(positions)
+        black = [row for row, position in enumerate(positions) if not images.are_kept([position])]
+        if black:  # never kept, so that the next pass marks them again
+            batch[0][black] = 0
+        return batch
 
     def __iter__(self) -> Iterator[tuple]:
         if self.n == 0:
@@ -148,6 +161,14 @@ class RadiographDL(TfmdDL):
     def _one_pass(self) -> None:
         self._n_inp = 1
         self._types = {tuple: [TensorRadiograph, TensorCategory]}
+
+
+def _batch_of(images: SquareImages, opened: Sequence[tuple[int, torch.Tensor | None]]) -> tuple:
+    """Return a batch of images that are not kept; unreadable ones are black."""
+    black = torch.zeros((1, images.image_size, images.image_size), dtype=torch.uint8)
+    return images.batch(
+        [position for position, _ in opened], [black if image is None else image for _, image in opened]
+    )
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable, values: Iterable, most: int) -> Iterator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from covid_fastai.data.fastai_types import OpenRadiograph, ResizeRadiograph, Ten
 from covid_fastai.options import Region
 
 __all__ = ["SquareImages", "square_images"]
-
-_ALLOCATION = threading.Lock()  # of the module, so that loaders can be copied
 
 
 class SquareImages:
@@ -58,20 +55,19 @@ class SquareImages:
         return same_labels and same_images and self.paths == other.paths
 
     def open(self, position: int) -> torch.Tensor:
-        """Return an image `(1, image_size, image_size)`, uint8, and keep it if there is a device to keep it on.
+        """Open an image; returns `(1, image_size, image_size)`, uint8, on the CPU.
 
         Raises:
             ImageError: The file cannot be read as an image.
         """
-        if self._is_kept[position]:
-            return self._kept()[position]
-        image = torch.from_numpy(region_pixels(self.paths[position], self.image_size, self.region)[0].copy())[None]
-        if self.device is None:
-            return image
-        kept = self._kept()[position]
-        kept.copy_(image)
-        self._is_kept[position] = True
-        return kept
+        return torch.from_numpy(region_pixels(self.paths[position], self.image_size, self.region)[0].copy())[None]
+
+    def keep(self, positions: Sequence[int], images: Sequence[torch.Tensor]) -> None:
+        """Put opened images on the device; by one thread, as torch needs it for MPS."""
+        if len(positions):
+            kept = self._kept()
+            kept[torch.tensor(positions).to(kept.device)] = torch.stack(list(images)).to(kept.device)
+            self._is_kept[np.asarray(positions, dtype=int)] = True
 
     def are_kept(self, positions: Sequence[int]) -> bool:
         """Return whether all of these images have been opened and kept."""
@@ -94,10 +90,9 @@ class SquareImages:
         return (stacked,) if self.labels is None else (stacked, TensorCategory(self.labels[torch.tensor(positions)]))
 
     def _kept(self) -> torch.Tensor:
-        with _ALLOCATION:
-            if self._pixels is None:  # on a CPU, the system provides the memory of an image when it is first written
-                shape = (len(self.paths), 1, self.image_size, self.image_size)
-                self._pixels = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        if self._pixels is None:  # on a CPU, the system provides the memory of an image when it is first written
+            shape = (len(self.paths), 1, self.image_size, self.image_size)
+            self._pixels = torch.empty(shape, dtype=torch.uint8, device=self.device)
         return self._pixels
 
 

@@ -142,6 +142,11 @@ def _on_gpus(device: str) -> bool:
                 f"device={device!r} is one GPU, and this machine has {neighbours} processes of the training.",
                 hint="Use device='cuda': each process takes its own.",
             )
+        if number and number != os.environ.get("LOCAL_RANK", "0"):  # guard: gpu_of_accelerate
+            raise UsageError(
+                f"device={device!r} is not the GPU that this process gets.",
+                hint="Use device='cuda', and CUDA_VISIBLE_DEVICES to choose the GPU.",
+            )
         return True
     found = resolve_device(device)
     if found.type != "cpu":  # guard: joined_on_cpu

@@ -16,6 +16,7 @@ from fastai.callback.progress import CSVLogger, ShowGraphCallback
 from fastai.data.transforms import Normalize
 from fastai.imports import IN_NOTEBOOK
 from fastai.learner import AvgMetric, Learner, Metric
+from fastai.losses import BaseLoss
 from fastai.metrics import AccumMetric, accuracy
 from fastai.optimizer import Optimizer, _BaseOptimizer
 from fastai.torch_core import to_detach
@@ -126,6 +127,16 @@ class LossOfLogits(nn.Module):
         return probabilities.argmax(dim=-1)
 
 
+def _move_weights(loss_func: object, device: Any) -> None:
+    """Move the class weights of a loss to a device; fastai leaves those of `FocalLossFlat` where they are."""
+    module = getattr(loss_func, "func", None) if isinstance(loss_func, BaseLoss) else loss_func
+    if isinstance(module, nn.Module):
+        module.to(device)
+        for name, value in list(vars(module).items()):
+            if isinstance(value, torch.Tensor):
+                setattr(module, name, value.to(device))
+
+
 def check_loss(loss_func: Callable[..., torch.Tensor], *, classes: int, device: Any = "cpu") -> Callable:
     """Return a loss that `build_learner` can use, or raise.
 
@@ -144,6 +155,7 @@ def check_loss(loss_func: Callable[..., torch.Tensor], *, classes: int, device: 
     """
     hint = HINT_OF_LOSS
     _check_callable(loss_func)
+    _move_weights(loss_func, device)  # guard: loss_on_device
     logits, targets = _example(classes, device)
     try:
         value = loss_func(logits.clone().requires_grad_(), targets)

@@ -192,9 +192,13 @@ class TrainingPrecision(MixedPrecision):
             self.autocast.__enter__()
             self.entered = True
 
+    def after_pred(self):
+        """Leave autocast before the loss, which is computed in 32 bits whatever it consists of."""
+        super().after_pred()
+        self.leave()  # guard: loss_in_32_bits
+
     def after_loss(self):
-        """Leave autocast before the backward pass, whose gradients have the types of their tensors."""
-        self.leave()
+        """Do nothing: autocast was left before the loss; fastai would leave it here."""
 
     def leave(self) -> None:
         """Leave autocast if it was entered; also needed after an error in the model, where fastai's callback fails."""
@@ -209,6 +213,7 @@ def full_precision() -> Iterator[None]:
 
     On NVIDIA GPUs since Ampere, cuDNN's convolutions round their inputs to TF32, of 10 bits, unless told otherwise; and
     `torch.set_float32_matmul_precision` may have asked for less on every device. The settings are restored afterwards.
+    Within the block, older switches of torch, such as `torch.backends.cudnn.allow_tf32`, cannot be read.
     """
     backends: Any = torch.backends  # torch's annotations do not know these attributes
     switches = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)

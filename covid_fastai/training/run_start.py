@@ -75,6 +75,12 @@ def check_folds(folds: int | None, choices: Mapping[str, Any], *, n_jobs: int = 
         raise UnavailableError(
             f"n_jobs={n_jobs} needs Ray, which is not installed.", hint="pip install 'covid_fastai[ray]'"
         )
+    device = str(choices.get("device", ""))
+    if n_jobs > 1 and device.startswith("cuda:"):  # guard: gpu_of_ray
+        raise UsageError(
+            f"device={device!r} and n_jobs={n_jobs} are mutually exclusive: Ray gives each process its GPU.",
+            hint="Use device='cuda', and CUDA_VISIBLE_DEVICES to choose the GPUs.",
+        )
     if folds is not None and (folds < 2 or choices.get("split") == "image" or choices.get("evaluate_test")):
         raise UsageError(
             f"folds={folds} cannot be combined with these options.",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import time
-from concurrent.futures import ThreadPoolExecutor
+import threading
 
 import numpy as np
 import pandas as pd
@@ -91,13 +90,39 @@ def test_each_image_is_opened_once(cohort, monkeypatch):
     assert len(opened) == N + 6, "other rows are not kept"
 
 
-def test_threads_open_images_into_one_array(cohort, monkeypatch):
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *a, **kw: (time.sleep(0.05), empty(*a, **kw))[1])
+@pytest.mark.filterwarnings("ignore:for .*meta parameter in the current model")
+def test_one_thread_uses_the_device(cohort, monkeypatch):
+    """On MPS, torch may end the process where two threads compute at the same time."""
+    users = set()
+    kept = SquareImages._kept
+    monkeypatch.setattr(SquareImages, "_kept", lambda self: users.add(threading.get_ident()) or kept(self))
+    loader = loaders(cohort).train
+    loader.keep_on = DEVICE
+    for batch in loader.create_batches(range(8)):
+        assert batch[0].device == DEVICE
+    assert users == {threading.get_ident()}
+
+
+def test_kept_and_new_images_are_in_one_batch(cohort):
     images = SquareImages(cohort["path"].tolist(), None, 32, CPU)
-    with ThreadPoolExecutor(8) as pool:
-        opened = list(pool.map(images.open, range(N)))
-    assert images.are_kept(range(N)) and torch.equal(torch.stack(opened), images.kept_batch(range(N))[0])
+    alone = [images.open(position) for position in range(N)]
+    loader = loaders(cohort).train
+    loader.bs, loader.drop_last = 4, False
+    for positions in ([2, 0], [0, 3, 2, 1], [1, 1, 5, 2]):
+        (batch,) = loader._gather_batches(images, positions)
+        assert torch.equal(batch[0], torch.stack([alone[position] for position in positions]))
+    assert np.flatnonzero(images._is_kept).tolist() == [0, 1, 2, 3, 5]
+
+
+def test_an_unreadable_image_is_black_and_marked_in_every_pass(cohort):
+    dls = loaders(cohort, augmentation="none")
+    with open(cohort["path"].iloc[1], "wb") as file:
+        file.write(b"no image")
+    for _ in range(2):
+        marked = dls.train.mark_unreadable()
+        (batch,) = dls.train._gather_batches(dls.train._square_images(), [0, 1, 2, 3])
+        assert marked[:4].tolist() == [False, True, False, False]
+        assert [bool(image.any()) for image in batch[0]] == [True, False, True, True]
 
 
 def test_loaders_can_be_copied(cohort):
@@ -163,8 +188,7 @@ def test_folds_that_are_trained_at_the_same_time_share_the_memory(monkeypatch):
 def test_a_batch_of_kept_images_waits_for_nothing(cohort):
     images = SquareImages(cohort["path"].tolist(), [0, 1] * (N // 2), 32, DEVICE)
     with SimulatedDevice() as device:
-        for position in range(N):
-            images.open(position)
+        images.keep(range(N), [images.open(position) for position in range(N)])
         images.kept_batch([0, 1])
         before = device.counts["waits"]
         x, y = images.kept_batch([3, 1, 2])

@@ -406,6 +406,8 @@ def test_processes_on_gpus_and_cpus_are_not_mixed(monkeypatch):
         _on_gpus("cuda:0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     assert _on_gpus("cuda:0"), "two machines of one GPU each"
+    with pytest.raises(UsageError, match="device='cuda:1' is not the GPU that this process gets"):
+        _on_gpus("cuda:1")  # accelerate takes GPU 0, the LOCAL_RANK
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # as accelerate launch --cpu writes it
     with pytest.raises(UsageError, match="device='auto' is cuda:0 here, and accelerate was told to use CPUs"):
         _on_gpus("auto")

@@ -20,8 +20,10 @@ from fastai.learner import Learner, mk_metric
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat
 from fastai.metrics import F1Score, Perplexity, RocAucBinary, accuracy, error_rate
 from fastai.optimizer import SGD, OptimWrapper, ranger
+from fastai.torch_core import no_random
 from fastai.vision.augment import Flip
 from fastai.vision.learner import create_vision_model, vision_learner
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision.models import densenet121, resnet18, resnet34
 
@@ -45,6 +47,7 @@ from covid_fastai.model.learner import linear_head
 from covid_fastai.model.own_parts import LossOfLogits, check_loss, check_metrics, check_optimiser, describe_part
 from covid_fastai.options import FASTAI_NAMES, FASTAI_ONLY
 from covid_fastai.saliency.methods import class_activation_map, grad_cam
+from tests.simulated_device import DEVICE, SimulatedDevice
 
 
 @pytest.fixture
@@ -345,3 +348,30 @@ def test_arguments_are_told_from_options():
         assert caught.value.hint == f"{function}(data, {name}=...) takes it."
     with pytest.raises(UsageError, match="is not one of 'standard', .*, 'none', or a list of fastai transforms"):
         train_classifier("data", augmentation=None)
+
+
+@pytest.mark.filterwarnings("ignore:for .*meta parameter in the current model")
+@pytest.mark.parametrize("make", [CrossEntropyLossFlat, FocalLossFlat, nn.CrossEntropyLoss])
+def test_the_weights_of_a_loss_go_to_the_device(make, monkeypatch):
+    monkeypatch.setattr(torch, "allclose", lambda *values, **options: True)  # a simulated device has no numbers
+    with SimulatedDevice():
+        check_loss(make(weight=torch.tensor([1.0, 2.0])), classes=2, device=DEVICE)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_loss_of_any_operations_is_computed_in_32_bits(precision, covid_cohort, tmp_path):
+    """Autocast computes a product of matrices in 16 bits, which the mean of the losses cannot be updated with."""
+    costs = torch.tensor([[0.0, 1.0], [3.0, 0.0]])
+    kinds = set()
+
+    def cost(logits, targets):
+        one_hot = nn.functional.one_hot(targets.long(), 2).float()
+        loss = torch.einsum("nc,nc->", one_hot @ costs, logits.softmax(1)) / len(logits)
+        kinds.add(loss.dtype)
+        return loss
+
+    with no_random(0):
+        dls = build_dataloaders(covid_cohort, image_size=32, batch_size=8, num_workers=0, device="cpu", path=tmp_path)
+        learn = build_learner(dls, weights=None, path=tmp_path, loss_func=cost, precision=precision)
+        fit(learn, frozen_epochs=0, unfrozen_epochs=1)
+    assert kinds == {torch.float32} and np.isfinite(float(learn.recorder.losses[-1]))

@@ -44,6 +44,15 @@ def test_a_number_that_is_none(phantom_root, tmp_path):
         cross_validate(phantom_root, folds=2, n_jobs=0, out=tmp_path / "run", **QUICK)
 
 
+def test_folds_on_ray_take_no_numbered_gpu(phantom_root, tmp_path, monkeypatch):
+    from covid_fastai import cross_validate
+    from covid_fastai.training import run_start
+
+    monkeypatch.setattr(run_start, "find_spec", lambda name: object())
+    with pytest.raises(UsageError, match="device='cuda:1' and n_jobs=2 are mutually exclusive"):
+        cross_validate(phantom_root, folds=2, n_jobs=2, out=tmp_path / "run", **QUICK | {"device": "cuda:1"})
+
+
 @pytest.mark.slow
 def test_the_folds_of_the_data_are_kept(tmp_path):
     from covid_fastai import cross_validate
