@@ -130,11 +130,7 @@ def is_withheld(remarks: Iterable[InputRemark]) -> bool:
 
 
 @checked
-def check_inputs(
-    paths: Paths,
-    *,
-    workers: WorkerCount | None = None,
-) -> pd.DataFrame:
+def check_inputs(paths: Paths, *, workers: WorkerCount | None = None) -> pd.DataFrame:
     """Check many image files.
 
     Args:

@@ -160,11 +160,7 @@ def segment_lungs(
 
 
 @checked
-def measure_lungs(
-    paths: Paths,
-    *,
-    workers: WorkerCount | None = None,
-) -> pd.DataFrame:
+def measure_lungs(paths: Paths, *, workers: WorkerCount | None = None) -> pd.DataFrame:
     """Measure the lungs of many image files, without keeping their masks.
 
     Args:
